@@ -1,0 +1,142 @@
+"""Configuration of SEP-MLDC models."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+
+@strict
+class SepMldcConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`SepMldcForMultiLabelClassification`]: a text encoder (`backbone_config`) with a label-guided
+    classification head. Label names are in `id2label`, what they mean in `label_descriptions`.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`):
+            Configuration of the text encoder, of any type that `AutoModel` knows. A RoBERTa-base by default.
+        pooling (`str`, defaults to `"mean"`):
+            How token states become one embedding: `"mean"` over the attended tokens, or `"cls"`, the first token's
+            last hidden state.
+        classification_loss (`str`, defaults to `"bce"`):
+            `"bce"` (binary cross-entropy, summed over labels, averaged over documents), `"softmax"` (cross-entropy
+            against the multi-hot target: a ranking, no probabilities) or `"bce+softmax"`, their sum.
+        classifier (`str`, defaults to `"mlp"`):
+            `"mlp"` (the paper's), `"similarity"` (a learnt scale times the cosine of the projected input and the label
+            embedding, plus a bias; no matrix of one row a label) or `"mlp+similarity"`, the sum of both logits.
+        classifier_dropout (`float`, defaults to 0.5):
+            Dropout before each linear layer of the head.
+        classifier_hidden_size (`int`, *optional*):
+            Width of the MLP's hidden layer; the encoder's hidden size when not given.
+        classifier_bias_init (`str`, defaults to `"zero"`):
+            `"prior"` when the output bias started at each label's log-odds in the training set.
+        similarity_scale_init (`float`, defaults to 10.0):
+            Where the learnt scale of the similarity classifier starts.
+        label_attention (`bool`, defaults to `True`):
+            Label-guided feature selection (Eq. 16-18). `False` is the ablation without it: the head sees the document
+            embedding alone.
+        label_descriptions (`dict[str, str]`, *optional*):
+            Label name to expansion, for the labels that have one.
+        thresholds (`list[float]`, *optional*):
+            Decision threshold of each label on its probability, in `id2label` order.
+        threshold_info (`dict`, *optional*):
+            How `thresholds` were found (objective, number of documents, ...).
+        score_calibration (`dict`, *optional*):
+            `{"scale": a, "bias": b}`: the probability of a label is `sigmoid(a * logit + b)`.
+        label_support (`list[int]`, *optional*):
+            Number of real training documents of each label, in `id2label` order.
+        num_train_documents (`int`, *optional*):
+            Number of real training documents.
+
+    Example:
+
+    ```python
+    >>> from modeling_sep_mldc import SepMldcConfig
+
+    >>> config = SepMldcConfig(backbone_config={"model_type": "bert", "num_hidden_layers": 2}, num_labels=3)
+    >>> config.num_labels, config.backbone_config.num_hidden_layers, config.problem_type
+    (3, 2, 'multi_label_classification')
+    ```
+    """
+
+    model_type = "sep_mldc"
+    sub_configs = {"backbone_config": AutoConfig}
+    keys_to_ignore_at_inference = [
+        "label_attention",
+        "document_embeds",
+        "label_embeds",
+        "candidate_embeds",
+        "hidden_states",
+        "attentions",
+    ]
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    pooling: Literal["mean", "cls"] = "mean"
+    classification_loss: Literal["bce", "softmax", "bce+softmax"] = "bce"
+    classifier: Literal["mlp", "similarity", "mlp+similarity"] = "mlp"
+    classifier_dropout: float | int = 0.5
+    classifier_hidden_size: int | None = None
+    classifier_bias_init: Literal["zero", "prior"] = "zero"
+    similarity_scale_init: float | int = 10.0
+    label_attention: bool = True
+    label_descriptions: dict[str, str] | None = None
+    thresholds: list[float] | None = None
+    threshold_info: dict | None = None
+    score_calibration: dict | None = None
+    label_support: list[int] | None = None
+    num_train_documents: int | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.backbone_config is None:
+            self.backbone_config = CONFIG_MAPPING["roberta"]()
+        elif isinstance(self.backbone_config, dict):
+            backbone = dict(self.backbone_config)
+            model_type = backbone.pop("model_type", None)
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"`backbone_config` has model_type {model_type!r}, which transformers does not know. Name the type of "
+                    "a text encoder of transformers, such as 'bert', 'roberta' or 'modernbert'."
+                )
+            self.backbone_config = CONFIG_MAPPING[model_type](**backbone)
+        if self.problem_type is None:
+            self.problem_type = "multi_label_classification"
+        super().__post_init__(**kwargs)
+        if self.problem_type != "multi_label_classification":
+            raise ValueError(
+                f"`problem_type` is {self.problem_type!r}, but SEP-MLDC models are for 'multi_label_classification'. Leave "
+                "`problem_type` out."
+            )
+        if self.id2label is not None:
+            self.label2id = {label: index for index, label in self.id2label.items()}
+            if len(self.label2id) != len(self.id2label):
+                names = list(self.id2label.values())
+                double = sorted({name for name in names if names.count(name) > 1})
+                raise ValueError(
+                    f"`id2label` has {double[0]!r} more than once, but label names must differ. Rename or merge them."
+                )
+            if self.thresholds is not None and len(self.thresholds) != len(self.id2label):
+                raise ValueError(
+                    f"`thresholds` has {len(self.thresholds)} values for {len(self.id2label)} labels. Give one a label, or "
+                    "none at all."
+                )
+
+    @property
+    def hidden_size(self) -> int:
+        """Hidden size `d` of the encoder, and so of document and label embeddings."""
+        return self.backbone_config.hidden_size
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names in the order of the logits."""
+        return [self.id2label[index] for index in range(len(self.id2label))]
+
+    @property
+    def label_texts(self) -> list[str]:
+        """The texts that are encoded as label embeddings, `"{label}: {expansion}"` or the bare name (Eq. 1-2)."""
+        descriptions = self.label_descriptions or {}
+        return [f"{label}: {descriptions[label]}" if descriptions.get(label) else label for label in self.labels]
+
+    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
+        """The encoder's configuration (vocabulary size, maximum length, ...)."""
+        return self.backbone_config.get_text_config(decoder=decoder, encoder=encoder)

@@ -1,0 +1,497 @@
+"""SEP-MLDC model: a text encoder with label-guided feature selection (Eq. 16-18) and a multi-label head."""
+
+import inspect
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import initialization as init
+from transformers.utils import ModelOutput, can_return_tuple, logging
+
+from .configuration_sep_mldc import SepMldcConfig
+
+
+logger = logging.get_logger(__name__)
+
+# What a checkpoint's config.json says about its code, so that it loads without this package (`trust_remote_code=True`).
+AUTO_MAP = {
+    "AutoConfig": "configuration_sep_mldc.SepMldcConfig",
+    "AutoModel": "modeling_sep_mldc.SepMldcForMultiLabelClassification",
+    "AutoModelForSequenceClassification": "modeling_sep_mldc.SepMldcForMultiLabelClassification",
+}
+
+
+@dataclass
+class SepMldcOutput(ModelOutput):
+    """
+    Output of [`SepMldcForMultiLabelClassification`]. `B` documents, `L` labels, hidden size `d`, `C` candidate labels.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
+            The classification loss alone (Eq. 19); the trainer adds the contrastive terms.
+        logits (`torch.FloatTensor` of shape `(B, L)`):
+            Scores before the sigmoid.
+        label_attention (`torch.FloatTensor` of shape `(B, L)`, *optional*):
+            α of Eq. 16, `None` without label attention.
+        document_embeds (`torch.FloatTensor` of shape `(B, d)`):
+            e_x.
+        label_embeds (`torch.FloatTensor` of shape `(L, d)`):
+            e_y; never the stored parameter itself.
+        candidate_embeds (`torch.FloatTensor` of shape `(C, d)`, *optional*):
+            The freshly encoded rows of `label_embeds`, with gradient, when candidates were given.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
+            The encoder's, for the documents, when asked for.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    label_attention: torch.FloatTensor | None = None
+    document_embeds: torch.FloatTensor | None = None
+    label_embeds: torch.FloatTensor | None = None
+    candidate_embeds: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class SepMldcClassifier(nn.Module):
+    """
+    Scores every label from the input features (B, f) and the label embeddings: `"mlp"`, `"similarity"` or their sum.
+
+    The similarity logit of label l is `scale · cos(W e_input, e_y[l])`. One bias a label serves all kinds.
+    """
+
+    def __init__(self, config: SepMldcConfig):
+        super().__init__()
+        hidden_size = config.hidden_size
+        input_size = 2 * hidden_size if config.label_attention else hidden_size
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.bias = nn.Parameter(torch.zeros(config.num_labels))
+        if "mlp" in config.classifier:
+            width = config.classifier_hidden_size or hidden_size
+            self.dense = nn.Linear(input_size, width)
+            self.out_proj = nn.Linear(width, config.num_labels, bias=False)
+        if "similarity" in config.classifier:
+            self.similarity_proj = nn.Linear(input_size, hidden_size)
+            self.similarity_scale = nn.Parameter(torch.tensor(float(config.similarity_scale_init)))
+
+    @property
+    def uses_label_embeds(self) -> bool:
+        return hasattr(self, "similarity_proj")
+
+    def forward(self, features: torch.Tensor, score_labels) -> torch.Tensor:
+        """`score_labels(queries (B, d), cosine=True)` returns the (B, L) products of queries and label embeddings."""
+        features = self.dropout(features)
+        logits = self.bias
+        if hasattr(self, "dense"):
+            logits = logits + self.out_proj(self.dropout(F.gelu(self.dense(features))))
+        if self.uses_label_embeds:
+            query = F.normalize(self.similarity_proj(features).float(), dim=-1)
+            logits = logits + self.similarity_scale * score_labels(query, cosine=True)
+        return logits
+
+
+class LabelTable:
+    """
+    The label embeddings of one forward: the stored rows, some of them replaced out of place by fresh ones.
+
+    Replaced columns are swapped in the (B, L) products, not in the (L, d) table: nothing of the table's size is copied,
+    and no gradient of its size is made when the stored rows are constants.
+    """
+
+    def __init__(self, stored: torch.Tensor, fresh: torch.Tensor | None = None, indices: torch.Tensor | None = None):
+        self.stored, self.fresh, self.indices = stored, fresh, indices
+
+    def products(self, queries: torch.Tensor, cosine: bool = False) -> torch.Tensor:
+        """Inner products (B, L) of queries (B, d) with each label embedding, or with its direction (`cosine=True`)."""
+        scores = queries @ self.stored.t().to(queries.dtype)
+        if cosine:
+            scores = scores * self.stored.norm(dim=-1).clamp_min(1e-6).reciprocal()
+        if self.fresh is not None:
+            fresh = F.normalize(self.fresh, dim=-1, eps=1e-6) if cosine else self.fresh
+            fresh_scores = queries @ fresh.t().to(queries.dtype)
+            scores = scores.index_copy(1, self.indices, fresh_scores.to(scores.dtype))
+        return scores
+
+    def mix(self, weights: torch.Tensor) -> torch.Tensor:
+        """Weighted sums (B, d) of the label embeddings for weights (B, L), Eq. 17."""
+        if self.fresh is None:
+            return weights @ self.stored.to(weights.dtype)
+        constant = weights.index_fill(1, self.indices, 0.0)
+        return constant @ self.stored.to(weights.dtype) + weights.index_select(1, self.indices) @ self.fresh.to(
+            weights.dtype
+        )
+
+    def dense(self) -> torch.Tensor:
+        """The (L, d) matrix; a new tensor or a view, never the stored leaf."""
+        if self.fresh is None:
+            return self.stored.view_as(self.stored)
+        return self.stored.index_copy(0, self.indices, self.fresh.to(self.stored.dtype))
+
+
+def multi_label_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
+    r"""
+    Classification loss of Eq. 19, read as binary or as softmax cross-entropy, in float32.
+
+    $$\text{bce}: -\frac1B \sum_{i,l} y_{il}\log\sigma(z_{il}) + (1-y_{il})\log(1-\sigma(z_{il})) \qquad
+      \text{softmax}: -\frac1B \sum_{i,l} y_{il} \log \text{softmax}(z_i)_l$$
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, L)`): scores.
+        labels (`torch.Tensor` of shape `(B, L)`): multi-hot targets, of any dtype.
+        kind (`str`): `"bce"`, `"softmax"` or `"bce+softmax"`, their sum.
+    """
+    logits, labels = logits.float(), labels.to(device=logits.device, dtype=torch.float32)
+    loss = logits.new_zeros(())
+    if "bce" in kind:
+        loss = loss + F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    if "softmax" in kind:
+        loss = loss - (labels * F.log_softmax(logits, dim=-1)).sum()
+    return loss / max(len(logits), 1)
+
+
+def _backbone_class(config: SepMldcConfig) -> type[PreTrainedModel]:
+    try:
+        backbone_class = AutoModel._model_mapping[type(config.backbone_config)]
+    except KeyError:
+        backbone_class = None
+    if not isinstance(backbone_class, type):
+        raise ValueError(
+            f"The backbone has model_type {config.backbone_config.model_type!r}, for which `AutoModel` has no single model. "
+            "Choose a text encoder such as BERT, RoBERTa, DeBERTa-v2 or ModernBERT."
+        )
+    return backbone_class
+
+
+def _without_pooler(backbone_class: type[PreTrainedModel]) -> dict[str, bool]:
+    # A pooler that never runs would be parameters without gradient, which stops DistributedDataParallel.
+    takes_it = "add_pooling_layer" in inspect.signature(backbone_class.__init__).parameters
+    return {"add_pooling_layer": False} if takes_it else {}
+
+
+class SepMldcForMultiLabelClassification(PreTrainedModel):
+    r"""
+    SEP-MLDC: document embedding e_x = f(x), label-guided feature selection and a multi-label classifier.
+
+    The label embeddings e_y are stored in the state dict (`label_embeddings`, L x d): prediction needs no label text.
+
+    Args:
+        config ([`SepMldcConfig`]): the configuration; weights start at random. See [`from_backbone`] to start from a
+            pre-trained encoder, and `from_pretrained` to load a trained model.
+    """
+
+    config_class = SepMldcConfig
+    base_model_prefix = "backbone"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    # The loss is a mean over the batch's documents: the Trainer must divide it by the accumulation steps.
+    accepts_loss_kwargs = False
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: SepMldcConfig):
+        backbone_class = _backbone_class(config)
+        # Which attention implementations are allowed is the backbone's affair; `PreTrainedModel.__init__` reads these.
+        for flag in ("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend"):
+            object.__setattr__(self, flag, getattr(backbone_class, flag, False))
+        super().__init__(config)
+        if config.num_labels < 1:
+            raise ValueError("The configuration has no labels, but one is needed. Give `num_labels` or `id2label`.")
+        self.backbone = AutoModel.from_config(config.backbone_config, **_without_pooler(backbone_class))
+        self.label_embeddings = nn.Parameter(torch.zeros(config.num_labels, config.hidden_size), requires_grad=False)
+        self.classifier = SepMldcClassifier(config)
+        self.backbone_takes_token_type_ids = (
+            "token_type_ids" in inspect.signature(backbone_class.forward).parameters
+            and getattr(config.backbone_config, "type_vocab_size", 1) > 1
+        )
+        self.post_init()
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, SepMldcClassifier):
+            init.zeros_(module.bias)
+            if module.uses_label_embeds:
+                init.constant_(module.similarity_scale, float(self.config.similarity_scale_init))
+        elif module is self:
+            init.zeros_(self.label_embeddings)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: list[str],
+        label_descriptions: dict[str, str] | None = None,
+        label_frequencies: "torch.Tensor | list[float] | None" = None,
+        max_label_length: int = 64,
+        backbone_kwargs: dict[str, Any] | None = None,
+        **config_kwargs,
+    ) -> "SepMldcForMultiLabelClassification":
+        r"""
+        A model over a pre-trained encoder; the label embeddings start at f("{label}: {expansion}") (Eq. 1-2, 5).
+
+        Args:
+            backbone (`str`): any text encoder that `AutoModel` loads, a Hub name or a folder.
+            tokenizer (`PreTrainedTokenizerBase`): encodes the label texts, once.
+            labels (`list[str]`): label names, in the order of the logits.
+            label_descriptions (`dict[str, str]`, *optional*): expansions; a missing one falls back to the bare name.
+            label_frequencies (`torch.Tensor` of shape `(L,)`, *optional*): share of the training documents that have
+                each label; needed by `classifier_bias_init="prior"`.
+            max_label_length (`int`, defaults to 64): label texts are cut after so many tokens.
+            backbone_kwargs (`dict`, *optional*): passed on to `AutoModel.from_pretrained` (`revision`, `token`, ...).
+            config_kwargs: fields of [`SepMldcConfig`], and `attn_implementation`.
+
+        Raises:
+            ValueError: no label or a duplicate one, an expansion for an unknown label, frequencies that do not fit.
+            OSError: the encoder cannot be loaded.
+
+        Example:
+
+        ```python
+        model = SepMldcForMultiLabelClassification.from_backbone(
+            "roberta-base", AutoTokenizer.from_pretrained("roberta-base"), labels=["cs.IR", "cs.CL"],
+            label_descriptions={"cs.IR": "Search engines, ranking and recommendation."},
+        )
+        ```
+        """
+        labels = list(labels)
+        if not labels:
+            raise ValueError("`labels` is empty, but a classifier needs one label at least. Pass the label names.")
+        descriptions = dict(label_descriptions or {})
+        unknown = sorted(set(descriptions) - set(labels))
+        if unknown:
+            raise ValueError(
+                f"`label_descriptions` explains {unknown[0]!r}, which is not among the {len(labels)} labels. Remove it or "
+                "correct its name."
+            )
+        backbone_kwargs = dict(backbone_kwargs or {})
+        if "attn_implementation" in config_kwargs:
+            backbone_kwargs["attn_implementation"] = config_kwargs["attn_implementation"]
+        # The weights are trained from here on: half precision is a matter of autocast, not of storage.
+        backbone_kwargs.setdefault("dtype", torch.float32)
+        encoder = AutoModel.from_pretrained(backbone, **backbone_kwargs)
+        if os.path.isdir(backbone):
+            # A folder of this machine means nothing to whoever loads the checkpoint.
+            encoder.config._name_or_path = os.path.basename(os.path.normpath(backbone))
+        config = cls.config_class(
+            backbone_config=encoder.config,
+            id2label=dict(enumerate(labels)),
+            label_descriptions=descriptions or None,
+            **config_kwargs,
+        )
+        model = cls(config)
+        # Loading first and copying leaves out the pooler and any other head without a warning about missing weights.
+        report = model.backbone.load_state_dict(encoder.state_dict(), strict=False)
+        if report.missing_keys:
+            raise ValueError(
+                f"{backbone} has no weights for {report.missing_keys[0]!r}. Choose a checkpoint of a "
+                f"{config.backbone_config.model_type} encoder."
+            )
+        model.set_label_embeddings(
+            model.encode_labels(tokenize_label_texts(tokenizer, config.label_texts, max_label_length))
+        )
+        if config.classifier_bias_init == "prior":
+            if label_frequencies is None:
+                raise ValueError(
+                    '`classifier_bias_init="prior"` needs `label_frequencies`, the share of the training documents that '
+                    'have each label. Pass them, or use `classifier_bias_init="zero"`.'
+                )
+            model.init_prior_bias(torch.as_tensor(label_frequencies, dtype=torch.float32))
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers; the label embeddings load as constants, like in a new model."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.label_embeddings.requires_grad_(False)
+        return loaded
+
+    @torch.no_grad()
+    def init_prior_bias(self, label_frequencies: torch.Tensor) -> None:
+        """
+        Start each output bias at its label's log-odds, and the MLP's output weights at a tenth, so that the first steps
+        are not spent on learning how rare the labels are.
+
+        With the similarity classifier an untrained cosine of about zero is assumed.
+
+        Args:
+            label_frequencies (`torch.Tensor` of shape `(L,)`): share of the training documents of each label.
+        """
+        if label_frequencies.shape != self.classifier.bias.shape:
+            raise ValueError(
+                f"`label_frequencies` has shape {tuple(label_frequencies.shape)}, but there are {self.config.num_labels} "
+                "labels. Give one share a label."
+            )
+        rates = label_frequencies.to(self.classifier.bias).clamp(1e-6, 1 - 1e-6)
+        self.classifier.bias.copy_(torch.logit(rates))
+        if hasattr(self.classifier, "out_proj"):
+            self.classifier.out_proj.weight.mul_(0.1)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    @property
+    def uses_label_embeds(self) -> bool:
+        """Whether logits depend on the label embeddings."""
+        return self.config.label_attention or self.classifier.uses_label_embeds
+
+    def encode(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **encoder_kwargs,
+    ) -> tuple[torch.Tensor, ModelOutput]:
+        """
+        f: texts to embeddings (B, d), pooled as the config says, in float32; and the encoder's own output.
+        """
+        tokens = input_ids if input_ids is not None else inputs_embeds
+        if attention_mask is None:
+            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        if token_type_ids is not None and self.backbone_takes_token_type_ids:
+            encoder_kwargs["token_type_ids"] = token_type_ids
+        if inputs_embeds is not None:
+            encoder_kwargs["inputs_embeds"] = inputs_embeds
+        else:
+            encoder_kwargs["input_ids"] = input_ids
+        output = self.backbone(attention_mask=attention_mask, **encoder_kwargs)
+        states = output.last_hidden_state
+        if self.config.pooling == "cls":
+            return states[:, 0].float(), output
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)
+        total = (states * mask).sum(dim=1, dtype=torch.float32)
+        return total / mask.sum(dim=1, dtype=torch.float32).clamp_min(1.0), output
+
+    @torch.no_grad()
+    def encode_labels(
+        self, label_inputs: dict[str, list[list[int]]], batch_size: int = 64, progress: Any = None
+    ) -> torch.Tensor:
+        """
+        Embeddings (n, d) of tokenised label texts, without gradient and without dropout, in chunks of similar length.
+
+        Args:
+            label_inputs: what [`tokenize_label_texts`] returns: `{"input_ids": n lists, "pad_token_id": int}`.
+            batch_size (`int`, defaults to 64): texts a chunk.
+            progress (*optional*): called with the number of texts after each chunk.
+        """
+        ids = label_inputs["input_ids"]
+        rows = torch.empty(len(ids), self.config.hidden_size, device=self.label_embeddings.device)
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        training = self.training
+        self.eval()
+        try:
+            for start in range(0, len(order), batch_size):
+                chunk = order[start : start + batch_size]
+                batch = pad_label_inputs(label_inputs, chunk, rows.device)
+                rows[torch.tensor(chunk, device=rows.device)] = self.encode(**batch)[0]
+                if progress is not None:
+                    progress(len(chunk))
+        finally:
+            self.train(training)
+        return rows
+
+    @torch.no_grad()
+    def set_label_embeddings(self, rows: torch.Tensor, indices: torch.Tensor | None = None) -> None:
+        """Store label embeddings: all rows (L, d), or the rows (C, d) of `indices` (C,). Not to be called in forward."""
+        if indices is None:
+            self.label_embeddings.copy_(rows)
+        else:
+            self.label_embeddings.index_copy_(0, indices, rows.to(self.label_embeddings.dtype))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        candidate_input_ids: torch.LongTensor | None = None,
+        candidate_attention_mask: torch.Tensor | None = None,
+        candidate_indices: torch.LongTensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_table: bool = True,
+    ) -> SepMldcOutput:
+        r"""
+        Args:
+            input_ids, attention_mask, token_type_ids (`torch.Tensor` of shape `(B, T)`): the documents;
+                `token_type_ids` goes only to encoders that know segments.
+            inputs_embeds (`torch.FloatTensor` of shape `(B, T, d)`, *optional*): instead of `input_ids`.
+            labels (`torch.Tensor` of shape `(B, L)`, *optional*): multi-hot; gives `loss`.
+            candidate_input_ids, candidate_attention_mask (`torch.Tensor` of shape `(C, T')`, *optional*):
+                texts of labels to encode with gradient in this forward, used out of place for their stored rows.
+            candidate_indices (`torch.LongTensor` of shape `(C,)`, *optional*): which labels these are, each once.
+            return_table (`bool`, defaults to `True`): `False` leaves out `label_embeds`, which with candidates is an
+                L x d copy.
+        """
+        if labels is not None and labels.shape[-1] != self.config.num_labels:
+            raise ValueError(
+                f"`labels` has {labels.shape[-1]} columns, but the model has {self.config.num_labels} labels. Pass a "
+                "multi-hot matrix with one column a label."
+            )
+        document_embeds, encoder_output = self.encode(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        fresh = None
+        if candidate_input_ids is not None:
+            fresh = self.encode(candidate_input_ids, candidate_attention_mask)[0]
+        table = LabelTable(self.label_embeddings, fresh, candidate_indices)
+
+        features, attention = document_embeds, None
+        if self.config.label_attention:
+            attention = torch.softmax(table.products(document_embeds), dim=-1, dtype=torch.float32)  # Eq. 16
+            features = torch.cat([table.mix(attention), document_embeds], dim=-1)  # Eq. 17-18
+        features = features.to(self.classifier.bias.dtype)
+        logits = self.classifier(features, table.products)
+
+        return SepMldcOutput(
+            loss=None if labels is None else multi_label_loss(logits, labels, self.config.classification_loss),
+            logits=logits,
+            label_attention=attention,
+            document_embeds=document_embeds,
+            label_embeds=table.dense() if return_table else None,
+            candidate_embeds=fresh,
+            hidden_states=encoder_output.get("hidden_states"),
+            attentions=encoder_output.get("attentions"),
+        )
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; the checkpoint also carries the three `auto_map` entries and the code that they name."""
+        self.config.auto_map = dict(AUTO_MAP)
+        self.config.architectures = [type(self).__name__]
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def tokenize_label_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int = 64
+) -> dict[str, list[list[int]]]:
+    """Token ids of label texts, cut after `max_length` tokens and not padded, with what padding needs later."""
+    input_ids = tokenizer(texts, truncation=True, max_length=max_length, padding=False)["input_ids"]
+    return {"input_ids": input_ids, "pad_token_id": tokenizer.pad_token_id or 0}
+
+
+def pad_label_inputs(label_inputs: dict, indices: list[int], device: torch.device | str = "cpu") -> dict:
+    """`{"input_ids", "attention_mask"}` (n, T) of the label texts `indices`, padded to the longest of them."""
+    rows = [label_inputs["input_ids"][index] for index in indices]
+    # Multiples of eight keep the number of distinct shapes small (matrix units, compiled graphs).
+    length = 8 * math.ceil(max(len(row) for row in rows) / 8)
+    input_ids = torch.full((len(rows), length), label_inputs["pad_token_id"])
+    attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for position, row in enumerate(rows):
+        input_ids[position, : len(row)] = torch.tensor(row)
+        attention_mask[position, : len(row)] = 1
+    return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
