@@ -313,6 +313,8 @@ class SepMldcTrainer(Trainer):
         """An accumulator with this model's labels, thresholds and training counts."""
         config = self.model.config
         thresholds = config.thresholds if config.thresholds is not None else self.args.prediction_threshold
+        if config.classification_loss == "softmax" and config.score_calibration is None:
+            thresholds = None  # no probabilities of single labels, so no decisions
         return StreamingMetrics(
             config.num_labels,
             ks=self.args.ks,
@@ -355,20 +357,24 @@ class SepMldcTrainer(Trainer):
                 outputs = model(**inputs)
         logits = outputs["logits"].float()
         if inputs.get("labels") is not None:
-            self._streaming_metrics.update(*self.gather_function((logits, inputs["labels"])))
+            logits_of_all, labels_of_all = self.gather_function((logits, inputs["labels"]))
+            self._streaming_metrics.update(self._calibrated(logits_of_all), labels_of_all)
         if not self._predicting:
             return loss, None, None
         scores, indices = logits.topk(min(self.args.prediction_top_k, logits.shape[1]), dim=-1)
         return loss, (self._probabilities(logits, scores), indices), None
 
+    def _calibrated(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits whose sigmoid is the probability."""
+        calibration = self.model.config.score_calibration
+        return logits if calibration is None else calibration["scale"] * logits + calibration["bias"]
+
     def _probabilities(self, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Probabilities of the logits `scores`: of each label on its own, or, after softmax training, shares of one."""
         config = self.model.config
-        if config.score_calibration is not None:
-            return torch.sigmoid(config.score_calibration["scale"] * scores + config.score_calibration["bias"])
-        if config.classification_loss == "softmax":
+        if config.classification_loss == "softmax" and config.score_calibration is None:
             return torch.exp(scores - torch.logsumexp(logits, dim=-1, keepdim=True))
-        return torch.sigmoid(scores)
+        return torch.sigmoid(self._calibrated(scores))
 
     # ---- Logging ----
 
