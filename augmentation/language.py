@@ -1,0 +1,34 @@
+"""Whether a text is in the wanted language."""
+
+from functools import lru_cache
+
+
+CERTAINTY = 0.9  # below it the text is given the benefit of the doubt: names and formulas have no language
+MIN_LETTERS = 20
+
+
+@lru_cache(maxsize=1)
+def _identifier():
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def is_language(text: str, language: str) -> bool:
+    """
+    False where a text is in another language than `language` (ISO 639-1), with a probability of 0.9 or more.
+
+    Example:
+
+    ```python
+    >>> is_language("Wir zeigen, dass die Methode besser ist als andere Verfahren.", "en")
+    False
+    >>> is_language("K-theory and homology", "en")
+    True
+
+    ```
+    """
+    if sum(character.isalpha() for character in text) < MIN_LETTERS:
+        return True
+    found, probability = _identifier().classify(text)
+    return found == language or probability < CERTAINTY

@@ -1,0 +1,93 @@
+"""Texts that are nearly the same, by MinHash, with every hit checked by the exact Jaccard similarity."""
+
+import re
+from collections.abc import Sequence
+
+from datasketch import MinHash, MinHashLSH
+
+
+WORDS = 3  # in a shingle
+THRESHOLD = 0.6  # Jaccard similarity of two texts' shingles: about nine words of ten in common runs
+PERMUTATIONS = 64
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case, without punctuation."""
+    return re.findall(r"\w+", text.lower())
+
+
+def shingles(text: str, size: int = WORDS) -> set[str]:
+    """All runs of `size` words; the whole text where it is shorter."""
+    found = words(text)
+    return {" ".join(found[i : i + size]) for i in range(max(1, len(found) - size + 1))} if found else set()
+
+
+class NearDuplicateIndex:
+    """
+    Finds a near-duplicate among the texts added so far.
+
+    Args:
+        threshold (`float`, defaults to 0.6): Jaccard similarity of the sets of three-word runs from which two texts are
+            near-duplicates.
+
+    Example:
+
+    ```python
+    >>> index = NearDuplicateIndex()
+    >>> index.add("a", "the quick brown fox jumps over the lazy dog and runs away")
+    >>> index.find("The quick brown fox jumps over the lazy dog and runs.")
+    'a'
+    >>> index.find("something else altogether") is None
+    True
+
+    ```
+    """
+
+    def __init__(self, threshold: float = THRESHOLD) -> None:
+        self.threshold = threshold
+        # more candidates than needed, because the exact similarity decides
+        self._lsh = MinHashLSH(threshold=max(0.1, threshold - 0.1), num_perm=PERMUTATIONS, weights=(0.2, 0.8))
+        self._texts: dict[str, str] = {}
+        self._exact: dict[str, str] = {}
+
+    def _hash(self, found: set[str]) -> MinHash:
+        signature = MinHash(num_perm=PERMUTATIONS, seed=1)
+        signature.update_batch([run.encode() for run in sorted(found)])
+        return signature
+
+    def add(self, name: str, text: str) -> None:
+        """Adds a text under a name; a text without words is not added."""
+        found = shingles(text)
+        if not found or name in self._texts:
+            return
+        self._exact.setdefault(" ".join(words(text)), name)
+        self._texts[name] = text
+        self._lsh.insert(name, self._hash(found), check_duplication=False)
+
+    def find_exact(self, text: str) -> str | None:
+        """The name of a text with the same words, or None."""
+        return self._exact.get(" ".join(words(text)))
+
+    def find(self, text: str) -> str | None:
+        """The name of the most similar text at or above the threshold, or None."""
+        exact = self.find_exact(text)
+        if exact is not None:
+            return exact
+        found = shingles(text)
+        if not found:
+            return None
+        best, name = 0.0, None
+        for candidate in sorted(self._lsh.query(self._hash(found))):
+            other = shingles(self._texts[candidate])
+            similarity = len(found & other) / len(found | other)
+            if similarity >= self.threshold and similarity > best:
+                best, name = similarity, candidate
+        return name
+
+
+def index_of(named_texts: Sequence[tuple[str, str]], threshold: float = THRESHOLD) -> NearDuplicateIndex:
+    """An index of (name, text) pairs."""
+    index = NearDuplicateIndex(threshold)
+    for name, text in named_texts:
+        index.add(name, text)
+    return index
