@@ -1,0 +1,369 @@
+"""The model card of a trained model: what it is, what was measured, how it was made. Written at every save and push."""
+
+import csv
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from .model_card_pictures import draw_pictures
+from .model_card_text import DECILE, GROUP, escape_markdown, pretty_metric, split_metrics
+
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+MAX_LABEL_ROWS = 200
+_FILE_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".gz", ".zst")
+_MARKER = (
+    "<!-- Written by sep-mldc ({digest}). It is written anew at each save, until you change it: then it is yours. -->"
+)
+_MARKER_PATTERN = re.compile(re.escape(_MARKER).replace(re.escape("{digest}"), "([0-9a-f]{64})"))
+
+
+def is_generated_card(text: str) -> bool:
+    """Whether `text` is a card of [`save_model_card`] that nobody has changed since."""
+    text = text.replace("\r\n", "\n")
+    match = _MARKER_PATTERN.search(text)
+    return match is not None and match.group(1) == _digest(_MARKER_PATTERN.sub("", text))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hub_id(name: str | None) -> str | None:
+    """`name` if it can be the name of a Hub repository, else `None` (a local folder or file)."""
+    if not name or os.path.exists(name) or name.startswith((".", "~")) or name.endswith(_FILE_ENDINGS):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _shown_name(name: str) -> str:
+    """A Hub name as a link, a local path by its last part only: no card tells the folders of a machine."""
+    if hub_id(name):
+        return f"[{escape_markdown(name)}](https://huggingface.co/{name})"
+    return escape_markdown(re.split(r"[/\\]", name.rstrip("/\\"))[-1])
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def summarize_provenance(rows: Iterable[Mapping]) -> dict:
+    """
+    What a card says of pseudo-documents, from their rows (each with a `provenance`, or holding its fields itself).
+
+    Returns:
+        `dict`: `count`, and sorted lists `models`, `templates` (prompt names with the start of their hash) and `dates`
+        (first and last day). Endpoints and requests stay out: they may name hosts.
+    """
+    count, models, templates, dates = 0, set(), set(), set()
+    for row in rows:
+        count += 1
+        fields = row.get("provenance") or row
+        if fields.get("model"):
+            models.add(str(fields["model"]))
+        if fields.get("template"):
+            digest = str(fields.get("template_hash") or "")[:12]
+            templates.add(f"{fields['template']} ({digest})" if digest else str(fields["template"]))
+        if fields.get("time"):
+            dates.add(str(fields["time"])[:10])
+    days = sorted(dates)
+    return {
+        "count": count,
+        "models": sorted(models),
+        "templates": sorted(templates),
+        "dates": days[:1] + days[1:][-1:],
+    }
+
+
+def _setting(value) -> str:
+    value = getattr(value, "value", value)
+    return f"{value:g}" if isinstance(value, float) else escape_markdown(value)
+
+
+def _rows(source, names: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(what, value) of the attributes that `source` has: a list of what may be told, so that no secret gets in."""
+    values = ((title, getattr(source, name, None)) for name, title in names.items())
+    return [(title, _setting(value)) for title, value in values if value is not None]
+
+
+_MODEL_SETTINGS = {
+    "classifier": "classifier",
+    "label_attention": "label-guided feature selection (Eq. 16-18)",
+    "pooling": "pooling",
+    "classification_loss": "classification loss (Eq. 19)",
+    "classifier_dropout": "dropout of the classifier",
+}
+_LOSS_SETTINGS = {
+    "label_loss_weight": "weight of the label contrastive loss, β",
+    "document_loss_weight": "weight of the document contrastive loss, γ",
+    "contrastive_temperature": "temperature of both, τ",
+    "contrastive_weighting": "weighting of the negatives",
+    "label_encoding": "label embeddings",
+    "labels_per_step": "labels encoded per step, at most",
+}
+_TRAINING_SETTINGS = {
+    "learning_rate": "learning rate",
+    "head_learning_rate": "learning rate of the head",
+    "per_device_train_batch_size": "batch size per device",
+    "gradient_accumulation_steps": "gradient accumulation steps",
+    "world_size": "processes",
+    "num_train_epochs": "epochs",
+    "optim": "optimizer",
+    "lr_scheduler_type": "learning rate schedule",
+    "warmup_steps": "warm-up steps",
+    "weight_decay": "weight decay",
+    "max_grad_norm": "largest gradient norm",
+    "bf16": "bfloat16 autocast",
+    "fp16": "float16 autocast",
+    "seed": "seed",
+}
+
+
+def _label_rows(config, counts: Sequence[int] | None) -> list[dict]:
+    descriptions, names = config.label_descriptions or {}, [config.id2label[i] for i in range(config.num_labels)]
+    order = range(len(names)) if counts is None else sorted(range(len(names)), key=lambda i: -counts[i])
+    return [
+        {
+            "label": escape_markdown(names[i]),
+            "description": escape_markdown(descriptions.get(names[i], "")),
+            "support": "" if counts is None else int(counts[i]),
+            "threshold": f"{config.thresholds[i]:.3f}" if config.thresholds is not None else "",
+        }
+        for i in list(order)[:MAX_LABEL_ROWS]
+    ]
+
+
+def _co2_grams(output_dir) -> float | None:
+    """Emissions of the run, in g CO2eq, from the `emissions.csv` that codecarbon's callback leaves in the output folder."""
+    path = Path(output_dir or "", "emissions.csv")
+    if output_dir is None or not path.is_file():
+        return None
+    with path.open(encoding="utf-8", newline="") as file:
+        runs = {row["run_id"]: float(row["emissions"]) for row in csv.DictReader(file)}  # kg, cumulative in a run
+    return 1000 * sum(runs.values())
+
+
+def _environment() -> list[tuple[str, str]]:
+    versions = [("Python", platform.python_version())]
+    for package in ("sep-mldc", "torch", "transformers", "datasets", "accelerate", "huggingface_hub"):
+        try:
+            versions.append((package, importlib.metadata.version(package)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def build_model_card(
+    config,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    metric_note: str | None = None,
+    training_args=None,
+    label_counts: Sequence[int] | None = None,
+    pseudo_sample_provenance: Iterable[Mapping] | Mapping | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+    language: str | Sequence[str] | None = None,
+    tags: Sequence[str] = (),
+    datasets: str | Sequence[str] | None = None,
+    repo_id: str | None = None,
+    model_name: str | None = None,
+    output_dir: str | os.PathLike | None = None,
+    pictures: Iterable[str] = (),
+) -> ModelCard:
+    """
+    The card of a model, from its configuration and from what was measured. Nothing is fetched, nothing is written.
+
+    Args:
+        config ([`SepMldcConfig`]):
+            Labels, descriptions, supports, thresholds and how they were found are read from it.
+        metrics (`dict[str, float]`, *optional*):
+            As the trainer logs them, in [0, 1]: `eval_...` is the validation split, `test_...` the test split. Losses,
+            speeds and values that are not finite are left out.
+        metric_note (`str`, *optional*):
+            When they were measured ("at step 500").
+        training_args ([`SepMldcTrainingArguments`], *optional*):
+            Loss settings and hyperparameters are read from it, by a fixed list: no token, no folder.
+        label_counts (`Sequence[int]` of length `num_labels`, *optional*):
+            Real training documents of each label; `config.label_support` by default.
+        pseudo_sample_provenance (*optional*):
+            The rows of the pseudo-documents that were trained on, or what [`summarize_provenance`] made of them. `()`
+            says that there were none; `None` that it is not known.
+        base_model, datasets (`str`, or a list for `datasets`, *optional*):
+            Hub names enter the metadata and are linked; of local folders and files the last part is named.
+        license, language, tags (*optional*):
+            For the metadata. No licence and no language are made up.
+        repo_id (`str`, *optional*):
+            The Hub name that the usage examples load.
+        model_name (`str`, *optional*):
+            The title; by default the last part of `repo_id`, or of the output folder.
+        output_dir (path, *optional*):
+            Where codecarbon's `emissions.csv` may lie.
+        pictures (`Iterable[str]`, *optional*):
+            File names of the pictures that lie beside the card.
+
+    Returns:
+        [`~huggingface_hub.ModelCard`]: with the measured values as `data.eval_results`.
+
+    Raises:
+        ValueError: if `label_counts` does not have one value a label.
+    """
+    counts = label_counts if label_counts is not None else config.label_support
+    if counts is not None and len(counts) != config.num_labels:
+        raise ValueError(
+            f"`label_counts` has {len(counts)} values for {config.num_labels} labels. Give the number of training documents "
+            "of each label, in the order of `config.id2label`, or none at all."
+        )
+    datasets = [datasets] if isinstance(datasets, str) else list(datasets or [])
+    name = model_name or (repo_id or "").split("/")[-1] or Path(output_dir or "").name or "sep-mldc"
+    splits = split_metrics(metrics or {})
+    dataset_ids = [dataset for dataset in datasets if hub_id(dataset)]
+    dataset_name = ", ".join(re.split(r"[/\\]", dataset.rstrip("/\\"))[-1] for dataset in datasets) or "not stated"
+    eval_results = [
+        EvalResult(
+            task_type="text-classification",
+            task_name="Multi-label document classification",
+            dataset_type=dataset_ids[0] if dataset_ids else "local",
+            dataset_name=dataset_name,
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=pretty_metric(metric),
+            metric_value=value,
+        )
+        for split, values in splits.items()
+        for metric, value in values.items()
+        if not DECILE.search(metric)
+    ]
+    co2 = _co2_grams(output_dir)
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        base_model=hub_id(base_model),
+        license=license,
+        language=list(language) if isinstance(language, (list, tuple)) else language,
+        tags=list(dict.fromkeys(["sep-mldc", "multi-label-classification", "generated_from_trainer", *tags])),
+        datasets=dataset_ids or None,
+        model_name=name if eval_results else None,
+        eval_results=eval_results or None,
+        **(
+            {"co2_eq_emissions": {"emissions": co2, "source": "codecarbon", "training_type": "fine-tuning"}}
+            if co2
+            else {}
+        ),
+    )
+    summary = pseudo_sample_provenance
+    if summary is not None and not isinstance(summary, Mapping):
+        summary = summarize_provenance(summary)
+    backbone = config.backbone_config
+    plain = {m: None for values in splits.values() for m in values if not GROUP.search(m) and not DECILE.search(m)}
+    rows = _label_rows(config, counts)
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=escape_markdown(name),
+        num_labels=config.num_labels,
+        encoder=escape_markdown(backbone.model_type),
+        base_model_text=_shown_name(base_model) if base_model else None,
+        dataset_text=", ".join(map(_shown_name, datasets)),
+        num_train_documents=config.num_train_documents,
+        repo_id=repo_id or "user/model",
+        repo_id_known=repo_id is not None,
+        num_rows=len(rows),
+        label_rows=rows,
+        has_support=counts is not None,
+        has_thresholds=config.thresholds is not None,
+        threshold_rows=[(escape_markdown(k), _setting(v)) for k, v in (config.threshold_info or {}).items()],
+        probabilities="bce" in config.classification_loss or config.score_calibration is not None,
+        splits=list(splits),
+        metric_note=metric_note,
+        metric_rows=[(pretty_metric(m), [_percent(splits[split].get(m)) for split in splits]) for m in plain],
+        group_rows=_group_rows(splits),
+        loss_rows=_rows(config, _MODEL_SETTINGS) + _rows(training_args, _LOSS_SETTINGS),
+        training_rows=_rows(training_args, _TRAINING_SETTINGS),
+        synthetic=_synthetic(summary, config.num_train_documents),
+        no_synthetic_text="Not stated." if summary is None else "None were used.",
+        max_length=getattr(backbone, "max_position_embeddings", "few hundred"),
+        environment=_environment(),
+        co2=f"{co2:.3g}" if co2 else None,
+        pictures=set(pictures),
+    )
+    card.text = f"\n{_MARKER}\n\n{card.text.strip()}\n"
+    # The marker holds the digest of all the rest, metadata too: a later change by hand is seen.
+    card.text = card.text.replace("{digest}", _digest(card.content.replace(_MARKER, "")), 1)
+    return card
+
+
+def _group_rows(splits) -> list[tuple[str, str, list[str]]]:
+    rows = {}
+    for split, values in splits.items():
+        for metric, value in values.items():
+            match = GROUP.search(metric)
+            if match and not DECILE.search(metric):
+                base = (metric[: match.start()] + metric[match.end() :]).strip("_/")
+                rows.setdefault((base, split), {})[match.group(2)] = value
+    return [
+        (pretty_metric(base), split, [_percent(values.get(group)) for group in ("head", "body", "tail")])
+        for (base, split), values in rows.items()
+    ]
+
+
+def _synthetic(summary: Mapping | None, num_real: int | None) -> dict | None:
+    if not summary or not summary["count"]:
+        return None
+    rows = [("written by", ", ".join(summary["models"])), ("prompts", ", ".join(summary["templates"]))]
+    rows.append(("date", " to ".join(summary["dates"])))
+    share = f"{summary['count'] / (summary['count'] + num_real):.1%}" if num_real else None
+    rows = [(title, escape_markdown(value) or "not stated") for title, value in rows]
+    return {"count": summary["count"], "share": share, "rows": rows}
+
+
+def save_model_card(
+    output_dir: str | os.PathLike,
+    config,
+    *,
+    log_history: Sequence[Mapping] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    overwrite: bool = False,
+    **kwargs,
+) -> Path:
+    """
+    Write `README.md` and its pictures into `output_dir`, each under a temporary name and then renamed, the card last.
+
+    Args:
+        output_dir (path): the folder; made if it is missing.
+        config ([`SepMldcConfig`]), metrics: as for [`build_model_card`], which takes `kwargs` too.
+        log_history (`list[dict]`, *optional*): `trainer.state.log_history`, for the training curve.
+        overwrite (`bool`): replace a README that was not written here, or was changed since.
+
+    Raises:
+        FileExistsError: if there is such a README and `overwrite` is not set; nothing is written then.
+    """
+    folder = Path(output_dir)
+    path = folder / "README.md"
+    if path.exists() and not overwrite and not is_generated_card(path.read_text(encoding="utf-8", errors="replace")):
+        raise FileExistsError(
+            f"{path.name} of {folder.name!r} was written or changed by someone, so it is kept and no model card is written. Move "
+            "it away, or pass `overwrite=True` to replace it."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = draw_pictures(log_history, metrics)
+    card = build_model_card(
+        config, metrics=metrics, pictures=pictures, output_dir=kwargs.pop("output_dir", folder), **kwargs
+    )
+    for name, content in {**pictures, path.name: str(card).encode()}.items():
+        temporary = folder / f"_{name}.{os.getpid()}.tmp"  # "_": a push that runs meanwhile leaves such files out
+        temporary.write_bytes(content)
+        os.replace(temporary, folder / name)
+    return path
