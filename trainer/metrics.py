@@ -1,0 +1,509 @@
+"""
+Ranking and classification metrics of multi-label predictions, accumulated batch by batch.
+
+Only top-k hits, counts and (by choice) per-label score histograms leave a batch: memory depends on the number of
+labels, never on documents x labels. Conventions, those of AttentionXML and pyxclib:
+
+- a document without labels counts as 0 in precision, recall and nDCG, and stays in their mean;
+- equal scores are ranked by label index, the lower one first;
+- nDCG's ideal ranking holds min(k, |y|) labels;
+- PSP@k and PSnDCG@k are ratios of sums over all documents: what was reached over what the best ranking reaches;
+- 0/0 counts as 0 (a label without positives and without predictions has an F1 of 0, as scikit-learn's
+  `zero_division=0`).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse
+import torch
+
+from .ranking import positives, ratio, to_array, top_k
+
+
+# Ranking metrics of whole data sets are computed in slices of this many scores (32 MB in float32).
+SCORES_PER_SLICE = 8_000_000
+# Two histograms of 4-byte counts per label share this many bytes, within the bounds on bins below.
+HISTOGRAM_BYTES = 128_000_000
+MIN_BINS, MAX_BINS = 32, 1024
+GROUPS = ("head", "body", "tail")
+
+
+def inverse_propensities(label_counts, num_documents: int, a: float = 0.55, b: float = 1.5) -> np.ndarray:
+    r"""
+    Inverse propensities 1 + C (N_l + b)^-a with C = (log N - 1)(b + 1)^a (Jain et al., 2016, Section 4).
+
+    Below N = 3 the formula would fall under 1, and 1 is returned.
+
+    Args:
+        label_counts (`np.ndarray` of shape `(num_labels,)`): N_l, real training documents of each label (without
+            pseudo-documents).
+        num_documents (`int`): N, real training documents.
+        a, b (`float`): the paper's 0.55 and 1.5, those of EUR-Lex (others: Wikipedia 0.5 and 0.4, Amazon 0.6 and
+            2.6).
+
+    Returns:
+        `np.ndarray` of shape `(num_labels,)`, float64, each at least 1.
+
+    Raises:
+        ValueError: if a count is negative or above `num_documents`, or `num_documents` is below 1.
+
+    Example:
+
+    ```python
+    >>> inverse_propensities([1000, 10, 0], num_documents=1000).round(4)
+    array([1.2187, 3.5521, 8.8242])
+
+    ```
+    """
+    counts = to_array(label_counts).astype(np.float64)
+    if num_documents < 1:
+        raise ValueError(f"`num_documents` is {num_documents}, but at least one training document is needed.")
+    if counts.ndim != 1 or (counts.size and not (counts.min() >= 0 and counts.max() <= num_documents)):
+        raise ValueError(
+            f"`label_counts` of shape {counts.shape} must be one count per label between 0 and `num_documents` "
+            f"({num_documents}). Count both on the same real training documents."
+        )
+    c = max(np.log(num_documents) - 1, 0.0) * (b + 1) ** a
+    return 1 + c * (counts + b) ** -a
+
+
+def ranking_metrics(scores, labels, ks: Sequence[int] = (1, 3, 5), propensities=None) -> dict[str, float]:
+    r"""
+    P@k, recall@k, nDCG@k and, with propensities, PSP@k and PSnDCG@k of a whole data set.
+
+    Args:
+        scores (`torch.Tensor` or `np.ndarray` of shape `(num_documents, num_labels)`): any scores that rank the
+            labels of a document.
+        labels (`torch.Tensor`, `np.ndarray` or scipy.sparse matrix of shape `(num_documents, num_labels)`): multi-hot.
+        ks (`Sequence[int]`, defaults to `(1, 3, 5)`): cut-offs.
+        propensities (`np.ndarray` of shape `(num_labels,)`, *optional*): what `inverse_propensities` returns.
+
+    Returns:
+        `dict[str, float]`: `"p@k"`, `"recall@k"`, `"ndcg@k"`, `"psp@k"`, `"psndcg@k"`, each in [0, 1].
+
+    Raises:
+        ValueError: if shapes do not match, there is no document, a k is not in 1..num_labels, a score is NaN or
+            propensities are not inverse.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> scores = np.array([[0.9, 0.2, 0.7], [0.1, 0.8, 0.3]])
+    >>> {k: round(v, 4) for k, v in ranking_metrics(scores, np.array([[1, 1, 0], [0, 1, 0]]), ks=(1, 2)).items()}
+    {'p@1': 1.0, 'p@2': 0.5, 'recall@1': 0.75, 'recall@2': 0.75, 'ndcg@1': 1.0, 'ndcg@2': 0.8066}
+
+    ```
+    """
+    scores = scores if isinstance(scores, torch.Tensor) else np.asarray(scores)
+    if scipy.sparse.issparse(labels):
+        labels = labels.tocsr()
+    elif not isinstance(labels, torch.Tensor):
+        labels = np.asarray(labels)
+    if scores.ndim != 2 or tuple(scores.shape) != tuple(labels.shape):
+        raise ValueError(
+            f"`scores` has shape {tuple(scores.shape)} and `labels` {tuple(labels.shape)}, but both must be "
+            "(num_documents, num_labels) of the same documents and labels."
+        )
+    num_documents, num_labels = scores.shape
+    metrics = StreamingMetrics(num_labels, ks, propensities=propensities, thresholds=None)
+    rows = max(SCORES_PER_SLICE // max(num_labels, 1), 1)
+    for start in range(0, num_documents, rows):
+        metrics.update(scores[start : start + rows], labels[start : start + rows])
+    return metrics.compute()
+
+
+class StreamingMetrics:
+    r"""
+    Metrics of a stream of batches, on the device of its tensors, for any number of documents.
+
+    Labels are split by their counts in the real training documents into `tail` (fewer than `tail_threshold`), `head`
+    (the most frequent tenth of all labels, unless they are tail) and `body` (the rest). Of each group: `recall@k`, the
+    share of its positives (document-label pairs of the data seen) found among the first k, `coverage@k`, the share of
+    its labels having positives that are found at least once among the first k, and `f1_macro`.
+
+    Args:
+        num_labels (`int`): number of labels.
+        ks (`Sequence[int]`, defaults to `(1, 3, 5)`): cut-offs of the ranking metrics.
+        label_counts (`np.ndarray` of shape `(num_labels,)`, *optional*): real training documents of each label; gives
+            the groups and, with `num_documents`, the propensities.
+        num_documents (`int`, *optional*): number of real training documents.
+        propensities (`np.ndarray` of shape `(num_labels,)`, *optional*): inverse propensities, instead of those of
+            `label_counts`.
+        thresholds (`float` or `np.ndarray` of shape `(num_labels,)`, *optional*, defaults to 0.5): a label is predicted
+            from this probability on; `None` leaves out F1.
+        activation (`str`, *optional*, defaults to `"sigmoid"`): scores are logits whose sigmoid is the probability;
+            `None`: scores are probabilities.
+        histograms (`bool`, defaults to `False`): keep per-label histograms of logits for thresholds and calibration.
+        num_bins (`int`, *optional*): their bins; by default as many as fit in 128 MB, within 32..1024 (171 MB at
+            670,000 labels).
+        histogram_range (`tuple[float, float]`, defaults to `(-12, 12)`): logits beyond it count in the outer bins.
+        tail_threshold (`int`, defaults to 50): labels with fewer training documents are tail labels.
+
+    Raises:
+        ValueError: if a k is not in 1..num_labels, or an array does not have one valid value per label.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> metrics = StreamingMetrics(num_labels=3, ks=(1,))
+    >>> metrics.update(torch.tensor([[2.0, -1.0, -3.0]]), torch.tensor([[1, 0, 0]]))
+    >>> metrics.update(torch.tensor([[0.5, -1.0, 0.1]]), label_indices=[[2]])
+    >>> {name: round(value, 4) for name, value in metrics.compute().items()}
+    {'p@1': 0.5, 'recall@1': 0.5, 'ndcg@1': 0.5, 'f1_micro': 0.8, 'f1_macro': 0.5556, 'f1_sample': 0.8333}
+
+    ```
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        ks: Sequence[int] = (1, 3, 5),
+        label_counts=None,
+        num_documents: int | None = None,
+        propensities=None,
+        thresholds=0.5,
+        activation: str | None = "sigmoid",
+        histograms: bool = False,
+        num_bins: int | None = None,
+        histogram_range: tuple[float, float] = (-12.0, 12.0),
+        tail_threshold: int = 50,
+    ):
+        self.num_labels = num_labels
+        self.ks = tuple(ks)
+        for k in self.ks:
+            if not 1 <= k <= num_labels:
+                raise ValueError(
+                    f"`ks` holds {k}, but a cut-off must lie between 1 and the number of labels ({num_labels}). "
+                    "Leave out larger ones."
+                )
+        if not self.ks:
+            raise ValueError("`ks` is empty, but at least one cut-off is needed, for example `ks=(1, 3, 5)`.")
+        if activation not in ("sigmoid", None):
+            raise ValueError(f"`activation` is {activation!r}, but it must be 'sigmoid' (scores are logits) or None.")
+        self.activation = activation
+        self.label_counts = None if label_counts is None else self._per_label(label_counts, "label_counts")
+        if propensities is None and label_counts is not None and num_documents is not None:
+            propensities = inverse_propensities(self.label_counts, num_documents)
+        self.propensities = None if propensities is None else self._per_label(propensities, "propensities")
+        if self.propensities is not None and not self.propensities.min() >= 1:
+            raise ValueError(
+                f"`propensities` holds {self.propensities.min()}, but inverse propensities (at least 1) are needed. "
+                "Pass what `inverse_propensities(label_counts, num_documents)` returns."
+            )
+        self.thresholds = None
+        if thresholds is not None:
+            self.thresholds = self._per_label(
+                np.full(num_labels, thresholds) if np.ndim(thresholds) == 0 else thresholds, "thresholds"
+            )
+            if not (self.thresholds.min() >= 0 and self.thresholds.max() <= 1):
+                raise ValueError("`thresholds` must be probabilities between 0 and 1 (NaN is none).")
+        self.tail_threshold = tail_threshold
+        if histograms and num_bins is None:
+            num_bins = min(max(HISTOGRAM_BYTES // (8 * num_labels), MIN_BINS), MAX_BINS)
+        self.num_bins = num_bins if histograms else 0
+        self.histogram_range = histogram_range
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all documents."""
+        self.num_seen = 0
+        self._sums: dict[str, torch.Tensor] = {}  # everything in it is a sum over documents: merging adds
+        self._device: torch.device | None = None
+
+    def update(self, scores, labels=None, *, label_indices: Sequence[Sequence[int]] | None = None) -> None:
+        """
+        Count a batch. Nothing of the batch is kept.
+
+        Args:
+            scores (`torch.Tensor` or `np.ndarray` of shape `(batch_size, num_labels)`): logits, or probabilities with
+                `activation=None`.
+            labels (`torch.Tensor`, `np.ndarray` or scipy.sparse matrix of shape `(batch_size, num_labels)`): multi-hot.
+            label_indices (`Sequence[Sequence[int]]` of length `batch_size`): label ids, instead of `labels`.
+
+        Raises:
+            ValueError: if shapes do not match, a label id is out of range or a score is NaN.
+        """
+        scores = torch.as_tensor(scores).detach()
+        if scores.device.type == "mps":
+            scores = scores.cpu()  # Apple's GPUs have no float64 for the sums
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        if scores.dim() != 2 or scores.shape[1] != self.num_labels:
+            raise ValueError(
+                f"`scores` has shape {tuple(scores.shape)}, but it must be (batch_size, num_labels) with "
+                f"{self.num_labels} labels. Pass one row of scores per document."
+            )
+        rows, cols = positives(labels, label_indices, scores.shape, scores.device)
+        self._start(scores.device)
+        if not len(scores):
+            return
+        top = top_k(scores, max(self.ks))
+        sizes = torch.bincount(rows, minlength=len(scores))
+        self._count_ranking(top, rows, cols, sizes)
+        if self.thresholds is not None:
+            self._count_predictions(scores, rows, cols, sizes)
+        if self.num_bins:
+            self._count_bins(scores, rows, cols)
+        self.num_seen += len(scores)
+
+    def merge(self, other: "StreamingMetrics") -> None:
+        """
+        Add what another accumulator of the same settings has counted, for example another process.
+
+        Raises:
+            ValueError: if the settings differ.
+        """
+        names = ("num_labels", "ks", "activation", "num_bins", "histogram_range", "tail_threshold")
+        names += ("label_counts", "propensities", "thresholds")
+        differing = [name for name in names if not np.array_equal(getattr(self, name), getattr(other, name))]
+        if differing:
+            raise ValueError(
+                f"metrics that differ in {', '.join(f'`{name}`' for name in differing)} cannot be merged. Build both with "
+                "the same arguments."
+            )
+        if other._device is None:
+            return
+        self._start(other._device)
+        for name, value in other._sums.items():
+            self._sums[name] += value.to(self._device)
+        self.num_seen += other.num_seen
+
+    def compute(self) -> dict[str, float]:
+        """
+        The metrics of all documents seen.
+
+        Returns:
+            `dict[str, float]`: `p@k`, `recall@k`, `ndcg@k`; with propensities `psp@k`, `psndcg@k`; with thresholds
+            `f1_micro`, `f1_macro` (over all labels), `f1_sample`; with label counts `head_recall@k`,
+            `head_coverage@k`, `head_f1_macro`, and the same of `body` and `tail`.
+
+        Raises:
+            ValueError: if no document has been seen.
+        """
+        self._check_seen()
+        sums = {name: value.cpu().numpy() for name, value in self._sums.items() if value.dtype == torch.float64}
+        per_k = {
+            "p": sums["hits"] / (np.array(self.ks) * self.num_seen),
+            "recall": sums["recall"] / self.num_seen,
+            "ndcg": sums["ndcg"] / self.num_seen,
+        }
+        if self.propensities is not None:
+            per_k["psp"] = ratio(sums["psp"], sums["psp_best"])
+            per_k["psndcg"] = ratio(sums["psndcg"], sums["psndcg_best"])
+        results = {f"{name}@{k}": float(value) for name, values in per_k.items() for k, value in zip(self.ks, values)}
+        labels = self.per_label()
+        if self.thresholds is not None:
+            either = labels["support"].sum() + labels["predicted"].sum()
+            results["f1_micro"] = float(ratio(2 * labels["true_positives"].sum(), either))
+            results["f1_macro"] = float(labels["f1"].mean())
+            results["f1_sample"] = float(sums["f1_sample"]) / self.num_seen
+        if self.label_counts is not None:
+            for name, members in self.label_groups().items():
+                results.update({f"{name}_{key}": value for key, value in self._of_labels(labels, members).items()})
+        return results
+
+    def per_label(self) -> dict[str, np.ndarray]:
+        """
+        Counts and scores of each label, as arrays of `num_labels` values.
+
+        Returns:
+            `dict[str, np.ndarray]`: `support` (positives seen), `hits@k` (positives among the first k) and, with
+            thresholds, `predicted`, `true_positives`, `precision`, `recall`, `f1`, `threshold`; with label counts
+            `train_count`.
+
+        Raises:
+            ValueError: if no document has been seen.
+        """
+        self._check_seen()
+        counts = {
+            n: self._sums[n].cpu().numpy() for n in ("support", "predicted", "true_positives") if n in self._sums
+        }
+        label_hits = self._sums["label_hits"].view(self.num_labels, -1).cumsum(dim=1).cpu().numpy()
+        result = {"support": counts["support"]}
+        order = {k: column for column, k in enumerate(sorted(set(self.ks)))}
+        result.update({f"hits@{k}": label_hits[:, order[k]] for k in self.ks})
+        if self.label_counts is not None:
+            result["train_count"] = self.label_counts.astype(np.int64)
+        if self.thresholds is not None:
+            result.update(counts)
+            result["precision"] = ratio(counts["true_positives"], counts["predicted"])
+            result["recall"] = ratio(counts["true_positives"], counts["support"])
+            result["f1"] = ratio(2 * counts["true_positives"], counts["support"] + counts["predicted"])
+            result["threshold"] = self.thresholds
+        return result
+
+    def label_groups(self) -> dict[str, np.ndarray]:
+        """
+        Label ids of `"head"`, `"body"` and `"tail"`, each ascending.
+
+        Raises:
+            ValueError: without `label_counts`.
+        """
+        first = self._frequent_first()
+        tail = self.label_counts < self.tail_threshold
+        head = np.isin(np.arange(self.num_labels), first[: -(-self.num_labels // 10)]) & ~tail
+        return dict(zip(GROUPS, (np.flatnonzero(mask) for mask in (head, ~head & ~tail, tail))))
+
+    def deciles(self) -> list[dict[str, float]]:
+        """
+        The labels in ten parts of (almost) equal size, most frequent in training first; empty parts are left out.
+
+        Returns:
+            `list[dict[str, float]]`: `num_labels`, `min_train_count`, `max_train_count`, `support`, `recall@k`,
+            `coverage@k` and, with thresholds, `f1_macro`, as for the groups.
+
+        Raises:
+            ValueError: without `label_counts`, or if no document has been seen.
+        """
+        labels = self.per_label()
+        result = []
+        for members in np.array_split(self._frequent_first(), 10):
+            if len(members):
+                counts = labels["train_count"][members]
+                row = {"num_labels": len(members), "min_train_count": int(counts.min())}
+                row |= {"max_train_count": int(counts.max()), "support": int(labels["support"][members].sum())}
+                result.append(row | self._of_labels(labels, members))
+        return result
+
+    def histograms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        Per-label histograms of the logits of positives and of negatives.
+
+        Returns:
+            `tuple(np.ndarray, np.ndarray, np.ndarray)`: positives and negatives, `(num_labels, num_bins)` each, and
+            the bin edges in logits, `(num_bins + 1,)`. Bin i holds edges[i] <= logit < edges[i + 1]; logits beyond
+            the range are in the outer bins.
+
+        Raises:
+            ValueError: without `histograms=True`, or if no document has been seen.
+        """
+        if not self.num_bins:
+            raise ValueError("no histograms were kept. Build the metrics with `histograms=True`.")
+        self._check_seen()
+        both = self._sums["histogram"].view(self.num_labels, self.num_bins).cpu().numpy()
+        positive = self._sums["positive_histogram"].view(self.num_labels, self.num_bins).cpu().numpy()
+        return positive, both - positive, np.linspace(*self.histogram_range, self.num_bins + 1)
+
+    def _start(self, device: torch.device) -> None:
+        """Make the sums on the device of the first batch, and move them along if a later one comes from elsewhere."""
+        if self._device == device:
+            return
+        if self._device is None:
+            num_ks = len(self.ks)
+            shapes = {"hits": num_ks, "recall": num_ks, "ndcg": num_ks}
+            if self.propensities is not None:
+                shapes |= {"psp": num_ks, "psp_best": num_ks, "psndcg": num_ks, "psndcg_best": num_ks}
+            counts = {"support": self.num_labels, "label_hits": self.num_labels * len(set(self.ks))}
+            if self.thresholds is not None:
+                shapes |= {"f1_sample": ()}
+                counts |= {"predicted": self.num_labels, "true_positives": self.num_labels}
+            self._sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+            self._sums |= {name: torch.zeros(shape, dtype=torch.int64) for name, shape in counts.items()}
+            if self.num_bins:
+                for name in ("histogram", "positive_histogram"):
+                    self._sums[name] = torch.zeros(self.num_labels * self.num_bins, dtype=torch.int32)
+        self._device = device
+        self._sums = {name: value.to(device) for name, value in self._sums.items()}
+        max_k = max(self.ks)
+        # Constants of the updates: k - 1 as columns, the rank -> place in sorted(ks) map, discounts, ideal gains by |y|.
+        self._columns = torch.tensor(self.ks, device=device) - 1
+        steps = torch.tensor(sorted(set(self.ks)))
+        self._place = torch.searchsorted(steps, torch.arange(1, max_k + 1)).to(device)
+        self._discounts = (1 / torch.log2(torch.arange(max_k, dtype=torch.float64) + 2)).to(device)
+        ideal = self._discounts.cumsum(0)
+        sizes = torch.arange(max_k + 1, device=device).clamp(min=1)  # no label: no gain, whatever the ideal
+        self._ideal = ideal[torch.minimum(sizes.unsqueeze(1), self._columns + 1) - 1]  # (max_k + 1, len(ks))
+        if self.propensities is not None:
+            self._weights = torch.tensor(self.propensities, dtype=torch.float64, device=device)
+        if self.thresholds is not None:
+            cuts = torch.tensor(self.thresholds, dtype=torch.float64)
+            # Thresholds turned into logits: no sigmoid of a whole batch.
+            self._cuts = (torch.logit(cuts) if self.activation == "sigmoid" else cuts).float().to(device)
+
+    def _count_ranking(self, top: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, sizes: torch.Tensor) -> None:
+        """Add hits, recall, gains, their propensity-weighted kin and the hits of each label."""
+        batch_size, max_k = top.shape
+        # Row-major keys of the positives are sorted, so that a label of the top k is found by bisection.
+        keys = torch.cat([rows * self.num_labels + cols, torch.full((1,), -1, device=top.device)])
+        queries = torch.arange(batch_size, device=top.device).unsqueeze(1) * self.num_labels + top
+        found = keys[torch.searchsorted(keys[:-1], queries)] == queries
+        hits = found.double()
+
+        up_to_k = hits.cumsum(dim=1)[:, self._columns]
+        ideal = self._ideal[sizes.clamp(max=max_k)]
+        self._sums["hits"] += up_to_k.sum(dim=0)
+        self._sums["recall"] += (up_to_k / sizes.clamp(min=1).unsqueeze(1)).sum(dim=0)
+        self._sums["ndcg"] += ((hits * self._discounts).cumsum(dim=1)[:, self._columns] / ideal).sum(dim=0)
+        place = (top * (len(set(self.ks))) + self._place).flatten()
+        self._sums["label_hits"].scatter_add_(0, place, found.flatten().long())
+        self._sums["support"] += torch.bincount(cols, minlength=self.num_labels)
+        if self.propensities is None:
+            return
+
+        # Each document's positives by falling inverse propensity: the best ranking.
+        weights = self._weights[cols]
+        order = weights.argsort(descending=True)
+        order = order[rows[order].argsort(stable=True)]  # rows[order] is `rows` again
+        rank = torch.arange(len(rows), device=top.device) - (sizes.cumsum(0) - sizes)[rows]
+        best = torch.zeros(batch_size, max_k + 1, dtype=torch.float64, device=top.device)
+        best[rows, rank.clamp(max=max_k)] = weights[order]  # the last column takes those beyond max_k
+        for suffix, gains in (("", hits * self._weights[top]), ("_best", best[:, :max_k])):
+            self._sums[f"psp{suffix}"] += gains.cumsum(dim=1)[:, self._columns].sum(dim=0)
+            discounted = (gains * self._discounts).cumsum(dim=1)[:, self._columns]
+            self._sums[f"psndcg{suffix}"] += (discounted / ideal).sum(dim=0)
+
+    def _count_predictions(
+        self, scores: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, sizes: torch.Tensor
+    ) -> None:
+        """Add the predictions at the thresholds."""
+        predicted = scores >= self._cuts
+        correct = predicted[rows, cols].long()
+        self._sums["predicted"] += predicted.sum(dim=0)
+        self._sums["true_positives"].scatter_add_(0, cols, correct)
+        of_document = torch.zeros(len(scores), dtype=torch.int64, device=scores.device).scatter_add_(0, rows, correct)
+        either = sizes + predicted.sum(dim=1)
+        self._sums["f1_sample"] += (2 * of_document.double() / either.clamp(min=1)).sum()
+
+    def _count_bins(self, scores: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> None:
+        """Add the scores to the per-label histograms of all documents and of the positives."""
+        logits = scores if self.activation == "sigmoid" else torch.logit(scores)
+        low, high = self.histogram_range
+        # Equal bins, so no search; a logit within a rounding error of an edge may count on its other side.
+        bins = ((logits - low) * (self.num_bins / (high - low))).clamp_(0, self.num_bins - 1).long()
+        bins += torch.arange(self.num_labels, device=scores.device) * self.num_bins
+        one = torch.ones(1, dtype=torch.int32, device=scores.device)
+        for name, places in (("histogram", bins.flatten()), ("positive_histogram", bins[rows, cols])):
+            self._sums[name].scatter_add_(0, places, one.expand(len(places)))
+
+    def _of_labels(self, labels: dict[str, np.ndarray], members: np.ndarray) -> dict[str, float]:
+        """recall@k, coverage@k and macro F1 over some labels."""
+        support = labels["support"][members]
+        result = {}
+        for k in self.ks:
+            hits = labels[f"hits@{k}"][members]
+            result[f"recall@{k}"] = float(ratio(hits.sum(), support.sum()))
+            result[f"coverage@{k}"] = float(ratio((hits > 0).sum(), (support > 0).sum()))
+        if "f1" in labels:
+            result["f1_macro"] = float(labels["f1"][members].mean()) if len(members) else 0.0
+        return result
+
+    def _frequent_first(self) -> np.ndarray:
+        if self.label_counts is None:
+            raise ValueError(
+                "labels cannot be grouped by frequency without `label_counts`. Pass the counts of the training set."
+            )
+        return np.argsort(-self.label_counts, kind="stable")
+
+    def _per_label(self, values, name: str) -> np.ndarray:
+        values = to_array(values).astype(np.float64)
+        if values.shape != (self.num_labels,):
+            raise ValueError(
+                f"`{name}` has shape {values.shape}, but one value for each of the {self.num_labels} labels is needed."
+            )
+        return values
+
+    def _check_seen(self) -> None:
+        if not self.num_seen:
+            raise ValueError("no document has been seen, but metrics need at least one. Call `update` first.")
