@@ -1,0 +1,41 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+EXTRAS ?= dev
+# `make quickstart ARGS="--max_train_samples 200"` changes arguments of the run.
+ARGS ?=
+
+.PHONY: quickstart test test-slow quality style bench bench-smoke augment-demo clean
+
+# The environment is made anew whenever what it is made from changes.
+$(VENV)/.installed-%: setup.py pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$*]"
+	touch $@
+
+quickstart: $(VENV)/.installed-quickstart
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu \
+		examples/run_mldc.py examples/configs/quickstart.json $(ARGS)
+
+test: $(VENV)/.installed-$(EXTRAS)
+	$(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/.installed-$(EXTRAS)
+	$(BIN)/python -m pytest -q -m slow
+
+quality: $(VENV)/.installed-$(EXTRAS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: $(VENV)/.installed-$(EXTRAS)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-$(EXTRAS)
+	$(BIN)/python benchmarks/training_speed.py
+
+bench-smoke: $(VENV)/.installed-$(EXTRAS)
+	$(BIN)/python benchmarks/training_speed.py --smoke
+
+clean:
+	rm -rf $(VENV) outputs build *.egg-info

