@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .model_card_pictures import draw_pictures
-from .model_card_text import DECILE, GROUP, escape_markdown, pretty_metric, split_metrics
+from .model_card_text import GROUP, escape_markdown, pretty_metric, split_metrics
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -145,10 +145,10 @@ def _label_rows(config, counts: Sequence[int] | None) -> list[dict]:
     ]
 
 
-def _co2_grams(output_dir) -> float | None:
+def _co2_grams(run_dir) -> float | None:
     """Emissions of the run, in g CO2eq, from the `emissions.csv` that codecarbon's callback leaves in the output folder."""
-    path = Path(output_dir or "", "emissions.csv")
-    if output_dir is None or not path.is_file():
+    path = Path(run_dir or "", "emissions.csv")
+    if run_dir is None or not path.is_file():
         return None
     with path.open(encoding="utf-8", newline="") as file:
         runs = {row["run_id"]: float(row["emissions"]) for row in csv.DictReader(file)}  # kg, cumulative in a run
@@ -180,7 +180,7 @@ def build_model_card(
     datasets: str | Sequence[str] | None = None,
     repo_id: str | None = None,
     model_name: str | None = None,
-    output_dir: str | os.PathLike | None = None,
+    run_dir: str | os.PathLike | None = None,
     pictures: Iterable[str] = (),
 ) -> ModelCard:
     """
@@ -208,9 +208,9 @@ def build_model_card(
         repo_id (`str`, *optional*):
             The Hub name that the usage examples load.
         model_name (`str`, *optional*):
-            The title; by default the last part of `repo_id`, or of the output folder.
-        output_dir (path, *optional*):
-            Where codecarbon's `emissions.csv` may lie.
+            The title; by default the last part of `repo_id`, or of `run_dir`.
+        run_dir (path, *optional*):
+            The folder of the training run, where codecarbon's `emissions.csv` may lie.
         pictures (`Iterable[str]`, *optional*):
             File names of the pictures that lie beside the card.
 
@@ -227,7 +227,7 @@ def build_model_card(
             "of each label, in the order of `config.id2label`, or none at all."
         )
     datasets = [datasets] if isinstance(datasets, str) else list(datasets or [])
-    name = model_name or (repo_id or "").split("/")[-1] or Path(output_dir or "").name or "sep-mldc"
+    name = model_name or (repo_id or "").split("/")[-1] or Path(run_dir or "").name or "sep-mldc"
     splits = split_metrics(metrics or {})
     dataset_ids = [dataset for dataset in datasets if hub_id(dataset)]
     dataset_name = ", ".join(re.split(r"[/\\]", dataset.rstrip("/\\"))[-1] for dataset in datasets) or "not stated"
@@ -244,9 +244,8 @@ def build_model_card(
         )
         for split, values in splits.items()
         for metric, value in values.items()
-        if not DECILE.search(metric)
     ]
-    co2 = _co2_grams(output_dir)
+    co2 = _co2_grams(run_dir)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
@@ -267,7 +266,7 @@ def build_model_card(
     if summary is not None and not isinstance(summary, Mapping):
         summary = summarize_provenance(summary)
     backbone = config.backbone_config
-    plain = {m: None for values in splits.values() for m in values if not GROUP.search(m) and not DECILE.search(m)}
+    plain = {m: None for values in splits.values() for m in values if not GROUP.search(m)}
     rows = _label_rows(config, counts)
     card = ModelCard.from_template(
         data,
@@ -310,7 +309,7 @@ def _group_rows(splits) -> list[tuple[str, str, list[str]]]:
     for split, values in splits.items():
         for metric, value in values.items():
             match = GROUP.search(metric)
-            if match and not DECILE.search(metric):
+            if match:
                 base = (metric[: match.start()] + metric[match.end() :]).strip("_/")
                 rows.setdefault((base, split), {})[match.group(2)] = value
     return [
@@ -335,6 +334,7 @@ def save_model_card(
     *,
     log_history: Sequence[Mapping] | None = None,
     metrics: Mapping[str, float] | None = None,
+    deciles: Sequence[Mapping] | None = None,
     overwrite: bool = False,
     **kwargs,
 ) -> Path:
@@ -345,6 +345,7 @@ def save_model_card(
         output_dir (path): the folder; made if it is missing.
         config ([`SepMldcConfig`]), metrics: as for [`build_model_card`], which takes `kwargs` too.
         log_history (`list[dict]`, *optional*): `trainer.state.log_history`, for the training curve.
+        deciles (`list[dict]`, *optional*): what `StreamingMetrics.deciles()` returned, for the picture of recall by decile.
         overwrite (`bool`): replace a README that was not written here, or was changed since.
 
     Raises:
@@ -358,9 +359,9 @@ def save_model_card(
             "it away, or pass `overwrite=True` to replace it."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = draw_pictures(log_history, metrics)
+    pictures = draw_pictures(log_history, deciles)
     card = build_model_card(
-        config, metrics=metrics, pictures=pictures, output_dir=kwargs.pop("output_dir", folder), **kwargs
+        config, metrics=metrics, pictures=pictures, run_dir=kwargs.pop("run_dir", folder), **kwargs
     )
     for name, content in {**pictures, path.name: str(card).encode()}.items():
         temporary = folder / f"_{name}.{os.getpid()}.tmp"  # "_": a push that runs meanwhile leaves such files out

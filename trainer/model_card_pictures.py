@@ -4,26 +4,23 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
-from .model_card_text import DECILE, GROUP, METRIC, pretty_metric, split_metrics
+from .model_card_text import GROUP, METRIC, pretty_metric
 
 
-def draw_pictures(log_history: Sequence[Mapping] | None, metrics: Mapping[str, float] | None) -> dict[str, bytes]:
+def draw_pictures(log_history: Sequence[Mapping] | None, deciles: Sequence[Mapping] | None) -> dict[str, bytes]:
     """
-    The pictures of a card as PNG: `training_curve.png` from the trainer's `state.log_history`, `decile_recall.png` from
-    metrics whose names hold `decile_N`. None without matplotlib (extra `plot`), or where there is nothing to draw.
+    The pictures of a card as PNG, by file name: `training_curve.png` from the trainer's `state.log_history`,
+    `decile_recall.png` from `StreamingMetrics.deciles()`. None without matplotlib (extra `plot`), or with nothing to draw.
     """
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         return {}
-    return {
-        name: picture
-        for name, picture in {
-            "training_curve.png": _training_curve(log_history or []),
-            "decile_recall.png": _decile_recall(split_metrics(metrics or {})),
-        }.items()
-        if picture is not None
+    pictures = {
+        "training_curve.png": _training_curve(log_history or []),
+        "decile_recall.png": _decile_recall(deciles or []),
     }
+    return {name: picture for name, picture in pictures.items() if picture is not None}
 
 
 def _series(log_history, keys) -> dict[str, tuple[list, list]]:
@@ -48,7 +45,7 @@ def _training_curve(log_history) -> bytes | None:
 
     losses = ["loss", "eval_loss", "classification_loss", "label_contrastive_loss", "document_contrastive_loss"]
     measured = [key for key in dict.fromkeys(k for entry in log_history for k in entry) if key.startswith("eval_")]
-    measured = [k for k in measured if METRIC.search(k) and not GROUP.search(k) and not DECILE.search(k)][:6]
+    measured = [k for k in measured if METRIC.search(k) and not GROUP.search(k)][:6]
     panels = [("loss", _series(log_history, losses)), ("measured on validation", _series(log_history, measured))]
     panels = [(title, series) for title, series in panels if series]
     if not panels:
@@ -63,24 +60,23 @@ def _training_curve(log_history) -> bytes | None:
     return _png(figure)
 
 
-def _decile_recall(splits) -> bytes | None:
+def _decile_recall(deciles) -> bytes | None:
     from matplotlib.figure import Figure
 
-    curves = {}
-    for split, values in splits.items():
-        for metric, value in values.items():
-            match = DECILE.search(metric)
-            if match:
-                base = (metric[: match.start()] + metric[match.end() :]).strip("_/")
-                curves.setdefault(f"{pretty_metric(base)}, {split}", {})[int(match.group(2))] = value
-    if not curves:
+    measured = [key for key in (deciles[0] if deciles else ()) if key.startswith("recall@")]
+    if not measured:
         return None
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for title, curve in curves.items():
-        deciles = sorted(curve)
-        axes.plot(deciles, [100 * curve[decile] for decile in deciles], marker="o", label=title)
-    axes.set(xlabel="decile of the labels by training documents", ylabel="%", ylim=(0, 102))
+    for key in measured:
+        axes.plot([100 * decile[key] for decile in deciles], marker="o", label=pretty_metric(key))
+    ticks = [f"{decile['min_train_count']}-{decile['max_train_count']}" for decile in deciles]
+    axes.set_xticks(range(len(ticks)), ticks, rotation=45, ha="right")
+    axes.set(
+        xlabel="training documents of a label: ten parts of the labels, most frequent first",
+        ylabel="found among the first k, %",
+        ylim=(-2, 102),
+    )
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     return _png(figure)

@@ -10,7 +10,6 @@ MAX_CELL_CHARACTERS = 300
 # Ranking and classification measures; not losses, speeds and counts.
 METRIC = re.compile(r"@\d+|(^|_)(f1|precision|recall|coverage|accuracy|auc|map|lrap|ece)(_|$)")
 GROUP = re.compile(r"(^|[_/])(head|body|tail)(?=$|[_/])")
-DECILE = re.compile(r"(^|[_/])decile_?(\d+)(?=$|[_/])")
 _SPLITS = {"eval": "validation", "test": "test", "predict": "test"}
 _ACRONYMS = {
     "p": "P",
