@@ -16,6 +16,7 @@ from modeling_sep_mldc.modeling_sep_mldc import pad_label_inputs, tokenize_label
 from .checkpoints import MANIFEST_NAME, last_whole_checkpoint, write_manifest
 from .data_collator import SepMldcDataCollator
 from .document_sampler import DocumentSampler
+from .hub_mixin import HubMixin
 from .losses import (
     document_contrastive_loss,
     label_contrastive_loss,
@@ -29,7 +30,7 @@ from .training_arguments import SepMldcTrainingArguments
 logger = logging.get_logger(__name__)
 
 
-class SepMldcTrainer(Trainer):
+class SepMldcTrainer(HubMixin, Trainer):
     r"""
     `Trainer` for [`SepMldcForMultiLabelClassification`]: L = L_ce + β L1 + γ L2 (Eq. 21).
 
