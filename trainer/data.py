@@ -200,16 +200,23 @@ def load_splits(
     )
 
 
-def _iterate_lists(dataset: AnyDataset, column: str, *more: str) -> Iterator[tuple[pa.Array, ...]]:
+ARROW_TYPES = {"labels": pa.list_(pa.string()), "label_indices": pa.list_(pa.int32()), "is_pseudo": pa.bool_()}
+
+
+def _iterate_columns(dataset: AnyDataset, *columns: str) -> Iterator[tuple[pa.Array, ...]]:
     """The columns of a data set as arrow arrays, batch by batch."""
-    columns = [column, *more]
-    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=10_000):
-        yield tuple(table[name].combine_chunks() for name in columns)
+    batches = dataset.select_columns(list(columns))
+    if isinstance(dataset, Dataset):
+        for table in batches.with_format("arrow").iter(batch_size=10_000):
+            yield tuple(table[name].combine_chunks() for name in columns)
+    else:  # the types of a stream may be unknown, and differ where a batch has empty lists only
+        for batch in batches.iter(batch_size=10_000):
+            yield tuple(pa.array(batch[name], ARROW_TYPES[name]) for name in columns)
 
 
 def _count_names(dataset: AnyDataset) -> Counter:
     counts: Counter = Counter()
-    for (lists,) in _iterate_lists(dataset, "labels"):
+    for (lists,) in _iterate_columns(dataset, "labels"):
         for pair in lists.flatten().value_counts():
             counts[pair["values"].as_py()] += pair["counts"].as_py()
     return counts
@@ -409,7 +416,7 @@ def label_counts(dataset: AnyDataset, num_labels: int) -> np.ndarray:
     """
     counts = np.zeros(num_labels, dtype=np.int64)
     marked = "is_pseudo" in (dataset.column_names or [])
-    for lists, *pseudo in _iterate_lists(dataset, "label_indices", *(["is_pseudo"] if marked else [])):
+    for lists, *pseudo in _iterate_columns(dataset, "label_indices", *(["is_pseudo"] if marked else [])):
         if marked:
             lists = lists.filter(pc.invert(pseudo[0]))
         counts += np.bincount(lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64), minlength=num_labels)
@@ -419,7 +426,7 @@ def label_counts(dataset: AnyDataset, num_labels: int) -> np.ndarray:
 def num_real_documents(dataset: AnyDataset) -> int:
     """The number of documents that are not pseudo-samples: N of the propensities."""
     if "is_pseudo" in (dataset.column_names or []):
-        return sum(pc.sum(pc.invert(pseudo)).as_py() or 0 for (pseudo,) in _iterate_lists(dataset, "is_pseudo"))
+        return sum(pc.sum(pc.invert(pseudo)).as_py() or 0 for (pseudo,) in _iterate_columns(dataset, "is_pseudo"))
     return len(dataset) if isinstance(dataset, Dataset) else sum(1 for _ in dataset)
 
 

@@ -7,6 +7,7 @@ import csv
 import functools
 import glob
 import gzip
+import io
 import json
 import os
 import re
@@ -31,7 +32,7 @@ def open_binary(path: str) -> BinaryIO:
     if path.endswith(".gz"):
         return gzip.open(path, "rb")
     if path.endswith(".zst"):
-        return pa.input_stream(path, compression="zstd")
+        return io.BufferedReader(pa.input_stream(path, compression="zstd"))
     return open(path, "rb")
 
 
@@ -81,7 +82,7 @@ def read_jsonl(path: str) -> Records:
     for number, line in read_lines(path):
         if line.strip():
             where = f"{path}, line {number}"
-            yield where, _check_object(_parse_json(line, path, number), where)
+            yield where, _check_object(_parse_json(line.rstrip(), path, number), where)
 
 
 def read_json(path: str) -> Records:
