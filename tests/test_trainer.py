@@ -1,0 +1,416 @@
+"""SepMldcTrainer on tiny models: losses, label schedule, learning rates, evaluation, prediction, stopping."""
+
+import math
+import pickle
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_model, tiny_tokenizer
+from transformers import TrainingArguments
+
+from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArguments
+from trainer.losses import document_contrastive_loss, label_contrastive_loss
+from trainer.metrics import ranking_metrics
+
+
+NUM_LABELS = 6
+
+
+def tiny_documents(count=24, seed=0):
+    """Token ids with labels; label l makes token 10 + l frequent, so that there is something to learn."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        labels = sorted(rng.choice(NUM_LABELS, size=rng.integers(1, 3), replace=False).tolist())
+        tokens = rng.choice([10 + label for label in labels], size=rng.integers(4, 12)).tolist()
+        ids = [2, *tokens, 3]
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "label_indices": labels, "length": len(ids)})
+    return datasets.Dataset.from_list(rows)
+
+
+def make_trainer(folder, model=None, documents=None, evaluation=None, **arguments):
+    settings = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 3,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": [],
+        "disable_tqdm": True,
+        "labels_per_step": 4,
+        **arguments,
+    }
+    return SepMldcTrainer(
+        model=tiny_model(num_labels=NUM_LABELS) if model is None else model,
+        args=SepMldcTrainingArguments(str(folder), **settings),
+        train_dataset=tiny_documents() if documents is None else documents,
+        eval_dataset=tiny_documents(10, seed=1) if evaluation is None else evaluation,
+        processing_class=tiny_tokenizer(),
+    )
+
+
+def batch_of(trainer, indices=range(8)):
+    return trainer.data_collator([trainer.train_dataset[i] for i in indices])
+
+
+@pytest.mark.parametrize("encoding", ["encoder", "embedding"])
+def test_every_parameter_that_should_move_has_moved(tmp_path, encoding):
+    trainer = make_trainer(tmp_path, label_encoding=encoding, max_steps=4)
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    still = [name for name, value in trainer.model.named_parameters() if torch.equal(value, before[name])]
+    assert still == []
+
+
+@pytest.mark.parametrize("encoding", ["encoder", "embedding"])
+def test_loss_is_classification_plus_weighted_contrastive_terms(tmp_path, encoding):
+    trainer = make_trainer(
+        tmp_path, label_encoding=encoding, label_loss_weight=0.3, document_loss_weight=0.7, labels_per_step=NUM_LABELS
+    )
+    trainer.model.train()
+    batch = batch_of(trainer)
+    loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    rows = outputs.candidate_embeds if encoding == "encoder" else trainer.model.label_embeddings
+    expected = (
+        outputs.loss
+        + 0.3 * label_contrastive_loss(rows, batch["labels"])
+        + 0.7 * document_contrastive_loss(outputs.document_embeds, batch["labels"])
+    )
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.requires_grad
+
+
+def test_label_loss_uses_stored_rows_for_labels_that_were_not_encoded(tmp_path):
+    trainer = make_trainer(tmp_path, labels_per_step=2, label_loss_weight=1.0, document_loss_weight=0.0)
+    model = trainer.model
+    model.set_label_embeddings(torch.randn_like(model.label_embeddings))
+    batch = batch_of(trainer)
+    model.train()
+    loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+    indices = trainer._pending_rows[0]
+    assert len(indices) == 2
+    rows = model.label_embeddings.detach().index_copy(0, indices, outputs.candidate_embeds.detach())
+    expected = outputs.loss + label_contrastive_loss(rows, batch["labels"])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_fresh_rows_are_stored_after_backward_and_others_are_kept(tmp_path):
+    trainer = make_trainer(tmp_path, labels_per_step=3)
+    trainer.create_optimizer_and_scheduler(3)
+    trainer.current_gradient_accumulation_steps = 1
+    before = trainer.model.label_embeddings.clone()
+    picked = []
+    compute = trainer.compute_loss
+
+    def spy(*args, **kwargs):
+        result = compute(*args, **kwargs)
+        assert torch.equal(trainer.model.label_embeddings, before)  # forward never writes
+        picked.append(trainer._pending_rows)
+        return result
+
+    trainer.compute_loss = spy
+    trainer.training_step(trainer.model, batch_of(trainer))
+    indices, rows = picked[0]
+    assert torch.equal(trainer.model.label_embeddings[indices], rows)
+    others = [index for index in range(NUM_LABELS) if index not in indices.tolist()]
+    assert torch.equal(trainer.model.label_embeddings[others], before[others])
+
+
+def test_candidates_are_the_positives_first_then_a_random_rest(tmp_path):
+    trainer = make_trainer(tmp_path, labels_per_step=4)
+    labels = torch.zeros(3, NUM_LABELS)
+    labels[0, 1] = labels[1, 5] = 1
+    picks = []
+    for step in range(30):
+        trainer.state.global_step = step
+        chosen = trainer._pick_candidates(labels).tolist()
+        assert {1, 5} <= set(chosen) and len(chosen) <= 4 and chosen == sorted(set(chosen))
+        picks.append(tuple(chosen))
+    assert {label for pick in picks for label in pick} == set(range(NUM_LABELS))
+    labels[2] = 1
+    trainer.args.labels_per_step = 2
+    assert len(trainer._pick_candidates(labels)) == 2
+
+
+def test_candidates_depend_on_seed_step_and_micro_step_alone(tmp_path):
+    labels = torch.zeros(3, 200)
+    labels[0, 1] = 1
+
+    def picks(seed, steps):
+        trainer = make_trainer(tmp_path, model=tiny_model(num_labels=NUM_LABELS), seed=seed, labels_per_step=20)
+        result = []
+        for step in steps:
+            trainer.state.global_step = step
+            torch.rand(1)
+            result.append(tuple(trainer._pick_candidates(labels).tolist()))
+        return result
+
+    first = picks(1, [3, 3, 4])
+    assert first == picks(1, [3, 3, 4])
+    assert first[2] == picks(1, [4])[0]
+    assert len(set(first)) == 3
+    assert picks(2, [3])[0] != first[0]
+
+
+def test_no_label_is_encoded_when_nothing_uses_label_embeddings(tmp_path):
+    model = tiny_model(num_labels=NUM_LABELS, label_attention=False, classifier="mlp")
+    trainer = make_trainer(tmp_path, model=model, label_loss_weight=0.0)
+    model.train()
+    trainer.compute_loss(model, batch_of(trainer))
+    assert trainer._pending_rows is None
+
+
+def test_label_embeddings_are_refreshed_before_evaluation_and_saving(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    expected = trainer.model.encode_labels(trainer.label_inputs)
+    assert not torch.allclose(trainer.model.label_embeddings, expected)
+    trainer.evaluate()
+    assert torch.allclose(trainer.model.label_embeddings, expected, atol=1e-6)
+
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = type(trainer.model).from_pretrained(tmp_path / "saved")
+    assert torch.allclose(saved.label_embeddings, saved.encode_labels(trainer.label_inputs), atol=1e-6)
+
+
+def test_trained_label_embeddings_are_not_overwritten(tmp_path):
+    trainer = make_trainer(tmp_path, label_encoding="embedding")
+    trainer.train()
+    before = trainer.model.label_embeddings.clone()
+    trainer.evaluate()
+    assert torch.equal(trainer.model.label_embeddings, before)
+
+
+def test_head_learning_rate_applies_to_all_but_the_backbone(tmp_path):
+    trainer = make_trainer(tmp_path, label_encoding="embedding", head_learning_rate=0.5)
+    trainer.create_optimizer()
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    names = dict(trainer.model.named_parameters())
+    assert len(rates) == len(names)
+    assert {rates[id(p)] for name, p in names.items() if name.startswith("backbone.")} == {1e-3}
+    assert {rates[id(p)] for name, p in names.items() if not name.startswith("backbone.")} == {0.5}
+
+
+def test_label_embeddings_and_biases_do_not_decay(tmp_path):
+    trainer = make_trainer(tmp_path, label_encoding="embedding", weight_decay=0.1, head_learning_rate=0.5)
+    trainer.create_optimizer()
+    decays = {id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    names = dict(trainer.model.named_parameters())
+    assert decays[id(names["label_embeddings"])] == 0.0
+    assert decays[id(names["classifier.bias"])] == 0.0
+    assert decays[id(names["classifier.out_proj.weight"])] == 0.1
+
+
+def test_every_term_is_logged_in_training_and_evaluation(tmp_path):
+    trainer = make_trainer(tmp_path, eval_strategy="steps", eval_steps=3)
+    trainer.train()
+    training = [row for row in trainer.state.log_history if "loss" in row]
+    terms = {"classification_loss", "label_contrastive_loss", "document_contrastive_loss", "anchors_with_positive"}
+    assert len(training) == 3 and all(terms <= set(row) for row in training)
+    for row in training:
+        total = row["classification_loss"] + 0.01 * (row["label_contrastive_loss"] + row["document_contrastive_loss"])
+        assert row["loss"] == pytest.approx(total, rel=1e-4)
+    evaluation = next(row for row in trainer.state.log_history if "eval_loss" in row)
+    assert {f"eval_{term}" for term in terms} <= set(evaluation)
+
+
+def test_evaluation_equals_metrics_of_the_whole_score_matrix(tmp_path):
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=4, metric_ks="1,3")
+    metrics = trainer.evaluate()
+    trainer.model.eval()
+    with torch.no_grad():
+        batch = trainer.data_collator(list(trainer.eval_dataset))
+        batch.pop("length", None)
+        outputs = trainer.model(**batch)
+    expected = ranking_metrics(outputs.logits, batch["labels"], ks=(1, 3))
+    for name, value in expected.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(value, abs=1e-6), name
+    assert metrics["eval_classification_loss"] > 0
+
+
+def test_prediction_returns_the_best_labels_in_file_order(tmp_path):
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=4, prediction_top_k=3)
+    documents = tiny_documents(11, seed=5)
+    output = trainer.predict(documents)
+    scores, indices = output.predictions
+    assert scores.shape == indices.shape == (11, 3)
+    batch = trainer.data_collator(list(documents))
+    with torch.no_grad():
+        expected = torch.sigmoid(trainer.model.eval()(**batch).logits).topk(3)
+    assert np.array_equal(indices, expected.indices.numpy())
+    assert np.allclose(scores, expected.values.numpy(), atol=1e-5)
+    assert "test_p@1" in output.metrics
+
+
+def test_prediction_works_without_labels(tmp_path):
+    trainer = make_trainer(tmp_path)
+    output = trainer.predict(tiny_documents(5).remove_columns("label_indices"))
+    assert output.predictions[0].shape == (5, NUM_LABELS)
+    assert "test_p@1" not in output.metrics
+
+
+def test_softmax_models_predict_shares_that_sum_to_one(tmp_path):
+    trainer = make_trainer(tmp_path, model=tiny_model(num_labels=NUM_LABELS, classification_loss="softmax"))
+    output = trainer.predict(tiny_documents(5))
+    assert np.allclose(output.predictions[0].sum(axis=1), 1, atol=1e-5)
+    assert "test_f1_micro" not in output.metrics
+
+
+def test_own_compute_metrics_gets_logits_and_labels_batch_by_batch(tmp_path):
+    seen = []
+
+    def compute_metrics(prediction, compute_result):
+        seen.append((prediction.predictions.shape, prediction.label_ids.shape))
+        return {"documents": sum(shape[0] for shape, _ in seen)} if compute_result else {}
+
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=4)
+    trainer.compute_metrics = compute_metrics
+    assert trainer.evaluate()["eval_documents"] == 10
+    assert seen[0] == ((4, NUM_LABELS), (4, NUM_LABELS))
+
+
+def test_best_model_is_selected_on_any_metric_and_early_stopping_stops(tmp_path):
+    from transformers import EarlyStoppingCallback
+
+    trainer = make_trainer(
+        tmp_path,
+        max_steps=20,
+        learning_rate=0.0,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="ndcg@3",
+        greater_is_better=True,
+        label_encoding="embedding",
+    )
+    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
+    trainer.train()
+    assert trainer.state.global_step == 6  # the first evaluation is the best; two more without progress end the run
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_range_and_no_checkpoint(tmp_path, value):
+    trainer = make_trainer(tmp_path, max_steps=8, logging_steps=3, save_strategy="steps", save_steps=2)
+    compute = trainer.compute_loss
+
+    def broken(model, inputs, **kwargs):
+        loss = compute(model, inputs, **kwargs)
+        return loss * value if trainer.state.global_step == 3 else loss
+
+    trainer.compute_loss = broken
+    with pytest.raises(FloatingPointError, match=r"between steps 4 and 4.*resume from .*checkpoint-2"):
+        trainer.train()
+    assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_label_set_batches_give_more_anchors_a_positive(tmp_path):
+    documents = tiny_documents(160)
+    shares = []
+    for group in (False, True):
+        trainer = make_trainer(tmp_path, documents=documents, group_by_label_set=group, max_steps=20, logging_steps=20)
+        trainer.train()
+        shares.append(next(row["anchors_with_positive"] for row in trainer.state.log_history if "loss" in row))
+    assert shares[1] > shares[0] + 0.2
+
+
+def test_gradient_accumulation_equals_the_mean_of_its_batches(tmp_path):
+    """Two micro-batches of 4 give the gradient of the mean of the two losses."""
+    gradients = {}
+
+    for name, size, steps in (("accumulated", 4, 2), ("single", 4, 1)):
+        torch.manual_seed(0)
+        model = tiny_model(num_labels=NUM_LABELS, classifier_dropout=0.0)
+        trainer = make_trainer(
+            tmp_path,
+            model=model,
+            documents=tiny_documents(8),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            max_steps=1,
+            max_grad_norm=0.0,
+            train_sampling_strategy="sequential",
+            label_encoding="embedding",
+        )
+        total = {}
+
+        class Spy(torch.optim.SGD):
+            def step(self, closure=None, total=total, model=model):
+                total.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+        trainer.optimizer = Spy(model.parameters(), lr=0.1)
+        trainer.train()
+        gradients[name] = (total, model)
+
+    accumulated, model = gradients["accumulated"]
+    trainer = make_trainer(tmp_path, model=model, documents=tiny_documents(8), label_encoding="embedding")
+    model.zero_grad()
+    model.train()
+    for start in (0, 4):
+        (trainer.compute_loss(model, batch_of(trainer, range(start, start + 4))) / 2).backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, accumulated[name], atol=1e-5), name
+
+
+def test_collator_makes_multi_hot_rows_of_label_ids():
+    collator = SepMldcDataCollator(tiny_tokenizer(), num_labels=4)
+    features = [
+        {"input_ids": [2, 5, 3], "attention_mask": [1, 1, 1], "label_indices": [0, 3], "length": 3},
+        {"input_ids": [2, 3], "attention_mask": [1, 1], "label_indices": [], "length": 2},
+    ]
+    batch = collator(features)
+    assert batch["labels"].tolist() == [[1, 0, 0, 1], [0, 0, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert set(batch) == {"input_ids", "attention_mask", "labels"} | set(batch) & {"token_type_ids"}
+    dense = collator([{**f, "labels": [0, 1, 0, 0]} for f in [{"input_ids": [2], "attention_mask": [1]}]])
+    assert dense["labels"].tolist() == [[0, 1, 0, 0]]
+    with pytest.raises(ValueError, match="holds 4, but the labels are 0 to 3"):
+        collator([{**features[0], "label_indices": [4]}])
+    with pytest.raises(ValueError, match="num_labels=..."):
+        SepMldcDataCollator(tiny_tokenizer())(features)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"labels_per_step": 0}, "`labels_per_step` is 0"),
+        ({"label_loss_weight": -1.0}, "`label_loss_weight` is -1.0"),
+        ({"contrastive_temperature": 0.0}, "`contrastive_temperature` is 0.0"),
+        ({"contrastive_weighting": "cosine"}, "`contrastive_weighting` is 'cosine'"),
+        ({"label_encoding": "both"}, "`label_encoding` is 'both'"),
+        ({"head_learning_rate": -0.1}, "`head_learning_rate` is -0.1"),
+        ({"metric_ks": "1,x"}, "`metric_ks` is '1,x'"),
+        ({"logging_nan_inf_filter": True}, "`logging_nan_inf_filter`"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_value_rule_and_remedy(tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        SepMldcTrainingArguments(str(tmp_path), use_cpu=True, **wrong)
+
+
+def test_wrong_set_ups_are_refused(tmp_path):
+    model = tiny_model(num_labels=NUM_LABELS)
+    with pytest.raises(ValueError, match="k = 7, but there are only 6 labels"):
+        make_trainer(tmp_path, metric_ks="1,7")
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        SepMldcTrainer(model=model, args=SepMldcTrainingArguments(str(tmp_path), use_cpu=True))
+    with pytest.raises(ValueError, match="needs SepMldcTrainingArguments"):
+        SepMldcTrainer(model=model, args=TrainingArguments(str(tmp_path), use_cpu=True))
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match="have no `labels` or `label_indices`"):
+        trainer.compute_loss(model, {"input_ids": torch.ones(1, 3, dtype=torch.long)})
+    with pytest.raises(ValueError, match="no whole checkpoint to resume from"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_pickled_arguments_hold_no_token(tmp_path):
+    args = SepMldcTrainingArguments(str(tmp_path), use_cpu=True, hub_token="hf_secret")
+    assert b"hf_secret" not in pickle.dumps(args)
+    assert args.hub_token == "hf_secret"
