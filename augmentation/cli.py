@@ -103,6 +103,37 @@ def build_parser() -> argparse.ArgumentParser:
     _prompt_options(tail)
     _endpoint_options(tail)
 
+    check = commands.add_parser("review", help="keep good pseudo-documents, reject the others with a reason")
+    check.add_argument("samples", help="pseudo_samples.jsonl")
+    check.add_argument("--train", nargs="+", required=True, metavar="FILE", help="train file(s) of tail-samples")
+    check.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help="validation and test files")
+    check.add_argument("--min-length-ratio", type=float, default=0.4, help="shortest, as a share of the demonstration")
+    check.add_argument("--max-length-ratio", type=float, default=2.5, help="longest, as a share of the demonstration")
+    check.add_argument("--near-duplicate-threshold", type=float, default=0.6, help="Jaccard similarity of 3-word runs")
+    check.add_argument(
+        "--scores", metavar="FILE", help="a trained model's scores of the samples, of examples/predict.py"
+    )
+    check.add_argument(
+        "--min-agreement", type=float, help="smallest mean score of the intended labels; needs --scores"
+    )
+    check.add_argument("--output-dir", default=".", help="folder of the kept and the rejected samples")
+    _prompt_options(check)
+
+    sft = commands.add_parser("export-sft", help="write reviewed answers as chats, to tune an open model on")
+    sft.add_argument("reviewed", nargs="+", help="pseudo_samples_kept.jsonl, label_descriptions.jsonl")
+    sft.add_argument("--journal", required=True, metavar="FILE", help="journal.jsonl of the runs that wrote them")
+    sft.add_argument("--output", default="sft.jsonl", metavar="FILE")
+    sft.add_argument("--form", choices=["messages", "prompt-completion"], default="messages")
+
+    summary = commands.add_parser("report", help="labels per decile before and after, tokens, cost, a picture")
+    summary.add_argument("--train", nargs="+", required=True, metavar="FILE")
+    summary.add_argument("--samples", metavar="FILE", help="pseudo-documents that training will use")
+    summary.add_argument("--journal", nargs="+", default=[], metavar="FILE", help="journal.jsonl of all runs")
+    summary.add_argument("--prices", metavar="FILE", help="price file that overrides the package's")
+    summary.add_argument("--tail-threshold", type=int, default=50)
+    summary.add_argument("--no-picture", action="store_true", help="do not draw the histogram")
+    summary.add_argument("--output-dir", default=".", help="folder of the report and the picture")
+
     prompts = commands.add_parser("prompts", help="list the prompt templates, or show one filled in")
     prompts.add_argument("action", choices=["list", "show"])
     prompts.add_argument("name", nargs="?", default="generic", help="a template's name or path")
@@ -182,6 +213,35 @@ def _tail_samples(args: argparse.Namespace) -> int:
     )
 
 
+def _review(args: argparse.Namespace) -> int:
+    from .review import ReviewOptions, review
+
+    options = ReviewOptions(
+        min_length_ratio=args.min_length_ratio,
+        max_length_ratio=args.max_length_ratio,
+        near_duplicate_threshold=args.near_duplicate_threshold,
+        language=args.language,
+        min_agreement=args.min_agreement,
+    )
+    print(review(args.samples, args.output_dir, args.train, args.exclude, options, _prompts(args), args.scores))
+    return DONE
+
+
+def _export_sft(args: argparse.Namespace) -> int:
+    from .sft import export_sft
+
+    print(f"{export_sft(args.reviewed, args.journal, args.output, args.form)} chats written: {args.output}")
+    return DONE
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .report import report
+
+    picture = not args.no_picture
+    print(report(args.train, args.output_dir, args.samples, args.journal, args.prices, args.tail_threshold, picture))
+    return DONE
+
+
 def _show_prompts(args: argparse.Namespace) -> int:
     if args.action == "list":
         print("\n".join(template_names()))
@@ -207,7 +267,14 @@ def _show_prompts(args: argparse.Namespace) -> int:
     return DONE
 
 
-COMMANDS = {"expand-labels": _expand_labels, "tail-samples": _tail_samples, "prompts": _show_prompts}
+COMMANDS = {
+    "expand-labels": _expand_labels,
+    "tail-samples": _tail_samples,
+    "review": _review,
+    "export-sft": _export_sft,
+    "report": _report,
+    "prompts": _show_prompts,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,174 @@
+"""What augmentation has changed and cost: labels per decile before and after, tokens, money, a picture."""
+
+import collections
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .files import AugmentationError, read_documents, replace_whole
+from .journal import Journal
+from .pricing import PriceList
+
+
+FILE_NAME, PICTURE = "augmentation_report.json", "label_histogram.png"
+DECILES = 10
+
+
+@dataclass
+class Report:
+    """
+    Numbers of an augmentation; `as_dict` is what `augmentation_report.json` holds.
+
+    Args:
+        deciles: For each tenth of the labels, the rarest first: `{"decile", "labels", "before", "after"}`, the last two being
+            mean documents for a label.
+        models: For each (model, command template): `{"model", "endpoint", "template", "answers", "prompt_tokens",
+            "completion_tokens", "cost"}`.
+    """
+
+    train_documents: int
+    pseudo_documents: int
+    labels: int
+    tail_labels_before: int
+    tail_labels_after: int
+    tail_threshold: int
+    deciles: list[dict[str, Any]]
+    models: list[dict[str, Any]]
+    currency: str
+    files: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.train_documents} training documents and {self.pseudo_documents} pseudo-documents, {self.labels} labels; "
+            f"labels with fewer than {self.tail_threshold} documents: {self.tail_labels_before} before, "
+            f"{self.tail_labels_after} after.",
+            f"{'decile':>6} {'labels':>7} {'before':>10} {'after':>10}   (documents for a label, mean)",
+        ]
+        lines += [
+            f"{row['decile']:>6} {row['labels']:>7} {row['before']:>10.1f} {row['after']:>10.1f}"
+            for row in self.deciles
+        ]
+        for row in self.models:
+            cost = "cost unknown" if row["cost"] is None else f"{row['cost']:.4f} {self.currency}"
+            lines.append(
+                f"{row['model']} at {row['endpoint']} ({row['template']}): {row['answers']} answers, {row['prompt_tokens']} + "
+                f"{row['completion_tokens']} tokens, {cost}"
+            )
+        return "\n".join([*lines, *(f"Written: {path}" for path in self.files)])
+
+
+def report(
+    train: str | Path | Sequence[str | Path],
+    output_dir: str | Path,
+    samples: str | Path | None = None,
+    journals: Sequence[str | Path] = (),
+    prices: str | Path | None = None,
+    tail_threshold: int = 50,
+    picture: bool = True,
+) -> Report:
+    """
+    Writes `augmentation_report.json` and `label_histogram.png`.
+
+    Args:
+        train: Train file or files.
+        output_dir: Folder of the two files.
+        samples (*optional*): The pseudo-documents that training will use.
+        journals: Journals of all runs; every answer counts as paid, whether or not it was kept.
+        prices, tail_threshold, picture: As in the generating commands; `picture=False` leaves matplotlib out.
+
+    Raises:
+        AugmentationError: bad input.
+    """
+    documents = read_documents(train)
+    if not documents:
+        raise AugmentationError(
+            "the train file holds no document, so there is nothing to report on; give another file."
+        )
+    pseudo = read_documents(samples) if samples else []
+    before = collections.Counter(label for document in documents for label in document.labels)
+    after = before + collections.Counter(label for document in pseudo for label in document.labels)
+    names = sorted(after, key=lambda label: (before[label], label))
+    price_list = PriceList(prices)
+    groups: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for path in journals:
+        if not Path(path).exists():
+            raise AugmentationError(f"there is no journal {path}; correct `--journal`.")
+        with Journal(path, read_only=True) as journal:
+            for entry in journal.entries():
+                key = (entry["model"], entry["endpoint"], entry["template"])
+                row = groups.setdefault(
+                    key,
+                    dict(zip(("model", "endpoint", "template"), key))
+                    | {"answers": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0},
+                )
+                row["answers"] += 1
+                for name in ("prompt_tokens", "completion_tokens"):
+                    row[name] += entry["usage"][name]
+                cost = price_list.cost_of(entry)
+                row["cost"] = None if cost is None or row["cost"] is None else row["cost"] + cost
+    result = Report(
+        train_documents=len(documents),
+        pseudo_documents=len(pseudo),
+        labels=len(names),
+        tail_labels_before=sum(before[label] < tail_threshold for label in names),
+        tail_labels_after=sum(after[label] < tail_threshold for label in names),
+        tail_threshold=tail_threshold,
+        deciles=_deciles(names, before, after),
+        models=[groups[key] for key in sorted(groups)],
+        currency=price_list.currency,
+    )
+    output_dir = Path(output_dir)
+    with replace_whole(output_dir / FILE_NAME) as stream:
+        json.dump(result.as_dict(), stream, indent=2, ensure_ascii=False)
+        stream.write("\n")
+    result.files.append(str(output_dir / FILE_NAME))
+    if picture:
+        _draw(output_dir / PICTURE, names, before, after, tail_threshold)
+        result.files.append(str(output_dir / PICTURE))
+    return result
+
+
+def _deciles(names: list[str], before: collections.Counter, after: collections.Counter) -> list[dict[str, Any]]:
+    rows = []
+    for decile in range(DECILES):
+        part = names[decile * len(names) // DECILES : (decile + 1) * len(names) // DECILES]
+        if part:
+            rows.append(
+                {
+                    "decile": decile + 1,
+                    "labels": len(part),
+                    "before": sum(before[label] for label in part) / len(part),
+                    "after": sum(after[label] for label in part) / len(part),
+                }
+            )
+    return rows
+
+
+def _draw(
+    path: Path, names: list[str], before: collections.Counter, after: collections.Counter, tail_threshold: int
+) -> None:
+    from matplotlib.figure import Figure  # without pyplot: no window system is touched
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    places = range(len(names))
+    axes.fill_between(places, [after[name] for name in names], step="mid", color="#7fb2e5", label="real and pseudo")
+    axes.fill_between(places, [before[name] for name in names], step="mid", color="#1f4e79", label="real")
+    axes.axhline(
+        tail_threshold, color="#b03a2e", linestyle="--", linewidth=1, label=f"tail threshold ({tail_threshold})"
+    )
+    axes.set(
+        yscale="symlog",
+        ylim=(0, None),
+        xlabel="labels, the rarest first",
+        ylabel="documents",
+        xlim=(0, max(len(names) - 1, 1)),
+    )
+    axes.legend(loc="upper left", frameon=False)
+    with replace_whole(path, "wb") as stream:
+        figure.savefig(stream, format="png", dpi=150)
