@@ -18,7 +18,8 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from .ranking import positives, ratio, to_array, top_k
+from .label_groups import head_body_tail, most_frequent_first, summarize
+from .ranking import inverse_propensities, positives, ratio, to_array, top_k
 
 
 # Ranking metrics of whole data sets are computed in slices of this many scores (32 MB in float32).
@@ -26,46 +27,6 @@ SCORES_PER_SLICE = 8_000_000
 # Two histograms of 4-byte counts per label share this many bytes, within the bounds on bins below.
 HISTOGRAM_BYTES = 128_000_000
 MIN_BINS, MAX_BINS = 32, 1024
-GROUPS = ("head", "body", "tail")
-
-
-def inverse_propensities(label_counts, num_documents: int, a: float = 0.55, b: float = 1.5) -> np.ndarray:
-    r"""
-    Inverse propensities 1 + C (N_l + b)^-a with C = (log N - 1)(b + 1)^a (Jain et al., 2016, Section 4).
-
-    Below N = 3 the formula would fall under 1, and 1 is returned.
-
-    Args:
-        label_counts (`np.ndarray` of shape `(num_labels,)`): N_l, real training documents of each label (without
-            pseudo-documents).
-        num_documents (`int`): N, real training documents.
-        a, b (`float`): the paper's 0.55 and 1.5, those of EUR-Lex (others: Wikipedia 0.5 and 0.4, Amazon 0.6 and
-            2.6).
-
-    Returns:
-        `np.ndarray` of shape `(num_labels,)`, float64, each at least 1.
-
-    Raises:
-        ValueError: if a count is negative or above `num_documents`, or `num_documents` is below 1.
-
-    Example:
-
-    ```python
-    >>> inverse_propensities([1000, 10, 0], num_documents=1000).round(4)
-    array([1.2187, 3.5521, 8.8242])
-
-    ```
-    """
-    counts = to_array(label_counts).astype(np.float64)
-    if num_documents < 1:
-        raise ValueError(f"`num_documents` is {num_documents}, but at least one training document is needed.")
-    if counts.ndim != 1 or (counts.size and not (counts.min() >= 0 and counts.max() <= num_documents)):
-        raise ValueError(
-            f"`label_counts` of shape {counts.shape} must be one count per label between 0 and `num_documents` "
-            f"({num_documents}). Count both on the same real training documents."
-        )
-    c = max(np.log(num_documents) - 1, 0.0) * (b + 1) ** a
-    return 1 + c * (counts + b) ** -a
 
 
 def ranking_metrics(scores, labels, ks: Sequence[int] = (1, 3, 5), propensities=None) -> dict[str, float]:
@@ -118,10 +79,9 @@ class StreamingMetrics:
     r"""
     Metrics of a stream of batches, on the device of its tensors, for any number of documents.
 
-    Labels are split by their counts in the real training documents into `tail` (fewer than `tail_threshold`), `head`
-    (the most frequent tenth of all labels, unless they are tail) and `body` (the rest). Of each group: `recall@k`, the
-    share of its positives (document-label pairs of the data seen) found among the first k, `coverage@k`, the share of
-    its labels having positives that are found at least once among the first k, and `f1_macro`.
+    With label counts, the labels are also looked at as head, body and tail, see `trainer.label_groups`: `recall@k`, the
+    share of a group's positives (document-label pairs of the data seen) found among the first k, `coverage@k`, the
+    share of its labels having positives that are found at least once among the first k, and `f1_macro`.
 
     Args:
         num_labels (`int`): number of labels.
@@ -301,7 +261,7 @@ class StreamingMetrics:
             results["f1_sample"] = float(sums["f1_sample"]) / self.num_seen
         if self.label_counts is not None:
             for name, members in self.label_groups().items():
-                results.update({f"{name}_{key}": value for key, value in self._of_labels(labels, members).items()})
+                results.update({f"{name}_{key}": value for key, value in summarize(labels, members, self.ks).items()})
         return results
 
     def per_label(self) -> dict[str, np.ndarray]:
@@ -336,15 +296,13 @@ class StreamingMetrics:
 
     def label_groups(self) -> dict[str, np.ndarray]:
         """
-        Label ids of `"head"`, `"body"` and `"tail"`, each ascending.
+        Ascending label ids of `"head"`, `"body"` and `"tail"`.
 
         Raises:
             ValueError: without `label_counts`.
         """
-        first = self._frequent_first()
-        tail = self.label_counts < self.tail_threshold
-        head = np.isin(np.arange(self.num_labels), first[: -(-self.num_labels // 10)]) & ~tail
-        return dict(zip(GROUPS, (np.flatnonzero(mask) for mask in (head, ~head & ~tail, tail))))
+        self._check_counts()
+        return head_body_tail(self.label_counts, self.tail_threshold)
 
     def deciles(self) -> list[dict[str, float]]:
         """
@@ -357,14 +315,15 @@ class StreamingMetrics:
         Raises:
             ValueError: without `label_counts`, or if no document has been seen.
         """
+        self._check_counts()
         labels = self.per_label()
         result = []
-        for members in np.array_split(self._frequent_first(), 10):
+        for members in np.array_split(most_frequent_first(self.label_counts), 10):
             if len(members):
                 counts = labels["train_count"][members]
                 row = {"num_labels": len(members), "min_train_count": int(counts.min())}
                 row |= {"max_train_count": int(counts.max()), "support": int(labels["support"][members].sum())}
-                result.append(row | self._of_labels(labels, members))
+                result.append(row | summarize(labels, members, self.ks))
         return result
 
     def histograms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -460,15 +419,19 @@ class StreamingMetrics:
         """Add the predictions at the thresholds."""
         predicted = scores >= self._cuts
         correct = predicted[rows, cols].long()
-        self._sums["predicted"] += predicted.sum(dim=0)
+        self._sums["predicted"] += predicted.sum(dim=0, dtype=torch.int32)
         self._sums["true_positives"].scatter_add_(0, cols, correct)
         of_document = torch.zeros(len(scores), dtype=torch.int64, device=scores.device).scatter_add_(0, rows, correct)
-        either = sizes + predicted.sum(dim=1)
+        either = sizes + predicted.sum(dim=1, dtype=torch.int32)
         self._sums["f1_sample"] += (2 * of_document.double() / either.clamp(min=1)).sum()
 
     def _count_bins(self, scores: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> None:
         """Add the scores to the per-label histograms of all documents and of the positives."""
         logits = scores if self.activation == "sigmoid" else torch.logit(scores)
+        if self.activation is None and logits.isnan().any():
+            raise ValueError(
+                "`scores` hold values outside 0..1, which are no probabilities. Pass logits and `activation='sigmoid'`."
+            )
         low, high = self.histogram_range
         # Equal bins, so no search; a logit within a rounding error of an edge may count on its other side.
         bins = ((logits - low) * (self.num_bins / (high - low))).clamp_(0, self.num_bins - 1).long()
@@ -477,24 +440,11 @@ class StreamingMetrics:
         for name, places in (("histogram", bins.flatten()), ("positive_histogram", bins[rows, cols])):
             self._sums[name].scatter_add_(0, places, one.expand(len(places)))
 
-    def _of_labels(self, labels: dict[str, np.ndarray], members: np.ndarray) -> dict[str, float]:
-        """recall@k, coverage@k and macro F1 over some labels."""
-        support = labels["support"][members]
-        result = {}
-        for k in self.ks:
-            hits = labels[f"hits@{k}"][members]
-            result[f"recall@{k}"] = float(ratio(hits.sum(), support.sum()))
-            result[f"coverage@{k}"] = float(ratio((hits > 0).sum(), (support > 0).sum()))
-        if "f1" in labels:
-            result["f1_macro"] = float(labels["f1"][members].mean()) if len(members) else 0.0
-        return result
-
-    def _frequent_first(self) -> np.ndarray:
+    def _check_counts(self) -> None:
         if self.label_counts is None:
             raise ValueError(
                 "labels cannot be grouped by frequency without `label_counts`. Pass the counts of the training set."
             )
-        return np.argsort(-self.label_counts, kind="stable")
 
     def _per_label(self, values, name: str) -> np.ndarray:
         values = to_array(values).astype(np.float64)

@@ -1,8 +1,47 @@
-"""What the metrics need of a batch: its top k, its positives, and 0/0 = 0."""
+"""Pieces of the ranking metrics: propensities, the top k and the positives of a batch, and 0/0 = 0."""
 
 import numpy as np
 import scipy.sparse
 import torch
+
+
+def inverse_propensities(label_counts, num_documents: int, a: float = 0.55, b: float = 1.5) -> np.ndarray:
+    r"""
+    Inverse propensities 1 + C (N_l + b)^-a with C = (log N - 1)(b + 1)^a (Jain et al., 2016, Section 4).
+
+    Below N = 3 the formula would fall under 1, and 1 is returned.
+
+    Args:
+        label_counts (`np.ndarray` of shape `(num_labels,)`): N_l, real training documents of each label (without
+            pseudo-documents).
+        num_documents (`int`): N, real training documents.
+        a, b (`float`): the paper's 0.55 and 1.5, those of EUR-Lex (others: Wikipedia 0.5 and 0.4, Amazon 0.6 and
+            2.6).
+
+    Returns:
+        `np.ndarray` of shape `(num_labels,)`, float64, each at least 1.
+
+    Raises:
+        ValueError: if a count is negative or above `num_documents`, or `num_documents` is below 1.
+
+    Example:
+
+    ```python
+    >>> inverse_propensities([1000, 10, 0], num_documents=1000).round(4)
+    array([1.2187, 3.5521, 8.8242])
+
+    ```
+    """
+    counts = to_array(label_counts).astype(np.float64)
+    if num_documents < 1:
+        raise ValueError(f"`num_documents` is {num_documents}, but at least one training document is needed.")
+    if counts.ndim != 1 or (counts.size and not (counts.min() >= 0 and counts.max() <= num_documents)):
+        raise ValueError(
+            f"`label_counts` of shape {counts.shape} must be one count per label between 0 and `num_documents` "
+            f"({num_documents}). Count both on the same real training documents."
+        )
+    c = max(np.log(num_documents) - 1, 0.0) * (b + 1) ** a
+    return 1 + c * (counts + b) ** -a
 
 
 def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:

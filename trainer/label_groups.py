@@ -1,0 +1,56 @@
+"""Labels by how often they occur in training: head, body and tail, and tenths."""
+
+import numpy as np
+
+from .ranking import ratio
+
+
+def head_body_tail(label_counts: np.ndarray, tail_threshold: int = 50) -> dict[str, np.ndarray]:
+    """
+    Split labels by their training counts: `tail` has fewer than `tail_threshold` documents, `head` is the most frequent
+    tenth of all labels (rounded up) unless they are tail, `body` is the rest. Of equal counts the lower id comes first.
+
+    Args:
+        label_counts (`np.ndarray` of shape `(num_labels,)`): real training documents of each label.
+        tail_threshold (`int`, defaults to 50): the paper's bound.
+
+    Returns:
+        `dict[str, np.ndarray]`: ascending label ids of `"head"`, `"body"` and `"tail"`.
+
+    Example:
+
+    ```python
+    >>> head_body_tail(np.array([3, 900, 70, 80, 2]))
+    {'head': array([1]), 'body': array([2, 3]), 'tail': array([0, 4])}
+
+    ```
+    """
+    tail = label_counts < tail_threshold
+    head = np.zeros(len(label_counts), dtype=bool)
+    head[most_frequent_first(label_counts)[: -(-len(label_counts) // 10)]] = True
+    head &= ~tail
+    return {name: np.flatnonzero(mask) for name, mask in (("head", head), ("body", ~head & ~tail), ("tail", tail))}
+
+
+def most_frequent_first(label_counts: np.ndarray) -> np.ndarray:
+    """Label ids by falling count; of equal counts the lower id comes first."""
+    return np.argsort(-label_counts, kind="stable")
+
+
+def summarize(labels: dict[str, np.ndarray], members: np.ndarray, ks: tuple[int, ...]) -> dict[str, float]:
+    """
+    Figures of some labels, from `StreamingMetrics.per_label()`.
+
+    Returns:
+        `dict[str, float]`: `recall@k`, the share of the members' positives found among the first k; `coverage@k`, the
+        share of the members having positives of which at least one is found there; with predictions `f1_macro`.
+    """
+    support = labels["support"][members]
+    result = {}
+    for k in ks:
+        hits = labels[f"hits@{k}"][members]
+        result[f"recall@{k}"] = float(ratio(hits.sum(), support.sum()))
+        result[f"coverage@{k}"] = float(ratio((hits > 0).sum(), (support > 0).sum()))
+    if "f1" in labels:
+        result["f1_macro"] = float(labels["f1"][members].mean()) if len(members) else 0.0
+    return result
