@@ -1,0 +1,116 @@
+"""Several real processes, and runs that are killed: the same numbers as one process that runs to its end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import training_script
+
+from trainer.checkpoints import MANIFEST_NAME, is_whole, last_whole_checkpoint
+
+
+def launch(tasks, processes=1) -> subprocess.CompletedProcess:
+    script = [training_script.__file__, json.dumps(tasks)]
+    command = [sys.executable, *script]
+    if processes > 1:
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+        command += ["--num_processes", str(processes), "--main_process_port", "0", "--mixed_precision", "no"]
+        command += ["--dynamo_backend", "no", *script]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    folder = Path(training_script.__file__).parent
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=240)
+
+
+def losses(folder) -> dict[int, float]:
+    lines = (Path(folder) / "losses.jsonl").read_text().splitlines()
+    return {step: loss for step, loss in map(json.loads, lines)}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """One launch of two processes: all equivalence scenarios, and an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("two")
+    done = launch([{"equivalence": str(folder)}, {"folder": str(folder)}], processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    results = training_script.run_equivalence(str(folder))
+    training_script.run_resumable(str(folder))
+    return folder, results
+
+
+@pytest.mark.parametrize("scenario", list(training_script.EQUIVALENCE))
+def test_two_processes_compute_what_one_computes_with_the_double_batch(scenario, one_process, two_processes):
+    expected = one_process[1][scenario]
+    found = torch.load(two_processes / "results.pt", weights_only=True)[scenario]
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    for name, value in expected["state"].items():
+        assert torch.allclose(found["state"][name], value, atol=2e-5), name
+
+
+def test_two_processes_evaluate_and_predict_every_document_once_in_file_order(one_process, two_processes):
+    expected = one_process[1]["encoder"]
+    found = torch.load(two_processes / "results.pt", weights_only=True)["encoder"]
+    assert found["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
+    assert torch.equal(found["predictions"], expected["predictions"])
+
+
+def check_resumed(folder, uninterrupted, first_step):
+    found, expected = losses(folder), losses(uninterrupted)
+    assert set(found) == set(range(1, 8))
+    for step in range(first_step, 8):
+        assert found[step] == pytest.approx(expected[step], rel=1e-5), step
+
+
+def test_a_run_killed_in_its_second_epoch_goes_on_with_the_same_losses(tmp_path, one_process):
+    done = launch([{"folder": str(tmp_path), "kill_at": 6}])
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert last_whole_checkpoint(tmp_path).endswith("checkpoint-4")
+    training_script.run_resumable(str(tmp_path), resume=True)
+    check_resumed(tmp_path, one_process[0], 5)
+
+
+def test_a_run_killed_in_the_middle_of_a_save_resumes_from_the_checkpoint_before(tmp_path, one_process):
+    done = launch([{"folder": str(tmp_path), "kill_in_save": 4}])
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert (tmp_path / "checkpoint-4").exists() and not is_whole(tmp_path / "checkpoint-4")
+    assert last_whole_checkpoint(tmp_path).endswith("checkpoint-2")
+    training_script.run_resumable(str(tmp_path), resume=True)
+    check_resumed(tmp_path, one_process[0], 3)
+    assert is_whole(tmp_path / "checkpoint-4")
+
+
+def test_two_processes_killed_in_the_second_epoch_go_on_with_the_same_losses(tmp_path, two_processes):
+    done = launch([{"folder": str(tmp_path), "kill_at": 6}], processes=2)
+    assert done.returncode != 0
+    assert last_whole_checkpoint(tmp_path).endswith("checkpoint-4")
+    done = launch([{"folder": str(tmp_path), "resume": True}], processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_resumed(tmp_path, two_processes, 5)
+
+
+def test_a_checkpoint_with_a_missing_or_cut_file_is_not_whole(tmp_path, one_process):
+    import shutil
+
+    copy = tmp_path / "checkpoint-6"
+    shutil.copytree(one_process[0] / "checkpoint-6", copy)
+    assert is_whole(copy)
+    with open(copy / "model.safetensors", "r+b") as file:
+        file.truncate(100)
+    assert not is_whole(copy)
+    shutil.copy(one_process[0] / "checkpoint-6" / "model.safetensors", copy)
+    assert is_whole(copy)
+    (copy / "optimizer.pt").unlink()
+    assert not is_whole(copy)
+    (copy / MANIFEST_NAME).write_text("{")
+    assert not is_whole(copy)
+    assert last_whole_checkpoint(tmp_path) is None

@@ -1,0 +1,128 @@
+"""Small training runs for the tests of several processes and of killed runs; used as a module and as a script."""
+
+import json
+import os
+import signal
+import sys
+
+import torch
+from test_trainer import NUM_LABELS, tiny_documents
+from tiny_models import tiny_model, tiny_tokenizer
+from transformers import TrainerCallback
+
+from trainer import SepMldcTrainer, SepMldcTrainingArguments
+
+
+# Global batch 8: 24 documents are three steps (or micro-steps) an epoch.
+EQUIVALENCE = {
+    "encoder": {"label_encoding": "encoder", "labels_per_step": NUM_LABELS},
+    "encoder_capped": {"label_encoding": "encoder", "labels_per_step": 3},
+    "encoder_capped_accumulated": {
+        "label_encoding": "encoder",
+        "labels_per_step": 3,
+        "gradient_accumulation_steps": 2,
+    },
+    "embedding": {"label_encoding": "embedding"},
+    "embedding_accumulated": {"label_encoding": "embedding", "gradient_accumulation_steps": 2},
+}
+
+
+class LossLog(TrainerCallback):
+    """Appends (step, loss) of each step to a file, and may kill the process right after a step."""
+
+    def __init__(self, path, kill_at=None):
+        self.path, self.kill_at = path, kill_at
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and "loss" in logs:
+            with open(self.path, "a") as file:
+                file.write(json.dumps([state.global_step, logs["loss"]]) + "\n")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.kill_at and state.is_world_process_zero:
+            # The log of this very step has not been written yet: the run dies between two steps.
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def build(output_dir, dropout=0.0, callbacks=None, documents=24, **settings):
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    torch.manual_seed(0)
+    args = SepMldcTrainingArguments(
+        str(output_dir),
+        **{
+            "per_device_train_batch_size": 8 // world_size,
+            "max_steps": 3,
+            "learning_rate": 0.05,
+            "optim": "sgd",
+            "use_cpu": True,
+            "report_to": [],
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "label_loss_weight": 0.2,
+            "document_loss_weight": 0.2,
+            "group_by_label_set": True,
+            **settings,
+        },
+    )
+    return SepMldcTrainer(
+        model=tiny_model(
+            num_labels=NUM_LABELS, hidden_dropout=dropout, attention_dropout=dropout, classifier_dropout=dropout
+        ),
+        args=args,
+        train_dataset=tiny_documents(documents),
+        eval_dataset=tiny_documents(9, seed=3),
+        processing_class=tiny_tokenizer(),
+        callbacks=callbacks,
+    )
+
+
+def run_equivalence(folder) -> dict:
+    """Parameters, logged losses and evaluation of every scenario."""
+    results = {}
+    for name, settings in EQUIVALENCE.items():
+        trainer = build(os.path.join(folder, name), **settings)
+        trainer.train()
+        state = {key: value.detach().clone() for key, value in trainer.model.state_dict().items()}
+        tables = [torch.zeros_like(state["label_embeddings"]) for _ in range(trainer.args.world_size)]
+        if trainer.args.world_size > 1:
+            torch.distributed.all_gather(tables, state["label_embeddings"])
+            assert torch.equal(tables[0], tables[1]), "the processes hold different label embeddings"
+        metrics = trainer.evaluate()
+        output = trainer.predict(trainer.eval_dataset)
+        results[name] = {
+            "state": state,
+            "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
+            "metrics": {k: v for k, v in metrics.items() if "@" in k or "f1" in k},
+            "predictions": torch.tensor(output.predictions[1]),
+        }
+    return results
+
+
+def run_resumable(folder, kill_at=None, kill_in_save=None, resume=False) -> None:
+    """Seven steps of three an epoch, saved after the second, fourth and sixth."""
+    log = LossLog(os.path.join(folder, "losses.jsonl"), kill_at)
+    trainer = build(
+        folder, dropout=0.3, callbacks=[log], max_steps=7, save_strategy="steps", save_steps=2, labels_per_step=3
+    )
+    if kill_in_save is not None:
+        save = trainer._save_scaler
+
+        def killed(output_dir):
+            if trainer.state.global_step == kill_in_save:
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(output_dir)
+
+        trainer._save_scaler = killed
+    trainer.train(resume_from_checkpoint=True if resume else None)
+
+
+if __name__ == "__main__":
+    task = json.loads(sys.argv[1])
+    for step in task:
+        if "equivalence" in step:
+            results = run_equivalence(step["equivalence"])
+            if int(os.environ.get("RANK", "0")) == 0:
+                torch.save(results, os.path.join(step["equivalence"], "results.pt"))
+        else:
+            run_resumable(**step)
