@@ -186,6 +186,31 @@ class Endpoint:
             }
         return {"model": request.model, "messages": request.messages, **body}
 
+    @property
+    def dialect(self) -> dict[str, Any]:
+        """What was learnt about the endpoint, so that a later process can go on with it."""
+        return {
+            "structured": self.structured,
+            "token_parameter": self.token_parameter,
+            "dropped": sorted(self.dropped),
+        }
+
+    @dialect.setter
+    def dialect(self, value: dict[str, Any]) -> None:
+        self.structured, self.token_parameter = value["structured"], value["token_parameter"]
+        self.dropped = set(value["dropped"])
+
+    def problem(self, error: Exception, sent: dict[str, Any]) -> Exception:
+        """What an exception of the `openai` client means."""
+        openai = self._openai
+        if isinstance(error, openai.APITimeoutError):
+            return TryAgain(f"no answer within {self.settings.timeout:g} s", maybe_paid=True, reached=False)
+        if isinstance(error, openai.APIStatusError):
+            return self.judge(error.status_code, error.body, error.response.headers, sent)
+        cause = error.__cause__ or error
+        never_sent = "connect" in type(cause).__name__.lower()
+        return TryAgain(f"no connection ({self.redact(str(cause))})", maybe_paid=not never_sent, reached=False)
+
     async def ask(self, request: Request) -> dict[str, Any]:
         """
         One attempt.
@@ -196,20 +221,14 @@ class Endpoint:
         Raises:
             TryAgain, ItemError, FatalError: as the names say. `TryAgain(retry_after=0)` after something was learnt.
         """
-        openai, began = self._openai, time.monotonic()
+        began = time.monotonic()
         body = self.body(request)
         known = {name: body.pop(name) for name in ("model", "messages")}
         try:
             raw = await self.client.chat.completions.with_raw_response.create(**known, extra_body=body)
             answer = json.loads(raw.text)
-        except openai.APITimeoutError:
-            raise TryAgain(f"no answer within {self.settings.timeout:g} s", maybe_paid=True, reached=False) from None
-        except openai.APIConnectionError as error:
-            cause = self.redact(error.__cause__ or error)
-            sent = "connect" not in type(error.__cause__).__name__.lower()
-            raise TryAgain(f"no connection ({cause})", maybe_paid=sent, reached=False) from None
-        except openai.APIStatusError as error:
-            raise self.judge(error.status_code, error.body, error.response.headers, body) from None
+        except self._openai.APIError as error:
+            raise self.problem(error, body) from None
         except ValueError:  # JSONDecodeError, UnicodeDecodeError
             raise TryAgain(f"the answer is not JSON: {self.redact(raw.text[:80])!r}", maybe_paid=True) from None
         entry = self.entry(request, answer, body)

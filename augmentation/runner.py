@@ -5,6 +5,7 @@ import contextlib
 import random
 import signal
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from .client import Endpoint, FatalError, ItemError, RequestSettings, TryAgain
 from .files import AugmentationError
 from .journal import Journal, Request
-from .pricing import PriceList, prompt_tokens
+from .pricing import Price, PriceList, prompt_tokens
 
 
 FAILURES_IN_A_ROW = 10  # requests that failed for good, with no success between them, before the run stops
@@ -60,6 +61,48 @@ class RunState:
     fatal: AugmentationError | None = None
 
 
+@contextlib.contextmanager
+def on_interrupt(callback: Callable[[], None]) -> Iterator[None]:
+    """Calls `callback` on Ctrl-C and SIGTERM, where the thread and the system allow it."""
+    loop, names = asyncio.get_running_loop(), []
+    for name in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.add_signal_handler(name, callback)
+            names.append(name)
+    try:
+        yield
+    finally:
+        for name in names:
+            loop.remove_signal_handler(name)
+
+
+def budget(settings: RequestSettings, journal: Journal) -> tuple[PriceList, Price | None, float]:
+    """
+    The price list, the model's price, and, where `max_cost` needs it, what the journal's answers have cost.
+
+    Raises:
+        AugmentationError: if `max_cost` is given for a model without a price.
+    """
+    prices = PriceList(settings.prices)
+    price = prices.get(settings.model)
+    if settings.max_cost is None:
+        return prices, price, 0.0
+    if price is None:
+        raise AugmentationError(
+            f"the price of {settings.model!r} is unknown, so `--max-cost` cannot be kept; name it in a file given with "
+            "`--prices`, or use `--max-requests`."
+        )
+    return prices, price, sum(prices.cost_of(entry) or 0.0 for entry in journal.entries())
+
+
+def highest_cost(request: Request, price: Price | None, batch: bool = False) -> float:
+    """What a request costs if its answer is as long as it can be; 0 without a price."""
+    if price is None:
+        return 0.0
+    longest = request.parameters.get("max_tokens") or request.expected_tokens
+    return price.cost(int(prompt_tokens(request) * ESTIMATE_MARGIN), longest, batch)
+
+
 class Pacer:
     """Spreads an amount per minute evenly over time."""
 
@@ -91,17 +134,7 @@ class Runner:
         self.task, self.settings, self.journal = task, settings, journal
         self.endpoint = Endpoint(settings)
         self.state = RunState()
-        prices = PriceList(settings.prices)
-        self.price = prices.get(settings.model)
-        if settings.max_cost is not None and self.price is None:
-            raise AugmentationError(
-                f"the price of {settings.model!r} is unknown, so `--max-cost` cannot be kept; name it in a file given with "
-                "`--prices`, or use `--max-requests`."
-            )
-        self.prices = prices
-        self._spent_before = 0.0
-        if settings.max_cost is not None:
-            self._spent_before = sum(prices.cost_of(entry) or 0.0 for entry in journal.entries())
+        self.prices, self.price, self._spent_before = budget(settings, journal)
         self._reserved = 0.0
         self._in_flight = 0
         self._failures = 0
@@ -121,7 +154,15 @@ class Runner:
             total=len(self.task), desc=self.task.name, unit="item", disable=not self.settings.progress, smoothing=0.1
         )
         workers = [asyncio.create_task(self._work()) for _ in range(min(self.settings.concurrency, len(self.task)))]
-        with self._signals(workers):
+
+        def interrupt() -> None:
+            if self._stop.is_set():
+                for worker in workers:
+                    worker.cancel()
+            self._end("interrupted")
+            tqdm.write("Finishing the requests under way; press Ctrl-C again to drop them.")
+
+        with on_interrupt(interrupt):
             results = await asyncio.gather(*workers, return_exceptions=True)
         self._bar.close()
         await self.journal.drain()
@@ -132,29 +173,6 @@ class Runner:
         if self.state.fatal:
             raise self.state.fatal
         return self.state
-
-    @contextlib.contextmanager
-    def _signals(self, workers: list[asyncio.Task]):
-        """Ctrl-C (and SIGTERM) finishes what is under way; the second one drops it."""
-        loop = asyncio.get_running_loop()
-        names = []
-
-        def interrupt() -> None:
-            if self._stop.is_set():
-                for worker in workers:
-                    worker.cancel()
-            self._end("interrupted")
-            tqdm.write("Finishing the requests under way; press Ctrl-C again to drop them.")
-
-        for name in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not in this thread or system
-                loop.add_signal_handler(name, interrupt)
-                names.append(name)
-        try:
-            yield
-        finally:
-            for name in names:
-                loop.remove_signal_handler(name)
 
     def _end(self, reason: str, fatal: AugmentationError | None = None) -> None:
         self.state.stopped = self.state.stopped or reason
@@ -260,8 +278,7 @@ class Runner:
 
     async def _once(self, request: Request) -> dict[str, Any]:
         prompt = prompt_tokens(request)
-        longest = request.parameters.get("max_tokens") or request.expected_tokens
-        most = self.price.cost(int(prompt * ESTIMATE_MARGIN), longest) if self.price else 0.0
+        most = highest_cost(request, self.price)
         booked = prompt + request.expected_tokens
         await self._pause(max(self._requests.delay(), self._tokens.delay(booked)))
         while (wait := self._not_before - time.monotonic()) > 0:
