@@ -1,4 +1,4 @@
-"""Loading and checking documents: every usual form gives the same table, and every mistake one sentence that names its place."""
+"""Documents: every usual form gives the same table, and every mistake one sentence that names its place."""
 
 import csv
 import gzip
@@ -88,7 +88,7 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", model_max_length=8)
 
 
-# --- forms -------------------------------------------------------------------------------------------------------------
+# --- forms ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
@@ -193,7 +193,7 @@ def test_a_changed_file_is_read_anew_and_an_unchanged_one_comes_from_the_cache(t
     assert load(write(path, jsonl([{"text": "new", "labels": []}])))["text"][:] == ["new"]
 
 
-# --- published forms ---------------------------------------------------------------------------------------------------
+# --- published forms ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compression", ["", ".gz"])
@@ -275,7 +275,7 @@ def test_a_bad_published_form_is_named(tmp_path, load, files, data_format, messa
         load(first, data_format=data_format)
 
 
-# --- bad input ---------------------------------------------------------------------------------------------------------
+# --- bad input ----------------------------------------------------------------
 
 GOOD = '{"text": "x", "labels": ["a"]}\n'
 
@@ -384,7 +384,7 @@ def test_a_bad_document_of_a_stream_is_named_when_it_is_reached(tmp_path, load):
         build_label_list(dataset)
 
 
-# --- labels ------------------------------------------------------------------------------------------------------------
+# --- labels ----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -519,7 +519,7 @@ def test_bad_label_descriptions_are_named(tmp_path, name, content, message):
         load_label_descriptions(write(tmp_path / name, content), ["a"])
 
 
-# --- tokens ------------------------------------------------------------------------------------------------------------
+# --- tokens ----------------------------------------------------------------
 
 
 def test_tokens_are_truncated_unpadded_and_their_number_is_kept(any_train, tokenizer):
@@ -556,7 +556,7 @@ def test_another_process_takes_loaded_and_tokenized_documents_from_the_cache(tmp
     assert "Tokenizing" not in there.stderr and "Generating" not in there.stderr
 
 
-# --- the sample --------------------------------------------------------------------------------------------------------
+# --- the sample ----------------------------------------------------------------
 
 
 def test_the_sample_is_small_and_whole(tmp_path):

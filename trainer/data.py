@@ -1,6 +1,7 @@
 """
 Documents in, arrow tables out: loads and checks documents, learns the labels from the training documents, reads label
-descriptions and pseudo-samples, encodes labels and tokenizes. Nothing here is N x L: labels stay lists of ids until the collator.
+descriptions and pseudo-samples, encodes labels and tokenizes. Nothing here is N x L: labels stay lists of ids until
+the collator.
 """
 
 import difflib
@@ -27,16 +28,28 @@ from datasets import List as ListFeature
 from datasets.exceptions import DatasetGenerationError
 
 from .data_columns import Columns
+from .data_descriptions import load_label_descriptions
 from .data_formats import (
     class_label_names,
     expand_files,
     join_names,
-    read_json_object,
     read_records,
-    shorten,
     signatures,
 )
 
+
+__all__ = [
+    "add_pseudo_samples",
+    "build_label_list",
+    "count_unknown_labels",
+    "encode_labels",
+    "label_counts",
+    "load_label_descriptions",
+    "load_pseudo_samples",
+    "load_splits",
+    "num_real_documents",
+    "tokenize",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -138,28 +151,32 @@ def load_splits(
     r"""
     Loads documents and their labels from local files or from a data set of the Hub, checking every document once.
 
-    Local files are read line by line and written to the arrow cache, where an unchanged file is found again; streaming reads them anew
-    each time. Label names are stripped of surrounding blanks, a label that a document names twice counts once, and an empty list of
-    labels is allowed.
+    Local files are read line by line and written to the arrow cache, where an unchanged file is found again; streaming
+    reads them anew each time. Label names are stripped of surrounding blanks, a label that a document names twice
+    counts once, and an empty list of labels is allowed.
 
     Args:
         train_file, validation_file, test_file (`str` or list of `str`):
             Files or glob patterns: .csv, .tsv, .json, .jsonl or .parquet, each also with .gz or .zst.
         dataset_name, dataset_config_name (`str`):
-            Instead of files, a data set for `datasets.load_dataset`; its splits train, validation (also valid, val, dev) and test are taken.
+            Instead of files, a data set for `datasets.load_dataset`; its splits train, validation (also valid, val,
+            dev) and test are taken.
         text_columns (`str` or sequence of `str`):
             The columns with the text; several are joined by `text_separator`, empty ones left out.
         label_column (`str`, sequence of `str` or `None`):
-            One column holds a list of names, a string joined by `label_delimiter`, or ClassLabel ids. Several columns are multi-hot: each
-            is a label, its values are 0 or 1. `None` reads unlabelled documents.
+            One column holds a list of names, a string joined by `label_delimiter`, or ClassLabel ids. Several columns
+            are multi-hot: each is a label, its values are 0 or 1. `None` reads unlabelled documents.
         id_column (`str`, *optional*): The column with the documents' ids; a column "id" is taken by itself.
         data_format (`str`):
-            "auto" goes by the file's extension. "aapd" (SGM's text_train and label_train), "rcv1" (LYRL2004 token files and
-            rcv1-v2.topics.qrels) and "eurlex" (train_raw_texts.txt and train_labels.txt) find the labels' file beside the one named.
-        streaming (`bool`): Return iterable data sets that read as they go; a bad document is then met when it is reached.
+            "auto" goes by the file's extension. "aapd" (SGM's text_train and label_train), "rcv1" (LYRL2004 token
+            files and rcv1-v2.topics.qrels) and "eurlex" (train_raw_texts.txt and train_labels.txt) find the labels' file
+            beside the one named.
+        streaming (`bool`): Return iterable data sets that read as they go; a bad document is then met when it
+            is reached.
 
     Returns:
-        A dictionary of the splits asked for, with the columns "id" (if there are ids), "text" and "labels" (list of names).
+        A dictionary of the splits asked for, with the columns "id" (if there are ids), "text" and "labels" (list of
+        names).
 
     Raises:
         FileNotFoundError: if a file is not there.
@@ -168,7 +185,8 @@ def load_splits(
     files = {name: f for name, f in (("train", train_file), ("validation", validation_file), ("test", test_file)) if f}
     if bool(files) == bool(dataset_name):
         raise ValueError(
-            f"dataset_name is {dataset_name!r} and the files are {files}, but one source is needed. Name either a data set or files."
+            f"dataset_name is {dataset_name!r} and the files are {files}, but one source is needed. Name either a "
+            "data set or files."
         )
     columns = Columns(
         (text_columns,) if isinstance(text_columns, str) else tuple(text_columns),
@@ -179,7 +197,8 @@ def load_splits(
     )
     if not columns.text or columns.labels == () or label_delimiter == "":
         raise ValueError(
-            f"text_columns is {text_columns!r}, label_column {label_column!r} and label_delimiter {label_delimiter!r}, but none may be "
+            f"text_columns is {text_columns!r}, label_column {label_column!r} and label_delimiter "
+            f"{label_delimiter!r}, but none may be "
             "empty. Name at least one column, and leave the delimiter out if labels are lists."
         )
     container = IterableDatasetDict if streaming else DatasetDict
@@ -190,7 +209,8 @@ def load_splits(
     splits = {SPLIT_NAMES[name]: name for name in loaded if name in SPLIT_NAMES}
     if not splits:
         raise ValueError(
-            f"{dataset_name}: has the splits {join_names(loaded)}, but train, validation or test is needed. Use its files."
+            f"{dataset_name}: has the splits {join_names(loaded)}, but train, validation or test is needed. Use its "
+            "files."
         )
     return container(
         {
@@ -224,9 +244,11 @@ def _count_names(dataset: AnyDataset) -> Counter:
 
 def build_label_list(train: AnyDataset, label_list_file: str | os.PathLike | None = None) -> list[str]:
     """
-    The label names in a fixed order: those of `label_list_file` (one a line, kept in its order) or else the sorted names in `train`.
+    The label names in a fixed order: those of `label_list_file` (one a line, kept in its order) or else the sorted
+    names in `train`.
 
-    Give it the training documents only: what validation or test alone have seen is not learnt. `count_unknown_labels` reports it.
+    Give it the training documents only: what validation or test alone have seen is not learnt. `count_unknown_labels`
+    reports it.
 
     Raises:
         ValueError: if there are no labels, or the file names one twice.
@@ -265,68 +287,11 @@ def count_unknown_labels(dataset: AnyDataset, labels: Sequence[str], split: str 
     if unknown:
         examples = ", ".join(f"{name!r} ({count})" for name, count in list(unknown.items())[:5])
         logger.warning(
-            f"{split}: {len(unknown)} labels with {sum(unknown.values())} assignments are not among the {len(known)} labels learnt from the "
+            f"{split}: {len(unknown)} labels with {sum(unknown.values())} assignments are not among the {len(known)} "
+            "labels learnt from the "
             f"training documents and are left out: {examples}{' ...' if len(unknown) > 5 else ''}."
         )
     return unknown
-
-
-def load_label_descriptions(path: str | os.PathLike, labels: Sequence[str]) -> dict[str, str]:
-    """
-    Reads the labels' expansions (Eq. 2: what is encoded is "{label}: {expansion}").
-
-    Args:
-        path: json, jsonl, csv or tsv (also .gz, .zst) with the columns "label" and "expansion" or "description"; a json file may also
-            hold one object `{label: text}` or `{label: {"expansion" or "description": text}}`.
-        labels: The label names of the model.
-
-    Returns:
-        `{label: text}` for the labels that have one. A label without one is encoded by its bare name; an expansion of a label that is
-        not in `labels` is left out, with a warning that names the closest label.
-
-    Raises:
-        ValueError: if a label is described twice, or a label or text is missing.
-    """
-    (path,) = expand_files(path)
-    known = set(labels)
-    descriptions: dict[str, str] = {}
-    unknown: dict[str, str] = {}
-    for where, record in _description_records(path):
-        name = record.get("label")
-        text = record.get("expansion", record.get("description"))
-        for field, value in (("label", name), ("expansion", text)):
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(
-                    f'{where}: `{field}` is {shorten(value)}, but a text is needed. Write {{"label": ..., "expansion" or "description": ...}}.'
-                )
-        name = name.strip()
-        if name in descriptions or name in unknown:
-            raise ValueError(f"{where}: label {name!r} is described a second time. Remove one of them.")
-        (descriptions if name in known else unknown)[name] = text.strip()
-    if unknown:
-        closest = []
-        for name in list(unknown)[:5]:
-            match = difflib.get_close_matches(name, labels, n=1, cutoff=0.0)
-            closest.append(f"{name!r} (closest: {match[0]!r})" if match else repr(name))
-        logger.warning(
-            f"{path}: {len(unknown)} descriptions are of labels that the training documents do not have and are left out: "
-            f"{', '.join(closest)}{' ...' if len(unknown) > 5 else ''}. Correct the names if they were meant."
-        )
-    missing = [name for name in labels if name not in descriptions]
-    if missing:
-        logger.warning(
-            f"{path}: {len(missing)} of {len(labels)} labels have no description and are encoded by name: {join_names(missing)}."
-        )
-    return descriptions
-
-
-def _description_records(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    pairs = read_json_object(path)
-    if pairs is None:
-        yield from read_records(path)
-        return
-    for name, value in pairs:
-        yield f"{path}, {name!r}", {**(value if isinstance(value, Mapping) else {"expansion": value}), "label": name}
 
 
 def load_pseudo_samples(path: str | os.PathLike, labels: Sequence[str], cache_dir: str | None = None) -> Dataset:
@@ -349,7 +314,8 @@ def load_pseudo_samples(path: str | os.PathLike, labels: Sequence[str], cache_di
             close = difflib.get_close_matches(unknown[0], labels, n=1, cutoff=0.0)
             hint = f" The closest is {close[0]!r}." if close else ""
             raise ValueError(
-                f"{where}: the training documents have no label {unknown[0]!r}.{hint} Pseudo-samples carry the labels of a training "
+                f"{where}: the training documents have no label {unknown[0]!r}.{hint} Pseudo-samples carry the labels "
+                "of a training "
                 "document: correct the name or remove the sample."
             )
     dataset = _load_files(path, "train", columns, "auto", cache_dir, streaming=False).select_columns(
@@ -367,9 +333,11 @@ def _add_constant(dataset: AnyDataset, name: str, value: bool) -> AnyDataset:
 
 def add_pseudo_samples(train: AnyDataset, pseudo_samples: Dataset) -> AnyDataset:
     """
-    Training set = real + pseudo (Eq. 20): marks the documents of `train` with "is_pseudo" `False` and appends the pseudo-samples.
+    Training set = real + pseudo (Eq. 20): marks the documents of `train` with "is_pseudo" `False` and appends the
+    pseudo-samples.
 
-    Where documents have ids, pseudo-samples get "pseudo-0", "pseudo-1", ... A streamed `train` yields them at its end: shuffle it.
+    Where documents have ids, pseudo-samples get "pseudo-0", "pseudo-1", ... A streamed `train` yields them at its end:
+    shuffle it.
     """
     if "id" in train.column_names:
         pseudo_samples = pseudo_samples.add_column("id", [f"pseudo-{i}" for i in range(len(pseudo_samples))])
@@ -389,8 +357,8 @@ def encode_labels(dataset: AnyDataset, label2id: Mapping[str, int], num_proc: in
     """
     Replaces the column "labels" (names) by "label_indices": each document's sorted, distinct label ids.
 
-    "labels" goes because a column of that name would be taken for the multi-hot target. Names not in `label2id` are left out
-    (`count_unknown_labels` reports them). The lists are made dense only in `SepMldcDataCollator`.
+    "labels" goes because a column of that name would be taken for the multi-hot target. Names not in `label2id` are
+    left out (`count_unknown_labels` reports them). The lists are made dense only in `SepMldcDataCollator`.
     """
     features = None
     if dataset.features is not None:
@@ -409,7 +377,8 @@ def encode_labels(dataset: AnyDataset, label2id: Mapping[str, int], num_proc: in
 
 def label_counts(dataset: AnyDataset, num_labels: int) -> np.ndarray:
     """
-    The number of real documents of every label, from "label_indices": what propensities, tail labels and the prior bias are based on.
+    The number of real documents of every label, from "label_indices": what propensities, tail labels and the prior
+    bias are based on.
 
     Returns:
         `np.ndarray` of shape `(num_labels,)`, int64; documents with "is_pseudo" are not counted.
@@ -450,8 +419,8 @@ def tokenize(
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the backbone.
-        max_length (`int`, *optional*): The longest document in tokens, special tokens included; by default, and at most, the
-            tokenizer's `model_max_length`.
+        max_length (`int`, *optional*): The longest document in tokens, special tokens included; by default, and at
+            most, the tokenizer's `model_max_length`.
         num_proc (`int`, *optional*): Processes; not used when streaming.
     """
     if max_length is not None and max_length < 1:
@@ -460,7 +429,8 @@ def tokenize(
         )
     if max_length is not None and max_length > tokenizer.model_max_length:
         logger.warning(
-            f"max_length is {max_length}, but the model takes {tokenizer.model_max_length} tokens: documents are cut there."
+            f"max_length is {max_length}, but the model takes {tokenizer.model_max_length} tokens: documents are cut "
+            "there."
         )
     limit = min(max_length or tokenizer.model_max_length, tokenizer.model_max_length)
     keywords = {} if isinstance(dataset, IterableDataset) else {"num_proc": num_proc, "desc": "Tokenizing"}

@@ -1,4 +1,7 @@
-"""What the columns of a data set mean: makes a document `{"id", "text", "labels"}` of a record, or says what is wrong with it."""
+"""
+What the columns of a data set mean: makes a document `{"id", "text", "labels"}` of a record, or says what is wrong
+with it.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,13 +38,17 @@ class Columns:
     text_separator: str = " "
 
     def check(self, available: Sequence[str], where: str) -> "Columns":
-        """Raises if a column is not there; returns these columns with `id` filled in where there is a column of that name."""
+        """
+        Raises if a column is not there; returns these columns with `id` filled in where there is a column of that
+        name.
+        """
         labels = (self.labels,) if isinstance(self.labels, str) else self.labels or ()
         for kind, names in (("text", self.text), ("label", labels), ("id", (self.id,) if self.id else ())):
             missing = [name for name in names if name not in available]
             if missing:
                 raise ValueError(
-                    f"{where}: no column {join_names(missing)}. The columns are {join_names(available, 20)}: name one with "
+                    f"{where}: no column {join_names(missing)}. The columns are {join_names(available, 20)}: name one "
+                    "with "
                     f"`--{kind}_column{'s' if kind == 'text' else ''}`."
                 )
         return replace(self, id=self.id or ("id" if "id" in available else None))
@@ -107,7 +114,8 @@ class Columns:
             names = [name.strip() for name in value]
         else:
             raise ValueError(
-                f'{where}: `{self.labels}` is {shorten(value)}, but a list of label names is needed. Write ["a", "b"] (or [] for a '
+                f'{where}: `{self.labels}` is {shorten(value)}, but a list of label names is needed. Write ["a", "b"] '
+                "(or [] for a "
                 "document without labels), or name the separator of joined labels with `--label_delimiter`."
             )
         return list(dict.fromkeys(names))

@@ -1,6 +1,7 @@
 """
-The forms that documents, labels and label descriptions come in. Each reader streams through its file and yields `(where, record)`:
-`where` is "FILE, line N" for messages, `record` a dictionary of columns. `data_columns.py` makes documents of records.
+The forms that documents, labels and label descriptions come in. Each reader streams through its file and yields
+`(where, record)`: `where` is "FILE, line N" for messages, `record` a dictionary of columns. `data_columns.py` makes
+documents of records.
 """
 
 import csv
@@ -50,14 +51,16 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}, line {number}: byte {error.object[error.start]:#04x} is not UTF-8. Convert the file, for example with "
+            f"{path}, line {number}: byte {error.object[error.start]:#04x} is not UTF-8. Convert the file, for "
+            "example with "
             "`iconv -f latin1 -t utf-8`."
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         if not path.endswith(COMPRESSIONS):
             raise
         raise ValueError(
-            f"{path}: cannot be decompressed after line {number} ({error}). The file is damaged or cut short: fetch it again."
+            f"{path}: cannot be decompressed after line {number} ({error}). The file is damaged or cut short: fetch "
+            "it again."
         ) from None
 
 
@@ -66,7 +69,8 @@ def _parse_json(text: str, path: str, first_line: int = 1, **kwargs) -> Any:
         return json.loads(text, **kwargs)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path}, line {first_line + error.lineno - 1}: not valid JSON ({error.msg}, column {error.colno}). Write one JSON object "
+            f"{path}, line {first_line + error.lineno - 1}: not valid JSON ({error.msg}, column {error.colno}). Write "
+            "one JSON object "
             "a line, or one array of objects in a .json file."
         ) from None
 
@@ -132,7 +136,8 @@ def read_csv(path: str, delimiter: str = ",") -> Records:
             return
         except csv.Error as error:
             raise ValueError(
-                f'{where}: {error}. Separate the columns with {kind}, put a value that holds quotes or line breaks in "quotes" and '
+                f"{where}: {error}. Separate the columns with {kind}, put a value that holds quotes or line breaks in "
+                '"quotes" and '
                 "double the quotes inside."
             ) from None
         if not row:
@@ -143,7 +148,8 @@ def read_csv(path: str, delimiter: str = ",") -> Records:
                 raise ValueError(f"{where}: the header {header} names a column twice. Rename one of them.")
         elif len(row) != len(header):
             raise ValueError(
-                f"{where}: {len(row)} columns, but the header has {len(header)} ({', '.join(header)}). Separate the columns with "
+                f"{where}: {len(row)} columns, but the header has {len(header)} ({', '.join(header)}). Separate the "
+                "columns with "
                 f'{kind} and put a value that holds one in "quotes".'
             )
         else:
@@ -170,7 +176,8 @@ def decode_class_labels(record: dict[str, Any], names: dict[str, list[str]], whe
         wrong = [i for i in ids if i is None or not 0 <= i < len(column_names)]
         if wrong:
             raise ValueError(
-                f"{where}: `{column}` holds {wrong[0]}, but its {len(column_names)} classes are numbered from 0 to {len(column_names) - 1}. "
+                f"{where}: `{column}` holds {wrong[0]}, but its {len(column_names)} classes are numbered from 0 to "
+                f"{len(column_names) - 1}. "
                 "Leave out documents whose labels are not known."
             )
         record[column] = [column_names[i] for i in ids]
@@ -203,13 +210,15 @@ def _read_text_and_label_lines(path: str, label_path: str) -> Records:
         _, label_line = next(labels, (0, None))
         if label_line is None:
             raise ValueError(
-                f"{label_path}: has {number - 1} lines, but {path} has more. Both need one line for each document, in the same order."
+                f"{label_path}: has {number - 1} lines, but {path} has more. Both need one line for each document, in "
+                "the same order."
             )
         yield f"{path}, line {number}", {"text": text.strip(), "labels": label_line.split()}
     extra, _ = next(labels, (None, None))
     if extra is not None:
         raise ValueError(
-            f"{label_path}: has more lines than {path}, which has {extra - 1}. Both need one line for each document, in the same order."
+            f"{label_path}: has more lines than {path}, which has {extra - 1}. Both need one line for each document, "
+            "in the same order."
         )
 
 
@@ -220,8 +229,10 @@ def _beside(path: str, name: str, data_format: str) -> str:
         found = Path(path).parent / candidate
         if found.is_file():
             return str(found)
-    raise FileNotFoundError(f"{path}: the labels are read from `{bare}` (or .gz, .zst) in the same folder, which is not there. "
-                            f"Put it there; data_format {data_format!r} takes the published pair of files.")  # fmt: skip
+    raise FileNotFoundError(
+        f"{path}: the labels are read from `{bare}` (or .gz, .zst) in the same folder, which is not there. "
+        f"Put it there; data_format {data_format!r} takes the published pair of files."
+    )
 
 
 def read_aapd(path: str) -> Records:
@@ -229,18 +240,22 @@ def read_aapd(path: str) -> Records:
     name = Path(path).name
     if "text" not in name:
         raise ValueError(
-            f"{path}: data_format 'aapd' reads a file named like `text_train`, with `label_train` beside it. Rename it."
+            f"{path}: data_format 'aapd' reads a file named like `text_train`, with `label_train` beside it. Rename "
+            "it."
         )
     yield from _read_text_and_label_lines(path, _beside(path, name.replace("text", "label", 1), "aapd"))
 
 
 def read_eurlex(path: str) -> Records:
-    """EUR-Lex in the form of extreme classification: `train_raw_texts.txt` or `train_texts.txt` and `train_labels.txt`."""
+    """
+    EUR-Lex in the form of extreme classification: `train_raw_texts.txt` or `train_texts.txt` and `train_labels.txt`.
+    """
     name = Path(path).name
     label_name = re.sub(r"(_raw)?_texts?(?=\.|$)", "_labels", name, count=1)
     if label_name == name:
         raise ValueError(
-            f"{path}: data_format 'eurlex' reads a file named like `train_raw_texts.txt`, with `train_labels.txt` beside it. Rename it."
+            f"{path}: data_format 'eurlex' reads a file named like `train_raw_texts.txt`, with `train_labels.txt` "
+            "beside it. Rename it."
         )
     yield from _read_text_and_label_lines(path, _beside(path, label_name, "eurlex"))
 
@@ -253,7 +268,8 @@ def _read_qrels(path: str) -> dict[str, tuple[str, ...]]:
             continue
         if len(fields) != 3:
             raise ValueError(
-                f"{path}, line {number}: {shorten(line.strip())} is not `topic document-id 1`. Use the published topics.qrels file."
+                f"{path}, line {number}: {shorten(line.strip())} is not `topic document-id 1`. Use the published "
+                "topics.qrels file."
             )
         topics[fields[1]] = (*topics.get(fields[1], ()), sys.intern(fields[0]))
     return topics
@@ -264,7 +280,8 @@ def read_rcv1(path: str) -> Records:
     found = sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(path) or "."), "*topics.qrels*")))
     if len(found) != 1:
         raise FileNotFoundError(
-            f"{path}: the labels are read from one file `*topics.qrels*` in the same folder, but {len(found)} are there. Put the "
+            f"{path}: the labels are read from one file `*topics.qrels*` in the same folder, but {len(found)} are "
+            "there. Put the "
             "published rcv1-v2.topics.qrels there; data_format 'rcv1' takes the token files with it."
         )
     topics = _read_qrels(found[0])
@@ -286,7 +303,8 @@ def read_rcv1(path: str) -> Records:
             start, document, tokens = number, line[3:].strip(), []
         elif document is None and line:
             raise ValueError(
-                f"{path}, line {number}: {shorten(line)} comes before the first `.I document-id`. Use a published token file."
+                f"{path}, line {number}: {shorten(line)} comes before the first `.I document-id`. Use a published "
+                "token file."
             )
         elif line and line != ".W":
             tokens.append(line)
@@ -333,7 +351,8 @@ def read_records(path: str, data_format: str = "auto") -> Records:
         data_format = EXTENSIONS.get(os.path.splitext(bare)[1].lower(), "auto")
     if data_format not in READERS:
         raise ValueError(
-            f"{path}: the format is not known from the name. Name the file {', '.join(EXTENSIONS)} (also .gz, .zst) or choose a "
+            f"{path}: the format is not known from the name. Name the file {', '.join(EXTENSIONS)} (also .gz, .zst) "
+            "or choose a "
             f"data_format among {', '.join(READERS)}."
         )
     return READERS[data_format](path)
