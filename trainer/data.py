@@ -169,8 +169,8 @@ def load_splits(
         id_column (`str`, *optional*): The column with the documents' ids; a column "id" is taken by itself.
         data_format (`str`):
             "auto" goes by the file's extension. "aapd" (SGM's text_train and label_train), "rcv1" (LYRL2004 token
-            files and rcv1-v2.topics.qrels) and "eurlex" (train_raw_texts.txt and train_labels.txt) find the labels' file
-            beside the one named.
+            files and rcv1-v2.topics.qrels) and "eurlex" (train_raw_texts.txt and train_labels.txt) find the labels'
+            file beside the one named.
         streaming (`bool`): Return iterable data sets that read as they go; a bad document is then met when it
             is reached.
 
