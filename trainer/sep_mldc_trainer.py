@@ -316,14 +316,22 @@ class SepMldcTrainer(HubMixin, Trainer):
         thresholds = config.thresholds if config.thresholds is not None else self.args.prediction_threshold
         if config.classification_loss == "softmax" and config.score_calibration is None:
             thresholds = None  # no probabilities of single labels, so no decisions
-        return StreamingMetrics(
-            config.num_labels,
-            ks=self.args.ks,
-            label_counts=config.label_support,
-            num_documents=config.num_train_documents,
-            thresholds=thresholds,
-            **kwargs,
-        )
+        settings = {
+            "ks": self.args.ks,
+            "label_counts": config.label_support,
+            "num_documents": config.num_train_documents,
+            "thresholds": thresholds,
+        }
+        return StreamingMetrics(config.num_labels, **{**settings, **kwargs})
+
+    @property
+    def last_metrics(self) -> StreamingMetrics:
+        """The accumulator of the last evaluation or prediction: `per_label()`, `deciles()`, ..."""
+        if self._streaming_metrics is None or not self._streaming_metrics.num_seen:
+            raise ValueError(
+                "Nothing has been evaluated yet. Call `evaluate` or `predict` on documents with labels first."
+            )
+        return self._streaming_metrics
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
