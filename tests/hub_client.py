@@ -117,7 +117,7 @@ def with_package(folder):
     (folder / "every" / "README.md").write_text("---\nlicense: mit\n---\n# My own words\n")
     other = make_model(folder, tokenizer, ["x", "y"], None, seed=1, classifier="similarity", label_attention=False)
     other_trainer = make_trainer(
-        folder, tokenizer, other, "every", hub_strategy="every_save", max_steps=2, eval_strategy="no", save_steps=1,
+        folder, tokenizer, other, "every", hub_strategy="every_save", max_steps=3, eval_strategy="no", save_steps=1,
         label_encoding="embedding", train_sampling_strategy="random",
     )  # fmt: skip
     other_trainer.train_dataset = other_trainer.train_dataset.map(

@@ -26,6 +26,7 @@ def session(tmp_path_factory):
     with HubServer(TOKENS) as hub:
         hub.fail_next("PUT", "/storage/")
         hub.fail_next("POST", "/api/models/alice/cut/commit/")
+        hub.fail_next("POST", "/api/models/alice/every/commit/")
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
         environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
         seen = []
@@ -122,8 +123,8 @@ def test_a_sharded_checkpoint_has_several_weight_files(session):
         ("alice/run", "Training in progress, step 4", ""),
         ("alice/run", "Training in progress, step 4, checkpoint", "last-checkpoint/"),
         ("alice/run", "End of training", ""),
-        ("alice/every", "Training in progress, step 1", ""),
         ("alice/every", "Training in progress, step 2", ""),
+        ("alice/every", "Training in progress, step 3", ""),
     ],
 )
 def test_each_push_during_training_is_complete(session, repo_id, title, prefix):
@@ -199,6 +200,15 @@ def test_a_push_whose_commit_was_cut_leaves_nothing_and_succeeds_when_repeated(s
     assert seen["cut commit"][0] not in ("nothing", "RuntimeError")
     assert seen["files after cut"] == [".gitattributes"]
     assert CODE | {"config.json", "model.safetensors"} <= set(hub.files("alice/cut"))
+
+
+def test_a_push_that_failed_during_training_is_told_and_the_training_goes_on(session):
+    hub, seen, _, _ = session
+    assert "A push to alice/every during training failed" in seen["stderr"]
+    assert [title for title in commits(hub, "alice/every")][1:] == [
+        "Training in progress, step 2",
+        "Training in progress, step 3",
+    ]
 
 
 def test_missing_and_private_names_say_so(session):
