@@ -1,13 +1,26 @@
 """SEP-MLDC for Hugging Face Transformers. Importing this package registers the model with the Auto classes."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_sep_mldc import SepMldcConfig
 from .modeling_sep_mldc import SepMldcForMultiLabelClassification, SepMldcOutput
+from .pipeline_sep_mldc import TASK, MultiLabelDocumentClassificationPipeline
 
 
 AutoConfig.register(SepMldcConfig.model_type, SepMldcConfig, exist_ok=True)
 AutoModel.register(SepMldcConfig, SepMldcForMultiLabelClassification, exist_ok=True)
 AutoModelForSequenceClassification.register(SepMldcConfig, SepMldcForMultiLabelClassification, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    TASK,
+    pipeline_class=MultiLabelDocumentClassificationPipeline,
+    pt_model=AutoModelForSequenceClassification,
+    type="text",
+)
 
-__all__ = ["SepMldcConfig", "SepMldcForMultiLabelClassification", "SepMldcOutput"]
+__all__ = [
+    "MultiLabelDocumentClassificationPipeline",
+    "SepMldcConfig",
+    "SepMldcForMultiLabelClassification",
+    "SepMldcOutput",
+]

@@ -1,7 +1,6 @@
 """SEP-MLDC model: a text encoder with label-guided feature selection (Eq. 16-18) and a multi-label head."""
 
 import inspect
-import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_sep_mldc import SepMldcConfig
+from .label_editing_sep_mldc import LabelEditingMixin, pad_label_inputs, tokenize_label_texts  # noqa: F401
 
 
 logger = logging.get_logger(__name__)
@@ -40,8 +40,8 @@ class SepMldcOutput(ModelOutput):
             α of Eq. 16, `None` without label attention.
         document_embeds (`torch.FloatTensor` of shape `(B, d)`):
             e_x.
-        label_embeds (`torch.FloatTensor` of shape `(L, d)`):
-            e_y; never the stored parameter itself.
+        label_embeds (`torch.FloatTensor` of shape `(L, d)`, *optional*):
+            e_y; never the stored parameter itself. See `return_table` of the model's forward.
         candidate_embeds (`torch.FloatTensor` of shape `(C, d)`, *optional*):
             The freshly encoded rows of `label_embeds`, with gradient, when candidates were given.
         hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
@@ -173,7 +173,7 @@ def _without_pooler(backbone_class: type[PreTrainedModel]) -> dict[str, bool]:
     return {"add_pooling_layer": False} if takes_it else {}
 
 
-class SepMldcForMultiLabelClassification(PreTrainedModel):
+class SepMldcForMultiLabelClassification(LabelEditingMixin, PreTrainedModel):
     r"""
     SEP-MLDC: document embedding e_x = f(x), label-guided feature selection and a multi-label classifier.
 
@@ -370,42 +370,6 @@ class SepMldcForMultiLabelClassification(PreTrainedModel):
         total = (states * mask).sum(dim=1, dtype=torch.float32)
         return total / mask.sum(dim=1, dtype=torch.float32).clamp_min(1.0), output
 
-    @torch.no_grad()
-    def encode_labels(
-        self, label_inputs: dict[str, list[list[int]]], batch_size: int = 64, progress: Any = None
-    ) -> torch.Tensor:
-        """
-        Embeddings (n, d) of tokenised label texts, without gradient and without dropout, in chunks of similar length.
-
-        Args:
-            label_inputs: what [`tokenize_label_texts`] returns: `{"input_ids": n lists, "pad_token_id": int}`.
-            batch_size (`int`, defaults to 64): texts a chunk.
-            progress (*optional*): called with the number of texts after each chunk.
-        """
-        ids = label_inputs["input_ids"]
-        rows = torch.empty(len(ids), self.config.hidden_size, device=self.label_embeddings.device)
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-        training = self.training
-        self.eval()
-        try:
-            for start in range(0, len(order), batch_size):
-                chunk = order[start : start + batch_size]
-                batch = pad_label_inputs(label_inputs, chunk, rows.device)
-                rows[torch.tensor(chunk, device=rows.device)] = self.encode(**batch)[0]
-                if progress is not None:
-                    progress(len(chunk))
-        finally:
-            self.train(training)
-        return rows
-
-    @torch.no_grad()
-    def set_label_embeddings(self, rows: torch.Tensor, indices: torch.Tensor | None = None) -> None:
-        """Store label embeddings: all rows (L, d), or the rows (C, d) of `indices` (C,). Not to be called in forward."""
-        if indices is None:
-            self.label_embeddings.copy_(rows)
-        else:
-            self.label_embeddings.index_copy_(0, indices, rows.to(self.label_embeddings.dtype))
-
     @can_return_tuple
     def forward(
         self,
@@ -419,7 +383,7 @@ class SepMldcForMultiLabelClassification(PreTrainedModel):
         candidate_indices: torch.LongTensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_table: bool = True,
+        return_table: bool | None = None,
     ) -> SepMldcOutput:
         r"""
         Args:
@@ -430,14 +394,17 @@ class SepMldcForMultiLabelClassification(PreTrainedModel):
             candidate_input_ids, candidate_attention_mask (`torch.Tensor` of shape `(C, T')`, *optional*):
                 texts of labels to encode with gradient in this forward, used out of place for their stored rows.
             candidate_indices (`torch.LongTensor` of shape `(C,)`, *optional*): which labels these are, each once.
-            return_table (`bool`, defaults to `True`): `False` leaves out `label_embeds`, which with candidates is an
-                L x d copy.
+            return_table (`bool`, *optional*): whether to return `label_embeds`, which with candidates is an L x d copy. In
+                training and wherever there are `labels` by default: in mere prediction, an output without a batch
+                dimension breaks transformers' batched pipelines.
         """
         if labels is not None and labels.shape[-1] != self.config.num_labels:
             raise ValueError(
                 f"`labels` has {labels.shape[-1]} columns, but the model has {self.config.num_labels} labels. Pass a "
                 "multi-hot matrix with one column a label."
             )
+        if return_table is None:
+            return_table = self.training or labels is not None
         document_embeds, encoder_output = self.encode(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -470,28 +437,11 @@ class SepMldcForMultiLabelClassification(PreTrainedModel):
         )
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; the checkpoint also carries the three `auto_map` entries and the code that they name."""
+        """As in transformers; the checkpoint also names, and carries, the code of the model and of its pipeline."""
+        # transformers copies the files of relative imports, so this one also takes the pipeline's file along.
+        from .pipeline_sep_mldc import custom_pipelines
+
         self.config.auto_map = dict(AUTO_MAP)
+        self.config.custom_pipelines = custom_pipelines()
         self.config.architectures = [type(self).__name__]
         return super().save_pretrained(save_directory, *args, **kwargs)
-
-
-def tokenize_label_texts(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int = 64
-) -> dict[str, list[list[int]]]:
-    """Token ids of label texts, cut after `max_length` tokens and not padded, with what padding needs later."""
-    input_ids = tokenizer(texts, truncation=True, max_length=max_length, padding=False)["input_ids"]
-    return {"input_ids": input_ids, "pad_token_id": tokenizer.pad_token_id or 0}
-
-
-def pad_label_inputs(label_inputs: dict, indices: list[int], device: torch.device | str = "cpu") -> dict:
-    """`{"input_ids", "attention_mask"}` (n, T) of the label texts `indices`, padded to the longest of them."""
-    rows = [label_inputs["input_ids"][index] for index in indices]
-    # Multiples of eight keep the number of distinct shapes small (matrix units, compiled graphs).
-    length = 8 * math.ceil(max(len(row) for row in rows) / 8)
-    input_ids = torch.full((len(rows), length), label_inputs["pad_token_id"])
-    attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
-    for position, row in enumerate(rows):
-        input_ids[position, : len(row)] = torch.tensor(row)
-        attention_mask[position, : len(row)] = 1
-    return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}

@@ -1,0 +1,248 @@
+"""The stored label embeddings of a model: encoding label texts, storing them, and adding, removing and renaming labels."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+
+# A new label starts from so many of the existing ones at most.
+NUM_NEIGHBOURS = 5
+
+
+def tokenize_label_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int = 64
+) -> dict[str, list[list[int]]]:
+    """Token ids of label texts, cut after `max_length` tokens and not padded, with what padding needs later."""
+    input_ids = tokenizer(texts, truncation=True, max_length=max_length, padding=False)["input_ids"]
+    return {"input_ids": input_ids, "pad_token_id": tokenizer.pad_token_id or 0}
+
+
+def pad_label_inputs(label_inputs: dict, indices: list[int], device: torch.device | str = "cpu") -> dict:
+    """`{"input_ids", "attention_mask"}` (n, T) of the label texts `indices`, padded to the longest of them."""
+    rows = [label_inputs["input_ids"][index] for index in indices]
+    # Multiples of eight keep the number of distinct shapes small (matrix units, compiled graphs).
+    length = 8 * math.ceil(max(len(row) for row in rows) / 8)
+    input_ids = torch.full((len(rows), length), label_inputs["pad_token_id"])
+    attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for position, row in enumerate(rows):
+        input_ids[position, : len(row)] = torch.tensor(row)
+        attention_mask[position, : len(row)] = 1
+    return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
+
+
+def neighbour_weights(
+    embeds: torch.Tensor, others: torch.Tensor, num_neighbours: int = NUM_NEIGHBOURS
+) -> torch.Tensor:
+    """
+    How much each of the nearest `others` says about `embeds`: weights (n, m), each row summing to 1.
+
+    A weight is proportional to how far the cosine lies above the mean cosine to all others, because the cosines of an
+    encoder's texts all lie in a narrow band far from zero.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(n, d)`), others (`torch.Tensor` of shape `(m, d)`): embeddings.
+        num_neighbours (`int`, defaults to 5): at most so many weights of a row are above zero.
+    """
+    cosines = F.normalize(embeds.float(), dim=-1) @ F.normalize(others.float(), dim=-1).t()
+    best, indices = cosines.topk(min(num_neighbours, len(others)), dim=-1)
+    # The smallest positive number keeps a row whose cosines are all equal (a single label, say) from 0/0.
+    above = (best - cosines.mean(dim=-1, keepdim=True)).clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.zeros_like(cosines).scatter_(1, indices, above / above.sum(dim=-1, keepdim=True))
+
+
+class LabelEditingMixin:
+    """Label embeddings and label names of [`SepMldcForMultiLabelClassification`]."""
+
+    @torch.no_grad()
+    def encode_labels(
+        self, label_inputs: dict[str, list[list[int]]], batch_size: int = 64, progress: Any = None
+    ) -> torch.Tensor:
+        """
+        Embeddings (n, d) of tokenised label texts, without gradient and without dropout, in chunks of similar length.
+
+        Args:
+            label_inputs: what [`tokenize_label_texts`] returns: `{"input_ids": n lists, "pad_token_id": int}`.
+            batch_size (`int`, defaults to 64): texts a chunk.
+            progress (*optional*): called with the number of texts after each chunk.
+        """
+        ids = label_inputs["input_ids"]
+        rows = torch.empty(len(ids), self.config.hidden_size, device=self.label_embeddings.device)
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        training = self.training
+        self.eval()
+        try:
+            for start in range(0, len(order), batch_size):
+                chunk = order[start : start + batch_size]
+                batch = pad_label_inputs(label_inputs, chunk, rows.device)
+                rows[torch.tensor(chunk, device=rows.device)] = self.encode(**batch)[0]
+                if progress is not None:
+                    progress(len(chunk))
+        finally:
+            self.train(training)
+        return rows
+
+    @torch.no_grad()
+    def set_label_embeddings(self, rows: torch.Tensor, indices: torch.Tensor | None = None) -> None:
+        """Store label embeddings: all rows (L, d), or the rows (C, d) of `indices` (C,). Not to be called in forward."""
+        if indices is None:
+            self.label_embeddings.copy_(rows)
+        else:
+            self.label_embeddings.index_copy_(0, indices, rows.to(self.label_embeddings.dtype))
+
+    @torch.no_grad()
+    def add_labels(
+        self, labels: dict[str, str | None], tokenizer: PreTrainedTokenizerBase, max_label_length: int = 64
+    ) -> None:
+        """
+        Give the model new labels that it can score before any training on them (zero-shot).
+
+        A new label's embedding is f("{label}: {expansion}") (Eq. 1-2, 5). The parameters that a label owns in the classifier
+        (output weights, bias), and its decision threshold, start as the mean of those of the closest existing labels,
+        weighted by similarity ([`neighbour_weights`]). If the stored embeddings have moved away from what the encoder
+        says about their texts (trained as parameters), the new one is moved the way its neighbours have moved.
+
+        The scores of the existing labels change only through label attention, which may now choose a new label
+        (Eq. 16-17). Create trainers and optimisers afterwards: the extended weights are new parameters.
+
+        Args:
+            labels (`dict[str, str]`): new label name to what it means; `None` or `""` where there is nothing to say.
+            tokenizer (`PreTrainedTokenizerBase`): the model's tokenizer.
+            max_label_length (`int`, defaults to 64): label texts are cut after so many tokens.
+
+        Raises:
+            ValueError: no label, a name that is not a text or that the model has already, an expansion that is not a text.
+
+        Example:
+
+        ```python
+        model.add_labels({"cs.QP": "Quantum programming languages and compilers."}, tokenizer)
+        ```
+        """
+        config = self.config
+        if not isinstance(labels, dict) or not labels:
+            raise ValueError(
+                f"`labels` is {labels!r}, but new labels are needed. Pass {{name: description}}, with None for a label "
+                "without description."
+            )
+        for name, description in labels.items():
+            _check_name(name, config.label2id)
+            if description is not None and not isinstance(description, str):
+                raise ValueError(
+                    f"The description of label {name!r} is {description!r}, but a text is needed. Pass a string, or None."
+                )
+        descriptions = {**(config.label_descriptions or {}), **{name: text for name, text in labels.items() if text}}
+        names = [*config.labels, *labels]
+        texts = [f"{name}: {text}" if text else name for name, text in labels.items()]
+        old = self.label_embeddings.detach().float()
+        new = self.encode_labels(tokenize_label_texts(tokenizer, texts, max_label_length))
+        weights = neighbour_weights(new, old)
+
+        used = weights.any(dim=0).nonzero().flatten()
+        used_texts = [config.label_texts[index] for index in used.tolist()]
+        moved = old[used] - self.encode_labels(tokenize_label_texts(tokenizer, used_texts, max_label_length))
+        new = new + weights[:, used] @ moved
+
+        self._replace_label_rows(lambda rows: torch.cat([rows, (weights @ rows.float()).to(rows.dtype)]), new)
+        if config.thresholds is not None:
+            thresholds = weights.double().cpu() @ torch.tensor(config.thresholds, dtype=torch.float64)
+            config.thresholds = [*config.thresholds, *thresholds.tolist()]
+        if config.label_support is not None:
+            config.label_support = [*config.label_support, *[0] * len(labels)]
+        self._set_label_names(names, descriptions)
+
+    @torch.no_grad()
+    def remove_labels(self, labels: list[str]) -> None:
+        """
+        Take labels away, with everything the model stores about them; the others keep their order.
+
+        The scores of the remaining labels change only through label attention, which can no longer choose a removed one.
+        Create trainers and optimisers afterwards: the shortened weights are new parameters.
+
+        Args:
+            labels (`list[str]`): names of labels of the model.
+
+        Raises:
+            ValueError: no label, an unknown one, or all of them.
+        """
+        config = self.config
+        if isinstance(labels, str) or not labels:
+            raise ValueError(
+                f"`labels` is {labels!r}, but a list of label names is needed. Pass the labels to remove."
+            )
+        gone = {self._index_of(name) for name in labels}
+        kept = [index for index in range(config.num_labels) if index not in gone]
+        if not kept:
+            raise ValueError(
+                f"`labels` names all {config.num_labels} labels, but a classifier needs one at least. Leave one out."
+            )
+        names = [config.labels[index] for index in kept]
+        index = torch.tensor(kept, device=self.label_embeddings.device)
+        self._replace_label_rows(lambda rows: rows.index_select(0, index))
+        for field in ("thresholds", "label_support"):
+            values = getattr(config, field)
+            if values is not None:
+                setattr(config, field, [values[index] for index in kept])
+        self._set_label_names(names, config.label_descriptions)
+
+    def rename_label(self, label: str, new_name: str) -> None:
+        """
+        Call a label by another name. Scores do not change: the stored embedding stays until label texts are encoded anew,
+        as training does.
+
+        Raises:
+            ValueError: `label` is unknown, `new_name` is empty or the name of another label.
+        """
+        config = self.config
+        index = self._index_of(label)
+        if new_name == label:
+            return
+        _check_name(new_name, config.label2id)
+        names = config.labels
+        names[index] = new_name
+        descriptions = {
+            new_name if name == label else name: text for name, text in (config.label_descriptions or {}).items()
+        }
+        self._set_label_names(names, descriptions)
+
+    def _index_of(self, label: str) -> int:
+        if label not in self.config.label2id:
+            raise ValueError(
+                f"The model has no label {label!r} among its {self.config.num_labels}. Use a name from `model.config.labels`."
+            )
+        return self.config.label2id[label]
+
+    def _replace_label_rows(self, change, new_embeddings: torch.Tensor | None = None) -> None:
+        """Apply `change` to every parameter with one row a label; `new_embeddings` are appended to the stored ones."""
+        table = self.label_embeddings
+        if new_embeddings is None:
+            self.label_embeddings = _like(table, change(table.detach()))
+        else:
+            self.label_embeddings = _like(table, torch.cat([table.detach(), new_embeddings.to(table.dtype)]))
+        classifier = self.classifier
+        classifier.bias = _like(classifier.bias, change(classifier.bias.detach()))
+        if hasattr(classifier, "out_proj"):
+            classifier.out_proj.weight = _like(classifier.out_proj.weight, change(classifier.out_proj.weight.detach()))
+            classifier.out_proj.out_features = len(classifier.out_proj.weight)
+
+    def _set_label_names(self, names: list[str], descriptions: dict[str, str] | None) -> None:
+        config = self.config
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: index for index, name in enumerate(names)}
+        config.label_descriptions = {
+            name: text for name, text in (descriptions or {}).items() if name in config.label2id
+        } or None
+
+
+def _like(parameter: nn.Parameter, values: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=parameter.requires_grad)
+
+
+def _check_name(name: str, taken: dict[str, int]) -> None:
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"A new label is called {name!r}, but a label needs a name. Pass a text that is not blank.")
+    if name in taken:
+        raise ValueError(f"The model already has a label {name!r}. Choose another name, or leave it out.")

@@ -1,0 +1,445 @@
+"""Pipeline `multi-label-document-classification`: from texts of any length to label sets, with explanations."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers.pipelines.base import ChunkPipeline
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+TASK = "multi-label-document-classification"
+DEFAULT_THRESHOLD = 0.5
+# A ranking has no natural end; it stops here unless `top_k` or `min_score` says otherwise.
+DEFAULT_RANKING_SIZE = 10
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+MERGES = ("max", "mean", "attention", "first")
+PARAMETERS = (
+    "top_k",
+    "threshold",
+    "min_score",
+    "max_length",
+    "stride",
+    "window_merge",
+    "return_explanation",
+    "explanation_size",
+    "text_column",
+)
+
+
+def custom_pipelines() -> dict[str, dict[str, Any]]:
+    """What a checkpoint's config.json says about its pipeline; a new dictionary, because `pipeline()` writes into it."""
+    return {
+        TASK: {
+            "impl": f"pipeline_sep_mldc.{MultiLabelDocumentClassificationPipeline.__name__}",
+            "pt": ["AutoModelForSequenceClassification"],
+            "type": "text",
+        }
+    }
+
+
+class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
+    r"""
+    Label sets of documents of any length.
+
+    A text longer than the encoder takes is read in overlapping windows of tokens that cover all of it; the windows of
+    several documents share batches. Returns, for each document, a list of `{"label": str, "score": float}`, best first:
+
+    - `score` is a probability: the sigmoid of the logit, after `config.score_calibration` if there is one.
+    - The labels are those that reach their threshold: `config.thresholds`, or 0.5. A list may be empty.
+    - A model trained with the softmax loss and not calibrated knows no probabilities. It returns a ranking of
+      `{"label", "score", "rank"}`: `score` is the logit, to be compared within one document only, `rank` counts from 1, and
+      the 10 best labels are returned unless `top_k` or `min_score` is given. A warning says so once.
+    - A text without any token (empty, blanks only) has no labels, whatever is asked for.
+
+    Args:
+        model, tokenizer, device, batch_size, ...: as in every pipeline. The tokenizer must be a fast one.
+        top_k (`int`, *optional*): the best `top_k` labels instead of those above their threshold. Together with
+            `threshold`, at most `top_k` of those above it.
+        threshold (`float`, *optional*): one threshold in 0..1 for all labels, instead of the stored ones.
+        min_score (`float`, *optional*): labels with a lower score are left out, however they were picked.
+        max_length (`int`, *optional*): tokens of a window, special tokens included; as many as the model takes if not given.
+        stride (`int`, *optional*): tokens that neighbouring windows share; an eighth of `max_length` if not given.
+        window_merge (`str`, defaults to `"max"`): how the scores of a label in the windows become one. `"max"`: its best
+            window; `"mean"`: mean over tokens, one that lies in two windows counting half in each; `"attention"`: mean
+            weighted by the label's α in each window (Eq. 16); `"first"`: the text is cut after the first window.
+        return_explanation (`bool`, defaults to `False`): return `{"labels", "attended_labels", "tokens"}` instead:
+            `labels` as above; `attended_labels`, `{"label", "weight"}` with the largest α, averaged over tokens (empty for a
+            model without label attention); `tokens`, for each of `labels` by name, the `{"token", "start", "end",
+            "score"}` that matter most, by gradient x input of the label's merged logit, the mask token being zero
+            (above zero: speaks for the label); `start` and `end` count characters of the text. Costs one backward pass a label and window.
+        explanation_size (`int`, defaults to 5): how many `attended_labels`, and `tokens` a label.
+        text_column (`str`, defaults to `"text"`): where documents are dictionaries, which of their values is the text.
+
+    Raises:
+        ValueError: a parameter out of its range or unknown, a document that is not a text, a tokenizer that is not fast.
+
+    Example:
+
+    ```python
+    classify = pipeline("multi-label-document-classification", model=folder, trust_remote_code=True)
+    classify("A new proof of an old theorem.", top_k=3)
+    for labels in classify(document["text"] for document in stream):  # generators and data sets are streamed
+        ...
+    ```
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+    _load_tokenizer = True
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if getattr(self.model.config, "custom_pipelines", None):
+            # `pipeline()` has put classes for names in there, which no config.json can hold.
+            self.model.config.custom_pipelines = custom_pipelines()
+        if self.tokenizer is None or not self.tokenizer.is_fast:
+            raise ValueError(
+                f"The tokenizer is {type(self.tokenizer).__name__}, but windows need the token offsets of a fast tokenizer. "
+                "Pass `tokenizer=` one that `AutoTokenizer` loads."
+            )
+
+    # ---- Parameters ----
+
+    def _sanitize_parameters(self, **kwargs):
+        unknown = sorted(set(kwargs) - set(PARAMETERS))
+        if unknown:
+            raise ValueError(
+                f"The pipeline has no parameter `{unknown[0]}`. It takes {', '.join(f'`{name}`' for name in PARAMETERS)}."
+            )
+        for name, check in (
+            ("top_k", _check_count),
+            ("explanation_size", _check_count),
+            ("threshold", _check_probability),
+            ("min_score", self._check_min_score),
+            ("max_length", self._check_max_length),
+            ("stride", _check_stride),
+            ("window_merge", self._check_window_merge),
+        ):
+            if kwargs.get(name) is not None:
+                check(name, kwargs[name])
+        windows = ("max_length", "stride", "window_merge", "return_explanation", "text_column")
+        preprocess = {name: kwargs[name] for name in windows if name in kwargs}
+        postprocess = {name: kwargs[name] for name in kwargs if name not in ("max_length", "stride", "text_column")}
+        return preprocess, {}, postprocess
+
+    def _check_min_score(self, name: str, value: Any) -> None:
+        if self.is_ranking:
+            if not isinstance(value, (int, float)):
+                raise ValueError(f"`{name}` is {value!r}, but a number is needed. This model's scores are logits.")
+        else:
+            _check_probability(name, value)
+
+    def _check_max_length(self, name: str, value: Any) -> None:
+        special = self.tokenizer.num_special_tokens_to_add()
+        limit = self.model_max_length
+        if not isinstance(value, int) or not special < value <= limit:
+            raise ValueError(
+                f"`{name}` is {value!r}, but the model takes from {special + 1} to {limit} tokens, {special} special ones "
+                "included. Choose a number in between."
+            )
+
+    def _check_window_merge(self, name: str, value: Any) -> None:
+        if value not in MERGES:
+            raise ValueError(f"`{name}` is {value!r}, but it must be one of {', '.join(map(repr, MERGES))}.")
+        if value == "attention" and not self.model.config.label_attention:
+            raise ValueError(
+                "`window_merge` is 'attention', but this model has no label attention (`config.label_attention`). Choose "
+                "'max' or 'mean'."
+            )
+
+    @cached_property
+    def model_max_length(self) -> int:
+        """Most tokens of a window: what the tokenizer says and the encoder has positions for."""
+        limits = [int(self.tokenizer.model_max_length)]
+        positions = [
+            module
+            for name, module in self.model.backbone.named_modules()
+            if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
+        ]
+        if positions:
+            # RoBERTa and its like count positions from the padding token's number + 1.
+            limits += [table.num_embeddings - (table.padding_idx or -1) - 1 for table in positions]
+        else:
+            limits.append(getattr(self.model.config.backbone_config, "max_position_embeddings", None) or limits[0])
+        return min(limits)
+
+    @property
+    def is_ranking(self) -> bool:
+        """Whether the scores are logits of a softmax-trained model without calibration, and so no probabilities."""
+        config = self.model.config
+        return config.classification_loss == "softmax" and config.score_calibration is None
+
+    # ---- From texts to windows ----
+
+    def __call__(self, inputs: Any, **kwargs):
+        """
+        Labels of one text or of many.
+
+        Args:
+            inputs: a text or a dictionary with one; a list or tuple of them (returns a list); a generator, a `Dataset` or any
+                other iterable of them, such as a data set or column of `datasets` (returns an iterator, reading as it goes).
+        """
+        if isinstance(inputs, tuple):
+            inputs = list(inputs)
+        if isinstance(inputs, list) and not inputs:
+            return []
+        if not isinstance(inputs, (str, dict, list, bytes, Dataset)) and isinstance(inputs, Iterable):
+            inputs = (document for document in inputs)
+        return super().__call__(inputs, **kwargs)
+
+    def preprocess(
+        self,
+        document: str | dict[str, Any],
+        max_length: int | None = None,
+        stride: int | None = None,
+        window_merge: str = "max",
+        return_explanation: bool = False,
+        text_column: str = "text",
+    ):
+        if isinstance(document, dict):
+            if text_column not in document:
+                raise ValueError(
+                    f"A document has no `{text_column}`, only {', '.join(map(repr, document)) or 'nothing'}. Name its text with "
+                    "`text_column`."
+                )
+            document = document[text_column]
+        if not isinstance(document, str):
+            raise ValueError(
+                f"A document is {repr(document)[:60]} ({type(document).__name__}), but a text is needed. Pass a string, or a "
+                "dictionary with one."
+            )
+        max_length = max_length or self.model_max_length
+        stride = max_length // 8 if stride is None else stride
+        room = max_length - self.tokenizer.num_special_tokens_to_add()
+        if stride >= room and window_merge != "first":
+            raise ValueError(
+                f"`stride` is {stride}, but a window of {max_length} tokens has room for {room} of the text and must go on by "
+                "one at least. Choose a smaller `stride`."
+            )
+        encoded = self.tokenizer(
+            [document],
+            truncation=True,
+            max_length=max_length,
+            stride=0 if window_merge == "first" else stride,
+            return_overflowing_tokens=window_merge != "first",
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            return_attention_mask=True,
+        )
+        encoded.pop("overflow_to_sample_mapping", None)
+        windows = [dict(zip(encoded, values)) for values in zip(*encoded.values())]
+        # A tokenizer that cuts at the left begins with the end of the text.
+        windows.sort(key=_first_offset)
+        for number, window in enumerate(windows):
+            yield {
+                **{name: torch.tensor([window[name]]) for name in MODEL_INPUTS if name in window},
+                "offsets": window["offset_mapping"] if return_explanation else None,
+                "special": window["special_tokens_mask"],
+                "shared": stride if number else 0,
+                "text": document if return_explanation else None,
+                "is_last": number == len(windows) - 1,
+            }
+
+    # ---- From windows to scores ----
+
+    def _forward(self, model_inputs):
+        extras = {name: model_inputs.pop(name) for name in ("offsets", "special", "shared", "text", "is_last")}
+        output = self.model(**model_inputs, return_table=False)
+        # The first entry tells transformers the size of the batch. Inputs are kept for the explanation only.
+        kept = {"logits": output.logits.float(), "label_attention": output.label_attention, **extras}
+        texts = extras["text"] if isinstance(extras["text"], list) else [extras["text"]]
+        return kept if texts[0] is None else {**kept, **model_inputs}
+
+    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Scores (W, L) of logits (W, L): probabilities, or for a ranking the logits themselves."""
+        if self.is_ranking:
+            logger.warning_once(
+                "This model was trained with the softmax loss and has no calibration, so its scores are no probabilities: the "
+                "pipeline returns a ranking of labels. Tune thresholds with the trainer to get label sets."
+            )
+            return logits
+        calibration = self.model.config.score_calibration
+        return torch.sigmoid(logits if calibration is None else calibration["scale"] * logits + calibration["bias"])
+
+    def postprocess(
+        self,
+        windows: list[dict[str, Any]],
+        top_k: int | None = None,
+        threshold: float | None = None,
+        min_score: float | None = None,
+        window_merge: str = "max",
+        return_explanation: bool = False,
+        explanation_size: int = 5,
+    ):
+        special = [window["special"] for window in windows]
+        sizes = [mask.count(0) for mask in special]
+        labels: list[dict[str, Any]] = []
+        chosen: list[int] = []
+        if any(sizes):
+            window_scores = self._probabilities(torch.cat([window["logits"] for window in windows]))
+            shares = _token_shares(sizes, [window["shared"] for window in windows])
+            attention = None
+            if windows[0]["label_attention"] is not None:
+                attention = torch.cat([window["label_attention"] for window in windows]).float()
+            weights = _merge_weights(window_scores, window_merge, shares, attention)
+            scores = (weights * window_scores).sum(dim=0)
+            chosen = self._choose(scores, top_k, threshold, min_score)
+            values = scores[chosen].tolist()
+            names = self.model.config.id2label
+            labels = [{"label": names[index], "score": value} for index, value in zip(chosen, values)]
+            if self.is_ranking:
+                labels = [{**entry, "rank": rank} for rank, entry in enumerate(labels, start=1)]
+        if not return_explanation:
+            return labels
+        explanation: dict[str, Any] = {"labels": labels, "attended_labels": [], "tokens": {}}
+        if any(sizes):
+            if attention is not None:
+                best = (shares @ attention).topk(min(explanation_size, attention.shape[1]))
+                explanation["attended_labels"] = [
+                    {"label": names[index], "weight": weight}
+                    for index, weight in zip(best.indices.tolist(), best.values.tolist())
+                ]
+            explanation["tokens"] = self._important_tokens(windows, chosen, weights, explanation_size)
+        return explanation
+
+    def _choose(self, scores: torch.Tensor, top_k: int | None, threshold: float | None, min_score: float | None):
+        """Ids of the labels to return, best first."""
+        if self.is_ranking:
+            accepted = torch.ones_like(scores, dtype=torch.bool)
+            if top_k is None and min_score is None:
+                top_k = DEFAULT_RANKING_SIZE
+        elif threshold is not None:
+            accepted = scores >= threshold
+        elif top_k is not None:
+            accepted = torch.ones_like(scores, dtype=torch.bool)
+        else:
+            stored = self.model.config.thresholds
+            accepted = scores >= (DEFAULT_THRESHOLD if stored is None else torch.tensor(stored, dtype=scores.dtype))
+        if min_score is not None:
+            accepted &= scores >= min_score
+        candidates = accepted.nonzero().flatten()
+        # Stable: ties go to the lower label index.
+        order = scores[candidates].sort(descending=True, stable=True).indices
+        return candidates[order][:top_k].tolist()
+
+    # ---- Explanation ----
+
+    def _important_tokens(
+        self, windows: list[dict[str, Any]], chosen: list[int], weights: torch.Tensor, size: int
+    ) -> dict[str, list[dict[str, Any]]]:
+        """For each chosen label the `size` tokens with the largest |gradient x input|, over all windows."""
+        totals: list[dict[tuple[int, int], float]] = [{} for _ in chosen]
+        with self.device_placement():
+            for window, window_weights in zip(windows, weights):
+                needed = [position for position, index in enumerate(chosen) if window_weights[index] > 0]
+                if not needed:
+                    continue
+                relevance = self._gradient_times_input(window, [chosen[position] for position in needed])
+                relevance = relevance * window_weights[[chosen[position] for position in needed]].unsqueeze(1)
+                for position, row in zip(needed, relevance.tolist()):
+                    total = totals[position]
+                    # In a padded batch the tokens are where the attention mask is 1, at either side.
+                    for span, special, value in zip(window["offsets"], window["special"], row):
+                        if not special:
+                            total[tuple(span)] = total.get(tuple(span), 0.0) + value
+        text = windows[0]["text"]
+        names = self.model.config.id2label
+        return {
+            names[index]: [
+                {"token": text[start:end], "start": start, "end": end, "score": value}
+                for (start, end), value in sorted(total.items(), key=lambda item: -abs(item[1]))[:size]
+            ]
+            for index, total in zip(chosen, totals)
+        }
+
+    def _gradient_times_input(self, window: dict[str, Any], labels: list[int]) -> torch.Tensor:
+        """
+        ∂ logit / ∂ e · (e - e_mask) for each token embedding e, of shape (n labels, T tokens): to first order, what the logit
+        loses when the token is masked.
+
+        The mask's embedding is the zero point because encoders that normalise the embeddings first (BERT, ModernBERT, DeBERTa)
+        do not see their length: there the gradient is orthogonal to e itself, and the plain product is noise.
+        """
+        real = window["attention_mask"][0].bool()
+        inputs = {name: window[name][:, real].to(self.device) for name in MODEL_INPUTS if name in window}
+        embeds = None
+
+        def remember(module, arguments, output):
+            nonlocal embeds
+            embeds = output.detach().requires_grad_()
+            return embeds
+
+        table = self.model.get_input_embeddings()
+        handle = table.register_forward_hook(remember)
+        try:
+            with torch.enable_grad():
+                logits = self.model(**inputs, return_table=False).logits[0]
+                gradients = [
+                    torch.autograd.grad(logits[index], embeds, retain_graph=index != labels[-1])[0][0]
+                    for index in labels
+                ]
+        finally:
+            handle.remove()
+        tokenizer = self.tokenizer
+        mask = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else tokenizer.pad_token_id or 0
+        with torch.no_grad():
+            zero = table(torch.tensor([[mask]], device=self.device))[0]
+        return (torch.stack(gradients) * (embeds.detach() - zero)).float().sum(dim=-1).cpu()
+
+
+def _first_offset(window: dict[str, Any]) -> int:
+    return next(
+        (span[0] for span, special in zip(window["offset_mapping"], window["special_tokens_mask"]) if not special), 0
+    )
+
+
+def _token_shares(sizes: list[int], shared: list[int]) -> torch.Tensor:
+    """Share of the text's tokens that each window speaks for, (W,), summing to 1: a token in n windows counts 1/n in each."""
+    starts, position = [], 0
+    for size, overlap in zip(sizes, shared):
+        position = max(position - overlap, 0)
+        starts.append(position)
+        position += size
+    coverage = torch.zeros(starts[-1] + sizes[-1])
+    for start, size in zip(starts, sizes):
+        coverage[start : start + size] += 1
+    return torch.stack([(1 / coverage[start : start + size]).sum() for start, size in zip(starts, sizes)]) / len(
+        coverage
+    )
+
+
+def _merge_weights(
+    scores: torch.Tensor, merge: str, shares: torch.Tensor, attention: torch.Tensor | None
+) -> torch.Tensor:
+    """Weights (W, L) of the windows in each label's score; each column sums to 1."""
+    if merge in ("max", "first"):
+        return torch.zeros_like(scores).scatter_(0, scores.argmax(dim=0, keepdim=True), 1.0)
+    if merge == "mean":
+        return shares.unsqueeze(1).expand_as(scores)
+    # A label that no window attends to gets the plain mean.
+    weights = attention.clamp_min(1e-30) * shares.unsqueeze(1)
+    return weights / weights.sum(dim=0, keepdim=True)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"`{name}` is {value!r}, but a whole number from 1 on is needed. Leave it out for the default."
+        )
+
+
+def _check_stride(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"`{name}` is {value!r}, but a number of tokens from 0 on is needed. Use 0 for no overlap.")
+
+
+def _check_probability(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"`{name}` is {value!r}, but a probability from 0 to 1 is needed. Use 0.5, for example.")
