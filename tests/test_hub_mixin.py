@@ -1,0 +1,75 @@
+"""The card of each saved folder belongs to the weights beside it."""
+
+import pytest
+from hub_client import make_model, make_tokenizer, make_trainer
+from huggingface_hub import ModelCard
+from transformers import BertConfig
+
+from modeling_sep_mldc import SepMldcConfig
+from trainer.hub_mixin import _base_model
+
+
+def results(folder):
+    card = ModelCard.load(folder / "README.md")
+    return card, {(r.dataset_split, r.metric_type): r.metric_value for r in card.data.eval_results or []}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trainer whose best checkpoint is not its last one."""
+    folder, tokenizer = tmp_path_factory.mktemp("run"), make_tokenizer()
+    model = make_model(folder, tokenizer)
+    model.config.label_support, model.config.num_train_documents = [9, 5, 3, 2, 1, 0], 9
+    # The loss falls, so the "best" step by the largest loss is the first one.
+    trainer = make_trainer(
+        folder, tokenizer, model, "out", push_to_hub=False, hub_token=None, load_best_model_at_end=True,
+        metric_for_best_model="eval_loss", greater_is_better=True,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.best_global_step == 2
+    return trainer, folder / "out"
+
+
+def logged(trainer, step, name):
+    return next(entry[name] for entry in trainer.state.log_history if entry["step"] == step and name in entry)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_the_card_of_a_checkpoint_has_the_measures_of_its_step(run, step):
+    trainer, folder = run
+    card, measured = results(folder / f"checkpoint-{step}")
+    assert measured["validation", "psp@1"] == logged(trainer, step, "eval_psp@1")
+    assert f"measured at step {step}" in card.text and (folder / f"checkpoint-{step}" / "decile_recall.png").exists()
+
+
+def test_the_card_of_the_best_model_has_the_measures_of_the_best_step(run, tmp_path):
+    trainer, _ = run
+    trainer.save_model(tmp_path)
+    card, measured = results(tmp_path)
+    assert measured["validation", "psp@1"] == logged(trainer, 2, "eval_psp@1")
+    assert "measured at step 2" in card.text and not (tmp_path / "decile_recall.png").exists()
+
+
+def test_what_the_trainer_cannot_know_is_taken_from_model_card_kwargs(run, tmp_path):
+    trainer, folder = run
+    output = trainer.predict(trainer.eval_dataset, metric_key_prefix="test")
+    trainer.model_card_kwargs = {"license": "mit", "metrics": output.metrics, "pseudo_sample_provenance": ()}
+    trainer.create_model_card(language="en", dataset="user/documents", tags="law")
+    card, measured = results(folder)
+    assert measured["test", "p@1"] == output.metrics["test_p@1"] and ("validation", "p@1") in measured
+    assert (card.data.license, card.data.language, card.data.datasets) == ("mit", "en", ["user/documents"])
+    assert "law" in card.data.tags and "None were used." in card.text
+
+
+def test_saving_beside_a_readme_of_the_user_keeps_it(run, tmp_path):
+    trainer, _ = run
+    (tmp_path / "README.md").write_text("# Mine\n")
+    trainer.save_model(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# Mine\n" and (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("name", "shown"), [("user/encoder", "user/encoder"), ("folder", "./folder"), ("", None)])
+def test_only_a_hub_name_of_the_encoder_becomes_its_base_model(name, shown):
+    backbone = BertConfig(num_hidden_layers=1)
+    backbone._name_or_path = name
+    assert _base_model(SepMldcConfig(backbone_config=backbone, num_labels=2)) == shown
