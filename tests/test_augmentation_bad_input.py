@@ -1,0 +1,138 @@
+"""Bad input ends in one sentence that names the value, the rule and the remedy, before anything is sent."""
+
+import os
+
+import pytest
+from augmentation_server import ChatServer
+from test_augmentation_generate import document, rows, settings, write_rows
+
+from augmentation import AugmentationError, RequestSettings, TailOptions, expand_labels, generate_tail_samples
+from augmentation.cli import main
+from augmentation.files import read_documents, read_expansions, read_labels, replace_whole
+
+
+@pytest.mark.parametrize(
+    "content,words",
+    [
+        (b'{"text": "caf\xe9", "labels": []}\n', "line 1: byte 0xe9 is not UTF-8.*iconv"),
+        (b'{"text": "a", "labels": ["x"]}\n{"text": \n', "line 2: not JSON"),
+        (b'["a"]\n', "line 1: a JSON list, but an object"),
+        (b'{"text": 3, "labels": ["x"]}\n', "line 1: `text` is 3"),
+        (b'{"text": "a", "labels": "x"}\n', "line 1: `labels` is 'x'.*a list of label names"),
+        (b'{"text": "a"}\n', "`labels` is 'None'"),
+    ],
+)
+def test_a_bad_train_file_is_named_with_its_line(tmp_path, content, words):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(AugmentationError, match=words):
+        read_documents(path)
+
+
+@pytest.mark.parametrize(
+    "name,content,words",
+    [
+        ("l.txt", "\n \n", "holds no label"),
+        ("l.json", '{"a": ', "line 1: not JSON"),
+        ("l.json", "3", "JSON int, but labels are a list"),
+        ("l.jsonl", '{"name": "a"}\n', "neither `label` nor `labels`"),
+        ("l.csv", "", "holds no label"),
+    ],
+)
+def test_a_bad_label_file_is_refused(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(AugmentationError, match=words):
+        read_labels(tmp_path / name)
+
+
+def test_files_that_are_missing_or_damaged_are_named(tmp_path):
+    with pytest.raises(AugmentationError, match="missing.jsonl cannot be read .*No such file"):
+        read_documents(tmp_path / "missing.jsonl")
+    (tmp_path / "t.jsonl.gz").write_bytes(b"not gzip")
+    with pytest.raises(AugmentationError, match="not a whole gzip file"):
+        read_documents(tmp_path / "t.jsonl.gz")
+    path = write_rows(tmp_path / "e.jsonl", [{"label": "a", "expansion": "x"}, {"label": "a", "expansion": "y"}])
+    with pytest.raises(AugmentationError, match="line 2: the label 'a' comes twice"):
+        read_expansions(path)
+    with pytest.raises(AugmentationError, match="line 1: `label` and `expansion`"):
+        read_expansions(write_rows(tmp_path / "e.jsonl", [{"label": "a"}]))
+
+
+def test_an_empty_document_is_never_a_demonstration(tmp_path):
+    train = write_rows(tmp_path / "t.jsonl", [{"text": " ", "labels": ["rare"]}, document(1, ["rare"])])
+    with ChatServer() as server:
+        summary = generate_tail_samples(train, tmp_path, settings(server), options=TailOptions(per_label=3))
+    assert {row["demonstration_id"] for row in rows(tmp_path / "pseudo_samples.jsonl")} == {"d1"}
+    assert any("1 training documents of tail labels are without text" in note for note in summary.notes)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_refused_before_anything_is_sent(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with ChatServer() as server, pytest.raises(AugmentationError, match="output folder .* cannot be written"):
+        expand_labels(["a"], tmp_path / "locked", settings(server))
+    assert not server.requests
+
+
+def test_an_output_folder_that_is_a_file_is_refused_before_anything_is_sent(tmp_path):
+    (tmp_path / "file").write_text("")
+    with ChatServer() as server, pytest.raises(AugmentationError, match="output folder .*--output-dir"):
+        expand_labels(["a"], tmp_path / "file", settings(server))
+    assert not server.requests
+
+
+def test_an_output_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replace_whole(path) as stream:
+        stream.write("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["out.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        ({"concurrency": 0}, "`concurrency` is 0"),
+        ({"requests_per_minute": -1}, "`requests_per_minute` is -1"),
+        ({"base_url": "localhost:8000"}, "does not begin with http"),
+        ({"structured_output": "xml"}, "'xml', but must be auto"),
+    ],
+)
+def test_bad_settings_are_refused(options, words):
+    with pytest.raises(AugmentationError, match=words):
+        RequestSettings("m", **options)
+
+
+def test_a_missing_key_is_refused_before_anything_is_sent(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(AugmentationError, match="OPENAI_API_KEY is empty.*--base-url"):
+        expand_labels(["a"], tmp_path, RequestSettings("gpt-4o"))
+
+
+@pytest.mark.parametrize("content", ["[]", '{"models": {"m": {"input": "x", "output": 1}}}', "no json"])
+def test_a_bad_price_file_is_refused(tmp_path, content):
+    (tmp_path / "p.json").write_text(content)
+    with ChatServer() as server, pytest.raises(AugmentationError, match="price file .* not of the needed form"):
+        expand_labels(["a"], tmp_path, settings(server, prices=tmp_path / "p.json"))
+
+
+def test_the_command_line_prints_one_sentence_and_no_traceback(tmp_path, capsys):
+    assert (
+        main(["expand-labels", str(tmp_path / "none.txt"), "--model", "m", "--base-url", "http://127.0.0.1:9/v1"]) == 1
+    )
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and shown.count("\n") == 1 and "Traceback" not in shown
+
+
+def test_a_label_set_with_odd_names_goes_through(tmp_path):
+    labels = ['say "hi"', "{{ x }}", "a\\b", "naïve ☃", "<|im_end|>", "[x](y)"]
+    with ChatServer() as server:
+        expand_labels(labels, tmp_path, settings(server))
+        train = write_rows(tmp_path / "t.jsonl", [document(i, [label]) for i, label in enumerate(labels)])
+        options = TailOptions(per_label=1)
+        generate_tail_samples(
+            train, tmp_path, settings(server), tmp_path / "label_descriptions.jsonl", options=options
+        )
+    assert [row["label"] for row in rows(tmp_path / "label_descriptions.jsonl")] == labels
+    assert sorted(row["tail_label"] for row in rows(tmp_path / "pseudo_samples.jsonl")) == sorted(labels)
