@@ -1,6 +1,6 @@
 """What a quick look at the data gives: the majority labels, and a linear SVM on TF-IDF. A model should beat both."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -36,30 +36,53 @@ def majority_baseline(train_labels, test_labels, metrics: StreamingMetrics) -> d
     return metrics.compute()
 
 
+def fit_linear_svm(
+    texts: Sequence[str], labels: Sequence[Sequence[int]], num_labels: int, num_jobs: int | None = None
+) -> Callable[[Sequence[str]], torch.Tensor]:
+    """
+    One linear SVM a label (scikit-learn's LinearSVC, C = 1) on TF-IDF of words.
+
+    Args:
+        texts (`Sequence[str]` of length `N`): training documents.
+        labels (`Sequence[Sequence[int]]` of length `N`): label ids of each.
+        num_labels (`int`): L.
+        num_jobs (`int`, *optional*): processes; one if not given.
+
+    Returns:
+        a function of texts that returns their margins (n, L); labels without a training document rank last.
+    """
+    vectorizer = TfidfVectorizer(sublinear_tf=True, strip_accents="unicode")
+    features = vectorizer.fit_transform(texts)
+    binarizer = MultiLabelBinarizer(classes=range(num_labels), sparse_output=True)
+    targets = sparse.csc_matrix(binarizer.fit_transform(labels))
+    learnt = np.flatnonzero(np.asarray(targets.sum(axis=0)).ravel())
+    classifier = OneVsRestClassifier(LinearSVC(), n_jobs=num_jobs).fit(features, targets[:, learnt])
+
+    def score(texts: Sequence[str]) -> torch.Tensor:
+        margins = classifier.decision_function(vectorizer.transform(texts))
+        scores = np.full((len(texts), num_labels), -1e3)
+        scores[:, learnt] = np.reshape(margins, (len(texts), -1))
+        return torch.from_numpy(scores)
+
+    return score
+
+
 def linear_svm_baseline(
-    train_texts, train_labels, test_texts, test_labels, metrics: StreamingMetrics, num_jobs: int | None = None
+    train_texts, train_labels, test_texts, test_labels, metrics: StreamingMetrics
 ) -> dict[str, float]:
     """
-    One linear SVM a label (scikit-learn's LinearSVC, C = 1) on TF-IDF of words; a label is predicted above the margin.
+    Metrics of [`fit_linear_svm`] on test documents; a label is predicted above the margin.
 
     Args:
         train_texts, test_texts (`Sequence[str]`): documents.
         train_labels, test_labels (`Sequence[Sequence[int]]`): label ids of each document.
         metrics ([`StreamingMetrics`]): an empty accumulator whose threshold is the probability 0.5, the margin.
-        num_jobs (`int`, *optional*): processes; scikit-learn's default otherwise.
     """
-    vectorizer = TfidfVectorizer(sublinear_tf=True, strip_accents="unicode")
-    features = vectorizer.fit_transform(train_texts)
-    binarizer = MultiLabelBinarizer(classes=range(metrics.num_labels), sparse_output=True)
-    targets = sparse.csc_matrix(binarizer.fit_transform(train_labels))
-    # Labels without a document cannot be learnt: they rank last.
-    learnt = np.flatnonzero(targets.sum(axis=0).A1 if hasattr(targets.sum(axis=0), "A1") else targets.sum(axis=0))
-    classifier = OneVsRestClassifier(LinearSVC(), n_jobs=num_jobs).fit(features, targets[:, learnt])
+    score = fit_linear_svm(train_texts, train_labels, metrics.num_labels)
     for start in tqdm(range(0, len(test_texts), BATCH_SIZE), desc="Linear SVM", leave=False):
-        margins = classifier.decision_function(vectorizer.transform(test_texts[start : start + BATCH_SIZE]))
-        scores = np.full((len(margins), metrics.num_labels), -1e3)
-        scores[:, learnt] = np.reshape(margins, (len(margins), -1))
-        metrics.update(torch.from_numpy(scores), label_indices=test_labels[start : start + BATCH_SIZE])
+        metrics.update(
+            score(test_texts[start : start + BATCH_SIZE]), label_indices=test_labels[start : start + BATCH_SIZE]
+        )
     return metrics.compute()
 
 

