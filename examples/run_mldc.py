@@ -122,6 +122,12 @@ class DataArguments:
     tune_thresholds: bool = field(
         default=True, metadata={"help": "Tune decision thresholds on the validation documents after training."}
     )
+    threshold_objective: str = field(
+        default="f1", metadata={"help": "What thresholds maximise: 'f1' (of each label), 'micro', or 'precision:0.9'."}
+    )
+    score_calibration: str | None = field(
+        default=None, metadata={"help": "Also calibrate probabilities: 'temperature' or 'platt'."}
+    )
     num_examples: int = field(default=2, metadata={"help": "Show the labels of so many test documents in words."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Go ahead in a folder that holds a run."})
 
@@ -333,7 +339,11 @@ def main() -> None:
     if args.do_train:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         if data_args.tune_thresholds and "validation" in encoded:
-            trainer.tune_thresholds(encoded["validation"])
+            trainer.tune_thresholds(
+                encoded["validation"],
+                objective=data_args.threshold_objective,
+                calibration=data_args.score_calibration,
+            )
         trainer.save_model()
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()

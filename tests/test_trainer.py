@@ -414,3 +414,53 @@ def test_pickled_arguments_hold_no_token(tmp_path):
     args = SepMldcTrainingArguments(str(tmp_path), use_cpu=True, hub_token="hf_secret")
     assert b"hf_secret" not in pickle.dumps(args)
     assert args.hub_token == "hf_secret"
+
+
+def learnt_trainer(tmp_path, **model_kwargs):
+    model = tiny_model(num_labels=NUM_LABELS, **model_kwargs)
+    trainer = make_trainer(tmp_path, model=model, documents=tiny_documents(200), max_steps=60, learning_rate=5e-3)
+    trainer.train()
+    return trainer
+
+
+def test_tuned_thresholds_are_stored_and_used_and_beat_one_half(tmp_path):
+    trainer = learnt_trainer(tmp_path)
+    with torch.no_grad():
+        trainer.model.classifier.bias -= 3.0  # badly calibrated: nearly nothing reaches one half
+    validation, test = tiny_documents(150, seed=8), tiny_documents(150, seed=9)
+    before = trainer.predict(test).metrics
+    info = trainer.tune_thresholds(validation)
+    after = trainer.predict(test).metrics
+    config = trainer.model.config
+    assert len(config.thresholds) == NUM_LABELS and all(0 < value < 0.5 for value in config.thresholds)
+    assert config.threshold_info == info and info["num_documents"] == 150
+    assert after["test_f1_macro"] > before["test_f1_macro"] + 0.2
+    assert info["f1_macro"] > info["f1_macro_at_0.5"] + 0.2
+    assert after["test_f1_macro"] == pytest.approx(info["f1_macro"], abs=0.15)  # cross-fitted: no surprise on new data
+    assert trainer.last_metrics.per_label()["threshold"].tolist() == config.thresholds
+    assert after["test_p@1"] == before["test_p@1"]
+
+
+def test_softmax_models_get_platt_scaling_with_their_thresholds(tmp_path):
+    trainer = learnt_trainer(tmp_path, classification_loss="softmax")
+    info = trainer.tune_thresholds(tiny_documents(150, seed=8))
+    assert info["calibration"] == "platt"
+    assert info["expected_calibration_error"] < info["expected_calibration_error_before"]
+    assert trainer.model.config.score_calibration["scale"] > 0
+    metrics = trainer.predict(tiny_documents(100, seed=9)).metrics
+    assert metrics["test_f1_micro"] > 0.5
+
+
+def test_threshold_objectives_and_bad_arguments(tmp_path):
+    trainer = learnt_trainer(tmp_path)
+    validation = tiny_documents(150, seed=8)
+    strict = trainer.tune_thresholds(validation, objective="precision:0.95", shrinkage=0)
+    assert strict["objective"] == "precision:0.95"
+    calibrated = trainer.tune_thresholds(validation, objective="micro", calibration="temperature")
+    assert calibrated["expected_calibration_error"] <= calibrated["expected_calibration_error_before"] + 1e-6
+    with pytest.raises(ValueError, match="`objective` is 'best'"):
+        trainer.tune_thresholds(validation, objective="best")
+    with pytest.raises(ValueError, match="`calibration` is 'cold'"):
+        trainer.tune_thresholds(validation, calibration="cold")
+    with pytest.raises(ValueError, match="these have none"):
+        trainer.tune_thresholds(validation.remove_columns("label_indices"))

@@ -24,13 +24,14 @@ from .losses import (
     share_of_anchors_with_positive,
 )
 from .metrics import StreamingMetrics
+from .threshold_mixin import ThresholdMixin
 from .training_arguments import SepMldcTrainingArguments
 
 
 logger = logging.get_logger(__name__)
 
 
-class SepMldcTrainer(HubMixin, Trainer):
+class SepMldcTrainer(HubMixin, ThresholdMixin, Trainer):
     r"""
     `Trainer` for [`SepMldcForMultiLabelClassification`]: L = L_ce + β L1 + γ L2 (Eq. 21).
 

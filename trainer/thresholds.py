@@ -1,0 +1,291 @@
+"""
+Decision thresholds and calibration from per-label score histograms, as `StreamingMetrics.histograms()` returns them.
+
+No score is needed one by one: `positives` and `negatives` are counts of shape `(num_labels, num_bins)`, `bin_edges` of
+shape `(num_bins + 1,)` are logits. A threshold lies on an inner edge, where the counts on either side are exact.
+"""
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from .ranking import ratio
+
+
+OBJECTIVES = ("f1", "macro", "micro", "precision:P")
+
+
+def tune_thresholds(
+    positives: np.ndarray,
+    negatives: np.ndarray,
+    bin_edges: np.ndarray,
+    objective: str = "f1",
+    shrinkage: float = 10.0,
+    calibration: dict[str, float] | None = None,
+) -> np.ndarray:
+    r"""
+    Per-label probability thresholds, shrunk towards the global one for labels with few positives.
+
+    A label's own best threshold t_l is an estimate from its n_l positives; with few it fits noise. In logits, the
+    result is the credibility-weighted mean (Bühlmann, 1967, Experience rating and credibility, ASTIN Bulletin 4)
+
+    $$t = \frac{n_l}{n_l + m} t_l + \frac{m}{n_l + m} t_{global}$$
+
+    with m = `shrinkage`: a label with m positives lies half-way, one without gets the global threshold, which is the
+    best single threshold for all labels together.
+
+    Args:
+        positives, negatives (`np.ndarray` of shape `(num_labels, num_bins)`): counts of logits.
+        bin_edges (`np.ndarray` of shape `(num_bins + 1,)`): rising logits.
+        objective (`str`, defaults to `"f1"`): `"f1"` or `"macro"`: each label's F1 (which maximises macro F1);
+            `"micro"`: the F1 of all decisions together (exactly, by Dinkelbach's method: for a share λ of the optimum each
+            label maximises 2 TP - λ (predicted + positives)); `"precision:0.9"`: the lowest threshold, hence the
+            highest recall, with that precision; a label that never reaches it gets the highest threshold.
+        shrinkage (`float`, defaults to 10): m, in positives; 0 trusts every label's own threshold.
+        calibration (`dict`, *optional*): `{"scale", "bias"}`, see `platt_scaling`: thresholds are then on
+            sigmoid(scale · logit + bias).
+
+    Returns:
+        `np.ndarray` of shape `(num_labels,)`: a label is predicted from this probability on.
+
+    Raises:
+        ValueError: if shapes do not match, there is no positive, `objective` is unknown or `shrinkage` negative.
+
+    Example: positives lie at and above 0, negatives below, of the first label only.
+
+    ```python
+    >>> import numpy as np
+    >>> positives, negatives = np.array([[0, 0, 5, 5], [0, 0, 0, 0]]), np.array([[9, 9, 0, 0], [0, 9, 9, 0]])
+    >>> tune_thresholds(positives, negatives, np.array([-2, -1, 0, 1, 2])).round(2)
+    array([0.5, 0.5])
+
+    ```
+    """
+    _check(positives, negatives, bin_edges)
+    if not shrinkage >= 0:
+        raise ValueError(f"`shrinkage` is {shrinkage}, but it must be at least 0 positives.")
+    if len(bin_edges) < 3:
+        raise ValueError(f"`bin_edges` has {len(bin_edges)} edges, but a threshold needs at least 2 bins to lie between.")
+    # Counts above each inner edge, so that a decision never hangs on what lies beyond the range of the histograms.
+    correct, predicted = _counts_from_edges(positives, negatives)
+    inner = np.asarray(bin_edges, dtype=np.float64)[1:-1]
+    support = positives.sum(axis=1)
+    pooled = inner[
+        _best(
+            correct.sum(axis=0, keepdims=True),
+            predicted.sum(axis=0, keepdims=True),
+            support.sum(keepdims=True),
+            objective,
+        )
+    ]
+    own = inner[_best(correct, predicted, support, objective)]
+    credibility = ratio(support, support + shrinkage)
+    logits = credibility * own + (1 - credibility) * pooled
+    return expit(_calibrated(logits, calibration))
+
+
+def global_threshold(
+    positives: np.ndarray,
+    negatives: np.ndarray,
+    bin_edges: np.ndarray,
+    objective: str = "f1",
+    calibration: dict[str, float] | None = None,
+) -> float:
+    """
+    The best single threshold for all labels together, a probability; arguments and errors as `tune_thresholds`.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> round(global_threshold(np.array([[0, 0, 5]]), np.array([[9, 9, 0]]), np.array([-2, -1, 1, 2])), 4)
+    0.7311
+
+    ```
+    """
+    pooled = [np.asarray(counts).sum(axis=0, keepdims=True) for counts in (positives, negatives)]
+    return float(tune_thresholds(*pooled, bin_edges, objective, shrinkage=0, calibration=calibration)[0])
+
+
+def platt_scaling(positives: np.ndarray, negatives: np.ndarray, bin_edges: np.ndarray) -> dict[str, float]:
+    r"""
+    Scale and bias that turn scores into probabilities sigmoid(scale · score + bias), by maximum likelihood over all
+    document-label pairs (Platt, 1999), with his targets (N+ + 1)/(N+ + 2) and 1/(N- + 2). For scores of a softmax
+    loss, whose level means nothing.
+
+    Args:
+        positives, negatives (`np.ndarray` of shape `(num_labels, num_bins)`): counts of scores; keep the histograms
+            with a `histogram_range` that holds nearly all scores.
+        bin_edges (`np.ndarray` of shape `(num_bins + 1,)`): rising scores.
+
+    Returns:
+        `dict[str, float]`: `"scale"` (above 0) and `"bias"`, as in `config.score_calibration`.
+
+    Raises:
+        ValueError: if shapes do not match, there is no positive or no negative, or positives score no higher.
+    """
+    _check(positives, negatives, bin_edges)
+    centers, hits, misses = _pooled(positives, negatives, bin_edges)
+    high, low = (hits.sum() + 1) / (hits.sum() + 2), 1 / (misses.sum() + 2)
+    # Scores are standardised for the optimiser; scale and bias are brought back below.
+    mean = np.average(centers, weights=hits + misses)
+    spread = np.sqrt(np.average((centers - mean) ** 2, weights=hits + misses)) or 1.0
+    x = (centers - mean) / spread
+    start = np.array([1.0, np.log((hits.sum() + 1) / (misses.sum() + 1))])
+    slope, intercept = _fit(np.stack([x, np.ones_like(x)], axis=1), hits, misses, high, low, start)
+    if not slope > 1e-9:
+        raise ValueError(
+            "the scores of positives are not above those of negatives, so they cannot be turned into probabilities. "
+            "Train the model before it is calibrated."
+        )
+    return {"scale": float(slope / spread), "bias": float(intercept - slope * mean / spread)}
+
+
+def temperature_scaling(positives: np.ndarray, negatives: np.ndarray, bin_edges: np.ndarray) -> dict[str, float]:
+    r"""
+    The scale 1/T of sigmoid(logit / T) by maximum likelihood over all document-label pairs (Guo et al., 2017). It keeps
+    every ranking and every decision at 0.5.
+
+    Args:
+        positives, negatives (`np.ndarray` of shape `(num_labels, num_bins)`): counts of logits.
+        bin_edges (`np.ndarray` of shape `(num_bins + 1,)`): rising logits.
+
+    Returns:
+        `dict[str, float]`: `"scale"` (1/T, above 0) and `"bias"` 0, as in `config.score_calibration`.
+
+    Raises:
+        ValueError: if shapes do not match, there is no positive or no negative, or the best temperature is not above 0.
+    """
+    _check(positives, negatives, bin_edges)
+    centers, hits, misses = _pooled(positives, negatives, bin_edges)
+    (scale,) = _fit(centers[:, None], hits, misses, 1.0, 0.0, np.ones(1))
+    if not scale > 1e-9:
+        raise ValueError(
+            "the logits of positives are not above those of negatives, so no temperature calibrates them. Train the "
+            "model before it is calibrated, or use Platt scaling, which has a bias."
+        )
+    return {"scale": float(scale), "bias": 0.0}
+
+
+def expected_calibration_error(
+    positives: np.ndarray,
+    negatives: np.ndarray,
+    bin_edges: np.ndarray,
+    calibration: dict[str, float] | None = None,
+    num_bins: int = 15,
+) -> float:
+    r"""
+    Mean distance of probability and frequency over all document-label pairs, in bins of equal width of the probability
+    (Guo et al., 2017, Eq. 3). Most pairs are easy negatives, so it is small; compare it before and after a calibration.
+
+    Args:
+        positives, negatives (`np.ndarray` of shape `(num_labels, num_bins)`): counts of logits.
+        bin_edges (`np.ndarray` of shape `(num_bins + 1,)`): rising logits; a probability is that of its bin's middle.
+        calibration (`dict`, *optional*): `{"scale", "bias"}` applied to the logits first.
+        num_bins (`int`, defaults to 15): bins of the probability.
+
+    Returns:
+        `float` in [0, 1].
+
+    Raises:
+        ValueError: if shapes do not match or there is no positive or no negative.
+
+    Example: of ten pairs at probability one half, five are positive.
+
+    ```python
+    >>> import numpy as np
+    >>> expected_calibration_error(np.array([[5]]), np.array([[5]]), np.array([-1, 1]))
+    0.0
+
+    ```
+    """
+    _check(positives, negatives, bin_edges)
+    centers, hits, misses = _pooled(positives, negatives, bin_edges)
+    probability = expit(_calibrated(centers, calibration))
+    bins = np.minimum((probability * num_bins).astype(int), num_bins - 1)
+    expected = np.bincount(bins, weights=probability * (hits + misses), minlength=num_bins)
+    observed = np.bincount(bins, weights=hits, minlength=num_bins)
+    return float(np.abs(expected - observed).sum() / (hits + misses).sum())
+
+
+def _counts_from_edges(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """True positives and predictions of each label at each inner edge, (num_labels, num_bins - 1) each."""
+    correct = positives[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
+    wrong = negatives[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
+    return correct, correct + wrong
+
+
+def _best(correct: np.ndarray, predicted: np.ndarray, support: np.ndarray, objective: str) -> np.ndarray:
+    """Index (num_labels,) of the best inner edge of each label; in the middle of a plateau, away from both sides."""
+    if objective in ("f1", "macro"):
+        return _middle_of_best(ratio(2 * correct, predicted + support[:, None]))
+    if objective == "micro":
+        share = 0.0
+        while True:
+            # Dinkelbach (1967): each round solves a sum over labels; the share rises to the optimum and stops there.
+            best = _middle_of_best(2 * correct - share * predicted)
+            rows = np.arange(len(best))
+            reached = float(ratio(2 * correct[rows, best].sum(), predicted[rows, best].sum() + support.sum()))
+            if reached <= share + 1e-12:
+                return best
+            share = reached
+    name, _, wanted = objective.partition(":")
+    try:
+        wanted = float(wanted)
+    except ValueError:
+        wanted = np.nan
+    if name != "precision" or not 0 < wanted <= 1:
+        raise ValueError(
+            f"`objective` is {objective!r}, but it must be one of {', '.join(map(repr, OBJECTIVES))} with P above 0 and at "
+            "most 1, for example 'precision:0.9'."
+        )
+    reaches = (ratio(correct, predicted) >= wanted) & (predicted > 0)
+    return np.where(reaches.any(axis=1), reaches.argmax(axis=1), correct.shape[1] - 1)
+
+
+def _middle_of_best(values: np.ndarray) -> np.ndarray:
+    first = values.argmax(axis=1)
+    columns = np.arange(values.shape[1])
+    lower = (columns > first[:, None]) & (values < values.max(axis=1, keepdims=True))
+    end = np.where(lower.any(axis=1), lower.argmax(axis=1), values.shape[1])
+    return (first + end - 1) // 2
+
+
+def _fit(features, hits, misses, high: float, low: float, start: np.ndarray) -> np.ndarray:
+    """Weights of a logistic regression on binned scores, with soft targets for hits and misses."""
+    total = (hits + misses).sum()
+
+    def loss(weights):
+        logits = features @ weights
+        # -log sigmoid(z) = log(1 + e^-z), -log(1 - sigmoid(z)) = log(1 + e^z)
+        positive, negative = np.logaddexp(0, -logits), np.logaddexp(0, logits)
+        value = hits @ (high * positive + (1 - high) * negative) + misses @ (low * positive + (1 - low) * negative)
+        slope = (hits + misses) * expit(logits) - hits * high - misses * low
+        return value / total, features.T @ slope / total
+
+    return minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-9}).x
+
+
+def _calibrated(logits: np.ndarray, calibration: dict[str, float] | None) -> np.ndarray:
+    return logits if calibration is None else calibration["scale"] * logits + calibration["bias"]
+
+
+def _pooled(positives, negatives, bin_edges) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Middles of the bins that hold something, and their positives and negatives over all labels."""
+    hits, misses = (np.asarray(counts).sum(axis=0).astype(np.float64) for counts in (positives, negatives))
+    if not misses.sum():
+        raise ValueError("the histograms hold no negative, so scores cannot be calibrated. Use data with both.")
+    edges = np.asarray(bin_edges, dtype=np.float64)
+    used = hits + misses > 0
+    return ((edges[:-1] + edges[1:]) / 2)[used], hits[used], misses[used]
+
+
+def _check(positives, negatives, bin_edges) -> None:
+    shapes = [np.shape(array) for array in (positives, negatives, bin_edges)]
+    if len(shapes[0]) != 2 or shapes[1] != shapes[0] or shapes[2] != (shapes[0][1] + 1,):
+        raise ValueError(
+            f"`positives`, `negatives` and `bin_edges` have shapes {shapes[0]}, {shapes[1]} and {shapes[2]}, but they must "
+            "be (num_labels, num_bins) twice and (num_bins + 1,). Pass what `StreamingMetrics.histograms()` returns."
+        )
+    if not np.sum(positives):
+        raise ValueError("the histograms hold no positive, so nothing can be tuned on them. Use labelled documents.")
