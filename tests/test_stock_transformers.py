@@ -9,7 +9,15 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny_models import KINDS, tiny_backbone, tiny_backbone_config, tiny_batch, tiny_model, tiny_tokenizer
+from tiny_models import (
+    KINDS,
+    tiny_backbone,
+    tiny_backbone_config,
+    tiny_batch,
+    tiny_candidates,
+    tiny_model,
+    tiny_tokenizer,
+)
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -22,21 +30,12 @@ from transformers import (
 )
 
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
-from modeling_sep_mldc.modeling_sep_mldc import pad_label_inputs, tokenize_label_texts
 
 
 WITHOUT_SDPA = ("deberta-v2", "mpnet")
 COMPILED = ("bert", "roberta", "distilbert")
 LABELS = ["stars", "images", "prices"]
 WORDS = {"stars": ["star", "galaxy"], "images": ["image", "vision"], "prices": ["market", "price"]}
-
-
-def candidates(model, indices=(2, 0)):
-    texts = [f"the graph of {name}" for name in model.config.labels]
-    inputs = pad_label_inputs(tokenize_label_texts(tiny_tokenizer(), texts), list(indices))
-    return {f"candidate_{name}": value for name, value in inputs.items()} | {
-        "candidate_indices": torch.tensor(indices)
-    }
 
 
 def loss_and_gradients(model, forward=None, **inputs):
@@ -222,7 +221,7 @@ def test_an_encoder_without_sdpa_does_not_take_it_from_one_made_later():
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mpnet"])
 def test_gradient_checkpointing_recomputes_layers_and_gives_the_same_gradients(kind):
     model = tiny_model(kind=kind).train()
-    inputs = {**tiny_batch(), **candidates(model)}
+    inputs = {**tiny_batch(), **tiny_candidates(model, [2, 0])}
     calls = []
     layers = next(m for m in model.backbone.modules() if isinstance(m, torch.nn.ModuleList))
     # The layer's own hooks stay outside its checkpoint; those of what is in it do not.
@@ -244,7 +243,7 @@ def test_gradient_checkpointing_of_an_encoder_that_has_none_raises_transformers_
 @pytest.mark.parametrize("kind", KINDS)
 def test_bf16_weights_give_a_float32_loss_near_the_full_precision_one(kind, tmp_path):
     model = tiny_model(kind=kind, classifier="mlp+similarity")
-    inputs = {**tiny_batch(), **candidates(model)}
+    inputs = {**tiny_batch(), **tiny_candidates(model, [2, 0])}
     expected = model(**inputs)
     model.save_pretrained(tmp_path)
     half = SepMldcForMultiLabelClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -260,7 +259,7 @@ def test_bf16_weights_give_a_float32_loss_near_the_full_precision_one(kind, tmp_
 @pytest.mark.parametrize("classifier", ["mlp", "similarity", "mlp+similarity"])
 def test_bf16_autocast_keeps_attention_and_loss_in_float32_near_the_full_precision_ones(classifier):
     model = tiny_model(classifier=classifier)
-    inputs = {**tiny_batch(), **candidates(model)}
+    inputs = {**tiny_batch(), **tiny_candidates(model, [2, 0])}
     expected = model(**inputs)
     with torch.autocast("cpu", torch.bfloat16):
         out = model(**inputs)
@@ -275,21 +274,22 @@ def test_bf16_autocast_keeps_attention_and_loss_in_float32_near_the_full_precisi
 def test_forward_compiles_to_one_graph_with_the_same_loss_and_gradients(kind):
     torch.compiler.reset()
     model = tiny_model(kind=kind, classifier="mlp+similarity").train()
-    inputs = {**tiny_batch(), **candidates(model)}
+    inputs = {**tiny_batch(), **tiny_candidates(model, [2, 0])}
     expected = loss_and_gradients(model, **inputs)
     # `fullgraph` makes a graph break an error.
-    compiled = torch.compile(model, backend="aot_eager" if kind == "bert" else "eager", fullgraph=True)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert_same_loss_and_gradients(loss_and_gradients(model, compiled, **inputs), expected)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("kind", COMPILED)
-def test_forward_compiles_with_inductor(kind):
+def test_forward_and_backward_compile(kind, backend):
     torch.compiler.reset()
     model = tiny_model(kind=kind, classifier="mlp+similarity").train()
-    inputs = {**tiny_batch(), **candidates(model)}
+    inputs = {**tiny_batch(), **tiny_candidates(model, [2, 0])}
     expected = loss_and_gradients(model, **inputs)
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     assert_same_loss_and_gradients(loss_and_gradients(model, compiled, **inputs), expected)
 
 
@@ -331,8 +331,9 @@ def trained(tmp_path_factory):
             num_train_epochs=10,
             per_device_train_batch_size=8,
             learning_rate=5e-3,
-            eval_strategy="epoch",
-            save_strategy="epoch",
+            eval_strategy="steps",
+            eval_steps=80,
+            save_steps=80,
             load_best_model_at_end=True,
             metric_for_best_model="accuracy",
             save_total_limit=1,

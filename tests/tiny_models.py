@@ -8,7 +8,7 @@ from transformers import AutoModel, BertTokenizer, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
-from modeling_sep_mldc.modeling_sep_mldc import tokenize_label_texts
+from modeling_sep_mldc.modeling_sep_mldc import pad_label_inputs, tokenize_label_texts
 
 
 KINDS = ("bert", "roberta", "distilbert", "deberta-v2", "modernbert", "electra", "mpnet")
@@ -141,3 +141,11 @@ def tiny_batch(
     labels = (torch.rand(num_documents, num_labels, generator=generator) < 0.4).float()
     labels[torch.arange(num_documents), torch.arange(num_documents) % num_labels] = 1.0
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def tiny_candidates(model: SepMldcForMultiLabelClassification, indices: list[int]) -> dict[str, torch.Tensor]:
+    """The forward arguments that re-encode the labels `indices`, from other texts than those of their stored rows."""
+    texts = [f"the graph of {name} in code" for name in model.config.labels]
+    inputs = pad_label_inputs(tokenize_label_texts(tiny_tokenizer(), texts), indices)
+    candidates = {f"candidate_{name}": value for name, value in inputs.items()}
+    return {**candidates, "candidate_indices": torch.tensor(indices)}
