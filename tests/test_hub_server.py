@@ -181,6 +181,7 @@ torch.testing.assert_close(pulled(**inputs).last_hidden_state, model(**inputs).l
 """
 
 
+@pytest.mark.slow  # test_hub.py does the same with this project's model
 def test_transformers_own_model_and_tokenizer_make_the_round_trip(hub, tmp_path):
     environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
     environment["OMP_NUM_THREADS"] = "1"
