@@ -2,7 +2,7 @@
 Decision thresholds and calibration from per-label score histograms, as `StreamingMetrics.histograms()` returns them.
 
 No score is needed one by one: `positives` and `negatives` are counts of shape `(num_labels, num_bins)`, `bin_edges` of
-shape `(num_bins + 1,)` are logits. A threshold lies on an inner edge, where the counts on either side are exact.
+shape `(num_bins + 1,)` are logits. The search goes over the inner edges, where the counts on either side are exact.
 """
 
 import numpy as np
@@ -13,6 +13,10 @@ from .ranking import ratio
 
 
 OBJECTIVES = ("f1", "macro", "micro", "precision:P")
+# In positives. Tuned on the validation parts of debtags and arxiv_mlc (427 and 76 labels, scores of a linear SVM) and
+# looked at on their test parts, of 0, 1, 3, 5, 10, 20, 50, 200: one positive gives macro F1 its best value or nearly so
+# (+2.6 and +8.3 points over the global threshold, 0 loses up to 31 points of micro F1), while micro F1 wants at least 20.
+SHRINKAGE = {"f1": 1.0, "macro": 1.0, "micro": 20.0, "precision": 20.0}
 
 
 def tune_thresholds(
@@ -20,7 +24,7 @@ def tune_thresholds(
     negatives: np.ndarray,
     bin_edges: np.ndarray,
     objective: str = "f1",
-    shrinkage: float = 10.0,
+    shrinkage: float | None = None,
     calibration: dict[str, float] | None = None,
 ) -> np.ndarray:
     r"""
@@ -41,7 +45,8 @@ def tune_thresholds(
             `"micro"`: the F1 of all decisions together (exactly, by Dinkelbach's method: for a share λ of the optimum each
             label maximises 2 TP - λ (predicted + positives)); `"precision:0.9"`: the lowest threshold, hence the
             highest recall, with that precision; a label that never reaches it gets the highest threshold.
-        shrinkage (`float`, defaults to 10): m, in positives; 0 trusts every label's own threshold.
+        shrinkage (`float`, *optional*): m, in positives; 0 trusts every label's own threshold. By default 1 for F1 and 20
+            for micro F1 and precision, see `SHRINKAGE`.
         calibration (`dict`, *optional*): `{"scale", "bias"}`, see `platt_scaling`: thresholds are then on
             sigmoid(scale · logit + bias).
 
@@ -62,10 +67,14 @@ def tune_thresholds(
     ```
     """
     _check(positives, negatives, bin_edges)
+    if shrinkage is None:
+        shrinkage = SHRINKAGE.get(objective.partition(":")[0], 0.0)
     if not shrinkage >= 0:
         raise ValueError(f"`shrinkage` is {shrinkage}, but it must be at least 0 positives.")
     if len(bin_edges) < 3:
-        raise ValueError(f"`bin_edges` has {len(bin_edges)} edges, but a threshold needs at least 2 bins to lie between.")
+        raise ValueError(
+            f"`bin_edges` has {len(bin_edges)} edges, but a threshold needs at least 2 bins to lie between."
+        )
     # Counts above each inner edge, so that a decision never hangs on what lies beyond the range of the histograms.
     correct, predicted = _counts_from_edges(positives, negatives)
     inner = np.asarray(bin_edges, dtype=np.float64)[1:-1]
