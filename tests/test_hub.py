@@ -205,7 +205,7 @@ def test_a_push_whose_commit_was_cut_leaves_nothing_and_succeeds_when_repeated(s
 def test_a_push_that_failed_during_training_is_told_and_the_training_goes_on(session):
     hub, seen, _, _ = session
     assert "A push to alice/every during training failed" in seen["stderr"]
-    assert [title for title in commits(hub, "alice/every")][1:] == [
+    assert list(commits(hub, "alice/every"))[1:] == [
         "Training in progress, step 2",
         "Training in progress, step 3",
     ]
