@@ -3,8 +3,8 @@
 import argparse
 import json
 import logging
+import os
 import sys
-from pathlib import Path
 
 from .client import RequestSettings
 from .files import AugmentationError, read_documents, read_expansions
@@ -296,5 +296,5 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
-        sys.stdout = open(Path("/dev/null"), "w") if Path("/dev/null").exists() else None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .files import AugmentationError
+from .files import AugmentationError, clean
 from .journal import Request
+from .pricing import prompt_tokens
+from .prompts import approximate_tokens
 
 
 @dataclass
@@ -290,9 +292,11 @@ class Endpoint:
             choice = answer["choices"][0]
             content = choice["message"]["content"] or choice["message"].get("refusal") or ""
             usage = answer.get("usage") or {}
-            counts = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
             if not isinstance(content, str):
                 raise TypeError
+            # an endpoint that does not count is paid by the estimate
+            estimates = {"prompt_tokens": prompt_tokens(request), "completion_tokens": approximate_tokens(content)}
+            counts = {name: int(usage.get(name) or estimate) for name, estimate in estimates.items()}
         except (KeyError, IndexError, TypeError, AttributeError, ValueError):
             raise TryAgain(
                 f"the answer is not a chat completion: {self.redact(json.dumps(answer))[:80]!r}", maybe_paid=True
@@ -332,5 +336,5 @@ def answer_text(entry: dict[str, Any], field_name: str) -> tuple[str, bool]:
             except ValueError:
                 continue
             if isinstance(value, dict) and isinstance(value.get(field_name), str):
-                return value[field_name].strip(), cut or not whole
-    return content, cut
+                return clean(value[field_name]), cut or not whole
+    return clean(content), cut

@@ -156,9 +156,9 @@ def read_labels(path: str | Path) -> dict[str, str]:
         used = set()
         for number, row in read_json_lines(path):
             if isinstance(row.get("label"), str):
-                labels[clean(row["label"])] = clean(str(row.get("description") or ""))
+                labels[row["label"]] = clean(str(row.get("description") or ""))
             elif isinstance(row.get("labels"), list):
-                used.update(clean(str(label)) for label in row["labels"])
+                used.update(map(str, row["labels"]))
             else:
                 raise AugmentationError(
                     f"{path}, line {number}: neither `label` nor `labels`, but one of them must name the labels; give a "
@@ -181,13 +181,13 @@ def _labels_of_json(path: Path) -> dict[str, str]:
     except json.JSONDecodeError as error:
         raise AugmentationError(f"{path}, line {error.lineno}: not JSON ({error.msg}); repair the file.") from None
     if isinstance(value, list) and all(isinstance(label, str) for label in value):
-        return {clean(label): "" for label in value}
+        return dict.fromkeys(value, "")
     if isinstance(value, dict):
         labels = {}
         for label, note in value.items():
             if isinstance(note, dict):
                 note = ". ".join(str(note[key]) for key in ("name", "description") if note.get(key))
-            labels[clean(label)] = clean(str(note or ""))
+            labels[label] = clean(str(note or ""))
         return labels
     raise AugmentationError(
         f'{path} is a JSON {type(value).__name__}, but labels are a list or an object of names; write ["a", "b"] or '
@@ -228,7 +228,10 @@ def replace_whole(path: str | Path, mode: str = "w") -> Iterator[IO]:
             f"{path} cannot be written ({error.strerror or error}); choose a folder that you may write to."
         ) from None
     try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
+        text = (
+            {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
+        )  # a lone surrogate stays JSON
+        with os.fdopen(handle, mode, **text) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

@@ -45,7 +45,7 @@ class Request:
         """SHA-256 of prompt, model, parameters and sample index, in hexadecimal."""
         identity = [self.messages, self.model, self.parameters, self.field, self.sample_index]
         text = json.dumps(identity, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 class Journal:
@@ -156,7 +156,7 @@ class Journal:
 
     async def append(self, entry: dict[str, Any]) -> None:
         """Writes an entry; returns when it is safe on disk. Entries that arrive together share one `fsync`."""
-        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
+        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")  # lone surrogates
         done = asyncio.get_running_loop().create_future()
         self._waiting.append((line, entry, done))
         if self._flusher is None or self._flusher.done():

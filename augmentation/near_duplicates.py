@@ -9,11 +9,12 @@ from datasketch import MinHash, MinHashLSH
 WORDS = 3  # in a shingle
 THRESHOLD = 0.6  # Jaccard similarity of two texts' shingles: about nine words of ten in common runs
 PERMUTATIONS = 64
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case, without punctuation."""
-    return re.findall(r"\w+", text.lower())
+    """Words in lower case, without punctuation; a Chinese or Japanese character counts as a word."""
+    return _WORD.findall(text.lower())
 
 
 def shingles(text: str, size: int = WORDS) -> set[str]:
@@ -47,7 +48,7 @@ class NearDuplicateIndex:
         self.threshold = threshold
         # more candidates than needed, because the exact similarity decides
         self._lsh = MinHashLSH(threshold=max(0.1, threshold - 0.1), num_perm=PERMUTATIONS, weights=(0.2, 0.8))
-        self._texts: dict[str, str] = {}
+        self._texts: list[tuple[str, str]] = []
         self._exact: dict[str, str] = {}
 
     def _hash(self, found: set[str]) -> MinHash:
@@ -56,13 +57,13 @@ class NearDuplicateIndex:
         return signature
 
     def add(self, name: str, text: str) -> None:
-        """Adds a text under a name; a text without words is not added."""
+        """Adds a text under a name, which need not be unique; a text without words is not added."""
         found = shingles(text)
-        if not found or name in self._texts:
+        if not found:
             return
         self._exact.setdefault(" ".join(words(text)), name)
-        self._texts[name] = text
-        self._lsh.insert(name, self._hash(found), check_duplication=False)
+        self._lsh.insert(len(self._texts), self._hash(found), check_duplication=False)
+        self._texts.append((name, text))
 
     def find_exact(self, text: str) -> str | None:
         """The name of a text with the same words, or None."""
@@ -78,10 +79,10 @@ class NearDuplicateIndex:
             return None
         best, name = 0.0, None
         for candidate in sorted(self._lsh.query(self._hash(found))):
-            other = shingles(self._texts[candidate])
+            other = shingles(self._texts[candidate][1])
             similarity = len(found & other) / len(found | other)
             if similarity >= self.threshold and similarity > best:
-                best, name = similarity, candidate
+                best, name = similarity, self._texts[candidate][0]
         return name
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .files import AugmentationError, check_writable, read_documents, read_json_lines, write_json_lines
 from .language import is_language
-from .near_duplicates import THRESHOLD, NearDuplicateIndex, shingles
+from .near_duplicates import THRESHOLD, NearDuplicateIndex, shingles, words
 from .prompts import PromptBuilder, approximate_tokens, template_names
 from .tasks import is_refusal
 
@@ -126,10 +126,8 @@ class Reviewer:
         self.train = {document.id: document.text for document in train}
         self._indices = {"excluded": NearDuplicateIndex(threshold), "train": NearDuplicateIndex(threshold)}
         for name, documents in (("excluded", excluded), ("train", train)):
-            for number, document in enumerate(
-                tqdm(documents, desc=f"hashing {name}", unit="doc", disable=len(documents) < 2000)
-            ):
-                self._indices[name].add(document.id if document.id else str(number), document.text)
+            for document in tqdm(documents, desc=f"hashing {name}", unit="doc", disable=len(documents) < 2000):
+                self._indices[name].add(document.id, document.text)
         self._indices["sample"] = NearDuplicateIndex(threshold)
         lengths = sorted(approximate_tokens(text) for text in list(self.train.values())[:1000] if text)
         self._usual_length = lengths[len(lengths) // 2] if lengths else None
@@ -148,7 +146,7 @@ class Reviewer:
             if agreement < self.options.min_agreement:
                 verdict = ("disagreement", f"mean score {agreement:.3f} of the intended labels")
         if verdict is None:
-            self._indices["sample"].add(str(sample.get("id") or len(text)), text)
+            self._indices["sample"].add(str(sample.get("id", "a sample without id")), text)
         return verdict
 
     def _content(self, sample: Mapping[str, Any], text: str) -> tuple[str, str] | None:
@@ -168,7 +166,7 @@ class Reviewer:
         demonstration = self.train.get(str(sample.get("demonstration_id")))
         length = approximate_tokens(text)
         usual = approximate_tokens(demonstration) if demonstration else self._usual_length
-        number = len(text.split())
+        number = len(words(text))
         if number < options.min_words or (usual and length < options.min_length_ratio * usual):
             return "too_short", f"{length} tokens, usual {usual}"
         if usual and length > max(options.max_length_ratio * usual, options.min_words):
@@ -254,7 +252,8 @@ def review(
         train: The train file or files the samples were made from.
         exclude: Validation and test files; a sample must not be nearly the same as one of their documents.
         options (`ReviewOptions`, *optional*).
-        prompts (`PromptBuilder`, *optional*): The prompt the samples were made with; by default the package's templates.
+        prompts (`PromptBuilder`, *optional*): The prompt the samples were made with, whose words must not come back; those of the
+            package's templates are known.
         scores (*optional*): Scores of a trained model: a file of `examples/predict.py`, or a function from texts to
             `{label: score}`. Used with `options.min_agreement`.
 
@@ -281,7 +280,8 @@ def review(
         scored = list(scores([row["text"] for row in rows]))
     elif scores is not None:
         scored = read_scores(scores, rows)
-    builders = [prompts] if prompts else [PromptBuilder(name, language=options.language) for name in template_names()]
+    builders = [PromptBuilder(name, language=options.language) for name in template_names()]
+    builders += [prompts] if prompts else []
     reviewer = Reviewer(read_documents(train), read_documents(exclude, need_labels=False), options, builders)
     kept, rejected, reasons = [], [], collections.Counter()
     by_label: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])

@@ -70,7 +70,11 @@ class TailSamples:
         self.demonstrations = self._demonstrations(train, excluded)
         self.default_length = typical_length([document.text for document in train[:1000]], options.max_document_tokens)
         self._drop_labels_without_demonstration()
-        self._cut: dict[str, tuple[str, bool]] = {}
+        if not self.tail:
+            self.notes.append(
+                f"There is no tail label: none has fewer than {options.tail_threshold} training documents (--tail-threshold)."
+            )
+        self._cut: dict[int, tuple[str, bool]] = {}
 
     def _check_expansions(self, known: set[str]) -> None:
         for label in sorted(set(self.expansions) - known):
@@ -161,9 +165,9 @@ class TailSamples:
     def _demonstration(self, document: Document) -> tuple[str, bool]:
         if len(self._cut) > 1000:  # items of one label follow each other: a small cache is enough
             self._cut.clear()
-        if document.id not in self._cut:
-            self._cut[document.id] = cut_to_tokens(document.text, self.options.max_document_tokens)
-        return self._cut[document.id]
+        if id(document) not in self._cut:  # not by its own id, which two documents may share
+            self._cut[id(document)] = cut_to_tokens(document.text, self.options.max_document_tokens)
+        return self._cut[id(document)]
 
     def request(self, index: int) -> Request:
         label, number, document = self._place(index)

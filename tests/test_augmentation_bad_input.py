@@ -1,9 +1,11 @@
 """Bad input ends in one sentence that names the value, the rule and the remedy, before anything is sent."""
 
+import json
 import os
 
 import pytest
-from augmentation_server import ChatServer
+from aiohttp import web
+from augmentation_server import ChatServer, completion
 from test_augmentation_generate import document, rows, settings, write_rows
 
 from augmentation import AugmentationError, RequestSettings, TailOptions, expand_labels, generate_tail_samples
@@ -136,3 +138,51 @@ def test_a_label_set_with_odd_names_goes_through(tmp_path):
         )
     assert [row["label"] for row in rows(tmp_path / "label_descriptions.jsonl")] == labels
     assert sorted(row["tail_label"] for row in rows(tmp_path / "pseudo_samples.jsonl")) == sorted(labels)
+
+
+def test_an_answer_with_broken_unicode_is_stored_and_cleaned(tmp_path):
+    async def surrogate(body, attempt, request):
+        return web.Response(
+            body=json.dumps(
+                completion('{"expansion": "Half a pair \\ud83d in \\u0000 words of a sentence."}', body)
+            ).encode(),
+            content_type="application/json",
+        )
+
+    async def plain(body, attempt, request):
+        return web.json_response(completion("Half a pair \ud83d in plain words of a sentence.", body))
+
+    for name, answer in (("json", surrogate), ("plain", plain)):
+        with ChatServer(answer) as server:
+            for _ in range(2):
+                assert expand_labels(["a"], tmp_path / name, settings(server)).done == 1
+            assert len(server.requests) == 1
+        text = rows(tmp_path / name / "label_descriptions.jsonl")[0]["expansion"]
+        assert text.startswith("Half a pair") and text.encode()
+
+
+def test_an_endpoint_that_counts_no_tokens_is_charged_by_estimate(tmp_path):
+    async def uncounted(body, attempt, request):
+        answer = completion("A sentence about documents.", body)
+        del answer["usage"]
+        return web.json_response(answer)
+
+    with ChatServer(uncounted) as server:
+        summary = expand_labels(["a"], tmp_path, settings(server))
+    assert summary.prompt_tokens > 50 and summary.completion_tokens == 5 and summary.cost > 0
+
+
+def test_documents_that_share_an_id_stay_apart(tmp_path):
+    items = [{"id": "same", "text": f"{word} " * 30, "labels": ["rare"]} for word in ("alpha", "beta")]
+    train = write_rows(tmp_path / "t.jsonl", items)
+    with ChatServer() as server:
+        generate_tail_samples(train, tmp_path, settings(server), options=TailOptions(per_label=2))
+        prompts = [body["messages"][1]["content"] for body in server.requests]
+    assert sum("alpha alpha" in prompt for prompt in prompts) == sum("beta beta" in prompt for prompt in prompts) == 1
+
+
+def test_a_run_without_a_tail_label_says_so(tmp_path):
+    train = write_rows(tmp_path / "t.jsonl", [document(i, ["big"]) for i in range(60)])
+    with ChatServer() as server:
+        summary = generate_tail_samples(train, tmp_path, settings(server))
+    assert summary.total == 0 and any("no tail label" in note for note in summary.notes)

@@ -202,3 +202,12 @@ def test_the_review_command_prints_a_table(tmp_path, capsys):
 def test_the_test_servers_texts_pass_the_review(tmp_path):
     train = write_rows(tmp_path / "train.jsonl", TRAIN)
     assert judge(tmp_path, [sample(prose("a", 60), 0), sample(prose("b", 60), 1)], train=rows(train)) == [None, None]
+
+
+def test_near_duplicates_are_found_under_names_that_repeat_and_in_chinese():
+    index = NearDuplicateIndex()
+    index.add("same", GOOD[0])
+    index.add("same", GOOD[1])
+    index.add("zh", "我们测量冰川下的融水如何形成通道并比较三个季节的雷达图像结果显示通道每年春季向谷底移动")
+    assert index.find(GOOD[1] + " Indeed.") == "same"
+    assert index.find("我们测量冰川下的融水如何形成通道并比较四个季节的雷达图像结果显示通道每年春季向谷底移动") == "zh"
