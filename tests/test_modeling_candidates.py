@@ -89,6 +89,15 @@ def test_a_trained_table_gets_a_gradient_from_the_classification_loss():
     assert model.label_embeddings.grad.any(dim=1).all()
 
 
+def test_the_table_is_returned_in_training_and_with_labels_but_not_in_mere_prediction():
+    model, batch = tiny_model(), tiny_batch()
+    assert model(**batch).label_embeds is not None
+    del batch["labels"]
+    assert model(**batch).label_embeds is None
+    assert model(**batch, return_table=True).label_embeds is not None
+    assert model.train()(**batch).label_embeds is not None
+
+
 def test_return_table_false_leaves_out_the_table_and_changes_nothing_else():
     model = tiny_model()
     arguments = {**tiny_batch(), **tiny_candidates(model, [1, 3])}
