@@ -17,6 +17,7 @@ def tokenize_label_texts(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int = 64
 ) -> dict[str, list[list[int]]]:
     """Token ids of label texts, cut after `max_length` tokens and not padded, with what padding needs later."""
+    max_length = min(max_length, tokenizer.model_max_length)
     input_ids = tokenizer(texts, truncation=True, max_length=max_length, padding=False)["input_ids"]
     return {"input_ids": input_ids, "pad_token_id": tokenizer.pad_token_id or 0}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
@@ -303,11 +304,51 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, PreTrainedModel):
         return model.eval()
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in transformers; the label embeddings load as constants, like in a new model."""
-        loaded = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        As in transformers, but weights come from safetensors only and must be finite; the label embeddings load as
+        constants, like in a new model.
+
+        Raises:
+            OSError: there are no weights in safetensors, or a file of them is cut.
+            ValueError: a pickle is asked for, the weights do not fit the configuration, or some are NaN or infinite.
+        """
+        name = pretrained_model_name_or_path
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError(
+                f"`use_safetensors=False` would let the pickled weights of {name} run any code, so they are refused. Ask "
+                "whoever made them to save them with `save_pretrained`, which writes safetensors."
+            )
+        try:
+            loaded = super().from_pretrained(name, *args, **{**kwargs, "use_safetensors": True})
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights of {name} cannot be read ({error}): a file of them is cut or damaged. Copy or download it again."
+            ) from error
+        except OSError as error:
+            if "file named" in str(error) and "safetensors" in str(error):
+                raise OSError(
+                    f"{name} has no weights in safetensors. Pickled ones (`pytorch_model.bin`) can run any code when they are "
+                    "loaded, so they are refused: save them again with `save_pretrained`."
+                ) from error
+            raise
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" in str(error):
+                raise ValueError(
+                    f"The weights of {name} do not fit its `config.json`, which names another number of labels or another "
+                    "encoder (the report above lists the tensors). Use the `config.json` that they were saved with."
+                ) from error
+            raise
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.label_embeddings.requires_grad_(False)
+        for parameter_name, parameter in model.named_parameters():
+            if parameter.is_meta or not parameter.is_floating_point():
+                continue
+            if not torch.isfinite(parameter.detach().sum(dtype=torch.float32)):
+                raise ValueError(
+                    f"`{parameter_name}` of {name} holds NaN or infinite values, so its scores would mean nothing; the training "
+                    "diverged. Load an earlier checkpoint."
+                )
         return loaded
 
     @torch.no_grad()

@@ -70,8 +70,10 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         return_explanation (`bool`, defaults to `False`): return `{"labels", "attended_labels", "tokens"}` instead:
             `labels` as above; `attended_labels`, `{"label", "weight"}` with the largest α, averaged over tokens (empty for a
             model without label attention); `tokens`, for each of `labels` by name, the `{"token", "start", "end",
-            "score"}` that matter most, by gradient x input of the label's merged logit, the mask token being zero
-            (above zero: speaks for the label); `start` and `end` count characters of the text. Costs one backward pass a label and window.
+            "score"}` that matter most, by gradient x input of the label's logit in each window, weighted by what the
+            window adds to the label's score: `score` is the token's share of all tokens' absolute values, above zero
+            where it speaks for the label; `start` and `end` count characters of the text. Costs one backward pass a
+            label and window.
         explanation_size (`int`, defaults to 5): how many `attended_labels`, and `tokens` a label.
         text_column (`str`, defaults to `"text"`): where documents are dictionaries, which of their values is the text.
 
@@ -306,7 +308,10 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
                     {"label": names[index], "weight": weight}
                     for index, weight in zip(best.indices.tolist(), best.values.tolist())
                 ]
-            explanation["tokens"] = self._important_tokens(windows, chosen, weights, explanation_size)
+            # A window speaks for a label as much as it adds to the label's merged probability.
+            parts = weights if self.is_ranking else weights * window_scores
+            parts = parts / parts.sum(dim=0, keepdim=True).clamp_min(1e-30)
+            explanation["tokens"] = self._important_tokens(windows, chosen, parts, explanation_size)
         return explanation
 
     def _choose(self, scores: torch.Tensor, top_k: int | None, threshold: float | None, min_score: float | None):
@@ -332,17 +337,20 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
     # ---- Explanation ----
 
     def _important_tokens(
-        self, windows: list[dict[str, Any]], chosen: list[int], weights: torch.Tensor, size: int
+        self, windows: list[dict[str, Any]], chosen: list[int], parts: torch.Tensor, size: int
     ) -> dict[str, list[dict[str, Any]]]:
-        """For each chosen label the `size` tokens with the largest |gradient x input|, over all windows."""
+        """
+        For each chosen label the `size` tokens with the largest |gradient x input|, over the windows (W, L) that make up a
+        thousandth of its score or more.
+        """
         totals: list[dict[tuple[int, int], float]] = [{} for _ in chosen]
         with self.device_placement():
-            for window, window_weights in zip(windows, weights):
-                needed = [position for position, index in enumerate(chosen) if window_weights[index] > 0]
+            for window, part in zip(windows, parts):
+                needed = [position for position, index in enumerate(chosen) if part[index] > 1e-3]
                 if not needed:
                     continue
                 relevance = self._gradient_times_input(window, [chosen[position] for position in needed])
-                relevance = relevance * window_weights[[chosen[position] for position in needed]].unsqueeze(1)
+                relevance = relevance * part[[chosen[position] for position in needed]].unsqueeze(1)
                 for position, row in zip(needed, relevance.tolist()):
                     total = totals[position]
                     # In a padded batch the tokens are where the attention mask is 1, at either side.
@@ -353,20 +361,15 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         names = self.model.config.id2label
         return {
             names[index]: [
-                {"token": text[start:end], "start": start, "end": end, "score": value}
+                {"token": text[start:end], "start": start, "end": end, "score": value / scale}
                 for (start, end), value in sorted(total.items(), key=lambda item: -abs(item[1]))[:size]
             ]
             for index, total in zip(chosen, totals)
+            for scale in [sum(map(abs, total.values())) or 1.0]
         }
 
     def _gradient_times_input(self, window: dict[str, Any], labels: list[int]) -> torch.Tensor:
-        """
-        ∂ logit / ∂ e · (e - e_mask) for each token embedding e, of shape (n labels, T tokens): to first order, what the logit
-        loses when the token is masked.
-
-        The mask's embedding is the zero point because encoders that normalise the embeddings first (BERT, ModernBERT, DeBERTa)
-        do not see their length: there the gradient is orthogonal to e itself, and the plain product is noise.
-        """
+        """∂ logit / ∂ e · e for each token embedding e of a window, (n labels, T tokens)."""
         real = window["attention_mask"][0].bool()
         inputs = {name: window[name][:, real].to(self.device) for name in MODEL_INPUTS if name in window}
         embeds = None
@@ -376,8 +379,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             embeds = output.detach().requires_grad_()
             return embeds
 
-        table = self.model.get_input_embeddings()
-        handle = table.register_forward_hook(remember)
+        handle = self.model.get_input_embeddings().register_forward_hook(remember)
         try:
             with torch.enable_grad():
                 logits = self.model(**inputs, return_table=False).logits[0]
@@ -387,11 +389,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
                 ]
         finally:
             handle.remove()
-        tokenizer = self.tokenizer
-        mask = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else tokenizer.pad_token_id or 0
-        with torch.no_grad():
-            zero = table(torch.tensor([[mask]], device=self.device))[0]
-        return (torch.stack(gradients) * (embeds.detach() - zero)).float().sum(dim=-1).cpu()
+        return (torch.stack(gradients) * embeds.detach()).float().sum(dim=-1).cpu()
 
 
 def _first_offset(window: dict[str, Any]) -> int:
