@@ -1,0 +1,72 @@
+#!/usr/bin/env python
+"""
+Write a trained SEP-MLDC checkpoint as ONNX, in float32 or int8, and say how far it is from the checkpoint.
+
+    python examples/export_onnx.py outputs/quickstart outputs/onnx
+    python examples/export_onnx.py outputs/quickstart outputs/onnx-int8 --int8 --documents examples/data/test.jsonl.gz
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer
+
+from modeling_sep_mldc import SepMldcForMultiLabelClassification
+from trainer.data import load_splits
+from trainer.export import compare_logits, export_onnx
+
+
+def texts_to_compare(options, config) -> list[str]:
+    """Documents of the file, or the label texts of the checkpoint, which are at hand without one."""
+    if options.documents is None:
+        return config.label_texts[: options.max_documents]
+    documents = load_splits(test_file=options.documents, label_column=None, text_columns=[options.text_column])["test"]
+    return documents["text"][: options.max_documents]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("checkpoint", help="folder or Hub name of a trained model")
+    parser.add_argument("output_dir", help="a new folder")
+    parser.add_argument("--int8", action="store_true", help="int8 weights and activations (dynamic quantisation)")
+    parser.add_argument(
+        "--documents", help="file of documents to compare on; the label texts of the checkpoint if not given"
+    )
+    parser.add_argument("--text_column", default="text")
+    parser.add_argument("--max_documents", type=int, default=128, help="compare on so many documents (%(default)s)")
+    parser.add_argument("--max_length", type=int, default=128, help="tokens of a document to compare on (%(default)s)")
+    options = parser.parse_args()
+    for name in ("max_documents", "max_length"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"`--{name}` is {getattr(options, name)}, but a number from 1 on is needed. Try 128.")
+    return options
+
+
+def main() -> None:
+    options = parse_arguments()
+    model = SepMldcForMultiLabelClassification.from_pretrained(options.checkpoint, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
+    texts = texts_to_compare(options, model.config)
+    exported = export_onnx(model, options.output_dir, tokenizer, int8=options.int8)
+    limit = min(options.max_length, tokenizer.model_max_length)
+    batches = (
+        tokenizer(texts[start : start + 8], padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        for start in tqdm(range(0, len(texts), 8), desc="Comparing", unit="batch")
+    )
+    found = compare_logits(model, exported, batches)
+    size = sum(path.stat().st_size for path in Path(options.output_dir).glob("model.onnx*"))
+    print(
+        f"{options.output_dir}: {size / 1e6:.1f} MB, {'int8' if options.int8 else 'float32'}. On {len(texts)} "
+        f"{'label texts' if options.documents is None else 'documents'}: logits differ by {found['mean_difference']:.1e} on "
+        f"average and {found['max_difference']:.1e} at most, {100 * found['same_best_label']:.1f}% have the same best label."
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"export_onnx.py: {error}")
