@@ -270,7 +270,7 @@ class BatchRunner:
         now, self.endpoint.dialect = self.endpoint.dialect, dialect
         body = self.endpoint.body(request)
         self.endpoint.dialect = now
-        return {name: value for name, value in body.items() if name not in ("model", "messages")}
+        return body
 
     def _settle(self) -> None:
         """The true cost of this run's answers takes the place of what was reserved for them."""

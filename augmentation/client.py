@@ -81,6 +81,11 @@ class RequestSettings:
             raise AugmentationError(
                 "`base_url` does not begin with http:// or https://; write it like http://localhost:8000/v1."
             )
+        if self.base_url and urlsplit(self.base_url).username is not None:
+            raise AugmentationError(
+                "`base_url` holds a user name or a password, but secrets are read from the environment only; put the key into "
+                f"{self.api_key_env} and take it out of the address."
+            )
 
     def request_parameters(self, temperature: float, max_tokens: int) -> dict[str, Any]:
         """Parameters of a request whose task wants this temperature and length; part of the journal's key."""
@@ -150,11 +155,16 @@ class Endpoint:
                 f"the environment variable {settings.api_key_env} is empty, but OpenAI's endpoint needs a key; set it, or "
                 "name another endpoint with `--base-url`."
             )
+        try:
+            transport = openai.DefaultAioHttpClient(timeout=settings.timeout)  # half the work for each request
+        except RuntimeError:  # aiohttp is not installed
+            transport = None
         self.client = openai.AsyncOpenAI(
             api_key=self._key or "none",
             base_url=settings.base_url,
             max_retries=0,  # retries are counted, paced and paid for here
             timeout=settings.timeout,
+            http_client=transport,
         )
         self.host = urlsplit(str(self.client.base_url)).netloc.rpartition("@")[2]
         self.structured = settings.structured_output != "text"
@@ -225,14 +235,15 @@ class Endpoint:
         """
         began = time.monotonic()
         body = self.body(request)
-        known = {name: body.pop(name) for name in ("model", "messages")}
+        text = ""
         try:
-            raw = await self.client.chat.completions.with_raw_response.create(**known, extra_body=body)
-            answer = json.loads(raw.text)
+            # as text: whatever the content type says, the answer is looked at here
+            text = await self.client.post("/chat/completions", cast_to=str, body=body)
+            answer = json.loads(text)
         except self._openai.APIError as error:
             raise self.problem(error, body) from None
         except ValueError:  # JSONDecodeError, UnicodeDecodeError
-            raise TryAgain(f"the answer is not JSON: {self.redact(raw.text[:80])!r}", maybe_paid=True) from None
+            raise TryAgain(f"the answer is not JSON: {self.redact(text[:80])!r}", maybe_paid=True) from None
         entry = self.entry(request, answer, body)
         self.answered = True
         entry["seconds"] = round(time.monotonic() - began, 3)
@@ -294,9 +305,11 @@ class Endpoint:
             usage = answer.get("usage") or {}
             if not isinstance(content, str):
                 raise TypeError
-            # an endpoint that does not count is paid by the estimate
-            estimates = {"prompt_tokens": prompt_tokens(request), "completion_tokens": approximate_tokens(content)}
-            counts = {name: int(usage.get(name) or estimate) for name, estimate in estimates.items()}
+            counts = {
+                # an endpoint that does not count is paid by the estimate
+                "prompt_tokens": int(usage.get("prompt_tokens") or prompt_tokens(request)),
+                "completion_tokens": int(usage.get("completion_tokens") or approximate_tokens(content)),
+            }
         except (KeyError, IndexError, TypeError, AttributeError, ValueError):
             raise TryAgain(
                 f"the answer is not a chat completion: {self.redact(json.dumps(answer))[:80]!r}", maybe_paid=True
@@ -308,7 +321,9 @@ class Endpoint:
             "model": str(answer.get("model") or request.model),
             "requested_model": request.model,
             "endpoint": self.host,
-            "parameters": {name: value for name, value in sent.items() if name != "response_format"},
+            "parameters": {
+                name: value for name, value in sent.items() if name not in ("model", "messages", "response_format")
+            },
             "structured": "response_format" in sent,
             "usage": counts,
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),

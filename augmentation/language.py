@@ -14,6 +14,7 @@ def _identifier():
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
+@lru_cache(maxsize=256)  # an answer is looked at by the follow-up and by the row
 def is_language(text: str, language: str) -> bool:
     """
     False where a text is in another language than `language` (ISO 639-1), with a probability of 0.9 or more.

@@ -277,9 +277,10 @@ class Runner:
             raise StopRun
 
     async def _once(self, request: Request) -> dict[str, Any]:
-        prompt = prompt_tokens(request)
         most = highest_cost(request, self.price)
-        booked = prompt + request.expected_tokens
+        booked = 0
+        if self.settings.tokens_per_minute:
+            booked = prompt_tokens(request) + request.expected_tokens
         await self._pause(max(self._requests.delay(), self._tokens.delay(booked)))
         while (wait := self._not_before - time.monotonic()) > 0:
             await self._pause(wait)
@@ -289,7 +290,7 @@ class Runner:
             await self.journal.append(entry)
         except TryAgain as error:
             if error.maybe_paid and self.price:
-                self.state.spent += self.price.cost(prompt, request.expected_tokens)
+                self.state.spent += self.price.cost(prompt_tokens(request), request.expected_tokens)
             raise
         finally:
             self._in_flight -= 1

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,17 +199,16 @@ def run_task(
             state: RunState = _run_coroutine(runner.run)
         finally:
             _write_failed(output_dir / FAILED, task, runner.state)
-        missing = [index for index in range(len(task)) if output_row(task, journal, index) is None]
-        path = None
-        if partial or all(index in state.failed for index in missing):
-            path = output_dir / file_name
-            # in the task's order, whatever the order in which the answers came
-            rows = (output_row(task, journal, index) for index in range(len(task)))
-            write_json_lines(path, (row for row in rows if row is not None))
+        path, done = output_dir / file_name, 0
+        try:
+            done = write_json_lines(path, _rows(task, journal, set(range(len(task)) if partial else state.failed)))
+        except _Incomplete:
+            path = None
+            done = sum(output_row(task, journal, index) is not None for index in range(len(task)))
         return RunSummary(
             output=path,
             total=len(task),
-            done=len(task) - len(missing),
+            done=done,
             failed=len(state.failed),
             sent=state.sent,
             answered=state.answered,
@@ -219,6 +218,20 @@ def run_task(
             currency=runner.prices.currency,
             stopped=state.stopped,
         )
+
+
+class _Incomplete(Exception):
+    """An item that has not failed has no answer."""
+
+
+def _rows(task: Task, journal: Journal, may_lack: set[int]) -> Iterator[dict[str, Any]]:
+    """Output rows in the task's order, whatever the order in which the answers came."""
+    for index in range(len(task)):
+        row = output_row(task, journal, index)
+        if row is not None:
+            yield row
+        elif index not in may_lack:
+            raise _Incomplete
 
 
 def output_row(task: Task, journal: Journal, index: int) -> dict[str, Any] | None:
