@@ -1,0 +1,194 @@
+"""The page: its functions on a tiny model, and the page itself in a real browser."""
+
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_model, tiny_tokenizer
+
+from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline
+
+
+SCRIPT = Path(__file__).parent.parent / "examples" / "app.py"
+spec = importlib.util.spec_from_file_location("app", SCRIPT)
+app = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(app)
+
+LABELS = ["vision", "<b>bold</b>", "language", "graphs", "robots"]
+TEXT = "The robot reads images, and speech.\nNo data of the market is needed; models search galaxies."
+
+
+def make_pipe(**config):
+    model = tiny_model(id2label=dict(enumerate(LABELS)), **config)
+    return MultiLabelDocumentClassificationPipeline(model=model, tokenizer=tiny_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_pipe(thresholds=[0.1, 0.2, 0.3, 0.4, 0.9])
+
+
+def chosen(bars: str) -> list[str]:
+    return re.findall(r'label-row chosen"><span class="name">(.*?)</span>', bars)
+
+
+def test_classify_returns_all_labels_best_first_with_their_own_thresholds(pipe):
+    labels = app.classify(pipe, TEXT)
+    assert sorted(entry["label"] for entry in labels) == sorted(LABELS)
+    assert [entry["score"] for entry in labels] == sorted((entry["score"] for entry in labels), reverse=True)
+    own = dict(zip(LABELS, [0.1, 0.2, 0.3, 0.4, 0.9]))
+    assert all(entry["threshold"] == own[entry["label"]] for entry in labels)
+
+
+def test_bars_choose_by_own_thresholds_or_by_the_slider():
+    labels = [
+        {"label": "a", "score": 0.8, "threshold": 0.9},
+        {"label": "b", "score": 0.6, "threshold": 0.6},
+        {"label": "c", "score": 0.1, "threshold": 0.05},
+    ]
+    assert chosen(app.draw_bars(labels)) == ["b", "c"]
+    assert chosen(app.draw_bars(labels, threshold=0.7)) == ["a"]
+    assert chosen(app.draw_bars(labels, threshold=0.0)) == ["a", "b", "c"]
+    assert "width: 80.0%" in app.draw_bars(labels) and "left: 70.0%" in app.draw_bars(labels, threshold=0.7)
+
+
+def test_a_label_name_cannot_bring_markup_into_the_page(pipe):
+    bars = app.draw_bars(app.classify(pipe, TEXT))
+    assert "<b>bold" not in bars and "&lt;b&gt;bold&lt;/b&gt;" in bars
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_an_explanation_is_the_whole_text_with_weights_from_minus_one_to_one(pipe, label):
+    labels = app.classify(pipe, TEXT)
+    pieces, attended = app.explain(pipe, TEXT, labels, label)
+    assert "".join(piece for piece, _ in pieces) == TEXT
+    weights = [weight for _, weight in pieces if weight is not None]
+    assert max(map(abs, weights)) == pytest.approx(1) and 5 < len(weights) <= app.HIGHLIGHTED_TOKENS
+    assert attended.startswith("Label embeddings the document was read with: ")
+
+
+def test_an_explanation_marks_the_tokens_that_the_pipeline_names(pipe):
+    labels = app.classify(pipe, TEXT)
+    best = labels[0]["label"]
+    (token,) = pipe(TEXT, top_k=1, return_explanation=True, explanation_size=1)["tokens"][best]
+    pieces, _ = app.explain(pipe, TEXT, labels, best)
+    position = 0
+    for piece, weight in pieces:
+        if weight is not None and abs(weight) == 1:
+            assert (position, piece) == (token["start"], token["token"])
+            assert (weight > 0) == (token["score"] > 0)
+        position += len(piece)
+
+
+def test_a_ranking_has_bars_but_no_chosen_labels():
+    pipe = make_pipe(classification_loss="softmax")
+    labels = app.classify(pipe, TEXT)
+    bars = app.draw_bars(labels, threshold=0.0)
+    assert "no probabilities" in bars and not chosen(bars) and 'class="mark"' not in bars
+    assert "width: 100.0%" in bars
+
+
+@pytest.mark.parametrize("text", ["", " \n "])
+def test_an_empty_text_has_no_labels_and_nothing_to_explain(pipe, text):
+    assert app.classify(pipe, text) == []
+    assert "the text is empty" in app.draw_bars([])
+    assert app.explain(pipe, text, [], None) == ([], "")
+
+
+def test_a_long_text_is_read_up_to_the_limit(pipe, monkeypatch):
+    monkeypatch.setattr(app, "MAX_CHARACTERS", 30)
+    labels = app.classify(pipe, TEXT)
+    assert labels == app.classify(pipe, TEXT[:30])
+    pieces, _ = app.explain(pipe, TEXT, labels, labels[0]["label"])
+    assert "".join(piece for piece, _ in pieces) == TEXT[:30]
+
+
+def test_an_uploaded_file_is_read_as_utf8_with_or_without_a_mark(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Über\n".encode("utf-8-sig"))
+    assert app.read_document(tmp_path / "a.txt") == "Über\n"
+
+
+def test_an_uploaded_file_that_is_not_utf8_ends_in_one_sentence(tmp_path):
+    (tmp_path / "a.txt").write_bytes("naïve".encode("latin-1"))
+    with pytest.raises(ValueError, match="a.txt has the byte 0xef at position 2, but a text in UTF-8 is needed"):
+        app.read_document(tmp_path / "a.txt")
+
+
+def test_a_checkpoint_loads_as_the_page_loads_it(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    assert app.classify(app.load(str(tmp_path)), TEXT) == app.classify(pipe, TEXT)
+
+
+@pytest.fixture
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1100"):
+        options.add_argument(argument)
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def page(pipe, monkeypatch):
+    pytest.importorskip("gradio")
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    page = app.build_page(pipe)
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **app.LAUNCH)
+    yield url
+    page.close()
+
+
+@pytest.mark.slow
+def test_the_page_labels_explains_and_moves_its_threshold_in_a_browser(browser, page, pipe, tmp_path):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def find(css):
+        return browser.find_element(By.CSS_SELECTOR, css)
+
+    def bold():
+        return [e.text for e in browser.find_elements(By.CSS_SELECTOR, "#labels .label-row.chosen .name")]
+
+    wait = WebDriverWait(browser, 60)
+    browser.get(page)
+    wait.until(lambda _: find("#document textarea").is_displayed())
+    # An upload fills the document's box.
+    (tmp_path / "document.txt").write_text(TEXT)
+    find("#upload input[type=file], input[type=file]").send_keys(str(tmp_path / "document.txt"))
+    wait.until(lambda _: find("#document textarea").get_attribute("value") == TEXT)
+    find("#classify").click()
+    wait.until(lambda _: browser.find_elements(By.CSS_SELECTOR, "#labels .label-row"))
+
+    labels = app.classify(pipe, TEXT)
+    names = [e.text for e in browser.find_elements(By.CSS_SELECTOR, "#labels .label-row .name")]
+    assert names == [entry["label"] for entry in labels], "markup in a name is shown letter by letter"
+    assert bold() == [entry["label"] for entry in labels if entry["score"] >= entry["threshold"]]
+    wait.until(lambda _: "robot" in find("#explanation").text)
+    assert "Label embeddings the document was read with" in find("#attended").text
+
+    # One threshold for all labels.
+    number = find("#threshold input[type=number]")
+    number.send_keys(Keys.CONTROL, "a")
+    number.send_keys("0", Keys.TAB)
+    wait.until(lambda _: bold() == names)
+    assert not find("#own input[type=checkbox]").is_selected()
+    find("#own input[type=checkbox]").click()
+    wait.until(lambda _: bold() == [entry["label"] for entry in labels if entry["score"] >= entry["threshold"]])
+
+    # Another label's explanation.
+    before = find("#attended").text, find("#explanation").get_attribute("innerHTML")
+    box = find("#choice input")
+    box.click()
+    box.send_keys(Keys.ARROW_DOWN, Keys.ENTER)
+    wait.until(lambda _: find("#explanation").get_attribute("innerHTML") != before[1])
+    errors = [entry for entry in browser.get_log("browser") if "pageerror" in entry["message"].lower()]
+    assert errors == []
