@@ -282,6 +282,7 @@ def test_forward_compiles_to_one_graph_with_the_same_loss_and_gradients(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # Inductor calls a C++ compiler, which a busy machine makes slow.
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("kind", COMPILED)
 def test_forward_and_backward_compile(kind, backend):
