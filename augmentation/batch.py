@@ -56,8 +56,8 @@ class BatchRunner:
                     pass
         finally:
             self._bar.close()
-            await self.journal.drain()
             await self.endpoint.close()
+            await self.journal.synced()
         return self.state
 
     # ------------------------------------------------------------------------------------------------ one round
@@ -257,8 +257,8 @@ class BatchRunner:
                 self._reasons[key] = f"{error}, after {SUBMISSIONS} submissions"
             except FatalError as error:  # raised when the good answers are safe
                 self.state.fatal = error
-        await asyncio.gather(*(self.journal.append(entry) for entry in entries.values()))
         for entry in entries.values():
+            self.journal.append(entry)
             self.state.answered += 1
             self.state.prompt_tokens += entry["usage"]["prompt_tokens"]
             self.state.completion_tokens += entry["usage"]["completion_tokens"]
@@ -280,7 +280,8 @@ class BatchRunner:
     # ------------------------------------------------------------------------------------------------- plumbing
 
     async def _note(self, kind: str, **values: Any) -> None:
-        await self.journal.append({"note": kind, "command": self.task.name, **values})
+        self.journal.append({"note": kind, "command": self.task.name, **values})
+        await self.journal.synced()
 
     async def _call(self, function: Callable) -> Any:
         """Calls the endpoint, again after errors that may pass."""

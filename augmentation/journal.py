@@ -1,6 +1,7 @@
 """An append-only file of paid answers: nothing lost, nothing paid twice."""
 
 import asyncio
+import errno
 import hashlib
 import json
 import logging
@@ -67,8 +68,9 @@ class Journal:
         self.path = Path(path)
         self.read_only = read_only
         self._places: dict[str, tuple[int, int]] = {}
-        self._waiting: list[tuple[bytes, dict[str, Any], asyncio.Future]] = []
-        self._flusher: asyncio.Task | None = None
+        self._unsynced = False
+        self._syncer: asyncio.Task | None = None
+        self._sync_error: AugmentationError | None = None
         self.notes: list[dict[str, Any]] = []
 
     def __enter__(self) -> "Journal":
@@ -91,7 +93,7 @@ class Journal:
                 raise AugmentationError(
                     f"the journal {self.path} cannot be opened ({error.strerror}); choose another `--output-dir`."
                 ) from None
-        # answers are read through a handle of its own, because a thread writes through the other one
+        # answers are read through a handle of its own: the other one only appends
         self._reader = open(self.path, "rb") if self.path.exists() else None
         if self._reader is not None:
             self._load()
@@ -154,46 +156,48 @@ class Journal:
         for key in self._places:
             yield self.get(key)
 
-    async def append(self, entry: dict[str, Any]) -> None:
-        """Writes an entry; returns when it is safe on disk. Entries that arrive together share one `fsync`."""
-        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")  # lone surrogates
-        done = asyncio.get_running_loop().create_future()
-        self._waiting.append((line, entry, done))
-        if self._flusher is None or self._flusher.done():
-            self._flusher = asyncio.create_task(self._flush())
-        await asyncio.shield(done)
+    def append(self, entry: dict[str, Any]) -> None:
+        """
+        Writes an entry as one line, so that it outlives the process from here on, and has it synced to disk in the background
+        (entries that come together share one `fsync`); `synced` waits for that.
 
-    async def drain(self) -> None:
-        """Returns when everything that was appended is on disk."""
-        if self._flusher is not None:
-            await self._flusher
-
-    async def _flush(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            try:
-                await asyncio.to_thread(self._write, b"".join(line for line, _, _ in batch))
-            except OSError as error:
-                problem = AugmentationError(
-                    f"the journal {self.path} cannot be written ({error.strerror}); make room on the disk and run the same "
-                    "command again."
-                )
-                for _, _, done in batch:
-                    if not done.done():
-                        done.set_exception(problem)
-                continue
-            for line, entry, done in batch:
-                self._remember(entry, self._end, len(line))
-                self._end += len(line)
-                if not done.cancelled():
-                    done.set_result(None)
-
-    def _write(self, data: bytes) -> None:
+        Raises:
+            AugmentationError: if this line cannot be written, or an earlier one not be synced.
+        """
+        if self._sync_error is not None:
+            raise self._sync_error
+        # backslashreplace: a lone surrogate in an answer stays a JSON escape
+        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         try:
-            view = memoryview(data)
-            while view:
-                view = view[self._stream.write(view) :]
-            os.fsync(self._stream.fileno())
-        except OSError:
+            written = self._stream.write(line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
             os.ftruncate(self._stream.fileno(), self._end)  # no later line may follow half a line
-            raise
+            raise self._problem(error) from None
+        self._remember(entry, self._end, len(line))
+        self._end += len(line)
+        self._unsynced = True
+        if self._syncer is None or self._syncer.done():
+            self._syncer = asyncio.create_task(self._sync())
+
+    async def synced(self) -> None:
+        """Returns when all that was appended is on disk."""
+        if self._syncer is not None:
+            await self._syncer
+        if self._sync_error is not None:
+            raise self._sync_error
+
+    async def _sync(self) -> None:
+        while self._unsynced and self._sync_error is None:
+            self._unsynced = False
+            try:
+                await asyncio.to_thread(os.fsync, self._stream.fileno())
+            except OSError as error:
+                self._sync_error = self._problem(error)
+
+    def _problem(self, error: OSError) -> AugmentationError:
+        return AugmentationError(
+            f"the journal {self.path} cannot be written ({error.strerror}); make room on the disk and run the same command "
+            "again."
+        )

@@ -227,7 +227,11 @@ class PromptBuilder:
         )
 
     def _messages(self, text: str) -> list[dict[str, str]]:
-        return [{"role": "system", "content": self.render("system")}, {"role": "user", "content": text}]
+        return [{"role": "system", "content": self._system}, {"role": "user", "content": text}]
+
+    @cached_property
+    def _system(self) -> str:
+        return self.render("system")
 
 
 def typical_length(texts: Sequence[str], budget: int) -> int:

@@ -165,8 +165,8 @@ class Runner:
         with on_interrupt(interrupt):
             results = await asyncio.gather(*workers, return_exceptions=True)
         self._bar.close()
-        await self.journal.drain()
         await self.endpoint.close()
+        await self.journal.synced()
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
                 raise result
@@ -198,6 +198,9 @@ class Runner:
             except AugmentationError as error:
                 self._end(str(error), error)
                 return
+            except Exception as error:  # a defect: the other workers must not go on and pay
+                self._end(repr(error))
+                raise
             finally:
                 self._show()
             self._bar.update()
@@ -287,7 +290,7 @@ class Runner:
         await self._reserve(most)
         try:
             entry = await self.endpoint.ask(request)
-            await self.journal.append(entry)
+            self.journal.append(entry)
         except TryAgain as error:
             if error.maybe_paid and self.price:
                 self.state.spent += self.price.cost(prompt_tokens(request), request.expected_tokens)

@@ -4,7 +4,7 @@ How close the augmentation client comes to the ideal: 5,000 requests at concurre
     python benchmarks/augmentation_throughput.py
 
 The ideal is requests / concurrency x latency. Memory is the resident size of the client's process, whose growth between the first
-and the last tenth of the run must stay flat; every answer is synced to the journal before the next request takes its place.
+and the last tenth of the run must stay flat; every answer is written to the journal before the next request takes its place.
 """
 
 import argparse

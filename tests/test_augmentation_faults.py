@@ -334,7 +334,7 @@ def test_two_processes_on_one_journal_are_kept_apart(tmp_path):
         assert not server.requests
 
 
-def test_a_full_disk_stops_the_run_and_leaves_no_half_line(tmp_path, monkeypatch):
+def test_a_disk_that_fails_to_sync_stops_the_run(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
@@ -342,8 +342,28 @@ def test_a_full_disk_stops_the_run_and_leaves_no_half_line(tmp_path, monkeypatch
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(AugmentationError, match="journal .* cannot be written .*No space left"):
             run(server, tmp_path)
-        monkeypatch.undo()
-        assert (tmp_path / "journal.jsonl").read_bytes() == b""
+
+
+def test_a_full_disk_stops_the_run_and_leaves_no_half_line(tmp_path):
+    code = """
+import resource, sys
+from augmentation.cli import main
+from augmentation.language import is_language
+is_language("The model of the languages is unpacked to a file.", "en")
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.exit(main(sys.argv[1:]))
+"""
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    with ChatServer() as server:
+        command = ["expand-labels", tmp_path / "labels.txt", "--model", "m", "--base-url", server.base_url]
+        command += ["--output-dir", tmp_path, "--concurrency", "1", "--quiet"]
+        done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+        assert done.returncode == 1 and "cannot be written" in done.stderr
+        stored = rows(tmp_path / "journal.jsonl")
+        assert 0 < len(stored) < len(LABELS)
+        assert run(server, tmp_path).sent > 0
+    assert_each_item_ends_once(tmp_path, LABELS)
 
 
 def test_the_key_appears_in_no_file_and_in_no_message(tmp_path, monkeypatch, capfd):
