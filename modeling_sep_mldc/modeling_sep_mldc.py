@@ -269,8 +269,6 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, PreTrainedModel):
                 "correct its name."
             )
         backbone_kwargs = dict(backbone_kwargs or {})
-        if "attn_implementation" in config_kwargs:
-            backbone_kwargs["attn_implementation"] = config_kwargs["attn_implementation"]
         # The weights are trained from here on: half precision is a matter of autocast, not of storage.
         backbone_kwargs.setdefault("dtype", torch.float32)
         encoder = AutoModel.from_pretrained(backbone, **backbone_kwargs)
