@@ -185,10 +185,10 @@ def test_the_page_labels_explains_and_moves_its_threshold_in_a_browser(browser, 
     wait.until(lambda _: bold() == [entry["label"] for entry in labels if entry["score"] >= entry["threshold"]])
 
     # Another label's explanation.
-    before = find("#attended").text, find("#explanation").get_attribute("innerHTML")
+    before = find("#explanation").get_attribute("innerHTML")
     box = find("#choice input")
     box.click()
     box.send_keys(Keys.ARROW_DOWN, Keys.ENTER)
-    wait.until(lambda _: find("#explanation").get_attribute("innerHTML") != before[1])
+    wait.until(lambda _: find("#explanation").get_attribute("innerHTML") != before)
     errors = [entry for entry in browser.get_log("browser") if "pageerror" in entry["message"].lower()]
     assert errors == []
