@@ -1,0 +1,463 @@
+"""examples/predict.py: documents in any form go in, JSON Lines come out, and no crash loses or repeats a document."""
+
+import csv
+import gc
+import gzip
+import importlib.util
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_models import WORDS, tiny_backbone, tiny_model, tiny_tokenizer
+
+from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = str(ROOT / "examples" / "predict.py")
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("predict", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["predict"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+predict = load_script()
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def documents():
+    """40 documents of very different lengths, two of them empty, one longer than a window."""
+    generator = random.Random(0)
+    texts = [" ".join(generator.choices(WORDS, k=generator.randint(1, 60))) for _ in range(40)]
+    texts[5], texts[6], texts[7] = "", " ", " ".join(WORDS * 10)
+    return [{"id": f"d{i}", "text": text, "title": f"star {i}"} for i, text in enumerate(texts)]
+
+
+def write_jsonl(path, documents):
+    opened = gzip.open(path, "wt") if str(path).endswith(".gz") else open(path, "w")
+    with opened as file:
+        file.writelines(json.dumps(document) + "\n" for document in documents)
+    return str(path)
+
+
+def arguments(model_folder, source, output, *more):
+    base = [
+        "--model_name_or_path",
+        model_folder,
+        "--input_file",
+        str(source),
+        "--output_file",
+        str(output),
+        "--device",
+        "cpu",
+    ]
+    return [*base, *map(str, more)]
+
+
+def run(*args):
+    """Run the command in this process; a message on which it ends is raised as ValueError."""
+    try:
+        predict.main(arguments(*args))
+    except SystemExit as error:
+        raise ValueError(error.code) from None
+    return read(args[2])
+
+
+def read(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def expected_labels(model_folder, texts, **kwargs):
+    from modeling_sep_mldc import SepMldcForMultiLabelClassification
+
+    classify = MultiLabelDocumentClassificationPipeline(
+        model=SepMldcForMultiLabelClassification.from_pretrained(model_folder),
+        tokenizer=tiny_tokenizer(),
+        device="cpu",
+    )
+    return [classify(text, **kwargs) for text in texts]
+
+
+def assert_same_labels(got, expected):
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected):
+        assert {e["label"]: e["score"] for e in one} == pytest.approx(
+            {e["label"]: e["score"] for e in other}, abs=1e-4
+        )
+
+
+# ---- Forms of input ----
+
+
+def test_every_document_gets_its_line_in_order_with_its_id_and_the_labels_of_the_pipeline(
+    model_folder, documents, tmp_path
+):
+    source = write_jsonl(tmp_path / "in.jsonl", documents)
+    lines = run(model_folder, source, tmp_path / "out.jsonl", "--look_ahead", 7, "--batch_size", 4)
+    assert [line["index"] for line in lines] == list(range(40))
+    assert [line["id"] for line in lines] == [document["id"] for document in documents]
+    assert lines[5]["labels"] == lines[6]["labels"] == []
+    assert_same_labels(
+        [line["labels"] for line in lines], expected_labels(model_folder, [d["text"] for d in documents])
+    )
+    assert os.listdir(tmp_path) == ["in.jsonl", "out.jsonl"] or sorted(os.listdir(tmp_path)) == [
+        "in.jsonl",
+        "out.jsonl",
+    ]
+
+
+def test_all_forms_of_the_same_documents_give_the_same_lines(model_folder, documents, tmp_path):
+    forms = {}
+    forms["jsonl"] = write_jsonl(tmp_path / "a.jsonl", documents)
+    forms["jsonl.gz"] = write_jsonl(tmp_path / "a.jsonl.gz", documents)
+    for name, delimiter in (("csv", ","), ("tsv", "\t")):
+        forms[name] = str(tmp_path / f"a.{name}")
+        with open(forms[name], "w", newline="") as file:
+            writer = csv.DictWriter(file, ["id", "title", "text"], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(documents)
+    forms["parquet"] = str(tmp_path / "a.parquet")
+    pq.write_table(pa.Table.from_pylist(documents), forms["parquet"])
+    forms["json"] = str(tmp_path / "a.json")
+    Path(forms["json"]).write_text(json.dumps(documents))
+    results = {name: run(model_folder, path, tmp_path / f"{name}.out") for name, path in forms.items()}
+    assert all(result == results["jsonl"] for result in results.values())
+    text_file = tmp_path / "a.txt"
+    text_file.write_text("".join(document["text"] + "\n" for document in documents))
+    plain = run(model_folder, text_file, tmp_path / "txt.out")
+    assert plain == [{k: v for k, v in line.items() if k != "id"} for line in results["jsonl"]]
+
+
+def test_several_files_are_one_stream_and_several_columns_one_text(model_folder, documents, tmp_path):
+    write_jsonl(tmp_path / "part-0.jsonl", documents[:25])
+    write_jsonl(tmp_path / "part-1.jsonl", documents[25:])
+    lines = run(
+        model_folder,
+        tmp_path / "part-*.jsonl",
+        tmp_path / "out",
+        "--text_columns",
+        "title",
+        "text",
+        "--id_column",
+        "title",
+    )
+    assert [line["id"] for line in lines] == [document["title"] for document in documents]
+    texts = [" ".join(t for t in (d["title"], d["text"]) if t) for d in documents]
+    assert_same_labels([line["labels"] for line in lines], expected_labels(model_folder, texts))
+
+
+def test_standard_input_and_output_work_as_in_a_pipe_of_commands(model_folder, capfd):
+    reader, writer = os.pipe()
+    os.write(writer, b"star galaxy\n\nrobot\n")
+    os.close(writer)
+    kept = os.dup(0)
+    os.dup2(reader, 0)
+    try:
+        predict.main(arguments(model_folder, "-", "-", "--top_k", 2))
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+        os.close(reader)
+    captured = capfd.readouterr()
+    lines = [json.loads(line) for line in captured.out.splitlines()]
+    assert [line["index"] for line in lines] == [0, 1, 2]
+    expected = expected_labels(model_folder, ["star galaxy", "", "robot"], top_k=2)
+    assert_same_labels([line["labels"] for line in lines], expected)
+    assert "Labelling" in captured.err
+
+
+def test_the_options_reach_the_pipeline(model_folder, documents, tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", documents)
+    options = [
+        "--threshold",
+        0.2,
+        "--min_score",
+        0.3,
+        "--top_k",
+        3,
+        "--window_stride",
+        5,
+        "--window_merge",
+        "mean",
+        "--max_length",
+        20,
+    ]
+    lines = run(model_folder, source, tmp_path / "out", *options)
+    kwargs = {"threshold": 0.2, "min_score": 0.3, "top_k": 3, "stride": 5, "window_merge": "mean", "max_length": 20}
+    expected = expected_labels(model_folder, [d["text"] for d in documents], **kwargs)
+    assert_same_labels([line["labels"] for line in lines], expected)
+
+
+def test_bf16_gives_nearly_the_same_scores(model_folder, documents, tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", documents)
+    full = run(model_folder, source, tmp_path / "full", "--top_k", 5)
+    half = run(model_folder, source, tmp_path / "half", "--top_k", 5, "--bf16")
+    assert full != half
+    for one, other in zip(full, half):
+        scores = {entry["label"]: entry["score"] for entry in other["labels"]}
+        assert {e["label"]: e["score"] for e in one["labels"]} == pytest.approx(scores, abs=0.1)
+
+
+# ---- Memory and order of work ----
+
+
+def test_the_model_sees_documents_of_like_length_together_within_the_look_ahead(model_folder):
+    class Recorder:
+        device = predict.torch.device("cpu")
+
+        def __call__(self, texts, batch_size):
+            self.texts = texts
+            return [[{"label": text, "score": 1.0}] for text in texts]
+
+    recorder = Recorder()
+    block = [predict.Document(i, None, "x" * length) for i, length in enumerate((5, 1, 9, 3))]
+    args = predict.PredictArguments(model_name_or_path="", input_file=["a"], output_file="b")
+    lines = [json.loads(line) for line in predict.label_block(recorder, block, args)]
+    assert [len(text) for text in recorder.texts] == [1, 3, 5, 9]
+    assert [(line["index"], len(line["labels"][0]["label"])) for line in lines] == [(0, 5), (1, 1), (2, 9), (3, 3)]
+
+
+def test_a_block_ends_at_the_look_ahead_or_where_its_texts_become_too_much_to_hold(monkeypatch):
+    monkeypatch.setattr(predict, "MAX_BLOCK_CHARACTERS", 100)
+    stream = [predict.Document(i, None, "x" * length) for i, length in enumerate([1] * 5 + [60, 60, 1, 1, 200, 1])]
+    assert [[d.index for d in block] for block in predict.blocks_of(stream, 4)] == [
+        [0, 1, 2, 3],
+        [4, 5, 6],
+        [7, 8, 9],
+        [10],
+    ]
+
+
+def test_memory_does_not_grow_with_the_number_of_documents(model_folder, tmp_path, monkeypatch):
+    source = tmp_path / "in.txt"
+    source.write_text("".join(f"star galaxy number {i} of the data\n" for i in range(768)))
+    sizes = []
+    label_block = predict.label_block
+
+    def measured(*args):
+        if len(sizes) in (4, 11):
+            gc.collect()
+        sizes.append(tracemalloc.get_traced_memory()[0])
+        return label_block(*args)
+
+    monkeypatch.setattr(predict, "label_block", measured)
+    tracemalloc.start()
+    try:
+        run(model_folder, source, tmp_path / "out", "--look_ahead", 64, "--batch_size", 64, "--top_k", 1)
+    finally:
+        tracemalloc.stop()
+    # The texts of the seven blocks in between, kept, would be 40 kB, their answers 100 kB.
+    assert len(sizes) == 12 and sizes[11] < sizes[4] + 30_000, sizes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_hundred_thousand_documents_leave_the_process_as_small_as_ten_thousand(model_folder, tmp_path):
+    source = tmp_path / "many.jsonl.gz"
+    with gzip.open(source, "wt", compresslevel=1) as file:
+        for i in range(200_000):
+            file.write(
+                json.dumps({"id": i, "text": f"star galaxy number {i} of the data " + "robot " * (i % 7)}) + "\n"
+            )
+    command = [
+        sys.executable,
+        SCRIPT,
+        *arguments(model_folder, source, tmp_path / "out", "--batch_size", 128, "--look_ahead", 2048),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT)
+    partial, sizes = tmp_path / "out.partial", {}
+    while process.poll() is None:
+        if partial.exists():
+            lines = sum(1 for _ in open(partial, "rb"))
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            sizes[lines] = next((int(row.split()[1]) for row in status.splitlines() if row.startswith("VmRSS")), None)
+        time.sleep(2)
+    assert process.returncode == 0
+    assert sum(1 for _ in open(tmp_path / "out", "rb")) == 200_000
+    early = max(size for lines, size in sizes.items() if size and 4_000 < lines < 40_000)
+    late = max(size for lines, size in sizes.items() if size and lines > 150_000)
+    assert late < early + 20_000, (early, late)  # kB
+
+
+# ---- Resuming ----
+
+
+def assert_whole(output, documents, model_folder):
+    lines = read(output)
+    assert [(line["index"], line["id"]) for line in lines] == [(i, d["id"]) for i, d in enumerate(documents)]
+    assert_same_labels(
+        [line["labels"] for line in lines], expected_labels(model_folder, [d["text"] for d in documents])
+    )
+
+
+def test_a_kill_in_mid_prediction_loses_and_repeats_nothing(model_folder, documents, tmp_path):
+    many = [{**documents[i % 40], "id": f"n{i}"} for i in range(800)]
+    source, output = write_jsonl(tmp_path / "in.jsonl", many), tmp_path / "out.jsonl"
+    partial = tmp_path / "out.jsonl.partial"
+    options = ["--look_ahead", 10, "--batch_size", 2]
+    process = subprocess.Popen([sys.executable, SCRIPT, *arguments(model_folder, source, output, *options)], cwd=ROOT)
+    while process.poll() is None and not (partial.exists() and partial.stat().st_size > 2000):
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -9
+    done = partial.read_bytes().count(b"\n")
+    assert 0 < done < 800 and not output.exists()
+    with pytest.raises(ValueError, match="--resume"):
+        run(model_folder, source, output)
+    assert len(run(model_folder, source, output, "--resume")) == 800
+    assert not partial.exists()
+    lines = read(output)
+    assert [(line["index"], line["id"]) for line in lines] == [(i, d["id"]) for i, d in enumerate(many)]
+    expected = expected_labels(model_folder, [d["text"] for d in documents])
+    assert_same_labels([line["labels"] for line in lines], [expected[i % 40] for i in range(800)])
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40])
+def test_a_cut_last_line_is_repaired(model_folder, documents, tmp_path, cut):
+    source, output = write_jsonl(tmp_path / "in.jsonl", documents), tmp_path / "out.jsonl"
+    run(model_folder, source, output)
+    whole = output.read_bytes()
+    position = sum(len(line) for line in whole.splitlines(keepends=True)[:17])
+    (tmp_path / "out.jsonl.partial").write_bytes(whole[: position + cut])
+    output.unlink()
+    run(model_folder, source, output, "--resume")
+    assert_whole(output, documents, model_folder)
+
+
+def test_a_full_disk_ends_in_one_sentence_and_resume_goes_on(model_folder, documents, tmp_path):
+    source, output = write_jsonl(tmp_path / "in.jsonl", documents), tmp_path / "out.jsonl"
+    # A limit on the size of files makes the write itself fail, in the middle of a line, as a full disk does.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(ValueError, match="cannot be written any further .* Make room, then add `--resume`"):
+            run(model_folder, source, output, "--look_ahead", 5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    partial = tmp_path / "out.jsonl.partial"
+    assert partial.stat().st_size == 2000 and not partial.read_bytes().endswith(b"\n")
+    run(model_folder, source, output, "--resume")
+    assert_whole(output, documents, model_folder)
+
+
+def test_a_bad_document_stops_after_the_good_ones_before_it_and_can_be_mended(model_folder, documents, tmp_path):
+    source, output = write_jsonl(tmp_path / "in.jsonl", documents[:20]), tmp_path / "out.jsonl"
+    with open(source, "a") as file:
+        file.write('{"id": "bad", "text": 3}\n')
+    with pytest.raises(ValueError, match=r"in.jsonl, line 21: `text` is 3, but a text is needed"):
+        run(model_folder, source, output)
+    assert len(read(f"{output}.partial")) == 20
+    write_jsonl(tmp_path / "in.jsonl", documents)
+    run(model_folder, source, output, "--resume")
+    assert_whole(output, documents, model_folder)
+
+
+def test_resuming_with_another_input_is_refused(model_folder, documents, tmp_path):
+    source, output = write_jsonl(tmp_path / "in.jsonl", documents), tmp_path / "out.jsonl"
+    run(model_folder, source, output)
+    os.replace(output, f"{output}.partial")
+    with pytest.raises(ValueError, match="ends with document 'd39', but in the input it is 'd0'"):
+        run(model_folder, write_jsonl(tmp_path / "b.jsonl", documents[1:] + documents[:1]), output, "--resume")
+    with pytest.raises(ValueError, match="has 40 lines, but the input has only 10 documents"):
+        run(model_folder, write_jsonl(tmp_path / "c.jsonl", documents[:10]), output, "--resume")
+    Path(f"{output}.partial").write_text('{"index": 7}\n')
+    with pytest.raises(ValueError, match="line 1: not a line that this command wrote"):
+        run(model_folder, source, output, "--resume")
+
+
+def test_a_whole_output_is_neither_overwritten_nor_made_again_unless_asked(model_folder, documents, tmp_path, capsys):
+    source, output = write_jsonl(tmp_path / "in.jsonl", documents), tmp_path / "out.jsonl"
+    output.write_text("{}\n")
+    with pytest.raises(ValueError, match="exists. Name another"):
+        run(model_folder, source, output)
+    assert run(model_folder, source, output, "--resume") == [{}]
+    assert "already whole" in capsys.readouterr().err
+    run(model_folder, source, output, "--overwrite_output_file")
+    assert_whole(output, documents, model_folder)
+
+
+# ---- Bad input ----
+
+
+def test_bytes_that_are_not_utf8_are_named_with_their_line(model_folder, tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_bytes(b"star\nna\xefve\n")
+    with pytest.raises(ValueError, match="in.txt, line 2: byte 0xef is not UTF-8. Convert the file"):
+        run(model_folder, path, tmp_path / "out")
+    assert len(read(tmp_path / "out.partial")) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"body": "star"}\n', "line 1: no column 'text'. The columns are 'body'"),
+        ('{"text": "star"\n', "line 1: not valid JSON"),
+        ("[1]\n", "line 1: .* is not a JSON object"),
+        ('{"text": "\\ud800"}\n', "half a surrogate pair"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_rule(model_folder, tmp_path, content, message):
+    path = tmp_path / "in.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        run(model_folder, path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threshold", 2], "`threshold` is 2.0, but a probability from 0 to 1"),
+        (["--top_k", 0], "`top_k` is 0"),
+        (["--max_length", 100000], "takes from 3 to 128 tokens"),
+        (["--batch_size", 0], "`--batch_size` is 0"),
+        (["--input_format", "csv"], "line 1|no column"),
+        (["--id_column", "key"], "no column 'key'"),
+    ],
+)
+def test_an_option_out_of_its_range_is_named_with_its_rule(model_folder, documents, tmp_path, options, message):
+    source = write_jsonl(tmp_path / "in.jsonl", documents[:2])
+    with pytest.raises(ValueError, match=message):
+        run(model_folder, source, tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_cannot_be_read_or_written_are_named(model_folder, documents, tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", documents[:2])
+    with pytest.raises(ValueError, match="gone.jsonl: no such file"):
+        run(model_folder, tmp_path / "gone.jsonl", tmp_path / "out")
+    with pytest.raises(ValueError, match="in.doc: the format is not known"):
+        os.link(source, tmp_path / "in.doc")
+        run(model_folder, tmp_path / "in.doc", tmp_path / "out")
+    with pytest.raises(ValueError, match="cannot be written .* Name another `--output_file`"):
+        run(model_folder, source, tmp_path / "no" / "such" / "folder" / "out")
+    with pytest.raises(ValueError, match="is a bert model, but a trained sep_mldc model is needed"):
+        run(tiny_backbone(tmp_path / "bert"), source, tmp_path / "out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_without_permission_is_named(model_folder, documents, tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", documents[:2])
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(ValueError, match="Permission denied"):
+        run(model_folder, source, tmp_path / "closed" / "out")
