@@ -1,0 +1,272 @@
+#!/usr/bin/env python
+"""
+Documents a second of a trained model on the CPU: PyTorch in float32, bf16 and compiled, ONNX in float32 and int8, and the
+bare encoder with a linear layer; with P@1 of each.
+
+    python benchmarks/inference_speed.py --checkpoint outputs/quickstart
+    python benchmarks/inference_speed.py --smoke               # a tiny encoder: checks the structure, says nothing on speed
+
+All systems run in one process, one batch of each in turn, on the same test documents; speeds are medians, and `x bare` is
+the median of the ratios of neighbouring batches, so that a machine that slows down slows all of them. Other label counts
+than the checkpoint's take its encoder with random labels: they have a speed and no P@1.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, BertConfig
+
+from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
+from trainer.data import encode_labels, load_splits
+from trainer.data_collator import SepMldcDataCollator
+from trainer.export import export_onnx, load_onnx, quantize_int8
+from trainer.metrics import ranking_metrics
+
+
+SYSTEMS = ("bare", "fp32", "bf16", "compiled", "onnx", "onnx_int8")
+TEST_FILE = Path(__file__).parent.parent / "examples" / "data" / "test.jsonl.gz"
+Batch = dict[str, torch.Tensor]
+
+
+class BareEncoder(nn.Module):
+    """The model's own encoder and pooling, then one linear layer."""
+
+    def __init__(self, model: SepMldcForMultiLabelClassification):
+        super().__init__()
+        self.model = model
+        self.classifier = nn.Linear(model.config.hidden_size, model.config.num_labels)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.model.encode(input_ids, attention_mask)[0])
+
+
+def smoke_model(num_labels: int) -> SepMldcForMultiLabelClassification:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = SepMldcConfig(
+        backbone_config=BertConfig(vocab_size=1000, **sizes), num_labels=num_labels, classifier="mlp+similarity"
+    )
+    return SepMldcForMultiLabelClassification(config).eval()
+
+
+def with_labels(model: SepMldcForMultiLabelClassification, num_labels: int) -> SepMldcForMultiLabelClassification:
+    """The same encoder and kind of head over random labels."""
+    values = {name: getattr(model.config, name) for name in ("pooling", "classifier", "label_attention")}
+    other = SepMldcForMultiLabelClassification(
+        SepMldcConfig(backbone_config=model.config.backbone_config, num_labels=num_labels, **values)
+    )
+    other.backbone.load_state_dict(model.backbone.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    other.set_label_embeddings(torch.randn(num_labels, model.config.hidden_size, generator=generator))
+    return other.eval()
+
+
+def build(system: str, model: SepMldcForMultiLabelClassification, threads: int, folder: str) -> Callable:
+    """A function from a batch to logits (B, L)."""
+    if system.startswith("onnx"):
+        path = os.path.join(folder, "onnx")
+        if not os.path.exists(path):
+            export_onnx(model, path)
+        exported = load_onnx(path, num_threads=threads)
+        if system == "onnx_int8":
+            path = os.path.join(folder, system)
+            quantize_int8(exported).save_pretrained(path)
+            exported = load_onnx(path, num_threads=threads)
+        return lambda **batch: exported(**batch).logits
+    if system == "bare":
+        return BareEncoder(model).eval()
+    if system == "compiled":
+        compiled = torch.compile(model, dynamic=True)
+        return lambda **batch: compiled(**batch).logits
+    if system == "bf16":
+
+        def in_bf16(**batch):
+            with torch.autocast("cpu", torch.bfloat16):
+                return model(**batch).logits
+
+        return in_bf16
+    return lambda **batch: model(**batch).logits
+
+
+def read_documents(options, model, tokenizer) -> list[dict]:
+    """Test documents with `input_ids` and `label_indices`; random ones for the smoke run."""
+    if options.smoke:
+        generator = torch.Generator().manual_seed(0)
+        lengths = torch.randint(3, 17, (options.documents,), generator=generator).tolist()
+        return [
+            {
+                "input_ids": torch.randint(1, 1000, (length,), generator=generator).tolist(),
+                "label_indices": [i % model.config.num_labels],
+            }
+            for i, length in enumerate(lengths)
+        ]
+    documents = encode_labels(load_splits(test_file=options.test_file)["test"], model.config.label2id)
+    documents = documents.select(range(min(options.documents, len(documents))))
+    encoded = tokenizer(documents["text"], truncation=True, max_length=options.length)
+    return [
+        {"input_ids": ids, "label_indices": labels}
+        for ids, labels in zip(encoded["input_ids"], documents["label_indices"])
+    ]
+
+
+def make_batches(documents: list[dict], size: int) -> list[Batch]:
+    """Right-padded batches of neighbouring documents."""
+    batches = []
+    for start in range(0, len(documents), size):
+        ids = [torch.tensor(document["input_ids"]) for document in documents[start : start + size]]
+        mask = [torch.ones_like(row) for row in ids]
+        batches.append(
+            {
+                "input_ids": nn.utils.rnn.pad_sequence(ids, batch_first=True),
+                "attention_mask": nn.utils.rnn.pad_sequence(mask, batch_first=True),
+            }
+        )
+    return batches
+
+
+@torch.inference_mode()
+def measure_speed(systems: dict[str, Callable], batches: list[Batch], rounds: int, description: str) -> dict:
+    """Median documents a second of each system, and the median of its speed over the bare encoder's on the same batch."""
+    for run in systems.values():
+        for batch in batches[:2]:  # two lengths: the compiled model now knows that they differ
+            run(**batch)
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    for number in tqdm(range(rounds), desc=description, unit="round"):
+        batch = batches[number % len(batches)]
+        for name, run in systems.items():
+            start = time.perf_counter()
+            run(**batch)
+            times[name].append(time.perf_counter() - start)
+    size = len(batches[0]["input_ids"])
+    return {
+        name: {
+            "documents_per_second": size / statistics.median(taken),
+            "speed_over_bare": statistics.median(bare / own for bare, own in zip(times["bare"], taken)),
+        }
+        for name, taken in times.items()
+    }
+
+
+@torch.inference_mode()
+def measure_quality(systems: dict[str, Callable], documents: list[dict], num_labels: int) -> dict[str, float]:
+    """P@1 of each system but the bare encoder, whose linear layer is untrained."""
+    targets = SepMldcDataCollator(None, num_labels).multi_hot([document["label_indices"] for document in documents])
+    found = {}
+    for name, run in systems.items():
+        if name != "bare":
+            batches = tqdm(make_batches(documents, 8), desc=f"P@1 of {name}", unit="batch", leave=False)
+            scores = torch.cat([run(**batch).float() for batch in batches])
+            found[name] = ranking_metrics(scores, targets, ks=(1,))["p@1"]
+    return found
+
+
+def print_table(rows: list[dict]) -> None:
+    print(f"\n{'labels':>8}{'batch':>7}  {'system':<11}{'documents/s':>12}{'x bare':>8}{'P@1':>8}")
+    for row in rows:
+        for name, entry in row["systems"].items():
+            quality = f"{100 * entry['p@1']:>8.2f}" if "p@1" in entry else f"{'-':>8}"
+            print(
+                f"{row['labels']:>8}{row['batch_size']:>7}  {name:<11}{entry['documents_per_second']:>12.1f}"
+                f"{entry['speed_over_bare']:>8.2f}{quality}"
+            )
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=" ".join(__doc__.split("\n\n")[0].split()))
+    parser.add_argument("--checkpoint", help="folder or Hub name of a trained model")
+    parser.add_argument("--labels", type=int, nargs="*", default=[3201], help="further label counts")
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--length", type=int, default=128, help="documents are cut after so many tokens")
+    parser.add_argument("--documents", type=int, default=500, help="test documents for P@1")
+    parser.add_argument("--test_file", default=str(TEST_FILE))
+    parser.add_argument("--rounds", type=int, default=12, help="batches a system and setting")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--output", default=None)
+    options = parser.parse_args()
+    if options.smoke:
+        options.labels, options.batch_sizes, options.documents, options.rounds = [], [1, 4], 16, 2
+        options.systems = [name for name in SYSTEMS if name != "compiled"]  # a minute of compiling says nothing here
+    elif options.checkpoint is None:
+        parser.error("name a trained model with --checkpoint; `make quickstart` makes one in outputs/quickstart")
+    if "compiled" in options.systems and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        print("compiled: left out, because torch.compile needs a C++ compiler")
+        options.systems.remove("compiled")
+    if "bare" not in options.systems:
+        options.systems.insert(0, "bare")
+    return options
+
+
+def main() -> None:
+    options = parse_arguments()
+    torch.set_num_threads(options.threads)
+    if options.smoke:
+        model, tokenizer = smoke_model(20), None
+    else:
+        model = SepMldcForMultiLabelClassification.from_pretrained(options.checkpoint, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
+    documents = read_documents(options, model, tokenizer)
+    if len(documents) < max(options.batch_sizes):
+        raise SystemExit(
+            f"inference_speed.py: there are {len(documents)} test documents, fewer than the batch of {max(options.batch_sizes)}. "
+            "Name a larger `--test_file`, or smaller `--batch_sizes`."
+        )
+    rows = []
+    for num_labels in [model.config.num_labels, *options.labels]:
+        own = num_labels == model.config.num_labels
+        this = model if own else with_labels(model, num_labels)
+        with tempfile.TemporaryDirectory() as folder:
+            systems = {name: build(name, this, options.threads, folder) for name in options.systems}
+            quality = measure_quality(systems, documents, num_labels) if own else {}
+            for size in options.batch_sizes:
+                # A batch of one takes a fraction of the time and varies more: more rounds.
+                rounds = options.rounds * (4 if size == 1 and not options.smoke else 1)
+                whole = make_batches(documents, size)[: len(documents) // size]
+                speed = measure_speed(systems, whole, rounds, f"{num_labels} labels, batch {size}")
+                for name, entry in speed.items():
+                    if name in quality:
+                        entry["p@1"] = quality[name]
+                rows.append({"labels": num_labels, "batch_size": size, "systems": speed})
+                print_table(rows[-1:])
+    if options.smoke and options.output is None:
+        expected = set(SYSTEMS) - {"compiled"}
+        assert len(rows) == 2 and all(set(row["systems"]) == expected for row in rows)
+        assert all("p@1" in entry for name, entry in rows[0]["systems"].items() if name != "bare")
+        return
+    result = {
+        "settings": {
+            name: value for name, value in vars(options).items() if name not in ("checkpoint", "output", "test_file")
+        },
+        "hardware": f"{platform.machine()}, {options.threads} threads",
+        "torch": torch.__version__,
+        "onnxruntime": version("onnxruntime"),
+        "encoder": {
+            "type": model.config.backbone_config.model_type,
+            "layers": model.config.backbone_config.num_hidden_layers,
+            "hidden_size": model.config.hidden_size,
+        },
+        "num_train_documents": model.config.num_train_documents,
+        "rows": rows,
+    }
+    path = Path(options.output or Path(__file__).parent / "results" / "inference_speed.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.replace(scratch, path)
+    print(f"\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    main()
