@@ -113,7 +113,7 @@ def read_documents(options, model, tokenizer) -> list[dict]:
         ]
     documents = encode_labels(load_splits(test_file=options.test_file)["test"], model.config.label2id)
     documents = documents.select(range(min(options.documents, len(documents))))
-    encoded = tokenizer(documents["text"], truncation=True, max_length=options.length)
+    encoded = tokenizer(list(documents["text"]), truncation=True, max_length=options.length)
     return [
         {"input_ids": ids, "label_indices": labels}
         for ids, labels in zip(encoded["input_ids"], documents["label_indices"])

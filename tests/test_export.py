@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_models import KINDS, MAX_LENGTH, tiny_batch, tiny_model, tiny_tokenizer
 
+from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline
 from trainer.export import compare_logits, export_onnx, load_onnx, quantize_int8
 
 
@@ -119,6 +120,21 @@ def test_an_export_that_differs_too_much_is_not_written(model, tmp_path):
 def test_a_comparison_needs_documents(model):
     with pytest.raises(ValueError, match="`batches` is empty"):
         compare_logits(model, None, [])
+
+
+def test_the_pipeline_runs_on_an_export(model, exported, caplog):
+    texts = ["a proof of the theorem " * 40, "stars", ""]
+    arguments = {"tokenizer": tiny_tokenizer(), "batch_size": 2}
+    expected = MultiLabelDocumentClassificationPipeline(model=model.eval(), **arguments)(texts, top_k=2)
+    pipe = MultiLabelDocumentClassificationPipeline(model=load_onnx(exported, num_threads=1), **arguments)
+    found = pipe(texts, top_k=2)
+    assert found[2] == [] and len(found[0]) == 2
+    for rows, others in zip(found, expected):
+        assert [row["label"] for row in rows] == [row["label"] for row in others]
+        assert [row["score"] for row in rows] == pytest.approx([row["score"] for row in others], abs=1e-4)
+    assert "Dropping inputs" not in caplog.text
+    with pytest.raises(ValueError, match="has no gradients"):
+        pipe(texts[0], top_k=1, return_explanation=True)
 
 
 @pytest.mark.slow

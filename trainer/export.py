@@ -9,10 +9,11 @@ import tempfile
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedTokenizerBase
 from transformers.exporters import (
     ExportedModel,
     ExportFormat,
@@ -29,6 +30,28 @@ TOLERANCE = 1e-4
 # Batch size and length of what an export is checked on: one token, one document, and shapes unlike the traced one.
 TRACED_SHAPE = (2, 9)
 CHECKED_SHAPES = ((1, 1), (1, 24), (5, 7), (3, 48))
+
+
+class OnnxSepMldc(ExportedModel):
+    """
+    A model in ONNX Runtime: called like the model it was exported from, it returns a `SepMldcOutput`, and
+    `MultiLabelDocumentClassificationPipeline(model=..., tokenizer=...)` takes it for everything but explanations.
+    """
+
+    @cached_property
+    def backbone(self) -> torch.nn.Module:
+        """The encoder's structure without weights: the pipeline reads from it how long a document may be."""
+        with torch.device("meta"):
+            return AutoModel.from_config(self.config.backbone_config)
+
+    def get_input_embeddings(self):
+        raise ValueError(
+            "An ONNX graph has no gradients, which explaining a label by tokens needs. Load the checkpoint it was exported from."
+        )
+
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **ignored):
+        """`SepMldcOutput` of documents (B, T). What else tokenizers and pipelines pass has no place in the graph."""
+        return super().__call__(input_ids=input_ids, attention_mask=attention_mask)
 
 
 def export_onnx(
@@ -112,12 +135,12 @@ def quantize_int8(exported: ExportedModel) -> ExportedModel:
     component = exported.components["model"]
     with _quiet():
         program = quantizer.quantize(component.program, {}, ExportFormat.ONNX)
-    return ExportedModel({"model": replace(component, program=program)}, exported.export_format, exported.config)
+    return type(exported)({"model": replace(component, program=program)}, exported.export_format, exported.config)
 
 
-def load_onnx(folder: str, num_threads: int | None = None, **kwargs) -> ExportedModel:
+def load_onnx(folder: str, num_threads: int | None = None, **kwargs) -> OnnxSepMldc:
     """
-    An export, ready to run; called with what a tokenizer returns as PyTorch tensors, it returns a `SepMldcOutput`.
+    An export, ready to run; called with what a tokenizer returns as PyTorch tensors, or given to the pipeline.
 
     Args:
         folder (`str`): a folder that [`export_onnx`] wrote, or a Hub name.
@@ -135,7 +158,7 @@ def load_onnx(folder: str, num_threads: int | None = None, **kwargs) -> Exported
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         kwargs["session_options"] = options
-    return ExportedModel.from_pretrained(folder, **kwargs)
+    return OnnxSepMldc.from_pretrained(folder, **kwargs)
 
 
 @torch.no_grad()
