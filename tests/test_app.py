@@ -1,8 +1,12 @@
 """The page: its functions on a tiny model, and the page itself in a real browser."""
 
 import importlib.util
+import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,6 +123,25 @@ def test_an_uploaded_file_that_is_not_utf8_ends_in_one_sentence(tmp_path):
 def test_a_checkpoint_loads_as_the_page_loads_it(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     assert app.classify(app.load(str(tmp_path)), TEXT) == app.classify(pipe, TEXT)
+
+
+@pytest.mark.slow
+def test_the_file_alone_runs_a_checkpoint_without_this_package_as_in_a_space(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "checkpoint")
+    shutil.copy(SCRIPT, tmp_path / "app.py")
+    script = (
+        "import sys, json\n"
+        "sys.modules.update({'modeling_sep_mldc': None, 'trainer': None})  # not installed\n"
+        "import app\n"
+        "print(json.dumps(app.classify(app.load('checkpoint'), sys.argv[1])))\n"
+    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": str(tmp_path)}
+    printed = subprocess.run(
+        [sys.executable, "-c", script, TEXT], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    found, expected = json.loads(printed.splitlines()[-1]), app.classify(pipe, TEXT)
+    assert [entry["label"] for entry in found] == [entry["label"] for entry in expected]
+    assert [entry["score"] for entry in found] == pytest.approx([entry["score"] for entry in expected], abs=1e-5)
 
 
 @pytest.fixture
