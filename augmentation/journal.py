@@ -15,6 +15,9 @@ from filelock import FileLock, Timeout
 from .files import AugmentationError, check_writable
 
 
+# Between two syncs: each hands the interpreter to a thread and back, which a busy machine does slowly.
+SYNC_SECONDS = 0.05
+
 logger = logging.getLogger(__name__)
 
 
@@ -195,6 +198,7 @@ class Journal:
                 await asyncio.to_thread(os.fsync, self._stream.fileno())
             except OSError as error:
                 self._sync_error = self._problem(error)
+            await asyncio.sleep(SYNC_SECONDS)
 
     def _problem(self, error: OSError) -> AugmentationError:
         return AugmentationError(
