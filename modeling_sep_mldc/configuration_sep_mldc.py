@@ -57,6 +57,7 @@ class SepMldcConfig(PreTrainedConfig):
     >>> config = SepMldcConfig(backbone_config={"model_type": "bert", "num_hidden_layers": 2}, num_labels=3)
     >>> config.num_labels, config.backbone_config.num_hidden_layers, config.problem_type
     (3, 2, 'multi_label_classification')
+
     ```
     """
 

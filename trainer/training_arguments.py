@@ -22,6 +22,7 @@ class SepMldcTrainingArguments(TrainingArguments):
     >>> args = SepMldcTrainingArguments("outputs", label_encoding="embedding", label_loss_weight=0.1)
     >>> args.document_loss_weight, args.contrastive_temperature
     (0.01, 0.1)
+
     ```
     """
 
