@@ -98,9 +98,6 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if getattr(self.model.config, "custom_pipelines", None):
-            # `pipeline()` has put classes for names in there, which no config.json can hold.
-            self.model.config.custom_pipelines = custom_pipelines()
         if self.tokenizer is None or not self.tokenizer.is_fast:
             raise ValueError(
                 f"The tokenizer is {type(self.tokenizer).__name__}, but windows need the token offsets of a fast tokenizer. "

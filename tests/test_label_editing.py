@@ -146,6 +146,16 @@ def test_a_new_embedding_moves_the_way_trained_embeddings_of_its_neighbours_have
     assert torch.allclose(model.label_embeddings[4], untouched.label_embeddings[4] + 0.5, atol=1e-4)
 
 
+def test_parameters_that_were_not_trained_stay_so():
+    model = make_model()
+    model.classifier.bias.requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert not before["label_embeddings"] and before["classifier.out_proj.weight"]
+    model.add_labels({"cells": "cell cells"}, tiny_tokenizer())
+    model.remove_labels(["stars"])
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+
+
 def test_labels_can_be_added_to_a_model_with_one_label_and_trained_embeddings_stay_trained():
     model = tiny_model(num_labels=1, classifier="mlp+similarity")
     model.label_embeddings.requires_grad_(True)

@@ -273,10 +273,10 @@ def test_memory_does_not_grow_with_the_number_of_documents(model_folder, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_two_hundred_thousand_documents_leave_the_process_as_small_as_ten_thousand(model_folder, tmp_path):
+def test_a_hundred_thousand_documents_leave_the_process_as_small_as_a_few_thousand(model_folder, tmp_path):
     source = tmp_path / "many.jsonl.gz"
     with gzip.open(source, "wt", compresslevel=1) as file:
-        for i in range(200_000):
+        for i in range(100_000):
             file.write(
                 json.dumps({"id": i, "text": f"star galaxy number {i} of the data " + "robot " * (i % 7)}) + "\n"
             )
@@ -294,9 +294,9 @@ def test_two_hundred_thousand_documents_leave_the_process_as_small_as_ten_thousa
             sizes[lines] = next((int(row.split()[1]) for row in status.splitlines() if row.startswith("VmRSS")), None)
         time.sleep(2)
     assert process.returncode == 0
-    assert sum(1 for _ in open(tmp_path / "out", "rb")) == 200_000
-    early = max(size for lines, size in sizes.items() if size and 4_000 < lines < 40_000)
-    late = max(size for lines, size in sizes.items() if size and lines > 150_000)
+    assert sum(1 for _ in open(tmp_path / "out", "rb")) == 100_000
+    early = max(size for lines, size in sizes.items() if size and 4_000 < lines < 30_000)
+    late = max(size for lines, size in sizes.items() if size and lines > 70_000)
     assert late < early + 20_000, (early, late)  # kB
 
 
@@ -333,13 +333,13 @@ def test_a_kill_in_mid_prediction_loses_and_repeats_nothing(model_folder, docume
     assert_same_labels([line["labels"] for line in lines], [expected[i % 40] for i in range(800)])
 
 
-@pytest.mark.parametrize("cut", [0, 1, 40])
-def test_a_cut_last_line_is_repaired(model_folder, documents, tmp_path, cut):
+@pytest.mark.parametrize("rest", [b"", b"{", b'{"id": "d17", "index": 17, "labels": [{"lab', b"\0" * 9000])
+def test_a_cut_last_line_is_repaired(model_folder, documents, tmp_path, rest):
     source, output = write_jsonl(tmp_path / "in.jsonl", documents), tmp_path / "out.jsonl"
     run(model_folder, source, output)
     whole = output.read_bytes()
     position = sum(len(line) for line in whole.splitlines(keepends=True)[:17])
-    (tmp_path / "out.jsonl.partial").write_bytes(whole[: position + cut])
+    (tmp_path / "out.jsonl.partial").write_bytes(whole[:position] + rest)
     output.unlink()
     run(model_folder, source, output, "--resume")
     assert_whole(output, documents, model_folder)
