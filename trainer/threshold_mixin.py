@@ -26,7 +26,7 @@ class ThresholdMixin:
     """For a `Trainer` of SEP-MLDC models: `tune_thresholds`."""
 
     def tune_thresholds(
-        self, dataset=None, objective: str = "f1", shrinkage: float = 10.0, calibration: str | None = None
+        self, dataset=None, objective: str = "f1", shrinkage: float | None = None, calibration: str | None = None
     ) -> dict:
         r"""
         Choose each label's decision threshold on documents that were not trained on, and store them in the model's
@@ -40,7 +40,8 @@ class ThresholdMixin:
         Args:
             dataset (`Dataset`, *optional*): encoded documents with labels; `eval_dataset` if not given.
             objective (`str`, defaults to `"f1"`): `"f1"` / `"macro"`, `"micro"` or `"precision:0.9"`.
-            shrinkage (`float`, defaults to 10): in positives; 0 trusts every label's own threshold.
+            shrinkage (`float`, *optional*): in positives; 0 trusts every label's own threshold. Measured defaults for each
+                objective, see [`~trainer.thresholds.tune_thresholds`].
             calibration (`str`, *optional*): `"temperature"` or `"platt"`. A model trained with the softmax loss alone has no
                 per-label probabilities and always gets `"platt"`.
 
