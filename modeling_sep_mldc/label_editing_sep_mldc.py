@@ -101,9 +101,10 @@ class LabelEditingMixin:
         """
         Give the model new labels that it can score before any training on them (zero-shot).
 
-        A new label's embedding is f("{label}: {expansion}") (Eq. 1-2, 5). The parameters that a label owns in the classifier
-        (output weights, bias), and its decision threshold, start as the mean of those of the closest existing labels,
-        weighted by similarity ([`neighbour_weights`]). If the stored embeddings have moved away from what the encoder
+        A new label's embedding is f("{label}: {expansion}") (Eq. 1-2, 5). Its output weights in the classifier and its decision
+        threshold start as the mean of those of the closest existing labels, weighted by similarity
+        ([`neighbour_weights`]). Its bias starts as the mean of all: what a label means says nothing on how frequent it is,
+        and with the neighbours' biases new labels rank worse among each other. If the stored embeddings have moved away from what the encoder
         says about their texts (trained as parameters), the new one is moved the way its neighbours have moved.
 
         The scores of the existing labels change only through label attention, which may now choose a new label
@@ -147,7 +148,11 @@ class LabelEditingMixin:
         moved = old[used] - self.encode_labels(tokenize_label_texts(tokenizer, used_texts, max_label_length))
         new = new + weights[:, used] @ moved
 
-        self._replace_label_rows(lambda rows: torch.cat([rows, (weights @ rows.float()).to(rows.dtype)]), new)
+        def extend(rows: torch.Tensor) -> torch.Tensor:
+            added = weights @ rows.float() if rows.dim() > 1 else rows.float().mean().expand(len(labels))
+            return torch.cat([rows, added.to(rows.dtype)])
+
+        self._replace_label_rows(extend, new)
         if config.thresholds is not None:
             thresholds = weights.double().cpu() @ torch.tensor(config.thresholds, dtype=torch.float64)
             config.thresholds = [*config.thresholds, *thresholds.tolist()]

@@ -73,15 +73,17 @@ def test_the_embedding_of_a_new_label_is_its_encoded_text(kind):
     assert torch.allclose(model.label_embeddings[4:], expected, atol=1e-4)
 
 
-def test_new_classifier_rows_and_thresholds_are_means_of_the_neighbours_weighted_by_similarity():
+def test_new_output_weights_and_thresholds_are_means_of_the_neighbours_and_a_new_bias_is_the_mean_of_all():
     model = make_model()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     model.add_labels({"cells": "cell cells", "queries": "query search"}, tiny_tokenizer())
     weights = neighbour_weights(model.label_embeddings[4:], before["label_embeddings"])
-    for name in ("classifier.bias", "classifier.out_proj.weight"):
-        now = dict(model.named_parameters())[name]
-        assert torch.equal(now[:4], before[name])
-        assert torch.allclose(now[4:], weights @ before[name], atol=1e-5)
+    rows, bias = model.classifier.out_proj.weight, model.classifier.bias
+    assert torch.equal(rows[:4], before["classifier.out_proj.weight"]) and torch.equal(
+        bias[:4], before["classifier.bias"]
+    )
+    assert torch.allclose(rows[4:], weights @ before["classifier.out_proj.weight"], atol=1e-5)
+    assert bias[4:].tolist() == pytest.approx([-2.5, -2.5])
     assert model.config.thresholds == pytest.approx(
         [0.1, 0.2, 0.3, 0.4, *(weights @ torch.tensor([0.1, 0.2, 0.3, 0.4])).tolist()]
     )
