@@ -29,7 +29,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, set_seed
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
-from modeling_sep_mldc.modeling_sep_mldc import tokenize_label_texts
+from modeling_sep_mldc.label_editing_sep_mldc import tokenize_label_texts
 from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArguments
 from trainer.backbones import freeze_layers, resolve_backbone
 from trainer.data import (

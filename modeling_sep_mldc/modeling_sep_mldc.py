@@ -14,7 +14,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_sep_mldc import SepMldcConfig
-from .label_editing_sep_mldc import LabelEditingMixin, pad_label_inputs, tokenize_label_texts  # noqa: F401
+from .label_editing_sep_mldc import LabelEditingMixin, tokenize_label_texts
 
 
 logger = logging.get_logger(__name__)

@@ -11,7 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate
 from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
-from modeling_sep_mldc.modeling_sep_mldc import pad_label_inputs, tokenize_label_texts
+from modeling_sep_mldc.label_editing_sep_mldc import pad_label_inputs, tokenize_label_texts
 
 from .checkpoints import MANIFEST_NAME, last_whole_checkpoint, write_manifest
 from .data_collator import SepMldcDataCollator
