@@ -13,7 +13,6 @@ benchmarks/results/large_label_sets.json and, with matplotlib, a picture beside 
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from training_speed import peak_mib
 from transformers import BertConfig, BertTokenizer
 
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
@@ -33,10 +33,6 @@ from trainer.metrics import StreamingMetrics
 
 RESULTS = Path(__file__).parent / "results"
 LABELS_A_DOCUMENT = 5.45
-
-
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def median_seconds(function, repeats: int) -> float:

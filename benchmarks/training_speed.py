@@ -157,14 +157,36 @@ def loss_seconds(hidden_size: int, labels: torch.Tensor) -> float:
     return statistics.median(seconds(both) for _ in range(10))
 
 
+def peak_mib() -> float:
+    """Peak resident memory of this process. `ru_maxrss` would start at that of the process which started it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
 def peak_memory(system: str, options, num_labels: int, pipe) -> None:
     trainer = build(system, options, num_labels)
     batches = make_batches(options, num_labels, 2)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     for batch in batches:
         step(trainer, batch)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pipe.send((before / 1024, after / 1024))
+    pipe.send((before, peak_mib()))
+
+
+def measure_memory(options, row: dict) -> None:
+    """Add the peak memory of each system, trained in a process of its own, to a row of results."""
+    context = multiprocessing.get_context("spawn")
+    for system in options.systems:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=peak_memory, args=(system, options, row["labels"], sender))
+        process.start()
+        row["systems"][system]["rss_before_mib"], row["systems"][system]["peak_rss_mib"] = receiver.recv()
+        process.join()
+    bare = row["systems"]["bare"]["peak_rss_mib"]
+    for entry in row["systems"].values():
+        entry["memory_ratio"] = entry["peak_rss_mib"] / bare
 
 
 def measure(options, num_labels: int) -> dict:
@@ -195,16 +217,7 @@ def measure(options, num_labels: int) -> dict:
         row["systems"][system] = entry
     del trainers
     if options.memory:
-        context = multiprocessing.get_context("spawn")
-        for system in options.systems:
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=peak_memory, args=(system, options, num_labels, sender))
-            process.start()
-            row["systems"][system]["rss_before_mib"], row["systems"][system]["peak_rss_mib"] = receiver.recv()
-            process.join()
-        bare = row["systems"]["bare"]["peak_rss_mib"]
-        for entry in row["systems"].values():
-            entry["memory_ratio"] = entry["peak_rss_mib"] / bare
+        measure_memory(options, row)
     return row
 
 
