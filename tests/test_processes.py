@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +16,18 @@ from trainer.checkpoints import MANIFEST_NAME, is_whole, last_whole_checkpoint
 
 
 def launch(tasks, processes=1) -> subprocess.CompletedProcess:
-    script = [training_script.__file__, json.dumps(tasks)]
-    command = [sys.executable, *script]
+    # `accelerate launch --cpu --num_processes 2` starts one process only (it leaves the others to mpirun).
+    command = [sys.executable, training_script.__file__, json.dumps(tasks)]
     if processes > 1:
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
-        command += ["--num_processes", str(processes), "--main_process_port", "0", "--mixed_precision", "no"]
-        command += ["--dynamo_backend", "no", *script]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        where = ["--master_addr", "127.0.0.1", "--master_port", port]
+        command[1:1] = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), *where]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment["EXPECTED_PROCESSES"] = str(processes)
     folder = Path(training_script.__file__).parent
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=120)
 
 
 def losses(folder) -> dict[int, float]:

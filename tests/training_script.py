@@ -59,8 +59,8 @@ def build(output_dir, dropout=0.0, callbacks=None, documents=24, **settings):
             "logging_steps": 1,
             "save_strategy": "no",
             "disable_tqdm": True,
-            "label_loss_weight": 0.2,
-            "document_loss_weight": 0.2,
+            "label_loss_weight": 0.5,
+            "document_loss_weight": 0.5,
             "group_by_label_set": True,
             **settings,
         },
@@ -119,6 +119,8 @@ def run_resumable(folder, kill_at=None, kill_in_save=None, resume=False) -> None
 
 if __name__ == "__main__":
     task = json.loads(sys.argv[1])
+    expected = os.environ["EXPECTED_PROCESSES"]
+    assert os.environ.get("WORLD_SIZE", "1") == expected, f"{expected} processes were asked for"
     for step in task:
         if "equivalence" in step:
             results = run_equivalence(step["equivalence"])
@@ -126,3 +128,7 @@ if __name__ == "__main__":
                 torch.save(results, os.path.join(step["equivalence"], "results.pt"))
         else:
             run_resumable(**step)
+    if torch.distributed.is_initialized():
+        # A process that leaves while another still talks to it would abort that one.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
