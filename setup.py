@@ -23,7 +23,6 @@ quality = ["ruff>=0.14"]
 test = [
     "pytest>=8.0",
     "pytest-timeout>=2.3",
-    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "aiohttp>=3.9",
     "markdown-it-py>=3.0",

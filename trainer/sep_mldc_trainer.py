@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
+from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 from transformers.training_args import ParallelMode
@@ -122,8 +123,12 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, Trainer):
         if self.args.label_encoding != "encoder" or self._labels_are_fresh:
             return
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with self.accelerator.autocast():
-            rows = model.encode_labels(self.label_inputs, batch_size=max(self.args.eval_batch_size, 64))
+        hidden = self.args.disable_tqdm or not self.is_local_process_zero() or model.config.num_labels < 1000
+        with (
+            self.accelerator.autocast(),
+            tqdm(total=model.config.num_labels, desc="Encoding labels", disable=hidden, leave=False) as bar,
+        ):
+            rows = model.encode_labels(self.label_inputs, max(self.args.eval_batch_size, 64), progress=bar.update)
         model.set_label_embeddings(rows)
         self._labels_are_fresh = True
 
