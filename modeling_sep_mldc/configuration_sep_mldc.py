@@ -36,6 +36,13 @@ class SepMldcConfig(PreTrainedConfig):
         label_attention (`bool`, defaults to `True`):
             Label-guided feature selection (Eq. 16-18). `False` is the ablation without it: the head sees the document
             embedding alone.
+        encoder_max_length (`int`, *optional*):
+            The encoder sees so many tokens of a document at most, the lexical scores see all. No limit when not given.
+        lexical_features (`int`, *optional*):
+            Number of token weights stored for each label by the lexical scores, a sparse linear classifier on the document's tokens that
+            is added to the logits outside training (see `SepMldcTrainer.fit_lexical_scores`); `None` without them.
+        lexical_info (`dict`, *optional*):
+            How the lexical scores were fitted (scale, number of documents, metrics without and with them, ...).
         label_descriptions (`dict[str, str]`, *optional*):
             Label name to expansion, for the labels that have one.
         thresholds (`list[float]`, *optional*):
@@ -81,6 +88,9 @@ class SepMldcConfig(PreTrainedConfig):
     classifier_bias_init: Literal["zero", "prior"] = "zero"
     similarity_scale_init: float | int = 10.0
     label_attention: bool = True
+    encoder_max_length: int | None = None
+    lexical_features: int | None = None
+    lexical_info: dict | None = None
     label_descriptions: dict[str, str] | None = None
     thresholds: list[float] | None = None
     threshold_info: dict | None = None
@@ -103,6 +113,10 @@ class SepMldcConfig(PreTrainedConfig):
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
         super().__post_init__(**kwargs)
+        for field in ("encoder_max_length", "lexical_features"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"`{field}` is {value}, but it must be 1 or more, or `None`. Correct it.")
         if self.problem_type != "multi_label_classification":
             raise ValueError(
                 f"`problem_type` is {self.problem_type!r}, but SEP-MLDC models are for 'multi_label_classification'. Leave "

@@ -233,6 +233,10 @@ class LabelEditingMixin:
         if hasattr(classifier, "out_proj"):
             classifier.out_proj.weight = _like(classifier.out_proj.weight, change(classifier.out_proj.weight.detach()))
             classifier.out_proj.out_features = len(classifier.out_proj.weight)
+        if self.lexical is not None:
+            rows = change(torch.arange(len(table), device=table.device).unsqueeze(1)).flatten()
+            added = 0 if new_embeddings is None else len(new_embeddings)
+            self.lexical.change_label_rows(rows[: len(rows) - added].long(), added)
 
     def _set_label_names(self, names: list[str], descriptions: dict[str, str] | None) -> None:
         config = self.config

@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_sep_mldc import SepMldcConfig
 from .label_editing_sep_mldc import LabelEditingMixin, tokenize_label_texts
+from .lexical_sep_mldc import LexicalScores
 
 
 logger = logging.get_logger(__name__)
@@ -204,6 +205,10 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, PreTrainedModel):
         self.backbone = AutoModel.from_config(config.backbone_config, **_without_pooler(backbone_class))
         self.label_embeddings = nn.Parameter(torch.zeros(config.num_labels, config.hidden_size), requires_grad=False)
         self.classifier = SepMldcClassifier(config)
+        self.lexical = None
+        if config.lexical_features is not None:
+            vocab_size = config.get_text_config().vocab_size
+            self.lexical = LexicalScores(vocab_size, config.num_labels, config.lexical_features)
         self.backbone_takes_token_type_ids = (
             "token_type_ids" in inspect.signature(backbone_class.forward).parameters
             and getattr(config.backbone_config, "type_vocab_size", 1) > 1
@@ -428,7 +433,8 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, PreTrainedModel):
         Args:
             input_ids, attention_mask, token_type_ids (`torch.Tensor` of shape `(B, T)`): the documents;
                 `token_type_ids` goes only to encoders that know segments.
-            inputs_embeds (`torch.FloatTensor` of shape `(B, T, d)`, *optional*): instead of `input_ids`.
+            inputs_embeds (`torch.FloatTensor` of shape `(B, T, d)`, *optional*): instead of `input_ids`; gives no lexical
+                scores, which need tokens.
             labels (`torch.Tensor` of shape `(B, L)`, *optional*): multi-hot; gives `loss`.
             candidate_input_ids, candidate_attention_mask (`torch.Tensor` of shape `(C, T')`, *optional*):
                 texts of labels to encode with gradient in this forward, used out of place for their stored rows.
@@ -444,11 +450,10 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, PreTrainedModel):
             )
         if return_table is None:
             return_table = self.training or labels is not None
+        seen = slice(None, self.config.encoder_max_length)
         document_embeds, encoder_output = self.encode(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
+            *(None if value is None else value[:, seen] for value in (input_ids, attention_mask, token_type_ids)),
+            inputs_embeds=None if inputs_embeds is None else inputs_embeds[:, seen],
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
@@ -463,6 +468,9 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, PreTrainedModel):
             features = torch.cat([table.mix(attention), document_embeds], dim=-1)  # Eq. 17-18
         features = features.to(self.classifier.bias.dtype)
         logits = self.classifier(features, table.products)
+        # Their margins are near 1 for every label of a training document: in training they would leave nothing to learn.
+        if self.lexical is not None and not self.training and input_ids is not None:
+            logits = logits + self.lexical(input_ids, attention_mask).to(logits.dtype)
 
         return SepMldcOutput(
             loss=None if labels is None else multi_label_loss(logits, labels, self.config.classification_loss),

@@ -18,6 +18,7 @@ from .checkpoints import MANIFEST_NAME, last_whole_checkpoint, write_manifest
 from .data_collator import SepMldcDataCollator
 from .document_sampler import DocumentSampler
 from .hub_mixin import HubMixin
+from .lexical_mixin import LexicalMixin
 from .losses import (
     document_contrastive_loss,
     label_contrastive_loss,
@@ -32,7 +33,7 @@ from .training_arguments import SepMldcTrainingArguments
 logger = logging.get_logger(__name__)
 
 
-class SepMldcTrainer(HubMixin, ThresholdMixin, Trainer):
+class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
     r"""
     `Trainer` for [`SepMldcForMultiLabelClassification`]: L = L_ce + β L1 + γ L2 (Eq. 21).
 

@@ -43,7 +43,7 @@ class ThresholdMixin:
             shrinkage (`float`, *optional*): in positives; 0 trusts every label's own threshold. Measured defaults for each
                 objective, see [`~trainer.thresholds.tune_thresholds`].
             calibration (`str`, *optional*): `"temperature"` or `"platt"`. A model trained with the softmax loss alone has no
-                per-label probabilities and always gets `"platt"`.
+                per-label probabilities and always gets `"platt"`; one with lexical scores gets it unless another is named.
 
         Returns:
             `dict`: what is stored as `threshold_info`: the settings, the number of documents, the global threshold, F1
@@ -59,7 +59,7 @@ class ThresholdMixin:
             raise ValueError(
                 "There are no documents to tune thresholds on. Pass `dataset`, or create the trainer with `eval_dataset`."
             )
-        if config.classification_loss == "softmax":
+        if config.classification_loss == "softmax" or (config.lexical_features and calibration is None):
             calibration = "platt"
         if calibration not in (None, "temperature", "platt"):
             raise ValueError(f"`calibration` is {calibration!r}, but it must be 'temperature', 'platt' or None.")

@@ -1,0 +1,74 @@
+"""Lexical scores of SEP-MLDC models: a sparse linear classifier over the document's own tokens, beside the encoder's scores."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+# The margin of a linear classifier for a label that it has never seen.
+UNSEEN_MARGIN = -1.0
+
+
+def term_weights(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, idf: torch.Tensor) -> torch.Tensor:
+    r"""
+    TF-IDF of the tokens of documents: $(1 + \ln n_t) \cdot \text{idf}_t$, scaled to length 1. A token that was in no
+    training document, and every special token, has an idf of 0.
+
+    Args:
+        input_ids, attention_mask (`torch.Tensor` of shape `(B, T)`): the documents.
+        idf (`torch.Tensor` of shape `(V,)`): inverse document frequency of each token of the vocabulary.
+
+    Returns:
+        `torch.Tensor` of shape `(B, V)`, float32; zeros for a document without known tokens.
+    """
+    idf = idf.float()
+    attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    counts = torch.zeros(len(input_ids), len(idf), device=input_ids.device)
+    counts = counts.scatter_add(1, input_ids.clamp_max(len(idf) - 1), attended.to(counts.dtype))
+    weights = torch.where(counts > 0, 1 + counts.clamp_min(1).log(), counts) * idf
+    return F.normalize(weights, dim=-1, eps=1e-9)
+
+
+class LexicalScores(nn.Module):
+    """
+    Margins of one linear classifier a label on the TF-IDF of tokens, times a scale that was chosen on validation documents.
+
+    Of each label only the largest weights are stored, `lexical_features` of them: a label costs 8 bytes a weight, not a row
+    as long as the vocabulary. An encoder sees the meaning of the first tokens; this sees the words of all of them, which
+    tells thousands of rare labels apart. `SepMldcTrainer.fit_lexical_scores` fits it.
+    """
+
+    def __init__(self, vocab_size: int, num_labels: int, num_features: int):
+        super().__init__()
+        # Buffers: constants of the model, saved with it, and no affair of an optimiser.
+        self.register_buffer("idf", torch.zeros(vocab_size))
+        self.register_buffer("feature_ids", torch.zeros(num_labels, num_features, dtype=torch.int32))
+        self.register_buffer("feature_weights", torch.zeros(num_labels, num_features))
+        self.register_buffer("bias", torch.full((num_labels,), UNSEEN_MARGIN))
+        self.register_buffer("scale", torch.zeros(()))
+
+    @torch.no_grad()
+    def margins(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels=slice(None)):
+        """Margins (B, L) of documents (B, T), or of the `labels` of a slice; float32, without gradient."""
+        terms = term_weights(input_ids, attention_mask, self.idf)
+        # Bags are labels and the table is the batch: one pass over the stored weights, nothing of B x L x features.
+        sums = F.embedding_bag(
+            self.feature_ids[labels].long(),
+            terms.t().contiguous(),
+            mode="sum",
+            per_sample_weights=self.feature_weights[labels].float(),
+        )
+        return sums.t() + self.bias[labels].float()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels=slice(None)):
+        """What is added to the logits (B, L): `scale` times the margins."""
+        return self.scale.float() * self.margins(input_ids, attention_mask, labels)
+
+    @torch.no_grad()
+    def change_label_rows(self, rows: torch.Tensor, num_added: int = 0) -> None:
+        """Keep the labels `rows` (n,) in this order and append `num_added` labels that no training document had."""
+        width = self.feature_ids.shape[1]
+        ids, weights, bias = self.feature_ids[rows], self.feature_weights[rows], self.bias[rows]
+        self.feature_ids = torch.cat([ids, ids.new_zeros(num_added, width)])
+        self.feature_weights = torch.cat([weights, weights.new_zeros(num_added, width)])
+        self.bias = torch.cat([bias, bias.new_full((num_added,), UNSEEN_MARGIN)])

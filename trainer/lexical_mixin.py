@@ -1,0 +1,233 @@
+"""Fits the lexical scores of a trained model: one linear SVM a label on the tokens of the training documents."""
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from scipy import sparse
+from sklearn.svm import LinearSVC
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from modeling_sep_mldc.lexical_sep_mldc import UNSEEN_MARGIN, LexicalScores
+
+from .metrics import StreamingMetrics
+
+
+logger = logging.get_logger(__name__)
+
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+OBJECTIVES = ("ndcg@5", "psp@5")
+
+
+def token_tf_idf(
+    documents, vocab_size: int, special_ids: list[int], idf: np.ndarray | None = None
+) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """
+    The sparse (N, V) matrix of what [`~modeling_sep_mldc.lexical_sep_mldc.term_weights`] gives for a batch, and the idf (V,).
+
+    The idf is $1 + \\ln((1 + N) / (1 + N_t))$, as scikit-learn's, and 0 for special tokens and tokens of no document.
+
+    Args:
+        documents (iterable of `N` lists): token ids.
+        vocab_size (`int`): V.
+        special_ids (`list[int]`): tokens that say nothing about a document.
+        idf (`np.ndarray` of shape `(V,)`, *optional*): of other documents; taken from these if not given.
+    """
+    offsets, columns, values = [0], [], []
+    for ids in documents:
+        found, counts = np.unique(np.asarray(ids, dtype=np.int32), return_counts=True)
+        columns.append(found)
+        values.append((1 + np.log(counts)).astype(np.float32))
+        offsets.append(offsets[-1] + len(found))
+    shape = (len(offsets) - 1, vocab_size)
+    flat = np.concatenate(columns) if columns else np.zeros(0, np.int32)
+    data = np.concatenate(values) if values else np.zeros(0, np.float32)
+    if idf is None:
+        frequency = np.bincount(flat, minlength=vocab_size)
+        idf = np.where(frequency > 0, 1 + np.log((1 + shape[0]) / (1 + frequency)), 0.0).astype(np.float32)
+        idf[special_ids] = 0.0
+    matrix = sparse.csr_matrix((data * idf[flat], flat, offsets), shape=shape)
+    matrix.eliminate_zeros()
+    norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    return sparse.diags(1 / np.maximum(norms, 1e-9)) @ matrix, idf
+
+
+def fit_sparse_svms(
+    features: sparse.csr_matrix,
+    label_indices,
+    num_labels: int,
+    num_features: int,
+    cost: float = 1.0,
+    num_jobs: int | None = None,
+    hide_progress: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    One linear SVM (squared hinge, scikit-learn's LinearSVC) a label; of each, the `num_features` weights largest in size.
+
+    Args:
+        features (`scipy.sparse.csr_matrix` of shape `(N, V)`): documents.
+        label_indices (`Sequence[Sequence[int]]` of length `N`): label ids of each.
+        num_labels (`int`), num_features (`int`): L, F.
+        cost (`float`, defaults to 1.0): C.
+        num_jobs (`int`, *optional*): threads; one if not given.
+
+    Returns:
+        token ids (L, F), weights (L, F) and biases (L,); a label without documents has weights of 0.
+    """
+    # Only the columns that occur: liblinear's time and memory for dense weights goes with them.
+    used = np.flatnonzero(np.diff(features.tocsc().indptr))
+    compact = features[:, used].astype(np.float64)
+    members: list[list[int]] = [[] for _ in range(num_labels)]
+    for row, ids in enumerate(label_indices):
+        for index in ids:
+            members[index].append(row)
+    size = min(num_features, max(len(used), 1))
+    token_ids = np.zeros((num_labels, num_features), dtype=np.int32)
+    weights = np.zeros((num_labels, num_features), dtype=np.float32)
+    biases = np.full(num_labels, UNSEEN_MARGIN, dtype=np.float32)
+
+    def fit(index: int) -> None:
+        rows = members[index]
+        if not rows or not len(used):
+            return
+        if len(set(rows)) == compact.shape[0]:
+            biases[index] = -UNSEEN_MARGIN  # every document has it: nothing to tell apart
+            return
+        target = np.zeros(compact.shape[0], dtype=np.int8)
+        target[rows] = 1
+        svm = LinearSVC(C=cost).fit(compact, target)
+        kept = np.argpartition(-np.abs(svm.coef_[0]), size - 1)[:size]
+        token_ids[index, :size], weights[index, :size] = used[kept], svm.coef_[0][kept]
+        biases[index] = svm.intercept_[0]
+
+    bar = tqdm(range(num_labels), desc="Lexical scores", disable=hide_progress, leave=False)
+    # Threads: liblinear releases the interpreter, and each label writes rows of its own.
+    Parallel(n_jobs=num_jobs or 1, prefer="threads")(delayed(fit)(index) for index in bar)
+    return token_ids, weights, biases
+
+
+class LexicalMixin:
+    """For a `Trainer` of SEP-MLDC models: `fit_lexical_scores`."""
+
+    def fit_lexical_scores(
+        self,
+        train_dataset=None,
+        eval_dataset=None,
+        num_features: int = 300,
+        cost: float = 1.0,
+        num_jobs: int | None = None,
+        scales: tuple[float, ...] = SCALES,
+    ) -> dict:
+        r"""
+        Give a trained model lexical scores, and choose on validation documents how much they count.
+
+        The linear classifiers are fitted on the tokens of the training documents, without the encoder. Their margins say
+        less about their own training documents than about others, so the scale is chosen on documents that were not trained on:
+        the one with the best mean of nDCG@5 and PSP@5. With a scale of 0 the model keeps its scores, and the lexical
+        ones are not stored. Thresholds and calibration of the former scores are dropped: call `tune_thresholds` afterwards.
+
+        Args:
+            train_dataset, eval_dataset (`Dataset`, *optional*): tokenised documents with labels; the trainer's own if not
+                given. Pseudo-samples among the training documents count like others.
+            num_features (`int`, defaults to 300): weights kept for each label.
+            cost (`float`, defaults to 1.0): C of the support vector machines.
+            num_jobs (`int`, *optional*): threads; the number of CPUs of this process if not given.
+            scales (`tuple[float]`): to choose from; 0 is always among them.
+
+        Returns:
+            `dict`: what is stored as `config.lexical_info`: the chosen scale, the settings, the number of documents and the
+            validation metrics without and with the lexical scores.
+
+        Raises:
+            ValueError: documents are missing, are a stream, or carry no labels; `num_features` below 1.
+        """
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        train_dataset = self.train_dataset if train_dataset is None else train_dataset
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            columns = getattr(dataset, "column_names", None) or []
+            if dataset is None or not hasattr(dataset, "__len__") or not len(dataset):
+                raise ValueError(
+                    f"`{name}` is {dataset!r}, but lexical scores are fitted on training documents and weighed on validation "
+                    "documents that fit in memory. Pass a data set of tokenised documents."
+                )
+            if not {"input_ids", "label_indices"} <= set(columns):
+                raise ValueError(
+                    f"`{name}` has the columns {', '.join(columns)}, but `input_ids` and `label_indices` are needed. Tokenise "
+                    "the documents and encode their labels."
+                )
+        if num_features < 1:
+            raise ValueError(f"`num_features` is {num_features}, but each label needs a weight at least. Use 300.")
+        config, vocab_size = model.config, model.config.get_text_config().vocab_size
+        special = list(getattr(self.processing_class, "all_special_ids", None) or [])
+        features, idf = token_tf_idf(train_dataset["input_ids"], vocab_size, [i for i in special if i < vocab_size])
+        if self.is_world_process_zero():
+            fitted = fit_sparse_svms(
+                features,
+                train_dataset["label_indices"],
+                config.num_labels,
+                num_features,
+                cost,
+                num_jobs or max(torch.get_num_threads(), 1),
+                self.args.disable_tqdm,
+            )
+        else:
+            shape = (config.num_labels, num_features)
+            fitted = np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(shape[0], np.float32)
+        lexical = LexicalScores(vocab_size, config.num_labels, num_features).to(model.device)
+        for name, values in zip(("feature_ids", "feature_weights", "bias"), fitted):
+            getattr(lexical, name).copy_(torch.from_numpy(values))
+        lexical.idf.copy_(torch.from_numpy(idf))
+        if self.args.world_size > 1:
+            for buffer in lexical.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+        config.thresholds = config.threshold_info = config.score_calibration = None
+        model.lexical, config.lexical_features, config.lexical_info = None, None, None
+        results = self._metrics_at_scales(model, lexical, eval_dataset, sorted({0.0, *scales}))
+        names = [name for name in OBJECTIVES if name in results[0.0]] or ["ndcg@1"]
+        best = max(results, key=lambda scale: (sum(results[scale][name] for name in names), -scale))
+        shown = [name for name in results[0.0] if name.split("@")[0] in ("p", "ndcg", "psp")]
+        info = {
+            "scale": best,
+            "cost": cost,
+            "num_documents": len(train_dataset),
+            "num_validation_documents": len(eval_dataset),
+            "without": {name: results[0.0][name] for name in shown},
+            "with": {name: results[best][name] for name in shown},
+        }
+        if best > 0:
+            lexical.scale.fill_(best)
+            model.lexical, config.lexical_features, config.lexical_info = lexical, num_features, info
+        change = ", ".join(f"{name} {results[0.0][name]:.4f} -> {results[best][name]:.4f}" for name in names)
+        logger.info(f"Lexical scores fitted on {len(train_dataset)} documents, scale {best}: {change}.")
+        return info
+
+    def _metrics_at_scales(self, model, lexical: LexicalScores, dataset, scales) -> dict[float, dict[str, float]]:
+        """Ranking metrics of the validation documents at each scale, in one pass of the encoder."""
+        self.refresh_label_embeddings()
+        config = model.config
+        ks = tuple(k for k in (1, 3, 5) if k <= config.num_labels)
+        metrics = {
+            scale: StreamingMetrics(
+                config.num_labels,
+                ks=ks,
+                thresholds=None,
+                label_counts=config.label_support,
+                num_documents=config.num_train_documents,
+            )
+            for scale in scales
+        }
+        model.eval()
+        for inputs in tqdm(
+            self.get_eval_dataloader(dataset), desc="Weighing", disable=self.args.disable_tqdm, leave=False
+        ):
+            inputs = self._prepare_inputs(inputs)
+            labels = inputs.pop("labels")
+            with torch.no_grad(), self.accelerator.autocast():
+                logits = model(**inputs)["logits"].float()
+            margins = lexical.margins(inputs["input_ids"], inputs.get("attention_mask"))
+            logits, margins, labels = self.accelerator.gather_for_metrics((logits, margins, labels))
+            for scale, accumulator in metrics.items():
+                accumulator.update(logits + scale * margins, labels)
+        return {scale: accumulator.compute() for scale, accumulator in metrics.items()}
