@@ -7,6 +7,7 @@ instead of computing them changes no result beyond rounding, and makes a run 1.6
 
 import copy
 import fcntl
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,6 @@ class FrozenLayersCache:
 
     @staticmethod
     def key(token_ids) -> bytes:
-        import hashlib
-
         return hashlib.blake2b(np.asarray(token_ids, dtype=np.int32).tobytes(), digest_size=16).digest()
 
     def _read(self) -> None:
@@ -82,14 +81,14 @@ class FrozenLayersCache:
     def attach(self, backbone: nn.Module) -> None:
         self.whole = (backbone.embeddings, backbone.encoder.layer)
         # In a list, so that the frozen part is no sub-module: not trained, not counted, not saved.
-        states = _StoredStates(self, [self.lower_part(backbone)])
+        states = StoredStates(self, [self.lower_part(backbone)])
         backbone.embeddings, backbone.encoder.layer = states, backbone.encoder.layer[self.num_layers :]
 
     def detach(self, backbone: nn.Module) -> None:
         backbone.embeddings, backbone.encoder.layer = self.whole
 
 
-class _StoredStates(nn.Module):
+class StoredStates(nn.Module):
     def __init__(self, cache: FrozenLayersCache, lower: list[nn.Module]):
         super().__init__()
         self.cache, self.lower = cache, lower

