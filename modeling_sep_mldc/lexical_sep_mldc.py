@@ -65,6 +65,15 @@ class LexicalScores(nn.Module):
         return self.scale.float() * self.margins(input_ids, attention_mask, labels)
 
     @torch.no_grad()
+    def contributions(self, input_ids: torch.Tensor, labels: list[int]) -> torch.Tensor:
+        """What each token (T,) of one document adds to the logits of some labels, (n, T): exact, as the scores are linear."""
+        terms = term_weights(input_ids[None], None, self.idf)[0]
+        of_token = terms / torch.zeros_like(terms).index_add(0, input_ids, terms.new_ones(len(input_ids))).clamp_min(1)
+        weights = torch.zeros(len(labels), len(terms), device=terms.device)
+        weights.scatter_add_(1, self.feature_ids[labels].long(), self.feature_weights[labels].float())
+        return self.scale.float() * weights[:, input_ids] * of_token[input_ids]
+
+    @torch.no_grad()
     def change_label_rows(self, rows: torch.Tensor, num_added: int = 0) -> None:
         """Keep the labels `rows` (n,) in this order and append `num_added` labels that no training document had."""
         width = self.feature_ids.shape[1]

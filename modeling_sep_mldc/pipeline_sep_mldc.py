@@ -337,7 +337,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         self, windows: list[dict[str, Any]], chosen: list[int], parts: torch.Tensor, size: int
     ) -> dict[str, list[dict[str, Any]]]:
         """
-        For each chosen label the `size` tokens with the largest |gradient x input|, over the windows (W, L) that make up a
+        For each chosen label the `size` tokens with the largest |gradient x input + lexical part|, over the windows (W, L) that make up a
         thousandth of its score or more.
         """
         totals: list[dict[tuple[int, int], float]] = [{} for _ in chosen]
@@ -366,7 +366,10 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         }
 
     def _gradient_times_input(self, window: dict[str, Any], labels: list[int]) -> torch.Tensor:
-        """∂ logit / ∂ e · e for each token embedding e of a window, (n labels, T tokens)."""
+        """
+        What each token of a window does for some labels' logits, (n labels, T tokens): ∂ logit / ∂ e · e for its embedding e, plus
+        its exact part of the lexical scores, where the model has them.
+        """
         real = window["attention_mask"][0].bool()
         inputs = {name: window[name][:, real].to(self.device) for name in MODEL_INPUTS if name in window}
         embeds = None
@@ -386,7 +389,12 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
                 ]
         finally:
             handle.remove()
-        return (torch.stack(gradients) * embeds.detach()).float().sum(dim=-1).cpu()
+        relevance = (torch.stack(gradients) * embeds.detach()).float().sum(dim=-1)
+        ids = inputs["input_ids"][0]
+        relevance = torch.nn.functional.pad(relevance, (0, len(ids) - relevance.shape[1]))  # beyond `encoder_max_length`
+        if getattr(self.model, "lexical", None) is not None:
+            relevance = relevance + self.model.lexical.contributions(ids, labels)
+        return relevance.cpu()
 
 
 def _first_offset(window: dict[str, Any]) -> int:

@@ -9,7 +9,7 @@ from sklearn.svm import LinearSVC
 from test_trainer import NUM_LABELS, make_trainer, tiny_documents
 from tiny_models import tiny_model
 
-from modeling_sep_mldc import SepMldcForMultiLabelClassification
+from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcForMultiLabelClassification
 from modeling_sep_mldc.lexical_sep_mldc import LexicalScores, term_weights
 from trainer.lexical_mixin import fit_sparse_svms, token_tf_idf
 
@@ -185,3 +185,23 @@ def test_bad_input_is_refused(tmp_path, change, message):
 def test_a_size_below_one_is_refused(field):
     with pytest.raises(ValueError, match=f"`{field}` is 0"):
         tiny_model(num_labels=3, **{field: 0})
+
+
+def test_contributions_of_tokens_add_up_to_the_scores(tmp_path):
+    trainer = fitted(tmp_path)
+    lexical = trainer.model.lexical
+    ids = torch.tensor(trainer.eval_dataset[0]["input_ids"])
+    parts = lexical.contributions(ids, [0, 3])
+    expected = lexical.scale * (lexical.margins(ids[None]) - lexical.bias)[0, [0, 3]]
+    assert parts.shape == (2, len(ids))
+    torch.testing.assert_close(parts.sum(dim=1), expected)
+
+
+def test_an_explanation_names_a_word_that_only_the_lexical_scores_see(tmp_path):
+    trainer = fitted(tmp_path, tiny_model(num_labels=NUM_LABELS, encoder_max_length=2))
+    model, tokenizer = trainer.model.eval(), trainer.processing_class
+    words = ["the", tokenizer.decode([10]), tokenizer.decode([10]), "the"]
+    pipe = MultiLabelDocumentClassificationPipeline(model=model, tokenizer=tokenizer)
+    found = pipe(" ".join(words), threshold=0.0, return_explanation=True, explanation_size=2)
+    name = model.config.id2label[0]  # `tiny_documents` writes token 10 for label 0
+    assert {entry["token"] for entry in found["tokens"][name] if entry["score"] > 0} == {words[1]}

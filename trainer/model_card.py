@@ -104,6 +104,8 @@ _MODEL_SETTINGS = {
     "pooling": "pooling",
     "classification_loss": "classification loss (Eq. 19)",
     "classifier_dropout": "dropout of the classifier",
+    "encoder_max_length": "tokens that the encoder sees, at most",
+    "lexical_features": "lexical scores, token weights of each label",
 }
 _LOSS_SETTINGS = {
     "label_loss_weight": "weight of the label contrastive loss, β",
