@@ -23,8 +23,8 @@ def term_weights(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, i
     """
     idf = idf.float()
     attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    counts = torch.zeros(len(input_ids), len(idf), device=input_ids.device)
-    counts = counts.scatter_add(1, input_ids.clamp_max(len(idf) - 1), attended.to(counts.dtype))
+    counts = torch.zeros(input_ids.shape[0], idf.shape[0], device=input_ids.device)
+    counts = counts.scatter_add(1, input_ids.clamp_max(idf.shape[0] - 1), attended.to(counts.dtype))
     weights = torch.where(counts > 0, 1 + counts.clamp_min(1).log(), counts) * idf
     return F.normalize(weights, dim=-1, eps=1e-9)
 
@@ -51,13 +51,12 @@ class LexicalScores(nn.Module):
     def margins(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels=slice(None)):
         """Margins (B, L) of documents (B, T), or of the `labels` of a slice; float32, without gradient."""
         terms = term_weights(input_ids, attention_mask, self.idf)
+        ids, weights = self.feature_ids[labels].long(), self.feature_weights[labels].float()
+        if torch.compiler.is_exporting():  # ONNX has no bags
+            of_features = terms.index_select(1, ids.flatten()).unflatten(1, ids.shape)
+            return (of_features * weights).sum(dim=-1) + self.bias[labels].float()
         # Bags are labels and the table is the batch: one pass over the stored weights, nothing of B x L x features.
-        sums = F.embedding_bag(
-            self.feature_ids[labels].long(),
-            terms.t().contiguous(),
-            mode="sum",
-            per_sample_weights=self.feature_weights[labels].float(),
-        )
+        sums = F.embedding_bag(ids, terms.t().contiguous(), mode="sum", per_sample_weights=weights)
         return sums.t() + self.bias[labels].float()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels=slice(None)):

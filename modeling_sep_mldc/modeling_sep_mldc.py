@@ -450,9 +450,13 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, PreTrainedModel):
             )
         if return_table is None:
             return_table = self.training or labels is not None
-        seen = slice(None, self.config.encoder_max_length)
+        seen, encoder_mask = slice(None, self.config.encoder_max_length), attention_mask
+        if self.config.encoder_max_length is not None and torch.compiler.is_exporting():
+            # A graph of any length has no min(T, n): there the rest is masked instead of cut.
+            positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+            seen, encoder_mask = slice(None), attention_mask * (positions < self.config.encoder_max_length)
         document_embeds, encoder_output = self.encode(
-            *(None if value is None else value[:, seen] for value in (input_ids, attention_mask, token_type_ids)),
+            *(None if value is None else value[:, seen] for value in (input_ids, encoder_mask, token_type_ids)),
             inputs_embeds=None if inputs_embeds is None else inputs_embeds[:, seen],
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,

@@ -147,6 +147,22 @@ def test_every_kind_of_encoder_exports_with_equal_logits(kind, tmp_path):
 
 
 @pytest.mark.slow
+def test_lexical_scores_are_exported_with_the_model(tmp_path):
+    model = tiny_model(NUM_LABELS, lexical_features=3, encoder_max_length=6).eval()
+    torch.manual_seed(0)
+    lexical = model.lexical
+    lexical.idf.uniform_(0.5, 2.0)
+    lexical.feature_ids.random_(0, len(lexical.idf))
+    lexical.feature_weights.normal_()
+    lexical.scale.fill_(2.0)
+    onnx = export_onnx(model, tmp_path / "onnx")
+    batch = documents(3, 11)
+    with torch.no_grad():
+        torch.testing.assert_close(onnx(**batch).logits, model(**batch).logits, atol=1e-4, rtol=0)
+        lexical.scale.fill_(0.0)
+        assert not torch.allclose(onnx(**batch).logits, model(**batch).logits, atol=0.1)
+
+
 def test_the_command_writes_an_export_and_says_how_far_it_is_off(model, tmp_path):
     model.save_pretrained(tmp_path / "checkpoint")
     tiny_tokenizer().save_pretrained(tmp_path / "checkpoint")

@@ -79,6 +79,22 @@ def run(monkeypatch, files, output_dir, **changes):
     run_mldc.main()
 
 
+def test_lexical_scores_are_fitted_after_training_and_raise_the_test_results(monkeypatch, files, tmp_path):
+    settings = {"learning_rate": 1e-5, "max_length": 16, "encoder_max_length": 3, "backbone_dropout": 0.0}
+    results = {}
+    for name in ("without", "with"):
+        run(monkeypatch, files, tmp_path / name, lexical_scores=name == "with", lexical_features=20, **settings)
+        results[name] = json.loads((tmp_path / name / "all_results.json").read_text())
+        results[name, "model"] = SepMldcForMultiLabelClassification.from_pretrained(tmp_path / name)
+    assert results["with"]["test_ndcg@3"] > results["without"]["test_ndcg@3"]
+    assert results["without", "model"].lexical is None and results["with", "model"].lexical.scale > 0
+    config = results["with", "model"].config
+    assert config.lexical_features == 20 and config.encoder_max_length == 3 and config.score_calibration is not None
+    assert config.backbone_config.hidden_dropout_prob == config.backbone_config.attention_probs_dropout_prob == 0
+    card = (tmp_path / "with" / "README.md").read_text()
+    assert "lexical scores, token weights of each label" in card
+
+
 def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, files, tmp_path, capsys):
     run(
         monkeypatch,

@@ -16,7 +16,7 @@ from .metrics import StreamingMetrics
 logger = logging.get_logger(__name__)
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-OBJECTIVES = ("ndcg@5", "psp@5")
+OBJECTIVES = ("ndcg", "psp")
 
 
 def token_tf_idf(
@@ -123,7 +123,7 @@ class LexicalMixin:
 
         The linear classifiers are fitted on the tokens of the training documents, without the encoder. Their margins say
         less about their own training documents than about others, so the scale is chosen on documents that were not trained on:
-        the one with the best mean of nDCG@5 and PSP@5. With a scale of 0 the model keeps its scores, and the lexical
+        the one with the best mean of nDCG@5 and PSP@5 (of nDCG@5 alone without training counts in the configuration). With a scale of 0 the model keeps its scores, and the lexical
         ones are not stored. Thresholds and calibration of the former scores are dropped: call `tune_thresholds` afterwards.
 
         Args:
@@ -185,7 +185,8 @@ class LexicalMixin:
         config.thresholds = config.threshold_info = config.score_calibration = None
         model.lexical, config.lexical_features, config.lexical_info = None, None, None
         results = self._metrics_at_scales(model, lexical, eval_dataset, sorted({0.0, *scales}))
-        names = [name for name in OBJECTIVES if name in results[0.0]] or ["ndcg@1"]
+        deepest = max(k for k in (1, 3, 5) if k <= config.num_labels)
+        names = [f"{name}@{deepest}" for name in OBJECTIVES if f"{name}@{deepest}" in results[0.0]]
         best = max(results, key=lambda scale: (sum(results[scale][name] for name in names), -scale))
         shown = [name for name in results[0.0] if name.split("@")[0] in ("p", "ndcg", "psp")]
         info = {
