@@ -6,7 +6,9 @@ know how many labels there are.
 
     python benchmarks/large_label_sets.py --labels 76 3201 100000 670000
 
-Each number of labels is measured in a process of its own; memory is that process's peak over what it held before. Writes
+Each number of labels is measured in a process of its own; memory is that process's peak over what it held before. So is, each in
+one more process, the classification loss with its gradient: at once with float labels, and in chunks of labels with labels
+of a byte; and the best ten labels of a batch: of all logits, and in chunks of labels. Writes
 benchmarks/results/large_label_sets.json and, with matplotlib, a picture beside it.
 """
 
@@ -25,7 +27,8 @@ from training_speed import peak_mib
 from transformers import BertConfig, BertTokenizer
 
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
-from modeling_sep_mldc.modeling_sep_mldc import LabelTable, multi_label_loss
+from modeling_sep_mldc import large_label_sets_sep_mldc as large
+from modeling_sep_mldc.large_label_sets_sep_mldc import LabelTable, multi_label_loss
 from trainer import SepMldcDataCollator
 from trainer.losses import document_contrastive_loss, label_contrastive_loss, present_labels
 from trainer.metrics import StreamingMetrics
@@ -33,6 +36,8 @@ from trainer.metrics import StreamingMetrics
 
 RESULTS = Path(__file__).parent / "results"
 LABELS_A_DOCUMENT = 5.45
+LOSSES = ("bce", "softmax", "bce+softmax")
+CLASSIFIERS = ("mlp", "similarity")
 
 
 def median_seconds(function, repeats: int) -> float:
@@ -60,7 +65,7 @@ def measure(num_labels: int, options, pipe) -> None:
     d, size = options.hidden_size, options.batch_size
     label_ids = documents(num_labels, size, rng)
     tokenizer = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4})
-    collator = SepMldcDataCollator(tokenizer, num_labels)
+    collator = SepMldcDataCollator(tokenizer, num_labels, label_dtype=torch.uint8)
     features = [{"input_ids": [2, 3], "attention_mask": [1, 1], "label_indices": ids} for ids in label_ids]
     row = {"labels": num_labels, "seconds": {}, "mib": {}}
 
@@ -87,7 +92,7 @@ def measure(num_labels: int, options, pipe) -> None:
     part("metrics of a batch", partial(metrics.update, scores, labels))
 
     tiny = BertConfig(hidden_size=d, num_hidden_layers=1, num_attention_heads=4, intermediate_size=d, vocab_size=64)
-    for classifier in ("mlp", "similarity"):
+    for classifier in CLASSIFIERS:
         model = SepMldcForMultiLabelClassification(
             SepMldcConfig(backbone_config=tiny, num_labels=num_labels, classifier=classifier)
         )
@@ -113,6 +118,59 @@ def measure(num_labels: int, options, pipe) -> None:
     pipe.send(row)
 
 
+def measure_loss(num_labels: int, options, pipe, way: str, kind: str) -> None:
+    """Classification loss and gradient of float32 logits (B, L), which are there before, as the labels are."""
+    torch.manual_seed(0)
+    logits = torch.randn(options.batch_size, num_labels).requires_grad_()
+    labels = torch.zeros(logits.shape, dtype=torch.uint8 if way == "chunked" else torch.float32)
+    for row, ids in zip(labels, documents(num_labels, options.batch_size, np.random.default_rng(0))):
+        row[ids] = 1
+    large.LOSS_CHUNK_SIZE = large.LOSS_CHUNK_SIZE if way == "chunked" else logits.numel()
+
+    def loss():
+        logits.grad = None
+        multi_label_loss(logits, labels, kind).backward()
+
+    part_in_own_process(pipe, loss)
+
+
+def measure_top_k(num_labels: int, options, pipe, way: str, classifier: str) -> None:
+    """The best ten labels of documents of two tokens, with label attention."""
+    torch.manual_seed(0)
+    d = options.hidden_size
+    tiny = BertConfig(hidden_size=d, num_hidden_layers=1, num_attention_heads=4, intermediate_size=d, vocab_size=64)
+    config = SepMldcConfig(backbone_config=tiny, num_labels=num_labels, classifier=classifier)
+    model = SepMldcForMultiLabelClassification(config).eval()
+    torch.nn.init.normal_(model.label_embeddings)
+    input_ids = torch.full((options.batch_size, 2), 2)
+
+    @torch.no_grad()
+    def top_k():
+        return model.predict_top_k(input_ids) if way == "chunked" else model(input_ids).logits.topk(10)
+
+    part_in_own_process(pipe, top_k)
+
+
+def part_in_own_process(pipe, function) -> None:
+    before = peak_mib()
+    taken = median_seconds(function, 3)
+    pipe.send((taken, peak_mib() - before))
+
+
+def run(context, target, *arguments):
+    """What `target` sends through its pipe, from a process of its own."""
+    receiver, sender = context.Pipe(duplex=False)
+    num_labels, options, *rest = arguments
+    process = context.Process(target=target, args=(num_labels, options, sender, *rest))
+    process.start()
+    while not receiver.poll(1):
+        if not process.is_alive():
+            raise SystemExit(f"the process for {num_labels} labels ended with exit code {process.exitcode}")
+    answer = receiver.recv()
+    process.join()
+    return answer
+
+
 def draw(rows: list[dict]) -> None:
     import matplotlib
 
@@ -121,7 +179,7 @@ def draw(rows: list[dict]) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
     sizes = [row["labels"] for row in rows]
-    for name in rows[0]["seconds"]:
+    for name in (name for name in rows[0]["seconds"] if not name.endswith(("whole", "chunked"))):
         axes[0].loglog(sizes, [row["seconds"][name] for row in rows], marker="o", label=name)
     axes[0].set(xlabel="labels", ylabel="seconds a call", title="Time")
     axes[0].legend(fontsize=7)
@@ -139,27 +197,28 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     if options.smoke:
-        options.labels, options.hidden_size = [50, 500], 16
+        options.labels, options.hidden_size = [500], 16
     rows = []
     context = multiprocessing.get_context("spawn")
     for num_labels in options.labels:
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=measure, args=(num_labels, options, sender))
-        process.start()
-        while not receiver.poll(1):
-            if not process.is_alive():
-                raise SystemExit(f"the process for {num_labels} labels ended with exit code {process.exitcode}")
-        rows.append(receiver.recv())
-        process.join()
+        rows.append(run(context, measure, num_labels, options))
         row = rows[-1]
         print(f"\n{num_labels:,} labels, peak {row['peak_mib']:.0f} MiB, checkpoint {row['checkpoint_mib']:.0f} MiB")
         for name, value in row["seconds"].items():
             print(f"  {name:<28}{1000 * value:>10.1f} ms{row['mib'][name]:>10.0f} MiB more")
+        for target, variants in ((measure_loss, LOSSES), (measure_top_k, CLASSIFIERS)):
+            # A process takes seconds to start: the quick run tries one of each.
+            for variant in variants[-1:] if options.smoke else variants:
+                for way in ("whole", "chunked"):
+                    name = f"{target.__name__.removeprefix('measure_')}, {variant}, {way}"
+                    taken, mib = run(context, target, num_labels, options, way, variant)
+                    row["seconds"][name], row["mib"][name] = taken, mib
+                    print(f"  {name:<28}{1000 * taken:>10.1f} ms{mib:>10.0f} MiB more")
     if options.smoke:
         assert [row["labels"] for row in rows] == options.labels
         return
     (RESULTS / "large_label_sets.json").write_text(
-        json.dumps({"settings": vars(options), "rows": rows}, indent=1) + "\n"
+        json.dumps({"settings": {**vars(options), "threads": torch.get_num_threads()}, "rows": rows}, indent=1) + "\n"
     )
     draw(rows)
 

@@ -107,6 +107,13 @@ PRINTED = {
 }
 SEP_MLDC = {
     "sep-mldc": RECIPE,
+    # The same encoder, pooled over its tokens, with a plain MLP: nothing of the method.
+    "encoder + mlp": change(
+        model={**PRINTED, "label_attention": False},
+        arguments={"label_loss_weight": 0.0, "document_loss_weight": 0.0},
+        descriptions=False,
+        pseudo=False,
+    ),
     "sep-mldc w/o LSE": change(descriptions=False),
     "sep-mldc w/o DATC": change(pseudo=False),
     "sep-mldc w/o SMCL": change(arguments={"label_loss_weight": 0.0, "document_loss_weight": 0.0}),
@@ -127,7 +134,7 @@ SEP_MLDC = {
 LINEAR = {"linear": False, "linear + pseudo": True}
 SYSTEMS = [*LINEAR, "frozen + logistic regression", "bare", "bare + pseudo", *SEP_MLDC]
 # These come out of the run of the system before the plus sign: the same weights, with lexical scores added.
-LEXICAL = ["bare + lexical", "bare + pseudo + lexical", "sep-mldc + lexical"]
+LEXICAL = ["bare + lexical", "bare + pseudo + lexical", "encoder + mlp + lexical", "sep-mldc + lexical"]
 
 
 @dataclass
@@ -487,7 +494,7 @@ def run_sep_mldc(task: Task, system: str, seed: int):
     keep_scores(task, system, seed, validation=of_validation, test=of_test)
     notes = {"best_epoch": keep.epoch, "validation_ndcg@5": keep.best}
     yield system, recorder, trained - start, tested - tuned, notes
-    if recipe is not RECIPE:
+    if system not in ("sep-mldc", "encoder + mlp"):
         return
     began = time.process_time()
     info = trainer.fit_lexical_scores(train, validation)

@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_sep_mldc import SepMldcConfig
 from .label_editing_sep_mldc import LabelEditingMixin, tokenize_label_texts
+from .large_label_sets_sep_mldc import LabelTable, LargeLabelSetsMixin, multi_label_loss
 from .lexical_sep_mldc import LexicalScores
 
 
@@ -97,65 +98,6 @@ class SepMldcClassifier(nn.Module):
         return logits
 
 
-class LabelTable:
-    """
-    The label embeddings of one forward: the stored rows, some of them replaced out of place by fresh ones.
-
-    Replaced columns are swapped in the (B, L) products, not in the (L, d) table: nothing of the table's size is copied,
-    and no gradient of its size is made when the stored rows are constants.
-    """
-
-    def __init__(self, stored: torch.Tensor, fresh: torch.Tensor | None = None, indices: torch.Tensor | None = None):
-        self.stored, self.fresh, self.indices = stored, fresh, indices
-
-    def products(self, queries: torch.Tensor, cosine: bool = False) -> torch.Tensor:
-        """Inner products (B, L) of queries (B, d) with each label embedding, or with its direction (`cosine=True`)."""
-        scores = queries @ self.stored.t().to(queries.dtype)
-        if cosine:
-            scores = scores * self.stored.norm(dim=-1).clamp_min(1e-6).reciprocal()
-        if self.fresh is not None:
-            fresh = F.normalize(self.fresh, dim=-1, eps=1e-6) if cosine else self.fresh
-            fresh_scores = queries @ fresh.t().to(queries.dtype)
-            scores = scores.index_copy(1, self.indices, fresh_scores.to(scores.dtype))
-        return scores
-
-    def mix(self, weights: torch.Tensor) -> torch.Tensor:
-        """Weighted sums (B, d) of the label embeddings for weights (B, L), Eq. 17."""
-        if self.fresh is None:
-            return weights @ self.stored.to(weights.dtype)
-        constant = weights.index_fill(1, self.indices, 0.0)
-        return constant @ self.stored.to(weights.dtype) + weights.index_select(1, self.indices) @ self.fresh.to(
-            weights.dtype
-        )
-
-    def dense(self) -> torch.Tensor:
-        """The (L, d) matrix; a new tensor or a view, never the stored leaf."""
-        if self.fresh is None:
-            return self.stored.view_as(self.stored)
-        return self.stored.index_copy(0, self.indices, self.fresh.to(self.stored.dtype))
-
-
-def multi_label_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
-    r"""
-    Classification loss of Eq. 19, read as binary or as softmax cross-entropy, in float32.
-
-    $$\text{bce}: -\frac1B \sum_{i,l} y_{il}\log\sigma(z_{il}) + (1-y_{il})\log(1-\sigma(z_{il})) \qquad
-      \text{softmax}: -\frac1B \sum_{i,l} y_{il} \log \text{softmax}(z_i)_l$$
-
-    Args:
-        logits (`torch.Tensor` of shape `(B, L)`): scores.
-        labels (`torch.Tensor` of shape `(B, L)`): multi-hot targets, of any dtype.
-        kind (`str`): `"bce"`, `"softmax"` or `"bce+softmax"`, their sum.
-    """
-    logits, labels = logits.float(), labels.to(device=logits.device, dtype=torch.float32)
-    loss = logits.new_zeros(())
-    if "bce" in kind:
-        loss = loss + F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-    if "softmax" in kind:
-        loss = loss - (labels * F.log_softmax(logits, dim=-1)).sum()
-    return loss / max(len(logits), 1)
-
-
 def _backbone_class(config: SepMldcConfig) -> type[PreTrainedModel]:
     try:
         backbone_class = AutoModel._model_mapping[type(config.backbone_config)]
@@ -175,7 +117,7 @@ def _without_pooler(backbone_class: type[PreTrainedModel]) -> dict[str, bool]:
     return {"add_pooling_layer": False} if takes_it else {}
 
 
-class SepMldcForMultiLabelClassification(LabelEditingMixin, PreTrainedModel):
+class SepMldcForMultiLabelClassification(LabelEditingMixin, LargeLabelSetsMixin, PreTrainedModel):
     r"""
     SEP-MLDC: document embedding e_x = f(x), label-guided feature selection and a multi-label classifier.
 
@@ -414,6 +356,23 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, PreTrainedModel):
         total = (states * mask).sum(dim=1, dtype=torch.float32)
         return total / mask.sum(dim=1, dtype=torch.float32).clamp_min(1.0), output
 
+    def cut_for_encoder(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None) -> dict:
+        """The part of documents (B, T) that the encoder sees: their first `config.encoder_max_length` tokens."""
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        limit = self.config.encoder_max_length
+        if limit is None:
+            return inputs
+        if torch.compiler.is_exporting():
+            # A graph of any length has no min(T, n): there the rest is masked instead of cut.
+            positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+            return {**inputs, "attention_mask": attention_mask * (positions < limit)}
+        return {name: None if value is None else value[:, :limit] for name, value in inputs.items()}
+
     @can_return_tuple
     def forward(
         self,
@@ -450,14 +409,8 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, PreTrainedModel):
             )
         if return_table is None:
             return_table = self.training or labels is not None
-        seen, encoder_mask = slice(None, self.config.encoder_max_length), attention_mask
-        if self.config.encoder_max_length is not None and torch.compiler.is_exporting():
-            # A graph of any length has no min(T, n): there the rest is masked instead of cut.
-            positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-            seen, encoder_mask = slice(None), attention_mask * (positions < self.config.encoder_max_length)
         document_embeds, encoder_output = self.encode(
-            *(None if value is None else value[:, seen] for value in (input_ids, encoder_mask, token_type_ids)),
-            inputs_embeds=None if inputs_embeds is None else inputs_embeds[:, seen],
+            **self.cut_for_encoder(input_ids, attention_mask, token_type_ids, inputs_embeds),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )

@@ -205,3 +205,12 @@ def test_an_explanation_names_a_word_that_only_the_lexical_scores_see(tmp_path):
     found = pipe(" ".join(words), threshold=0.0, return_explanation=True, explanation_size=2)
     name = model.config.id2label[0]  # `tiny_documents` writes token 10 for label 0
     assert {entry["token"] for entry in found["tokens"][name] if entry["score"] > 0} == {words[1]}
+
+
+def test_the_best_labels_in_chunks_are_those_of_forward(tmp_path):
+    trainer = fitted(tmp_path, tiny_model(num_labels=NUM_LABELS, encoder_max_length=4))
+    model, inputs = trainer.model.eval(), batch(trainer)
+    scores, indices = model.predict_top_k(**inputs, k=3, chunk_size=4)
+    expected = model(**inputs).logits.topk(3)
+    torch.testing.assert_close(scores, expected.values)
+    assert torch.equal(indices, expected.indices)

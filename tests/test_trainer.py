@@ -7,7 +7,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import tiny_backbone_config, tiny_model, tiny_tokenizer
+from torch._dynamo.testing import CompileCounter
 from transformers import TrainingArguments
 
 from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArguments
@@ -377,6 +378,58 @@ def test_collator_makes_multi_hot_rows_of_label_ids():
         SepMldcDataCollator(tiny_tokenizer())(features)
 
 
+def test_collator_makes_float_labels_for_other_losses_and_the_trainer_a_byte_a_label(tmp_path):
+    trainer = make_trainer(tmp_path)
+    features = list(trainer.train_dataset)[:8]
+    floats, small = SepMldcDataCollator(tiny_tokenizer(), NUM_LABELS)(features), trainer.data_collator(features)
+    assert floats["labels"].dtype == torch.float32 and small["labels"].dtype == torch.uint8
+    assert torch.equal(small["labels"].float(), floats["labels"])
+    trainer.model.train()
+    losses = []
+    for batch in (floats, small):
+        trainer._micro_step = (-1, 0)  # the same labels are encoded
+        losses.append(trainer.compute_loss(trainer.model, batch))
+    torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("encoding", ["encoder", "embedding"])
+def test_a_batch_without_any_label_has_a_finite_loss_and_gradient(tmp_path, encoding):
+    trainer = make_trainer(tmp_path, label_encoding=encoding)
+    trainer.model.train()
+    batch = batch_of(trainer)
+    batch["labels"].zero_()
+    loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    torch.testing.assert_close(loss, outputs.loss)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in trainer.model.parameters() if p.grad is not None)
+
+
+def test_pad_to_multiple_of_bounds_the_lengths_and_so_the_compiled_graphs_of_training(tmp_path):
+    documents = datasets.Dataset.from_list(
+        [
+            {"input_ids": [2] * n, "attention_mask": [1] * n, "label_indices": [0], "length": n}
+            for n in np.random.default_rng(0).integers(3, 129, size=10).tolist()
+        ]
+    )
+    trainer = make_trainer(
+        tmp_path,
+        tiny_model(num_labels=NUM_LABELS, backbone_config=tiny_backbone_config(num_hidden_layers=1)),
+        documents,
+        pad_to_multiple_of=64,
+        label_encoding="embedding",
+        per_device_train_batch_size=1,
+        max_steps=len(documents),
+    )
+    lengths = {batch["input_ids"].shape[1] for batch in trainer.get_train_dataloader()}
+    assert len(set(documents["length"])) > 8 and lengths == {64, 128}
+    torch.compiler.reset()
+    counter = CompileCounter()
+    # Without dynamic shapes each length is a graph of its own.
+    trainer.model.compile(backend=counter, dynamic=False)
+    trainer.train()
+    assert counter.frame_count == 2
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [
@@ -385,6 +438,7 @@ def test_collator_makes_multi_hot_rows_of_label_ids():
         ({"contrastive_temperature": 0.0}, "`contrastive_temperature` is 0.0"),
         ({"contrastive_weighting": "cosine"}, "`contrastive_weighting` is 'cosine'"),
         ({"label_encoding": "both"}, "`label_encoding` is 'both'"),
+        ({"pad_to_multiple_of": 0}, "`pad_to_multiple_of` is 0"),
         ({"head_learning_rate": -0.1}, "`head_learning_rate` is -0.1"),
         ({"metric_ks": "1,x"}, "`metric_ks` is '1,x'"),
         ({"logging_nan_inf_filter": True}, "`logging_nan_inf_filter`"),

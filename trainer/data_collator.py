@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 @dataclass
 class SepMldcDataCollator:
     """
-    Pads token ids and makes `labels` a multi-hot float matrix (B, L). The only place where labels become dense.
+    Pads token ids and makes `labels` a multi-hot matrix (B, L). The only place where labels become dense.
 
     A feature carries `labels` (already multi-hot) or `label_indices` (the ids of its labels, possibly none).
 
@@ -18,6 +18,8 @@ class SepMldcDataCollator:
         tokenizer (`PreTrainedTokenizerBase`): pads.
         num_labels (`int`, *optional*): L; needed for `label_indices`.
         pad_to_multiple_of (`int`, *optional*): pads lengths up to a multiple of this.
+        label_dtype (`torch.dtype`, defaults to `torch.float32`): of the `labels` made from `label_indices`. Float is what the losses
+            of transformers need; this project's take any, and `SepMldcTrainer` uses `torch.uint8`, a quarter of the size.
 
     Raises:
         ValueError: `label_indices` without `num_labels`, or an id outside 0 .. L - 1.
@@ -26,6 +28,7 @@ class SepMldcDataCollator:
     tokenizer: PreTrainedTokenizerBase
     num_labels: int | None = None
     pad_to_multiple_of: int | None = None
+    label_dtype: torch.dtype = torch.float32
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         names = set(self.tokenizer.model_input_names)
@@ -59,6 +62,6 @@ class SepMldcDataCollator:
                 f"`label_indices` holds {wrong}, but the labels are 0 to {self.num_labels - 1}. Encode the documents with the "
                 "model's own label list."
             )
-        labels = torch.zeros(len(label_indices), self.num_labels)
-        labels[torch.tensor(rows, dtype=torch.long), torch.tensor(columns, dtype=torch.long)] = 1.0
+        labels = torch.zeros(len(label_indices), self.num_labels, dtype=self.label_dtype)
+        labels[torch.tensor(rows, dtype=torch.long), torch.tensor(columns, dtype=torch.long)] = 1
         return labels

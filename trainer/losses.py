@@ -245,8 +245,9 @@ def present_labels(labels: torch.Tensor) -> torch.Tensor:
     ```
     """
     _check_labels(labels)
-    # A sum, because `any` over the first dimension takes ten times as long on the CPU and `amax` refuses an empty batch.
-    return labels.sum(dim=0).nonzero().squeeze(1)
+    # On the CPU a sum of bytes first makes 8-byte copies, which takes 60 times as long; but `amax` refuses an empty batch.
+    in_batch = labels.amax(dim=0) if len(labels) else labels.sum(dim=0)
+    return in_batch.nonzero().squeeze(1)
 
 
 @torch.no_grad()

@@ -79,7 +79,12 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
             model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
         )
         if data_collator is None and processing_class is not None:
-            self.data_collator = SepMldcDataCollator(processing_class, num_labels=self.model.config.num_labels)
+            self.data_collator = SepMldcDataCollator(
+                processing_class,
+                num_labels=self.model.config.num_labels,
+                pad_to_multiple_of=args.pad_to_multiple_of,
+                label_dtype=torch.uint8,
+            )
         if args.label_encoding == "encoder":
             if args.n_gpu > 1:
                 raise ValueError(
@@ -197,12 +202,13 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
         loss = outputs["loss"]
         terms = {"classification_loss": loss.detach()}
 
-        if args.label_loss_weight > 0:
+        if args.label_loss_weight > 0 or args.document_loss_weight > 0:
+            # Both losses are the same without the labels that nothing in the batch has: nothing of size B x L is made.
             present = present_labels(all_labels)
+            all_labels = all_labels.index_select(1, present)
+        if args.label_loss_weight > 0:
             rows = self._label_rows(outputs, candidates, present)
-            term = label_contrastive_loss(
-                rows, all_labels[:, present], args.contrastive_temperature, args.contrastive_weighting
-            )
+            term = label_contrastive_loss(rows, all_labels, args.contrastive_temperature, args.contrastive_weighting)
             loss = loss + args.label_loss_weight * term
             terms["label_contrastive_loss"] = term.detach()
         if args.document_loss_weight > 0:

@@ -74,6 +74,12 @@ class SepMldcTrainingArguments(TrainingArguments):
             "choices": ["group_by_length", "random", "sequential"],
         },
     )
+    pad_to_multiple_of: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pad batches to a multiple of so many tokens: few distinct lengths, and so few graphs with `torch_compile`."
+        },
+    )
     group_by_label_set: bool = field(
         default=False,
         metadata={
@@ -117,6 +123,11 @@ class SepMldcTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`labels_per_step` is {self.labels_per_step}, but one label at least must be encoded a step. Use "
                 '`label_encoding="embedding"` to encode none.'
+            )
+        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
+            raise ValueError(
+                f"`pad_to_multiple_of` is {self.pad_to_multiple_of}, but a length is a multiple of 1 at least. Use 32, for "
+                "example, or leave it out."
             )
         if self.head_learning_rate is not None and self.head_learning_rate < 0:
             raise ValueError(f"`head_learning_rate` is {self.head_learning_rate}, but a learning rate is at least 0.")
