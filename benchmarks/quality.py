@@ -442,7 +442,11 @@ def run(options) -> None:
                 "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
                 "num_test_documents": len(task.test),
                 "notes": notes,
-                "settings": {key: value for key, value in vars(options).items() if key not in ("data", "function", "work", "descriptions", "pseudo")},
+                "settings": {
+                    key: value
+                    for key, value in vars(options).items()
+                    if key not in ("data", "function", "work", "descriptions", "pseudo")
+                },
                 "top": np.concatenate(recorder.top).tolist(),
                 "gold": task.indices(task.test),
                 "label_counts": task.counts.tolist(),

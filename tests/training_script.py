@@ -8,6 +8,8 @@ import sys
 import torch
 from test_trainer import NUM_LABELS, tiny_documents
 from tiny_models import tiny_model, tiny_tokenizer
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
@@ -99,6 +101,53 @@ def run_equivalence(folder) -> dict:
     return results
 
 
+# AdamW, because its state is sharded too.
+SHARDED = {
+    "label_encoding": "embedding",
+    "optim": "adamw_torch",
+    "learning_rate": 0.01,
+    "gradient_accumulation_steps": 2,
+}
+
+
+def run_sharded(folder) -> dict:
+    """
+    Parameters and losses of a run whose model `fully_shard` spreads over the processes; of one process, unsharded.
+
+    accelerate refuses FSDP on a CPU, so its own wrapping is left out and the model is sharded before.
+    """
+    settings = {**SHARDED, "save_strategy": "steps", "save_steps": 2, "save_only_model": True}
+    trainer = build(os.path.join(folder, "sharded"), **settings)
+    if trainer.args.world_size > 1:
+        for layer in trainer.model.backbone.encoder.layer:
+            fully_shard(layer)
+        # `True` is what FSDP configurations of accelerate ask for; the default would keep the root's parameters anyway.
+        fully_shard(trainer.model, reshard_after_forward=True)
+        trainer.accelerator.prepare_model = lambda model, **kwargs: model
+        # Saving gathers the parameters through accelerate's FSDP plugin; only what the trainer does before is run here.
+        trainer.save_model = lambda output_dir, **kwargs: os.makedirs(output_dir, exist_ok=True)
+    trainer.train()
+    state = trainer.model.state_dict()
+    if trainer.args.world_size > 1:
+        assert isinstance(trainer.model.label_embeddings, DTensor)
+        assert len(trainer.model.label_embeddings.to_local()) == NUM_LABELS // trainer.args.world_size
+        state = {name: value.full_tensor() for name, value in state.items()}
+    result = {
+        "state": {name: value.detach().clone() for name, value in state.items()},
+        "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
+    }
+    if trainer.args.world_size > 1:
+        try:
+            SepMldcTrainer(
+                trainer.model,
+                SepMldcTrainingArguments(folder, label_encoding="encoder", use_cpu=True, report_to=[]),
+                processing_class=tiny_tokenizer(),
+            )
+        except ValueError as error:
+            result["error"] = str(error)
+    return result
+
+
 def run_resumable(folder, kill_at=None, kill_in_save=None, resume=False) -> None:
     """Seven steps of three an epoch, saved after the second, fourth and sixth."""
     log = LossLog(os.path.join(folder, "losses.jsonl"), kill_at)
@@ -124,6 +173,7 @@ if __name__ == "__main__":
     for step in task:
         if "equivalence" in step:
             results = run_equivalence(step["equivalence"])
+            results["sharded"] = run_sharded(step["equivalence"])
             if int(os.environ.get("RANK", "0")) == 0:
                 torch.save(results, os.path.join(step["equivalence"], "results.pt"))
         else:

@@ -32,6 +32,11 @@ from .training_arguments import SepMldcTrainingArguments
 logger = logging.get_logger(__name__)
 
 
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether `torch.distributed.fsdp.fully_shard` has been here."""
+    return hasattr(model, "set_reshard_after_forward")
+
+
 class SepMldcTrainer(HubMixin, ThresholdMixin, Trainer):
     r"""
     `Trainer` for [`SepMldcForMultiLabelClassification`]: L = L_ce + β L1 + γ L2 (Eq. 21).
@@ -85,7 +90,7 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, Trainer):
                     f"{args.n_gpu} GPUs in one process would split the label texts among them. Start one process a GPU with "
                     '`accelerate launch`, or choose `label_encoding="embedding"`.'
                 )
-            if self.is_fsdp_enabled:
+            if self.is_fsdp_enabled or _is_sharded(self.model):
                 raise ValueError(
                     '`label_encoding="encoder"` writes label embeddings between steps, which FSDP shards. Choose '
                     '`label_encoding="embedding"`, or DDP.'
@@ -192,6 +197,9 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, Trainer):
                 "candidate_attention_mask": padded["attention_mask"],
                 "candidate_indices": candidates,
             }
+        if training and _is_sharded(model):
+            # The label loss reads `label_embeds` after forward: the root's parameters must not be freed before backward.
+            model.set_reshard_after_forward(False, recurse=False)
         outputs = model(**inputs, return_table=candidates is None)
         loss = outputs["loss"]
         terms = {"classification_loss": loss.detach()}
@@ -438,9 +446,11 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model, trial) -> None:
-        pending = self.accelerator.gather(self._tr_loss.detach().reshape(1)).sum()
-        weights = sum(parameter.detach().float().sum() for parameter in self.model.parameters())
-        self._stop_if_not_finite((pending + 0 * weights).item())
+        # Each process looks at its own part of sharded weights; all stop if one of them must.
+        parts = (getattr(weight, "to_local", lambda weight=weight: weight)() for weight in self.model.parameters())
+        weights = sum(part.detach().float().sum() for part in parts)
+        pending = self.accelerator.gather((self._tr_loss.detach() + 0 * weights).reshape(1)).sum()
+        self._stop_if_not_finite(pending.item())
 
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save and os.path.exists(os.path.join(folder, MANIFEST_NAME)):
