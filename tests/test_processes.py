@@ -119,6 +119,17 @@ def test_two_processes_killed_in_the_second_epoch_go_on_with_the_same_losses(tmp
     check_resumed(tmp_path, two_processes, 5)
 
 
+def test_a_streamed_run_resumes_in_the_middle_of_its_second_epoch_with_the_same_losses(tmp_path):
+    import shutil
+
+    trainer = training_script.run_streamed(str(tmp_path))
+    expected = {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
+    shutil.rmtree(tmp_path / "checkpoint-7")
+    trainer = training_script.run_streamed(str(tmp_path))
+    found = {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
+    assert set(found) == set(range(1, 8)) and found == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_checkpoint_with_a_missing_or_cut_file_is_not_whole(tmp_path, one_process):
     import shutil
 

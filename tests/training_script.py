@@ -10,9 +10,11 @@ from test_trainer import NUM_LABELS, tiny_documents
 from tiny_models import tiny_model, tiny_tokenizer
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
+from trainer.checkpoints import last_whole_checkpoint
 
 
 # Global batch 8: 24 documents are three steps (or micro-steps) an epoch.
@@ -25,6 +27,7 @@ EQUIVALENCE = {
         "gradient_accumulation_steps": 2,
     },
     "embedding": {"label_encoding": "embedding"},
+    "streamed": {"label_encoding": "encoder", "labels_per_step": 3, "stream": True, "group_by_label_set": False},
     "embedding_accumulated": {"label_encoding": "embedding", "gradient_accumulation_steps": 2},
 }
 
@@ -46,7 +49,17 @@ class LossLog(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def build(output_dir, dropout=0.0, callbacks=None, documents=24, **settings):
+class Stream(IterableDataset):
+    """Documents that are read one after another, padded to different lengths in different batches."""
+
+    def __init__(self, documents):
+        self.documents = documents
+
+    def __iter__(self):
+        return iter(self.documents)
+
+
+def build(output_dir, dropout=0.0, callbacks=None, documents=24, stream=False, **settings):
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     torch.manual_seed(0)
     args = SepMldcTrainingArguments(
@@ -72,7 +85,7 @@ def build(output_dir, dropout=0.0, callbacks=None, documents=24, **settings):
             num_labels=NUM_LABELS, hidden_dropout=dropout, attention_dropout=dropout, classifier_dropout=dropout
         ),
         args=args,
-        train_dataset=tiny_documents(documents),
+        train_dataset=Stream(tiny_documents(documents)) if stream else tiny_documents(documents),
         eval_dataset=tiny_documents(9, seed=3),
         processing_class=tiny_tokenizer(),
         callbacks=callbacks,
@@ -146,6 +159,22 @@ def run_sharded(folder) -> dict:
         except ValueError as error:
             result["error"] = str(error)
     return result
+
+
+def run_streamed(folder, **settings):
+    """A trainer with seven steps of three an epoch over a stream, trained; resumes where there is a checkpoint."""
+    trainer = build(
+        folder,
+        dropout=0.3,
+        stream=True,
+        group_by_label_set=False,
+        max_steps=7,
+        save_strategy="steps",
+        save_steps=4,
+        **settings,
+    )
+    trainer.train(resume_from_checkpoint=True if last_whole_checkpoint(folder) else None)
+    return trainer
 
 
 def run_resumable(folder, kill_at=None, kill_in_save=None, resume=False) -> None:
