@@ -137,7 +137,7 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, Trainer):
         model.set_label_embeddings(rows)
         self._labels_are_fresh = True
 
-    def _pick_candidates(self, labels: torch.Tensor) -> torch.Tensor:
+    def _pick_candidates(self, labels: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
         """
         Which labels to encode in this step, ascending ids (C,), C <= `labels_per_step`: those present in the global batch,
         then a random rest. The same on every process, a pure function of (seed, global step, micro-step, batch).
@@ -147,7 +147,7 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, Trainer):
         seed = (self.args.seed * 1_000_003 + self.state.global_step) * 1009 + self._micro_step[1]
         generator = torch.Generator().manual_seed(seed % 2**63)
         num_labels, cap = labels.shape[1], self.args.labels_per_step
-        present = present_labels(labels).cpu()
+        present = (present_labels(labels) if present is None else present).cpu()
         if num_labels <= cap:
             return torch.arange(num_labels)
         if len(present) >= cap:
@@ -182,13 +182,15 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, Trainer):
         distributed = training and args.world_size > 1
         all_labels = self.accelerator.gather(labels.to(torch.uint8)) if distributed else labels
 
-        candidates = None
+        candidates = present = None
+        if args.label_loss_weight > 0:
+            present = present_labels(all_labels)  # once a step: its length makes a GPU wait
         if (
             training
             and args.label_encoding == "encoder"
             and (self.model.uses_label_embeds or args.label_loss_weight > 0)
         ):
-            candidates = self._pick_candidates(all_labels)
+            candidates = self._pick_candidates(all_labels, present)
             padded = pad_label_inputs(self.label_inputs, candidates.tolist(), labels.device)
             candidates = candidates.to(labels.device)
             inputs = {
@@ -205,7 +207,6 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, Trainer):
         terms = {"classification_loss": loss.detach()}
 
         if args.label_loss_weight > 0:
-            present = present_labels(all_labels)
             rows = self._label_rows(outputs, candidates, present)
             term = label_contrastive_loss(
                 rows, all_labels[:, present], args.contrastive_temperature, args.contrastive_weighting
