@@ -55,7 +55,8 @@ def make_stream(options, tokenizer) -> datasets.IterableDataset:
         gen_kwargs={"count": options.documents, "words": options.words, "num_labels": options.labels},
     )
     stream = encode_labels(stream, {f"label{number}": number for number in range(options.labels)})
-    stream = stream.shuffle(seed=0, buffer_size=options.shuffle_buffer_size)
+    if options.shuffle_buffer_size:
+        stream = stream.shuffle(seed=0, buffer_size=options.shuffle_buffer_size)
     return tokenize(stream, tokenizer, max_length=64)
 
 
@@ -113,7 +114,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20, help="training steps before the loader runs alone")
-    parser.add_argument("--shuffle_buffer_size", type=int, default=10_000)
+    parser.add_argument("--shuffle_buffer_size", type=int, default=10_000, help="0: file order")
     parser.add_argument("--tolerance_mib", type=float, default=50.0)
     parser.add_argument("--smoke", action="store_true", help="few documents: checks the structure only")
     options = parser.parse_args()
