@@ -119,7 +119,7 @@ def test_two_processes_killed_in_the_second_epoch_go_on_with_the_same_losses(tmp
     check_resumed(tmp_path, two_processes, 5)
 
 
-def test_a_streamed_run_resumes_in_the_middle_of_its_second_epoch_with_the_same_losses(tmp_path):
+def test_a_streamed_run_resumes_in_its_first_pass_with_the_same_losses(tmp_path):
     import shutil
 
     trainer = training_script.run_streamed(str(tmp_path))

@@ -162,11 +162,12 @@ def run_sharded(folder) -> dict:
 
 
 def run_streamed(folder, **settings):
-    """A trainer with seven steps of three an epoch over a stream, trained; resumes where there is a checkpoint."""
+    """A trainer, trained for seven steps of one pass over a stream; resumes where there is a checkpoint."""
     trainer = build(
         folder,
         dropout=0.3,
         stream=True,
+        documents=64,
         group_by_label_set=False,
         max_steps=7,
         save_strategy="steps",
