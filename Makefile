@@ -39,6 +39,8 @@ bench-smoke: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python benchmarks/large_label_sets.py --smoke
 	$(BIN)/python benchmarks/gpu.py --smoke
 	$(BIN)/python benchmarks/metrics_scale.py --smoke
+	$(BIN)/python benchmarks/process_scaling.py --smoke
+	$(BIN)/python benchmarks/streaming.py --smoke
 
 # A very small language model, served on this machine: expands ten labels, writes for two tail labels, reviews.
 augment-demo: $(VENV)/.installed-augment

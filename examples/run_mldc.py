@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
+import numpy as np
 import transformers
 from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, set_seed
 from transformers.utils import logging
@@ -29,6 +30,7 @@ from trainer.checkpoints import last_whole_checkpoint
 from trainer.data import (
     add_pseudo_samples,
     build_label_list,
+    count_label_names,
     count_unknown_labels,
     encode_labels,
     label_counts,
@@ -120,6 +122,16 @@ class DataArguments:
     max_length: int | None = field(default=None, metadata={"help": "Documents are cut after so many tokens."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use the first so many training documents."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many documents."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training documents anew as they are needed, for files that are larger than memory and cache. One "
+            "pass before training counts their labels. Needs `--max_steps`."
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=10_000, metadata={"help": "A stream is shuffled within so many documents; 0 keeps its order."}
+    )
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
     baselines: bool = field(
         default=False, metadata={"help": "Also train and report a majority and a linear TF-IDF baseline."}
@@ -185,13 +197,51 @@ def check_output_dir(args, overwrite: bool) -> None:
         )
 
 
+def check_streaming(data_args, args) -> None:
+    """Refuse what a stream of training documents cannot do."""
+    if not data_args.streaming:
+        return
+    if args.do_train and args.max_steps <= 0:
+        raise ValueError(
+            "`--streaming` does not know how many documents there are. Say how long to train: `--max_steps`."
+        )
+    if data_args.dataset_name:
+        raise ValueError("`--streaming` reads files, but `--dataset_name` names a data set of the Hub. Use its files.")
+    if data_args.shuffle_buffer_size < 0:
+        raise ValueError(
+            f"`--shuffle_buffer_size` is {data_args.shuffle_buffer_size}, but a buffer holds 0 documents at least. Use 0 to keep "
+            "the order of the files."
+        )
+    for name, wrong in (
+        ("baselines", data_args.baselines),
+        ("pseudo_samples_file", data_args.pseudo_samples_file),
+        ("group_by_label_set", args.group_by_label_set),
+    ):
+        if wrong:
+            raise ValueError(
+                f"`--{name}` needs all training documents at once, which `--streaming` never has. Leave one of the two out"
+                + (", or write the pseudo-samples into the training files." if name == "pseudo_samples_file" else ".")
+            )
+
+
 def load_documents(data_args):
-    return load_splits(
+    if data_args.streaming and data_args.train_file:
+        stream = load_files(data_args, train_file=data_args.train_file, streaming=True)
+        others = {"validation_file": data_args.validation_file, "test_file": data_args.test_file}
+        return {**stream, **(load_files(data_args, **others) if any(others.values()) else {})}
+    return load_files(
+        data_args,
         train_file=data_args.train_file,
         validation_file=data_args.validation_file,
         test_file=data_args.test_file,
         dataset_name=data_args.dataset_name,
         dataset_config_name=data_args.dataset_config_name,
+    )
+
+
+def load_files(data_args, **sources):
+    return load_splits(
+        **sources,
         text_columns=data_args.text_columns,
         label_column=data_args.label_column[0] if len(data_args.label_column) == 1 else data_args.label_column,
         id_column=data_args.id_column,
@@ -202,6 +252,8 @@ def load_documents(data_args):
 
 
 def first(dataset, limit: int | None):
+    if limit is not None and isinstance(dataset, datasets.IterableDataset):
+        return dataset.take(limit)
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 
@@ -298,6 +350,7 @@ def show_examples(texts, output, labels: list[str], thresholds, count: int) -> N
 def main() -> None:
     model_args, data_args, args = parse_arguments()
     check_output_dir(args, data_args.overwrite_output_dir)
+    check_streaming(data_args, args)
     set_seed(args.seed)
     if args.should_log:
         logging.set_verbosity_info() if args.get_process_log_level() <= 20 else logging.set_verbosity_warning()
@@ -324,10 +377,14 @@ def main() -> None:
             f"The encoder {model_args.model_name_or_path!r} cannot be loaded: {str(error).splitlines()[0]} Name a Hub model "
             "or a folder with config, weights and tokenizer."
         ) from error
+    streamed = isinstance(documents.get("train"), datasets.IterableDataset)
+    names = None
+    if streamed and not trained:
+        names, num_documents = count_label_names(first(documents["train"], data_args.max_train_samples))
     if trained:
         labels = transformers.AutoConfig.from_pretrained(backbone, revision=model_args.model_revision).labels
     elif "train" in documents:
-        labels = build_label_list(documents["train"], data_args.label_list_file)
+        labels = build_label_list(names if streamed else documents["train"], data_args.label_list_file)
     else:
         raise ValueError("Labels are learnt from training documents. Name them with `--train_file`.")
     too_large = [k for k in args.ks if k > len(labels)]
@@ -350,14 +407,21 @@ def main() -> None:
             if split != "train":
                 count_unknown_labels(dataset, labels, split)
             dataset = encode_labels(dataset, label2id)
+            if streamed and split == "train" and data_args.shuffle_buffer_size:
+                dataset = dataset.shuffle(seed=args.seed, buffer_size=data_args.shuffle_buffer_size)
             encoded[split] = tokenize(
                 dataset, tokenizer, data_args.max_length, num_proc=data_args.preprocessing_num_workers
             )
 
     train = encoded.get("train")
-    counts = label_counts(train, len(labels)) if train is not None else None
-    num_documents = num_real_documents(train) if train is not None else 0
-    model = load_model(model_args, data_args, args, backbone, tokenizer, labels, counts, num_documents)
+    if streamed:
+        counts = None if trained else np.array([names[label] for label in labels])
+    else:
+        counts = label_counts(train, len(labels)) if train is not None else None
+        num_documents = num_real_documents(train) if train is not None else 0
+    model = load_model(
+        model_args, data_args, args, backbone, tokenizer, labels, counts, 0 if counts is None else num_documents
+    )
     callbacks = []
     if data_args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(data_args.early_stopping_patience))

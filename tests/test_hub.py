@@ -18,6 +18,7 @@ CODE = {
     "configuration_sep_mldc.py",
     "label_editing_sep_mldc.py",
     "large_label_sets_sep_mldc.py",
+    "lexical_sep_mldc.py",
     "modeling_sep_mldc.py",
     "pipeline_sep_mldc.py",
 }

@@ -48,6 +48,7 @@ def two_processes(tmp_path_factory):
 def one_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     results = training_script.run_equivalence(str(folder))
+    results["sharded"] = training_script.run_sharded(str(folder))
     training_script.run_resumable(str(folder))
     return folder, results
 
@@ -66,6 +67,22 @@ def test_two_processes_evaluate_and_predict_every_document_once_in_file_order(on
     found = torch.load(two_processes / "results.pt", weights_only=True)["encoder"]
     assert found["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
     assert torch.equal(found["predictions"], expected["predictions"])
+
+
+def test_a_model_sharded_over_two_processes_learns_what_one_process_learns(one_process, two_processes):
+    expected = one_process[1]["sharded"]
+    found = torch.load(two_processes / "results.pt", weights_only=True)["sharded"]
+    assert len(found["losses"]) == 3 and found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    assert set(found["state"]) == set(expected["state"])
+    for name, value in expected["state"].items():
+        # AdamW divides by the root of squared gradients, which blows up what rounding leaves of a zero gradient.
+        tolerance = 5e-4 if name.endswith("key.bias") else 2e-5
+        assert torch.allclose(found["state"][name], value, atol=tolerance), name
+
+
+def test_the_encoder_route_refuses_a_sharded_model(two_processes):
+    error = torch.load(two_processes / "results.pt", weights_only=True)["sharded"]["error"]
+    assert "which FSDP shards" in error and '`label_encoding="embedding"`, or DDP' in error
 
 
 def check_resumed(folder, uninterrupted, first_step):
@@ -100,6 +117,17 @@ def test_two_processes_killed_in_the_second_epoch_go_on_with_the_same_losses(tmp
     done = launch([{"folder": str(tmp_path), "resume": True}], processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     check_resumed(tmp_path, two_processes, 5)
+
+
+def test_a_streamed_run_resumes_in_its_first_pass_with_the_same_losses(tmp_path):
+    import shutil
+
+    trainer = training_script.run_streamed(str(tmp_path))
+    expected = {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
+    shutil.rmtree(tmp_path / "checkpoint-7")
+    trainer = training_script.run_streamed(str(tmp_path))
+    found = {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
+    assert set(found) == set(range(1, 8)) and found == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_checkpoint_with_a_missing_or_cut_file_is_not_whole(tmp_path, one_process):

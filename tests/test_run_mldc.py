@@ -167,6 +167,24 @@ def test_joined_labels_and_several_text_columns_are_read_from_csv(monkeypatch, f
     assert documents["train"][0]["labels"] == ["stars", "robots"]
 
 
+def test_streamed_training_documents_give_the_model_that_loaded_ones_give(monkeypatch, files, tmp_path):
+    same = {"max_steps": 5, "num_train_epochs": None, "do_predict": False, "learning_rate": 1e-3}
+    run(monkeypatch, files, tmp_path / "loaded", train_sampling_strategy="sequential", **same)
+    run(monkeypatch, files, tmp_path / "streamed", streaming=True, shuffle_buffer_size=0, **same)
+    loaded, streamed = (
+        json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        for name in ("loaded", "streamed")
+    )
+    losses = [row["loss"] for row in loaded if "loss" in row]
+    assert len(losses) == 5 and [row["loss"] for row in streamed if "loss" in row] == pytest.approx(losses, rel=1e-5)
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("loaded", "streamed")]
+    assert configs[0] == configs[1] and configs[0]["num_train_documents"] == 24
+    # Shuffled, a stream gives other batches.
+    run(monkeypatch, files, tmp_path / "shuffled", streaming=True, **same)
+    history = json.loads((tmp_path / "shuffled" / "trainer_state.json").read_text())["log_history"]
+    assert [row["loss"] for row in history if "loss" in row] != pytest.approx(losses, rel=1e-5)
+
+
 def broken(files, tmp_path, content):
     path = tmp_path / "broken.jsonl"
     path.write_text(content)
@@ -188,6 +206,31 @@ BAD_INPUT = {
     "k above L": (lambda f, t: {"metric_ks": "1,5"}, "k = 5, but there are only 3 labels"),
     "labels per step below one": (lambda f, t: {"labels_per_step": 0}, "`labels_per_step` is 0"),
     "no training documents": (lambda f, t: {"train_file": None}, "training documents|train documents"),
+    "a stream without end": (lambda f, t: {"streaming": True}, "Say how long to train: `--max_steps`"),
+    "a stream and baselines": (
+        lambda f, t: {"streaming": True, "max_steps": 2, "baselines": True},
+        "`--baselines` needs all training documents at once",
+    ),
+    "a stream and pairs": (
+        lambda f, t: {"streaming": True, "max_steps": 2, "group_by_label_set": True},
+        "`--group_by_label_set` needs all training documents at once",
+    ),
+    "a stream with pseudo-samples": (
+        lambda f, t: {"streaming": True, "max_steps": 2, "pseudo_samples_file": f / "pseudo.jsonl"},
+        "write the pseudo-samples into the training files",
+    ),
+    "a stream and a negative buffer": (
+        lambda f, t: {"streaming": True, "max_steps": 2, "shuffle_buffer_size": -1},
+        "`--shuffle_buffer_size` is -1",
+    ),
+    "a malformed line of a stream": (
+        lambda f, t: {
+            **broken(f, t, '{"text": "a", "labels": ["x"]}\n{"text": \n'),
+            "streaming": True,
+            "max_steps": 2,
+        },
+        "line 2",
+    ),
     "no validation documents": (lambda f, t: {"validation_file": None}, "`--do_eval` needs validation documents"),
 }
 

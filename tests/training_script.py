@@ -8,9 +8,13 @@ import sys
 import torch
 from test_trainer import NUM_LABELS, tiny_documents
 from tiny_models import tiny_model, tiny_tokenizer
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
+from trainer.checkpoints import last_whole_checkpoint
 
 
 # Global batch 8: 24 documents are three steps (or micro-steps) an epoch.
@@ -23,6 +27,7 @@ EQUIVALENCE = {
         "gradient_accumulation_steps": 2,
     },
     "embedding": {"label_encoding": "embedding"},
+    "streamed": {"label_encoding": "encoder", "labels_per_step": 3, "stream": True, "group_by_label_set": False},
     "embedding_accumulated": {"label_encoding": "embedding", "gradient_accumulation_steps": 2},
 }
 
@@ -44,7 +49,17 @@ class LossLog(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def build(output_dir, dropout=0.0, callbacks=None, documents=24, **settings):
+class Stream(IterableDataset):
+    """Documents that are read one after another, padded to different lengths in different batches."""
+
+    def __init__(self, documents):
+        self.documents = documents
+
+    def __iter__(self):
+        return iter(self.documents)
+
+
+def build(output_dir, dropout=0.0, callbacks=None, documents=24, stream=False, **settings):
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     torch.manual_seed(0)
     args = SepMldcTrainingArguments(
@@ -70,7 +85,7 @@ def build(output_dir, dropout=0.0, callbacks=None, documents=24, **settings):
             num_labels=NUM_LABELS, hidden_dropout=dropout, attention_dropout=dropout, classifier_dropout=dropout
         ),
         args=args,
-        train_dataset=tiny_documents(documents),
+        train_dataset=Stream(tiny_documents(documents)) if stream else tiny_documents(documents),
         eval_dataset=tiny_documents(9, seed=3),
         processing_class=tiny_tokenizer(),
         callbacks=callbacks,
@@ -99,6 +114,70 @@ def run_equivalence(folder) -> dict:
     return results
 
 
+# AdamW, because its state is sharded too.
+SHARDED = {
+    "label_encoding": "embedding",
+    "optim": "adamw_torch",
+    "learning_rate": 0.01,
+    "gradient_accumulation_steps": 2,
+}
+
+
+def run_sharded(folder) -> dict:
+    """
+    Parameters and losses of a run whose model `fully_shard` spreads over the processes; of one process, unsharded.
+
+    accelerate refuses FSDP on a CPU, so its own wrapping is left out and the model is sharded before.
+    """
+    settings = {**SHARDED, "save_strategy": "steps", "save_steps": 2, "save_only_model": True}
+    trainer = build(os.path.join(folder, "sharded"), **settings)
+    if trainer.args.world_size > 1:
+        for layer in trainer.model.backbone.encoder.layer:
+            fully_shard(layer)
+        # `True` is what FSDP configurations of accelerate ask for; the default would keep the root's parameters anyway.
+        fully_shard(trainer.model, reshard_after_forward=True)
+        trainer.accelerator.prepare_model = lambda model, **kwargs: model
+        # Saving gathers the parameters through accelerate's FSDP plugin; only what the trainer does before is run here.
+        trainer.save_model = lambda output_dir, **kwargs: os.makedirs(output_dir, exist_ok=True)
+    trainer.train()
+    state = trainer.model.state_dict()
+    if trainer.args.world_size > 1:
+        assert isinstance(trainer.model.label_embeddings, DTensor)
+        assert len(trainer.model.label_embeddings.to_local()) == NUM_LABELS // trainer.args.world_size
+        state = {name: value.full_tensor() for name, value in state.items()}
+    result = {
+        "state": {name: value.detach().clone() for name, value in state.items()},
+        "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
+    }
+    if trainer.args.world_size > 1:
+        try:
+            SepMldcTrainer(
+                trainer.model,
+                SepMldcTrainingArguments(folder, label_encoding="encoder", use_cpu=True, report_to=[]),
+                processing_class=tiny_tokenizer(),
+            )
+        except ValueError as error:
+            result["error"] = str(error)
+    return result
+
+
+def run_streamed(folder, **settings):
+    """A trainer, trained for seven steps of one pass over a stream; resumes where there is a checkpoint."""
+    trainer = build(
+        folder,
+        dropout=0.3,
+        stream=True,
+        documents=64,
+        group_by_label_set=False,
+        max_steps=7,
+        save_strategy="steps",
+        save_steps=4,
+        **settings,
+    )
+    trainer.train(resume_from_checkpoint=True if last_whole_checkpoint(folder) else None)
+    return trainer
+
+
 def run_resumable(folder, kill_at=None, kill_in_save=None, resume=False) -> None:
     """Seven steps of three an epoch, saved after the second, fourth and sixth."""
     log = LossLog(os.path.join(folder, "losses.jsonl"), kill_at)
@@ -124,6 +203,7 @@ if __name__ == "__main__":
     for step in task:
         if "equivalence" in step:
             results = run_equivalence(step["equivalence"])
+            results["sharded"] = run_sharded(step["equivalence"])
             if int(os.environ.get("RANK", "0")) == 0:
                 torch.save(results, os.path.join(step["equivalence"], "results.pt"))
         else:

@@ -41,6 +41,7 @@ from .data_formats import (
 __all__ = [
     "add_pseudo_samples",
     "build_label_list",
+    "count_label_names",
     "count_unknown_labels",
     "encode_labels",
     "label_counts",
@@ -234,18 +235,25 @@ def _iterate_columns(dataset: AnyDataset, *columns: str) -> Iterator[tuple[pa.Ar
             yield tuple(pa.array(batch[name], ARROW_TYPES[name]) for name in columns)
 
 
-def _count_names(dataset: AnyDataset) -> Counter:
+def count_label_names(dataset: AnyDataset) -> tuple[Counter, int]:
+    """The number of documents of every label name in "labels", and of documents, in one pass: for streams."""
     counts: Counter = Counter()
+    num_documents = 0
     for (lists,) in _iterate_columns(dataset, "labels"):
+        num_documents += len(lists)
         for pair in lists.flatten().value_counts():
             counts[pair["values"].as_py()] += pair["counts"].as_py()
-    return counts
+    return counts, num_documents
 
 
-def build_label_list(train: AnyDataset, label_list_file: str | os.PathLike | None = None) -> list[str]:
+def _count_names(dataset: AnyDataset) -> Counter:
+    return count_label_names(dataset)[0]
+
+
+def build_label_list(train: AnyDataset | Counter, label_list_file: str | os.PathLike | None = None) -> list[str]:
     """
     The label names in a fixed order: those of `label_list_file` (one a line, kept in its order) or else the sorted
-    names in `train`.
+    names in `train`, which may also be the counts of [`count_label_names`].
 
     Give it the training documents only: what validation or test alone have seen is not learnt. `count_unknown_labels`
     reports it.
@@ -254,7 +262,7 @@ def build_label_list(train: AnyDataset, label_list_file: str | os.PathLike | Non
         ValueError: if there are no labels, or the file names one twice.
     """
     if label_list_file is None:
-        labels = sorted(_count_names(train))
+        labels = sorted(train if isinstance(train, Counter) else _count_names(train))
         if not labels:
             raise ValueError(
                 "The training documents have no labels, but at least one is needed. Check `--label_column`."

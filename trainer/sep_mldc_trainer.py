@@ -33,6 +33,11 @@ from .training_arguments import SepMldcTrainingArguments
 logger = logging.get_logger(__name__)
 
 
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether `torch.distributed.fsdp.fully_shard` has been here."""
+    return hasattr(model, "set_reshard_after_forward")
+
+
 class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
     r"""
     `Trainer` for [`SepMldcForMultiLabelClassification`]: L = L_ce + β L1 + γ L2 (Eq. 21).
@@ -91,7 +96,7 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
                     f"{args.n_gpu} GPUs in one process would split the label texts among them. Start one process a GPU with "
                     '`accelerate launch`, or choose `label_encoding="embedding"`.'
                 )
-            if self.is_fsdp_enabled:
+            if self.is_fsdp_enabled or _is_sharded(self.model):
                 raise ValueError(
                     '`label_encoding="encoder"` writes label embeddings between steps, which FSDP shards. Choose '
                     '`label_encoding="embedding"`, or DDP.'
@@ -138,7 +143,7 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
         model.set_label_embeddings(rows)
         self._labels_are_fresh = True
 
-    def _pick_candidates(self, labels: torch.Tensor) -> torch.Tensor:
+    def _pick_candidates(self, labels: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
         """
         Which labels to encode in this step, ascending ids (C,), C <= `labels_per_step`: those present in the global batch,
         then a random rest. The same on every process, a pure function of (seed, global step, micro-step, batch).
@@ -148,7 +153,7 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
         seed = (self.args.seed * 1_000_003 + self.state.global_step) * 1009 + self._micro_step[1]
         generator = torch.Generator().manual_seed(seed % 2**63)
         num_labels, cap = labels.shape[1], self.args.labels_per_step
-        present = present_labels(labels).cpu()
+        present = (present_labels(labels) if present is None else present).cpu()
         if num_labels <= cap:
             return torch.arange(num_labels)
         if len(present) >= cap:
@@ -183,13 +188,15 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
         distributed = training and args.world_size > 1
         all_labels = self.accelerator.gather(labels.to(torch.uint8)) if distributed else labels
 
-        candidates = None
+        candidates = present = None
+        if args.label_loss_weight > 0 or args.document_loss_weight > 0:
+            present = present_labels(all_labels)  # once a step: its length makes a GPU wait
         if (
             training
             and args.label_encoding == "encoder"
             and (self.model.uses_label_embeds or args.label_loss_weight > 0)
         ):
-            candidates = self._pick_candidates(all_labels)
+            candidates = self._pick_candidates(all_labels, present)
             padded = pad_label_inputs(self.label_inputs, candidates.tolist(), labels.device)
             candidates = candidates.to(labels.device)
             inputs = {
@@ -198,13 +205,15 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
                 "candidate_attention_mask": padded["attention_mask"],
                 "candidate_indices": candidates,
             }
+        if training and _is_sharded(model):
+            # The label loss reads `label_embeds` after forward: the root's parameters must not be freed before backward.
+            model.set_reshard_after_forward(False, recurse=False)
         outputs = model(**inputs, return_table=candidates is None)
         loss = outputs["loss"]
         terms = {"classification_loss": loss.detach()}
 
         if args.label_loss_weight > 0 or args.document_loss_weight > 0:
             # Both losses are the same without the labels that nothing in the batch has: nothing of size B x L is made.
-            present = present_labels(all_labels)
             all_labels = all_labels.index_select(1, present)
         if args.label_loss_weight > 0:
             rows = self._label_rows(outputs, candidates, present)
@@ -445,9 +454,11 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model, trial) -> None:
-        pending = self.accelerator.gather(self._tr_loss.detach().reshape(1)).sum()
-        weights = sum(parameter.detach().float().sum() for parameter in self.model.parameters())
-        self._stop_if_not_finite((pending + 0 * weights).item())
+        # Each process looks at its own part of sharded weights; all stop if one of them must.
+        parts = (getattr(weight, "to_local", lambda weight=weight: weight)() for weight in self.model.parameters())
+        weights = sum(part.detach().float().sum() for part in parts)
+        pending = self.accelerator.gather((self._tr_loss.detach() + 0 * weights).reshape(1)).sum()
+        self._stop_if_not_finite(pending.item())
 
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save and os.path.exists(os.path.join(folder, MANIFEST_NAME)):

@@ -11,8 +11,9 @@ class SepMldcTrainingArguments(TrainingArguments):
     `TrainingArguments` with what SEP-MLDC adds: weights of the two contrastive losses (Eq. 21), how label embeddings are
     trained, and the order of documents.
 
-    Other defaults than in transformers: `train_sampling_strategy="group_by_length"`, `batch_eval_metrics=True` and
-    `logging_nan_inf_filter=False` (a NaN loss stops the run instead of being averaged away).
+    Other defaults than in transformers: `train_sampling_strategy="group_by_length"`, `batch_eval_metrics=True`,
+    `logging_nan_inf_filter=False` (a NaN loss stops the run instead of being averaged away) and `dispatch_batches=False` of
+    `accelerator_config` (of a stream, each process reads its own batches, padded to their own length).
 
     Example:
 
@@ -103,6 +104,9 @@ class SepMldcTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.accelerator_config is not None and self.accelerator_config.dispatch_batches is None:
+            # Concerns streams only. Dispatching would concatenate batches that are padded to different lengths.
+            self.accelerator_config.dispatch_batches = False
         for name in ("label_loss_weight", "document_loss_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(
