@@ -79,7 +79,9 @@ class ModelArguments:
     )
     backbone_dropout: float | None = field(
         default=None,
-        metadata={"help": "Dropout inside the encoder; its own if not given. 0 makes a step on a CPU 1.7 times as fast."},
+        metadata={
+            "help": "Dropout inside the encoder; its own if not given. 0 makes a step on a CPU 1.7 times as fast."
+        },
     )
     encoder_max_length: int | None = field(
         default=None, metadata={"help": "Tokens that the encoder sees of a document; lexical scores see `max_length`."}

@@ -391,7 +391,9 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             handle.remove()
         relevance = (torch.stack(gradients) * embeds.detach()).float().sum(dim=-1)
         ids = inputs["input_ids"][0]
-        relevance = torch.nn.functional.pad(relevance, (0, len(ids) - relevance.shape[1]))  # beyond `encoder_max_length`
+        relevance = torch.nn.functional.pad(
+            relevance, (0, len(ids) - relevance.shape[1])
+        )  # beyond `encoder_max_length`
         if getattr(self.model, "lexical", None) is not None:
             relevance = relevance + self.model.lexical.contributions(ids, labels)
         return relevance.cpu()
