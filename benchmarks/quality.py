@@ -15,6 +15,7 @@ on validation: the epoch with the best nDCG@5 is kept, and thresholds are tuned 
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -52,7 +53,7 @@ from trainer.data import (
     num_real_documents,
     tokenize,
 )
-from trainer.lexical_mixin import SCALES, fit_sparse_svms, token_tf_idf
+from trainer.lexical_mixin import SCALES, TAIL_WEIGHTS, balanced_objective, fit_sparse_svms, token_tf_idf
 from trainer.metrics import StreamingMetrics
 from trainer.ranking import inverse_propensities
 from trainer.thresholds import tune_thresholds
@@ -437,16 +438,20 @@ def run_bare(task: Task, system: str, seed: int):
         return torch.from_numpy((terms @ matrix).toarray() + bias).float()
 
     of_lexical, results = margins(task.validation), {}
-    for scale in SCALES:
-        at_scale = task.metrics(thresholds=None)
-        at_scale.update(of_validation + scale * of_lexical, label_indices=task.indices(task.validation))
-        results[scale] = at_scale.compute()
-    scale = max(SCALES, key=lambda scale: (results[scale]["ndcg@5"] + results[scale]["psp@5"], -scale))
+    tail = torch.from_numpy(np.log(inverse_propensities(task.counts, task.num_documents))).float()
+    for pair in itertools.product(SCALES, TAIL_WEIGHTS):
+        metrics = task.metrics(thresholds=None)
+        metrics.update(
+            of_validation + pair[0] * of_lexical + pair[1] * tail, label_indices=task.indices(task.validation)
+        )
+        results[pair] = balanced_objective(metrics.compute())
+    scale, weight = max(results, key=results.get)
     fitted = time.process_time()
-    recorder = Recorder(task, thresholds=tuned_thresholds(task, [of_validation + scale * of_lexical]))
-    recorder.update(of_test + scale * margins(task.test), task.indices(task.test))
+    added = scale * of_lexical + weight * tail
+    recorder = Recorder(task, thresholds=tuned_thresholds(task, [of_validation + added]))
+    recorder.update(of_test + scale * margins(task.test) + weight * tail, task.indices(task.test))
     seconds = tested - tuned + time.process_time() - fitted
-    notes = {**notes, "lexical_scale": scale}
+    notes = {**notes, "lexical_scale": scale, "tail_weight": weight}
     yield f"{system} + lexical", recorder, trained - start + fitted - began, seconds, notes
 
 
@@ -496,19 +501,46 @@ def run_sep_mldc(task: Task, system: str, seed: int):
     yield system, recorder, trained - start, tested - tuned, notes
     if system not in ("sep-mldc", "encoder + mlp"):
         return
-    began = time.process_time()
+    yield add_lexical(task, trainer, train, validation, test, system, seed, trained - start, notes)
+
+
+def add_lexical(task: Task, trainer, train, validation, test, system: str, seed: int, training: float, notes: dict):
+    """The same weights with lexical scores; keeps the model in the `--work` folder."""
+    model, began = trainer.model, time.process_time()
     info = trainer.fit_lexical_scores(train, validation)
     fitted = time.process_time()
     trainer.tune_thresholds(validation)
     tuned = time.process_time()
     recorder, _ = score_test(task, trainer, test, model.config.thresholds)
     seconds = time.process_time() - tuned
-    notes = {**notes, "lexical_scale": info["scale"]}
     if task.options.work:
         if isinstance(model.backbone.embeddings, StoredStates):
             model.backbone.embeddings.cache.detach(model.backbone)
         trainer.save_model(str(Path(task.options.work) / "models" / run_name(task, system, seed)))
-    yield f"{system} + lexical", recorder, trained - start + fitted - began, seconds, notes
+    notes = {**notes, "training_alone": training, "lexical_scale": info["scale"], "tail_weight": info["tail_weight"]}
+    return f"{system} + lexical", recorder, training + fitted - began, seconds, notes
+
+
+def lexical(options) -> None:
+    """Fit the lexical scores of the models in the `--work` folder anew, without training."""
+    task = load_task(options)
+    for system, seed in itertools.product(options.systems, options.seeds):
+        name = run_name(task, system, seed)
+        model = SepMldcForMultiLabelClassification.from_pretrained(Path(options.work) / "models" / name)
+        tokenizer = AutoTokenizer.from_pretrained(Path(options.work) / "models" / name)
+        datasets = [task.train(SEP_MLDC[system]["pseudo"]), task.validation, task.test]
+        datasets = [tokenised(task, tokenizer, dataset, options.lexical_length) for dataset in datasets]
+        freeze(task, model.backbone, *datasets)
+        trainer = SepMldcTrainer(
+            model,
+            SepMldcTrainingArguments(
+                **{**shared_arguments(task, seed, RESULTS), "eval_strategy": "no", "label_encoding": "embedding"}
+            ),
+            processing_class=tokenizer,
+        )
+        former = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        outcome = add_lexical(task, trainer, *datasets, system, seed, former["training_cpu_seconds"], former["notes"])
+        write(task, seed, *outcome)
 
 
 def runner(system: str):
@@ -658,7 +690,19 @@ def report(options) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("run", help="train and test systems")
+    for name, function, explained in (
+        ("run", run, "train and test systems"),
+        ("lexical", lexical, "fit the lexical scores of trained models anew"),
+    ):
+        add_arguments(commands.add_parser(name, help=explained), function)
+    command = commands.add_parser("report", help="tables of all finished runs")
+    command.add_argument("--output", default=None)
+    command.set_defaults(function=report)
+    options = parser.parse_args()
+    options.function(options)
+
+
+def add_arguments(command: argparse.ArgumentParser, function) -> None:
     command.add_argument("--data", required=True)
     command.add_argument("--name", default=None, help="of the data set; the folder's if not given")
     command.add_argument("--train-size", type=int, default=None, dest="train_size")
@@ -684,12 +728,7 @@ def main() -> None:
     )
     command.add_argument("--arguments", type=json.loads, default={}, help="JSON of training arguments to change")
     command.add_argument("--tag", default="", help="of a variant, in its name")
-    command.set_defaults(function=run)
-    command = commands.add_parser("report", help="tables of all finished runs")
-    command.add_argument("--output", default=None)
-    command.set_defaults(function=report)
-    options = parser.parse_args()
-    options.function(options)
+    command.set_defaults(function=function)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from tiny_models import tiny_model
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcForMultiLabelClassification
 from modeling_sep_mldc.lexical_sep_mldc import LexicalScores, term_weights
 from trainer.lexical_mixin import fit_sparse_svms, token_tf_idf
+from trainer.ranking import inverse_propensities
 
 
 def fitted(folder, model=None, **kwargs):
@@ -87,9 +88,24 @@ def test_fitting_raises_the_validation_metrics_and_changes_the_logits_by_the_sca
     assert info["scale"] > 0 and info["with"]["ndcg@5"] > info["without"]["ndcg@5"] + 0.05
     margins = model.lexical.margins(inputs["input_ids"], inputs["attention_mask"])
     torch.testing.assert_close(model(**inputs).logits, before + info["scale"] * margins)
+    assert info["tail_weight"] == 0  # nothing is known of how frequent the labels are
     measured = trainer.evaluate()
     assert measured["eval_ndcg@5"] == pytest.approx(info["with"]["ndcg@5"])
     assert model.config.lexical_features == 8 and model.config.lexical_info == info
+
+
+def test_the_weight_of_the_tail_lifts_rare_labels_by_their_inverse_propensity(tmp_path):
+    support = [100, 80, 40, 20, 2, 1]
+    change = {"label_support": support, "num_train_documents": 120}
+    plain = fitted(tmp_path / "a", tiny_model(num_labels=NUM_LABELS, **change), scales=(2.0,), tail_weights=(0.0,))
+    lifted = fitted(tmp_path / "b", tiny_model(num_labels=NUM_LABELS, **change), scales=(2.0,), tail_weights=(1.5,))
+    assert lifted.model.config.lexical_info["tail_weight"] == 1.5
+    inputs = batch(plain)
+    added = lifted.model.lexical(**inputs) - plain.model.lexical(**inputs)
+    expected = 1.5 * np.log(inverse_propensities(np.array(support), 120))
+    np.testing.assert_allclose(added.numpy(), np.tile(expected, (6, 1)), atol=1e-4)
+    measured = lifted.evaluate()
+    assert measured["eval_psp@5"] == pytest.approx(lifted.model.config.lexical_info["with"]["psp@5"])
 
 
 def test_training_sees_no_lexical_scores(tmp_path):
