@@ -27,6 +27,7 @@ import datasets
 import numpy as np
 import torch
 from scipy import sparse
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from transformers import (
@@ -447,8 +448,8 @@ def run_bare(task: Task, system: str, seed: int):
         results[pair] = balanced_objective(metrics.compute())
     scale, weight = max(results, key=results.get)
     fitted = time.process_time()
-    added = scale * of_lexical + weight * tail
-    recorder = Recorder(task, thresholds=tuned_thresholds(task, [of_validation + added]))
+    thresholds = tuned_thresholds(task, [of_validation + scale * of_lexical])
+    recorder = Recorder(task, thresholds=expit(logit(thresholds) + weight * tail.numpy()))
     recorder.update(of_test + scale * margins(task.test) + weight * tail, task.indices(task.test))
     seconds = tested - tuned + time.process_time() - fitted
     notes = {**notes, "lexical_scale": scale, "tail_weight": weight}

@@ -31,7 +31,8 @@ def term_weights(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, i
 
 class LexicalScores(nn.Module):
     """
-    Margins of one linear classifier a label on the TF-IDF of tokens, times a scale that was chosen on validation documents.
+    Margins of one linear classifier a label on the TF-IDF of tokens, times a scale, plus a lift of rare labels; how much both
+    count was chosen on validation documents.
 
     Of each label only the largest weights are stored, `lexical_features` of them: a label costs 8 bytes a weight, not a row
     as long as the vocabulary. An encoder sees the meaning of the first tokens; this sees the words of all of them, which
@@ -46,6 +47,7 @@ class LexicalScores(nn.Module):
         self.register_buffer("feature_weights", torch.zeros(num_labels, num_features))
         self.register_buffer("bias", torch.full((num_labels,), UNSEEN_MARGIN))
         self.register_buffer("scale", torch.zeros(()))
+        self.register_buffer("lift", torch.zeros(num_labels))
 
     @torch.no_grad()
     def margins(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels=slice(None)):
@@ -60,8 +62,8 @@ class LexicalScores(nn.Module):
         return sums.t() + self.bias[labels].float()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels=slice(None)):
-        """What is added to the logits (B, L): `scale` times the margins."""
-        return self.scale.float() * self.margins(input_ids, attention_mask, labels)
+        """What is added to the logits (B, L): `scale` times the margins, plus the lift of each label."""
+        return self.scale.float() * self.margins(input_ids, attention_mask, labels) + self.lift[labels].float()
 
     @torch.no_grad()
     def contributions(self, input_ids: torch.Tensor, labels: list[int]) -> torch.Tensor:
@@ -77,6 +79,7 @@ class LexicalScores(nn.Module):
         """Keep the labels `rows` (n,) in this order and append `num_added` labels that no training document had."""
         width = self.feature_ids.shape[1]
         ids, weights, bias = self.feature_ids[rows], self.feature_weights[rows], self.bias[rows]
+        self.lift = torch.cat([self.lift[rows], self.lift.new_zeros(num_added)])
         self.feature_ids = torch.cat([ids, ids.new_zeros(num_added, width)])
         self.feature_weights = torch.cat([weights, weights.new_zeros(num_added, width)])
         self.bias = torch.cat([bias, bias.new_full((num_added,), UNSEEN_MARGIN)])

@@ -104,6 +104,11 @@ def test_the_weight_of_the_tail_lifts_rare_labels_by_their_inverse_propensity(tm
     added = lifted.model.lexical(**inputs) - plain.model.lexical(**inputs)
     expected = 1.5 * np.log(inverse_propensities(np.array(support), 120))
     np.testing.assert_allclose(added.numpy(), np.tile(expected, (6, 1)), atol=1e-4)
+    # Thresholds follow the lift, so that the chosen labels are those of the scores without it.
+    for trainer in (plain, lifted):
+        trainer.tune_thresholds(calibration="platt", shrinkage=0.0)
+    assert lifted.evaluate()["eval_f1_micro"] == pytest.approx(plain.evaluate()["eval_f1_micro"])
+    assert not np.allclose(lifted.model.config.thresholds, plain.model.config.thresholds, atol=0.01)
     measured = lifted.evaluate()
     assert measured["eval_psp@5"] == pytest.approx(lifted.model.config.lexical_info["with"]["psp@5"])
 

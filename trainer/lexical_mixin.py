@@ -221,7 +221,7 @@ class LexicalMixin:
         }
         if best[0] > 0:
             lexical.scale.fill_(best[0])
-            lexical.bias += best[1] / best[0] * tail
+            lexical.lift.copy_(best[1] * tail)
             model.lexical, config.lexical_features, config.lexical_info = lexical, num_features, info
         logger.info(
             f"Lexical scores fitted on {len(train_dataset)} documents, scale {best[0]}, weight of the tail {best[1]}: mean of the "

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from scipy.special import expit, logit
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -92,6 +93,10 @@ class ThresholdMixin:
             info["calibration"] = calibration
             info["expected_calibration_error_before"] = expected_calibration_error(*both)
             info["expected_calibration_error"] = expected_calibration_error(*both, calibration=scale)
+        if self._lift is not None:
+            # Thresholds were chosen without the lift of rare labels, so that few documents decide as many ones do; scores have it.
+            slope = 1.0 if scale is None else scale["scale"]
+            thresholds = expit(logit(thresholds) + slope * self._lift)
         config.thresholds = [float(value) for value in thresholds]
         config.score_calibration = scale
         config.threshold_info = info
@@ -108,6 +113,9 @@ class ThresholdMixin:
         halves = [
             StreamingMetrics(config.num_labels, ks=(1,), thresholds=None, histograms=True, **wide) for _ in range(2)
         ]
+        lexical = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).lexical
+        lift = 0.0 if lexical is None else lexical.lift
+        self._lift = None if lexical is None else lift.double().cpu().numpy()
         loader = self.get_eval_dataloader(dataset)
         model = self.model_wrapped if self.is_in_train else self.model
         model.eval()
@@ -121,7 +129,7 @@ class ThresholdMixin:
                     "Thresholds are tuned on documents with labels, but these have none. Add `label_indices`."
                 )
             with torch.no_grad(), self.accelerator.autocast():
-                logits = model(**inputs)["logits"].float()
+                logits = model(**inputs)["logits"].float() - lift
             logits, labels = self.accelerator.gather_for_metrics((logits, labels))
             for parity, half in enumerate(halves):
                 half.update(logits[(parity - seen) % 2 :: 2], labels[(parity - seen) % 2 :: 2])
