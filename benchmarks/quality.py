@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from scipy.special import expit, logit
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from transformers import (
@@ -134,7 +135,10 @@ SEP_MLDC = {
     "sep-mldc as printed": change(model=PRINTED, arguments={"label_encoding": "encoder"}),
 }
 LINEAR = {"linear": False, "linear + pseudo": True}
-SYSTEMS = [*LINEAR, "frozen + logistic regression", "bare", "bare + pseudo", *SEP_MLDC]
+# Where its package is installed: `pip install --no-deps libmultilabel sparsekmeans python-graphblas liblinear-multicore`.
+# PECOS (libpecos 1.2.8) installs, but runs neither with NumPy 2 nor with the SciPy that transformers 5 comes with.
+OTHERS = ["LibMultiLabel 1-vs-rest"]
+SYSTEMS = [*LINEAR, *OTHERS, "frozen + logistic regression", "bare", "bare + pseudo", *SEP_MLDC]
 # These come out of the run of the system before the plus sign: the same weights, with lexical scores added.
 LEXICAL = ["bare + lexical", "bare + pseudo + lexical", "encoder + mlp + lexical", "sep-mldc + lexical"]
 
@@ -255,6 +259,33 @@ def run_linear(task: Task, system: str, seed: int):
     texts, gold = list(task.test["text"]), task.indices(task.test)
     for at in range(0, len(texts), 256):
         recorder.update(score(texts[at : at + 256]), gold[at : at + 256])
+    yield system, recorder, trained - start, time.process_time() - tuned, {}
+
+
+def run_other(task: Task, system: str, seed: int):
+    """LibMultiLabel's own linear model with its defaults, on scikit-learn's TF-IDF as it makes it."""
+    from libmultilabel import linear
+
+    start = time.process_time()
+    vectorizer = TfidfVectorizer()
+    features = vectorizer.fit_transform(task.real["text"])
+    gold = task.indices(task.real)
+    rows = np.repeat(np.arange(len(gold)), [len(ids) for ids in gold])
+    columns = np.concatenate([np.asarray(ids, dtype=int) for ids in gold])
+    targets = sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), (len(gold), len(task.labels)))
+    model = linear.train_1vsrest(targets, features, verbose=False)
+    trained = time.process_time()
+
+    def scores_of(dataset):
+        transformed = vectorizer.transform(dataset["text"])
+        for at in range(0, transformed.shape[0], 256):
+            yield torch.from_numpy(np.asarray(linear.predict_values(model, transformed[at : at + 256]))).float()
+
+    recorder = Recorder(task, thresholds=tuned_thresholds(task, scores_of(task.validation)))
+    gold, at, tuned = task.indices(task.test), 0, time.process_time()
+    for scores in scores_of(task.test):
+        recorder.update(scores, gold[at : at + len(scores)])
+        at += len(scores)
     yield system, recorder, trained - start, time.process_time() - tuned, {}
 
 
@@ -547,6 +578,8 @@ def lexical(options) -> None:
 def runner(system: str):
     if system in LINEAR:
         return run_linear
+    if system in OTHERS:
+        return run_other
     if system.startswith("frozen"):
         return run_frozen
     return run_bare if system.startswith("bare") else run_sep_mldc
@@ -562,7 +595,7 @@ def run(options) -> None:
         for system in options.systems:
             if system not in SYSTEMS:
                 raise SystemExit(f"There is no system {system!r}. Choose among: {', '.join(SYSTEMS)}.")
-            if system in (*LINEAR, "frozen + logistic regression") and seed != options.seeds[0]:
+            if system in (*LINEAR, *OTHERS, "frozen + logistic regression") and seed != options.seeds[0]:
                 continue  # these have no randomness
             if (RESULTS / f"{run_name(task, system, seed)}.json").exists():
                 print(f"{run_name(task, system, seed)}: done before")
