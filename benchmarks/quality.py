@@ -140,7 +140,8 @@ LINEAR = {"linear": False, "linear + pseudo": True}
 OTHERS = ["LibMultiLabel 1-vs-rest"]
 SYSTEMS = [*LINEAR, *OTHERS, "frozen + logistic regression", "bare", "bare + pseudo", *SEP_MLDC]
 # These come out of the run of the system before the plus sign: the same weights, with lexical scores added.
-LEXICAL = ["bare + lexical", "bare + pseudo + lexical", "encoder + mlp + lexical", "sep-mldc + lexical"]
+LEXICAL = ["bare + lexical", "bare + pseudo + lexical", "encoder + mlp + lexical"]
+LEXICAL += ["sep-mldc + lexical", "sep-mldc bce + lexical"]
 
 
 @dataclass
@@ -281,7 +282,9 @@ def run_other(task: Task, system: str, seed: int):
         for at in range(0, transformed.shape[0], 256):
             yield torch.from_numpy(np.asarray(linear.predict_values(model, transformed[at : at + 256]))).float()
 
-    recorder = Recorder(task, thresholds=tuned_thresholds(task, scores_of(task.validation)))
+    thresholds = tuned_thresholds(task, scores_of(task.validation))
+    thresholds[task.counts == 0] = 1.0  # labels without documents score 0 there, above most others
+    recorder = Recorder(task, thresholds=thresholds)
     gold, at, tuned = task.indices(task.test), 0, time.process_time()
     for scores in scores_of(task.test):
         recorder.update(scores, gold[at : at + len(scores)])
@@ -531,7 +534,7 @@ def run_sep_mldc(task: Task, system: str, seed: int):
     keep_scores(task, system, seed, validation=of_validation, test=of_test)
     notes = {"best_epoch": keep.epoch, "validation_ndcg@5": keep.best}
     yield system, recorder, trained - start, tested - tuned, notes
-    if system not in ("sep-mldc", "encoder + mlp"):
+    if f"{system} + lexical" not in LEXICAL:
         return
     yield add_lexical(task, trainer, train, validation, test, system, seed, trained - start, notes)
 
