@@ -70,6 +70,7 @@ except ImportError:  # run as a script
 RESULTS = Path(__file__).parent / "results" / "quality"
 KS = (1, 3, 5, 10)
 TOP = 10
+COMPARED = ("p@1", "p@3", "p@5", "ndcg@5", "psp@1", "psp@3", "psp@5")
 UNRECORDED = ("data", "function", "work", "descriptions", "pseudo", "systems", "seeds")
 SHOWN = ["p@1", "p@3", "p@5", "ndcg@3", "ndcg@5", "psp@1", "psp@3", "psp@5", "recall@10", "f1_micro", "f1_macro"]
 
@@ -607,6 +608,13 @@ def run(options) -> None:
                 write(task, seed, *outcome)
 
 
+def write_json(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    temporary.rename(path)
+
+
 def write(task: Task, seed: int, system: str, recorder: Recorder, training: float, inference: float, notes) -> None:
     options = task.options
     kept = {key: value for key, value in vars(options).items() if key not in UNRECORDED}
@@ -623,17 +631,17 @@ def write(task: Task, seed: int, system: str, recorder: Recorder, training: floa
         "notes": notes,
         "settings": {**kept, "descriptions": bool(task.descriptions), "pseudo": task.pseudo is not None},
         "top": np.concatenate(recorder.top).tolist(),
+    }
+    # What all systems of a comparison share lies in one file beside them.
+    shared = {
         "gold": task.indices(task.test),
         "label_counts": task.counts.tolist(),
         "num_documents": task.num_documents,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{run_name(task, system, seed)}.json"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(result), encoding="utf-8")
-    temporary.rename(path)
+    write_json(RESULTS / "documents" / f"{task.name}_{len(task.real)}.json", shared)
+    write_json(RESULTS / f"{run_name(task, system, seed)}.json", result)
     shown = "  ".join(f"{key} {100 * result['metrics'][key]:.2f}" for key in SHOWN if key in result["metrics"])
-    print(f"{path.name}: {shown}  ({training:.0f} CPU s)", flush=True)
+    print(f"{run_name(task, system, seed)}: {shown}  ({training:.0f} CPU s)", flush=True)
 
 
 # ---- The report ----
@@ -677,33 +685,48 @@ def report(options) -> None:
     groups: dict[tuple, dict[str, list[dict]]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
+        shared = RESULTS / "documents" / f"{result['data']}_{result['train_size']}.json"
+        result.update(json.loads(shared.read_text(encoding="utf-8")))
         groups.setdefault((result["data"], result["train_size"]), {}).setdefault(result["system"], []).append(result)
     lines = []
     for (data, size), systems in groups.items():
         lines += [
             f"### {data}, {size:,} training documents",
             "",
-            "| system | seeds | " + " | ".join(SHOWN) + " | training |",
+            "| system | seeds | "
+            + " | ".join(SHOWN)
+            + " | training, CPU s | inference, ms a document | memory, GiB |",
         ]
-        lines.append("|---" * (len(SHOWN) + 3) + "|")
-        order = sorted(systems, key=lambda s: ([*SYSTEMS].index(s) if s in SYSTEMS else 99, s))
+        lines.append("|---" * (len(SHOWN) + 5) + "|")
+        place = {name: at for at, name in enumerate(SYSTEMS)}
+        order = sorted(systems, key=lambda name: (place.get(name.removesuffix(" + lexical"), 99), name))
         for system in order:
             results, cells = systems[system], []
             for name in SHOWN:
                 values = [100 * result["metrics"][name] for result in results if name in result["metrics"]]
                 spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
                 cells.append(f"{np.mean(values):.2f}{spread}" if values else "-")
-            seconds = np.mean([result["training_cpu_seconds"] for result in results])
-            lines.append(f"| {system} | {len(results)} | " + " | ".join(cells) + f" | {seconds:.0f} s |")
-        if "sep-mldc" in systems and len(systems) > 1:
-            others = [s for s in order if not s.startswith("sep-mldc")]
-            if others:
-                strongest = max(others, key=lambda s: np.mean([r["metrics"]["ndcg@5"] for r in systems[s]]))
-                parts = []
-                for metric in ("p@1", "p@5", "ndcg@5", "psp@1", "psp@5"):
-                    low, high = bootstrap(systems["sep-mldc"], systems[strongest], metric)
-                    parts.append(f"{metric} {low:+.2f} to {high:+.2f}")
-                lines += ["", f"sep-mldc minus {strongest}, paired bootstrap, 95%, points: " + "; ".join(parts) + "."]
+            cells += [
+                f"{np.mean([r['training_cpu_seconds'] for r in results]):.0f}",
+                f"{1000 * np.mean([r['inference_cpu_seconds'] / r['num_test_documents'] for r in results]):.1f}",
+                f"{np.mean([r['peak_rss_mib'] for r in results]) / 1024:.1f}",
+            ]
+            lines.append(f"| {system} | {len(results)} | " + " | ".join(cells) + " |")
+        others = [name for name in order if not name.startswith("sep-mldc")]
+        ours = [name for name in order if name == "sep-mldc" or (name.startswith("sep-mldc") and "lexical" in name)]
+        if others and ours:
+            strongest = max(others, key=lambda name: np.mean([r["metrics"]["ndcg@5"] for r in systems[name]]))
+            lines += [
+                "",
+                f"Difference to {strongest} (of the others the best nDCG@5), points, 95% interval of a paired bootstrap over "
+                "the test documents:",
+                "",
+                "| system | " + " | ".join(COMPARED) + " |",
+                "|---" * (len(COMPARED) + 1) + "|",
+            ]
+            for name in ours:
+                cells = [bootstrap(systems[name], systems[strongest], metric) for metric in COMPARED]
+                lines.append(f"| {name} | " + " | ".join(f"{low:+.1f} to {high:+.1f}" for low, high in cells) + " |")
         lines += [
             "",
             "| system | head R@5 | body R@5 | tail R@5 | head F1 | body F1 | tail F1 |",
@@ -722,6 +745,41 @@ def report(options) -> None:
     print(text)
     if options.output:
         Path(options.output).write_text(text + "\n", encoding="utf-8")
+    if options.picture:
+        draw(groups, Path(options.picture))
+
+
+def draw(groups: dict, path: Path) -> None:
+    """Each comparison a row of panels, one a metric: a dot a run, the mean as a bar."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    metrics = ("p@1", "p@5", "ndcg@5", "psp@1", "psp@5", "tail_recall@5")
+    shown = ("linear", "linear + pseudo", "encoder + mlp", "sep-mldc", "sep-mldc bce", "encoder + mlp + lexical")
+    shown += ("sep-mldc + lexical", "sep-mldc bce + lexical")
+    figure, rows = plt.subplots(len(groups), len(metrics), figsize=(15, 2.4 * len(groups)), squeeze=False)
+    for ((data, size), systems), panels in zip(groups.items(), rows):
+        names = [name for name in shown if name in systems]
+        for metric, panel in zip(metrics, panels):
+            for at, name in enumerate(reversed(names)):
+                values = [100 * result["metrics"][metric] for result in systems[name]]
+                colour = "#c44e52" if name.startswith("sep-mldc") else "#8c8c8c"
+                panel.barh(at, np.mean(values), color=colour, alpha=0.6, height=0.7)
+                panel.plot(values, [at] * len(values), "k.", markersize=4)
+            means = [100 * np.mean([r["metrics"][metric] for r in systems[name]]) for name in names]
+            span = max(max(means) - min(means), 1.0)
+            panel.set_xlim(max(min(means) - 0.3 * span, 0), max(means) + 0.15 * span)
+            panel.set_yticks(
+                range(len(names)), reversed(names) if panel is panels[0] else [""] * len(names), fontsize=8
+            )
+            panel.tick_params(axis="x", labelsize=7)
+            panel.set_title(f"{data}, {size:,}: {metric}" if panel is panels[0] else metric, fontsize=9)
+            panel.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -733,7 +791,8 @@ def main() -> None:
     ):
         add_arguments(commands.add_parser(name, help=explained), function)
     command = commands.add_parser("report", help="tables of all finished runs")
-    command.add_argument("--output", default=None)
+    command.add_argument("--output", default=None, help="also write the tables to this file")
+    command.add_argument("--picture", default=None, help="also draw them, into this PNG file")
     command.set_defaults(function=report)
     options = parser.parse_args()
     options.function(options)

@@ -41,6 +41,7 @@ def make_trainer(folder, model=None, documents=None, evaluation=None, **argument
         "logging_steps": 1,
         "report_to": [],
         "disable_tqdm": True,
+        "label_encoding": "encoder",
         "labels_per_step": 4,
         **arguments,
     }
@@ -454,7 +455,9 @@ def test_wrong_set_ups_are_refused(tmp_path):
     with pytest.raises(ValueError, match="k = 7, but there are only 6 labels"):
         make_trainer(tmp_path, metric_ks="1,7")
     with pytest.raises(ValueError, match="needs a tokenizer"):
-        SepMldcTrainer(model=model, args=SepMldcTrainingArguments(str(tmp_path), use_cpu=True))
+        SepMldcTrainer(
+            model=model, args=SepMldcTrainingArguments(str(tmp_path), label_encoding="encoder", use_cpu=True)
+        )
     with pytest.raises(ValueError, match="needs SepMldcTrainingArguments"):
         SepMldcTrainer(model=model, args=TrainingArguments(str(tmp_path), use_cpu=True))
     trainer = make_trainer(tmp_path)
