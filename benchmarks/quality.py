@@ -744,7 +744,12 @@ def report(options) -> None:
     text = "\n".join(lines)
     print(text)
     if options.output:
-        Path(options.output).write_text(text + "\n", encoding="utf-8")
+        path = Path(options.output)
+        before, start, rest = path.read_text(encoding="utf-8").partition("<!-- tables -->\n")
+        _, end, after = rest.partition("<!-- end of tables -->")
+        if not end:
+            raise SystemExit(f"{path} has no lines `<!-- tables -->` and `<!-- end of tables -->`. Add them.")
+        path.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
     if options.picture:
         draw(groups, Path(options.picture))
 
@@ -791,7 +796,7 @@ def main() -> None:
     ):
         add_arguments(commands.add_parser(name, help=explained), function)
     command = commands.add_parser("report", help="tables of all finished runs")
-    command.add_argument("--output", default=None, help="also write the tables to this file")
+    command.add_argument("--output", default=None, help="a markdown file; the tables go between its marks")
     command.add_argument("--picture", default=None, help="also draw them, into this PNG file")
     command.set_defaults(function=report)
     options = parser.parse_args()

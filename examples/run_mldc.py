@@ -80,7 +80,7 @@ class ModelArguments:
     backbone_dropout: float | None = field(
         default=None,
         metadata={
-            "help": "Dropout inside the encoder; its own if not given. 0 makes a step on a CPU 1.7 times as fast."
+            "help": "Dropout inside the encoder; its own if not given. With 0, training on a CPU is much faster."
         },
     )
     encoder_max_length: int | None = field(
@@ -218,6 +218,7 @@ def check_streaming(data_args, args) -> None:
         ("baselines", data_args.baselines),
         ("pseudo_samples_file", data_args.pseudo_samples_file),
         ("group_by_label_set", args.group_by_label_set),
+        ("lexical_scores", data_args.lexical_scores),
     ):
         if wrong:
             raise ValueError(

@@ -215,6 +215,14 @@ BAD_INPUT = {
         lambda f, t: {"streaming": True, "max_steps": 2, "group_by_label_set": True},
         "`--group_by_label_set` needs all training documents at once",
     ),
+    "a stream and lexical scores": (
+        lambda f, t: {"streaming": True, "max_steps": 2, "lexical_scores": True},
+        "`--lexical_scores` needs all training documents at once",
+    ),
+    "lexical scores without validation documents": (
+        lambda f, t: {"lexical_scores": True, "validation_file": None, "do_eval": False},
+        "weighed on validation documents",
+    ),
     "a stream with pseudo-samples": (
         lambda f, t: {"streaming": True, "max_steps": 2, "pseudo_samples_file": f / "pseudo.jsonl"},
         "write the pseudo-samples into the training files",
