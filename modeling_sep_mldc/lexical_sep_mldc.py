@@ -53,7 +53,7 @@ class LexicalScores(nn.Module):
     def margins(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels=slice(None)):
         """Margins (B, L) of documents (B, T), or of the `labels` of a slice; float32, without gradient."""
         terms = term_weights(input_ids, attention_mask, self.idf)
-        ids, weights = self.feature_ids[labels].long(), self.feature_weights[labels].float()
+        ids, weights = self.feature_ids[labels], self.feature_weights[labels].float()
         if torch.compiler.is_exporting():  # ONNX has no bags
             of_features = terms.index_select(1, ids.flatten()).unflatten(1, ids.shape)
             return (of_features * weights).sum(dim=-1) + self.bias[labels].float()

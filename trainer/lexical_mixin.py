@@ -171,8 +171,11 @@ class LexicalMixin:
             raise ValueError(f"`num_features` is {num_features}, but each label needs a weight at least. Use 300.")
         config, vocab_size = model.config, model.config.get_text_config().vocab_size
         special = list(getattr(self.processing_class, "all_special_ids", None) or [])
-        features, idf = token_tf_idf(train_dataset["input_ids"], vocab_size, [i for i in special if i < vocab_size])
+        lexical = LexicalScores(vocab_size, config.num_labels, num_features).to(model.device)
         if self.is_world_process_zero():
+            features, idf = token_tf_idf(
+                train_dataset["input_ids"], vocab_size, [i for i in special if i < vocab_size]
+            )
             fitted = fit_sparse_svms(
                 features,
                 train_dataset["label_indices"],
@@ -182,13 +185,8 @@ class LexicalMixin:
                 num_jobs or max(torch.get_num_threads(), 1),
                 self.args.disable_tqdm,
             )
-        else:
-            shape = (config.num_labels, num_features)
-            fitted = np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(shape[0], np.float32)
-        lexical = LexicalScores(vocab_size, config.num_labels, num_features).to(model.device)
-        for name, values in zip(("feature_ids", "feature_weights", "bias"), fitted):
-            getattr(lexical, name).copy_(torch.from_numpy(values))
-        lexical.idf.copy_(torch.from_numpy(idf))
+            for name, values in zip(("idf", "feature_ids", "feature_weights", "bias"), (idf, *fitted)):
+                getattr(lexical, name).copy_(torch.from_numpy(values))
         if self.args.world_size > 1:
             for buffer in lexical.buffers():
                 torch.distributed.broadcast(buffer, src=0)
