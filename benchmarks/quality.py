@@ -275,8 +275,11 @@ def run_other(task: Task, system: str, seed: int):
         for at in range(0, transformed.shape[0], 256):
             yield torch.from_numpy(np.asarray(linear.predict_values(model, transformed[at : at + 256]))).float()
 
-    thresholds = tuned_thresholds(task, scores_of(task.validation))
-    thresholds[task.counts == 0] = 1.0  # labels without documents score 0 there, above most others
+    # Labels without a training document score 0 there, above most others: none of them may be predicted, nor spoil the
+    # threshold that rare labels share. In the ranking they stay as LibMultiLabel puts them.
+    seen = torch.from_numpy(task.counts > 0)
+    thresholds = tuned_thresholds(task, (scores.where(seen, -30.0) for scores in scores_of(task.validation)))
+    thresholds[task.counts == 0] = 1.0
     recorder = Recorder(task, thresholds=thresholds)
     gold, at, tuned = task.indices(task.test), 0, time.process_time()
     for scores in scores_of(task.test):

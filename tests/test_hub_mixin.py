@@ -1,11 +1,15 @@
 """The card of each saved folder belongs to the weights beside it."""
 
+from concurrent.futures import Future
+
 import pytest
 from hub_client import make_model, make_tokenizer, make_trainer
 from huggingface_hub import ModelCard
 from transformers import BertConfig
+from transformers.utils import PushInProgress
 
 from modeling_sep_mldc import SepMldcConfig
+from trainer import hub_mixin
 from trainer.hub_mixin import _base_model
 
 
@@ -73,3 +77,24 @@ def test_only_a_hub_name_of_the_encoder_becomes_its_base_model(name, shown):
     backbone = BertConfig(num_hidden_layers=1)
     backbone._name_or_path = name
     assert _base_model(SepMldcConfig(backbone_config=backbone, num_labels=2)) == shown
+
+
+def test_a_push_that_fails_while_the_next_one_starts_is_told_too(run, tmp_path, monkeypatch, caplog):
+    trainer, folder = run
+    first, second = Future(), Future()
+
+    class Api:
+        def upload_folder(self, **kwargs):
+            first.set_exception(ConnectionError("cut"))  # after the look at earlier pushes, before the new one is kept
+            return second
+
+    monkeypatch.setattr(hub_mixin, "hf_api", Api)
+    monkeypatch.setattr(trainer, "push_in_progress", PushInProgress([first]), raising=False)
+    monkeypatch.setattr(trainer.args, "hub_always_push", True)
+    monkeypatch.setattr(hub_mixin.logger, "propagate", True, raising=False)
+    trainer._push_from_checkpoint(str(folder / "checkpoint-4"))
+    second.set_result(None)
+    trainer._finish_current_push()
+    trainer._finish_current_push()
+    assert [record.message for record in caplog.records if "failed (cut)" in record.message] == [caplog.messages[0]]
+    assert trainer.push_in_progress.jobs == [] and not list(folder.glob("_push-*"))

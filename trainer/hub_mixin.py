@@ -165,10 +165,9 @@ class HubMixin:
         ]
         # Uploads run one after the other, in the order they were asked for.
         jobs[-1].add_done_callback(lambda _: shutil.rmtree(staged, ignore_errors=True))
-        if self.push_in_progress is None or self.push_in_progress.is_done():
-            self.push_in_progress = PushInProgress(jobs)
-        else:
-            self.push_in_progress.jobs.extend(jobs)
+        # Earlier jobs stay until they were looked at: one may have failed since, and would never be told of.
+        earlier = [] if self.push_in_progress is None else self.push_in_progress.jobs
+        self.push_in_progress = PushInProgress(earlier + jobs)
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()
@@ -179,9 +178,11 @@ class HubMixin:
         push = getattr(self, "push_in_progress", None)
         if push is None:
             return
-        failed = [job for job in push.jobs if job.done() and not job.cancelled() and job.exception() is not None]
-        push.jobs = [job for job in push.jobs if job not in failed]
-        for job in failed:
+        ended = [job for job in push.jobs if job.done()]
+        push.jobs = [job for job in push.jobs if job not in ended]
+        for job in ended:
+            if job.cancelled() or job.exception() is None:
+                continue
             logger.warning(
                 f"A push to {self.hub_model_id} during training failed ({job.exception()}), so the Hub has an older "
                 "checkpoint, or none. Push the final model with `trainer.push_to_hub()`."
