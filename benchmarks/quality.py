@@ -30,7 +30,6 @@ import torch
 from frozen_layers import FrozenLayersCache, StoredStates
 from quality_report import RESULTS, SHOWN, TOP, report
 from scipy import sparse
-from scipy.special import expit, logit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
@@ -58,10 +57,8 @@ from trainer.data import (
     num_real_documents,
     tokenize,
 )
-from trainer.lexical_mixin import SCALES, TAIL_WEIGHTS, balanced_objective, fit_sparse_svms, token_tf_idf
 from trainer.metrics import StreamingMetrics
-from trainer.ranking import inverse_propensities
-from trainer.thresholds import tune_thresholds
+from trainer.thresholds import choose_shrinkage, tune_thresholds
 
 
 KS = (1, 3, 5, 10)
@@ -133,8 +130,7 @@ LINEAR = {"linear": False, "linear + pseudo": True}
 OTHERS = ["LibMultiLabel 1-vs-rest"]
 SYSTEMS = [*LINEAR, *OTHERS, "frozen + logistic regression", "bare", "bare + pseudo", *SEP_MLDC]
 # These come out of the run of the system before the plus sign: the same weights, with lexical scores added.
-LEXICAL = ["bare + lexical", "bare + pseudo + lexical", "encoder + mlp + lexical"]
-LEXICAL += ["sep-mldc + lexical", "sep-mldc bce + lexical"]
+LEXICAL = ["encoder + mlp + lexical", "sep-mldc + lexical", "sep-mldc bce + lexical"]
 
 
 @dataclass
@@ -224,17 +220,24 @@ class Recorder:
 
 
 def tuned_thresholds(task: Task, batches) -> np.ndarray:
-    """A decision threshold a label on the sigmoid of validation scores, given batch by batch; the same for all systems."""
-    metrics = StreamingMetrics(len(task.labels), ks=(1,), thresholds=None, histograms=True)
+    """
+    A decision threshold a label on the sigmoid of validation scores, given batch by batch, as `SepMldcTrainer.tune_thresholds`
+    chooses it; the same for all systems.
+    """
+    halves = [
+        StreamingMetrics(len(task.labels), ks=(1,), thresholds=None, histograms=True, histogram_range=(-40.0, 40.0))
+        for _ in range(2)
+    ]
     gold, at = task.indices(task.validation), 0
     for scores in batches:
-        metrics.update(torch.as_tensor(scores), label_indices=gold[at : at + len(scores)])
+        scores = torch.as_tensor(scores)
+        for parity, half in enumerate(halves):
+            first = (parity - at) % 2
+            half.update(scores[first::2], label_indices=gold[at + first : at + len(scores) : 2])
         at += len(scores)
-    return tune_thresholds(*metrics.histograms())
-
-
-def token_ids(tokenizer, dataset, max_length: int) -> list[list[int]]:
-    return tokenizer(list(dataset["text"]), truncation=True, max_length=max_length)["input_ids"]
+    even, odd = (half.histograms() for half in halves)
+    both = (even[0] + odd[0], even[1] + odd[1], even[2])
+    return tune_thresholds(*both, shrinkage=choose_shrinkage(even, odd))
 
 
 # ---- The systems; each yields (name, recorder, seconds of training, seconds of inference, notes) ----
@@ -455,36 +458,6 @@ def run_bare(task: Task, system: str, seed: int):
     notes = {"best_epoch": keep.epoch, "validation_ndcg@5": keep.best}
     yield system, recorder, trained - start, tested - tuned, notes
 
-    # The same addition that `fit_lexical_scores` makes, for a model that has no such method.
-    began = time.process_time()
-    documents = task.train(system.endswith("pseudo"))
-    size, width = tokenizer.vocab_size, task.options.lexical_length
-    features, idf = token_tf_idf(token_ids(tokenizer, documents, width), size, tokenizer.all_special_ids)
-    ids, weights, bias = fit_sparse_svms(features, task.indices(documents), len(task.labels), 300)
-    rows = np.repeat(np.arange(len(ids)), ids.shape[1])
-    matrix = sparse.csr_matrix((weights.ravel(), (ids.ravel(), rows)), shape=(size, len(ids)))
-
-    def margins(dataset) -> torch.Tensor:
-        terms, _ = token_tf_idf(token_ids(tokenizer, dataset, width), size, [], idf)
-        return torch.from_numpy((terms @ matrix).toarray() + bias).float()
-
-    of_lexical, results = margins(task.validation), {}
-    tail = torch.from_numpy(np.log(inverse_propensities(task.counts, task.num_documents))).float()
-    for pair in itertools.product(SCALES, TAIL_WEIGHTS):
-        metrics = task.metrics(thresholds=None)
-        metrics.update(
-            of_validation + pair[0] * of_lexical + pair[1] * tail, label_indices=task.indices(task.validation)
-        )
-        results[pair] = balanced_objective(metrics.compute())
-    scale, weight = max(results, key=results.get)
-    fitted = time.process_time()
-    thresholds = tuned_thresholds(task, [of_validation + scale * of_lexical])
-    recorder = Recorder(task, thresholds=expit(logit(thresholds) + weight * tail.numpy()))
-    recorder.update(of_test + scale * margins(task.test) + weight * tail, task.indices(task.test))
-    seconds = tested - tuned + time.process_time() - fitted
-    notes = {**notes, "lexical_scale": scale, "tail_weight": weight}
-    yield f"{system} + lexical", recorder, trained - start + fitted - began, seconds, notes
-
 
 def run_sep_mldc(task: Task, system: str, seed: int):
     recipe = SEP_MLDC[system]
@@ -574,6 +547,23 @@ def lexical(options) -> None:
         write(task, seed, *outcome)
 
 
+def thresholds(options) -> None:
+    """Tune the thresholds of finished systems anew, on the scores in the `--work` folder, and measure F1 again."""
+    task = load_task(options)
+    for system, seed in itertools.product(options.systems, options.seeds):
+        name = run_name(task, system, seed)
+        scores = np.load(Path(options.work) / "scores" / f"{name}.npz")
+        of_validation, of_test = (torch.from_numpy(scores[part]).float() for part in ("validation", "test"))
+        recorder = Recorder(task, thresholds=tuned_thresholds(task, [of_validation]))
+        recorder.update(of_test, task.indices(task.test))
+        path = RESULTS / f"{name}.json"
+        result = json.loads(path.read_text(encoding="utf-8"))
+        measured = recorder.metrics.compute()
+        result["metrics"].update({key: value for key, value in measured.items() if "f1" in key})
+        write_json(path, result)
+        print(f"{name}: f1_micro {100 * measured['f1_micro']:.2f}  f1_macro {100 * measured['f1_macro']:.2f}")
+
+
 def runner(system: str):
     if system in LINEAR:
         return run_linear
@@ -645,6 +635,7 @@ def main() -> None:
     for name, function, explained in (
         ("run", run, "train and test systems"),
         ("lexical", lexical, "fit the lexical scores of trained models anew"),
+        ("thresholds", thresholds, "tune the thresholds of finished systems anew"),
     ):
         add_arguments(commands.add_parser(name, help=explained), function)
     command = commands.add_parser("report", help="tables of all finished runs")

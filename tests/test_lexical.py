@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import f1_score
 from sklearn.svm import LinearSVC
 from test_trainer import NUM_LABELS, make_trainer, tiny_documents
 from tiny_models import tiny_model
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcForMultiLabelClassification
 from modeling_sep_mldc.lexical_sep_mldc import LexicalScores, term_weights
-from trainer.lexical_mixin import fit_sparse_svms, token_tf_idf
+from trainer.lexical_mixin import BalancedObjective, fit_sparse_svms, token_tf_idf
+from trainer.metrics import ranking_metrics
 from trainer.ranking import inverse_propensities
 
 
@@ -104,7 +106,7 @@ def test_the_weight_of_the_tail_lifts_rare_labels_by_their_inverse_propensity(tm
     added = lifted.model.lexical(**inputs) - plain.model.lexical(**inputs)
     expected = 1.5 * np.log(inverse_propensities(np.array(support), 120))
     np.testing.assert_allclose(added.numpy(), np.tile(expected, (6, 1)), atol=1e-4)
-    # Thresholds follow the lift, so that the chosen labels are those of the scores without it.
+    # A label that is lifted gets a threshold that is lifted as much (`shrinkage=0`: no other label has a say).
     for trainer in (plain, lifted):
         trainer.tune_thresholds(calibration="platt", shrinkage=0.0)
     assert lifted.evaluate()["eval_f1_micro"] == pytest.approx(plain.evaluate()["eval_f1_micro"])
@@ -235,3 +237,20 @@ def test_the_best_labels_in_chunks_are_those_of_forward(tmp_path):
     expected = model(**inputs).logits.topk(3)
     torch.testing.assert_close(scores, expected.values)
     assert torch.equal(indices, expected.indices)
+
+
+def test_the_weight_is_chosen_by_ranking_and_by_the_best_f1_of_a_single_threshold():
+    rng = np.random.default_rng(5)
+    labels = torch.tensor((rng.random((40, 7)) < 0.3).astype(np.float32))
+    scores = torch.tensor(rng.integers(-20, 20, labels.shape) / 4 + 1 / 128, dtype=torch.float32) + 2 * labels
+    config = tiny_model(num_labels=7, label_support=[9, 8, 7, 6, 5, 4, 3], num_train_documents=40).config
+    objective = BalancedObjective(config)
+    for at in (0, 15):
+        objective.update(scores[at : at + 15 if not at else None], labels[at : at + 15 if not at else None])
+    found = objective.compute()
+    best = max(f1_score(labels, scores >= edge, average="micro", zero_division=0) for edge in scores.unique())
+    assert found["f1_micro"] == pytest.approx(best)
+    names = ["p@1", "p@3", "p@5", "psp@1", "psp@3", "psp@5", "ndcg@5", "f1_micro"]
+    assert found["objective"] == pytest.approx(np.mean([found[name] for name in names]))
+    expected = ranking_metrics(scores, labels, propensities=inverse_propensities(np.array(config.label_support), 40))
+    assert found["psp@3"] == pytest.approx(expected["psp@3"])

@@ -11,6 +11,7 @@ from sklearn.metrics import f1_score
 
 from trainer.metrics import StreamingMetrics
 from trainer.thresholds import (
+    choose_shrinkage,
     expected_calibration_error,
     global_threshold,
     platt_scaling,
@@ -95,8 +96,53 @@ def test_labels_with_few_positives_are_shrunk_towards_the_global_threshold():
     assert logit(tune_thresholds(positives, negatives, EDGES, "f1", shrinkage=4)) == pytest.approx([2, 0, 2])
     assert logit(global_threshold(positives, negatives, EDGES)) == pytest.approx(2)
     assert logit(tune_thresholds(positives, negatives, EDGES, "f1", shrinkage=1e12)) == pytest.approx([2, 2, 2])
-    by_default = logit(tune_thresholds(positives, negatives, EDGES))
-    assert by_default == pytest.approx([2, 4 / 5 * -2 + 1 / 5 * 2, 2])
+    for_macro = logit(tune_thresholds(positives, negatives, EDGES, "macro"))
+    assert for_macro == pytest.approx([2, 4 / 5 * -2 + 1 / 5 * 2, 2])
+    assert logit(tune_thresholds(positives, negatives, EDGES)) == pytest.approx([2, 4 / 24 * -2 + 20 / 24 * 2, 2])
+
+
+def f1_of(histograms, thresholds):
+    positives, negatives, edges = histograms
+    above = (edges[:-1] + edges[1:]) / 2 >= thresholds[:, None]
+    correct, wrong = (positives * above).sum(1), (negatives * above).sum(1)
+    support = positives.sum(1)
+    micro = 2 * correct.sum() / (correct + wrong + support).sum()
+    return micro, (2 * correct / (correct + wrong + support)).mean()
+
+
+@pytest.mark.parametrize(
+    ("objective", "value"), [("f1", sum), ("macro", lambda f1: f1[1]), ("micro", lambda f1: f1[0])]
+)
+@pytest.mark.parametrize("separate", [True, False])
+def test_the_shrinkage_is_the_one_whose_thresholds_do_best_on_the_other_half(objective, value, separate):
+    """Where labels lie at levels of their own, own thresholds do best; where they do not, one for all."""
+    rng = np.random.default_rng(3)
+    labels = (rng.random((400, 30)) < 0.05).astype(int)
+    scores = rng.normal(size=labels.shape) + 2.5 * labels + (rng.uniform(-6, 6, 30) if separate else 0)
+    edges = np.linspace(-12, 12, 241)
+    halves = [[counts[first::2] for counts in (scores, labels)] for first in (0, 1)]
+    even, odd = ((*histograms(*half, 240, (-12, 12))[:2], edges) for half in halves)
+    candidates = (1.0, 10.0, 1e6)
+    reached = []
+    for shrinkage in candidates:
+        found = [
+            f1_of(held_out, logit(tune_thresholds(*tuned, objective, shrinkage)))
+            for tuned, held_out in ((even, odd), (odd, even))
+        ]
+        reached.append(value(np.mean(found, axis=0)))
+    chosen = choose_shrinkage(even, odd, objective, candidates)
+    # Halves are weighed together there, and one after the other here.
+    assert reached[candidates.index(chosen)] > max(reached) - 0.02
+    assert chosen == 1.0 if separate else chosen >= 10.0
+
+
+def test_without_positives_in_both_halves_or_for_a_precision_the_shrinkage_is_the_default():
+    empty = (np.zeros((2, 6), int), np.full((2, 6), 3), EDGES)
+    full = (np.full((2, 6), 2), np.full((2, 6), 3), EDGES)
+    assert choose_shrinkage(full, empty) == choose_shrinkage(empty, full, "micro") == 20
+    assert choose_shrinkage(full, full, "precision:0.9") == 20 and choose_shrinkage(empty, full, "macro") == 1
+    with pytest.raises(ValueError, match="`objective` is 'best'"):
+        choose_shrinkage(full, full, "best")
 
 
 def test_a_threshold_lies_in_the_middle_of_the_gap_between_negatives_and_positives():

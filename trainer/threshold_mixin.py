@@ -2,13 +2,13 @@
 
 import numpy as np
 import torch
-from scipy.special import expit, logit
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .metrics import StreamingMetrics
 from .ranking import ratio
 from .thresholds import (
+    choose_shrinkage,
     expected_calibration_error,
     global_threshold,
     platt_scaling,
@@ -19,8 +19,8 @@ from .thresholds import (
 
 logger = logging.get_logger(__name__)
 
-# Logits of a softmax loss are shifted at will: their histograms span more than those of a sigmoid.
-SOFTMAX_RANGE = (-40.0, 40.0)
+# Logits of a softmax loss are shifted at will, lexical scores spread them: their histograms span more than those of a sigmoid.
+WIDE_RANGE = (-40.0, 40.0)
 
 
 class ThresholdMixin:
@@ -41,8 +41,8 @@ class ThresholdMixin:
         Args:
             dataset (`Dataset`, *optional*): encoded documents with labels; `eval_dataset` if not given.
             objective (`str`, defaults to `"f1"`): `"f1"` / `"macro"`, `"micro"` or `"precision:0.9"`.
-            shrinkage (`float`, *optional*): in positives; 0 trusts every label's own threshold. Measured defaults for each
-                objective, see [`~trainer.thresholds.tune_thresholds`].
+            shrinkage (`float`, *optional*): in positives; 0 trusts every label's own threshold. Chosen on two halves of the
+                documents if not given, see [`~trainer.thresholds.choose_shrinkage`]; 20 for `"precision:P"`.
             calibration (`str`, *optional*): `"temperature"` or `"platt"`. A model trained with the softmax loss alone has no
                 per-label probabilities and always gets `"platt"`; one with lexical scores gets it unless another is named.
 
@@ -71,6 +71,8 @@ class ThresholdMixin:
         scale = None
         if calibration is not None:
             scale = (platt_scaling if calibration == "platt" else temperature_scaling)(*both)
+        if shrinkage is None:
+            shrinkage = choose_shrinkage(even, odd, objective)
         thresholds = tune_thresholds(*both, objective=objective, shrinkage=shrinkage, calibration=scale)
 
         crossed = np.zeros((3, len(thresholds)))
@@ -93,10 +95,6 @@ class ThresholdMixin:
             info["calibration"] = calibration
             info["expected_calibration_error_before"] = expected_calibration_error(*both)
             info["expected_calibration_error"] = expected_calibration_error(*both, calibration=scale)
-        if self._lift is not None:
-            # Thresholds were chosen without the lift of rare labels, so that few documents decide as many ones do; scores have it.
-            slope = 1.0 if scale is None else scale["scale"]
-            thresholds = expit(logit(thresholds) + slope * self._lift)
         config.thresholds = [float(value) for value in thresholds]
         config.score_calibration = scale
         config.threshold_info = info
@@ -109,13 +107,11 @@ class ThresholdMixin:
         """Histograms of positives and negatives, and bin edges, of the documents at even and at odd positions."""
         self.refresh_label_embeddings()
         config = self.model.config
-        wide = {"histogram_range": SOFTMAX_RANGE} if config.classification_loss == "softmax" else {}
+        wide = config.classification_loss == "softmax" or config.lexical_features
+        wide = {"histogram_range": WIDE_RANGE} if wide else {}
         halves = [
             StreamingMetrics(config.num_labels, ks=(1,), thresholds=None, histograms=True, **wide) for _ in range(2)
         ]
-        lexical = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).lexical
-        lift = 0.0 if lexical is None else lexical.lift
-        self._lift = None if lexical is None else lift.double().cpu().numpy()
         loader = self.get_eval_dataloader(dataset)
         model = self.model_wrapped if self.is_in_train else self.model
         model.eval()
@@ -129,7 +125,7 @@ class ThresholdMixin:
                     "Thresholds are tuned on documents with labels, but these have none. Add `label_indices`."
                 )
             with torch.no_grad(), self.accelerator.autocast():
-                logits = model(**inputs)["logits"].float() - lift
+                logits = model(**inputs)["logits"].float()
             logits, labels = self.accelerator.gather_for_metrics((logits, labels))
             for parity, half in enumerate(halves):
                 half.update(logits[(parity - seen) % 2 :: 2], labels[(parity - seen) % 2 :: 2])

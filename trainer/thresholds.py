@@ -13,10 +13,9 @@ from .ranking import ratio
 
 
 OBJECTIVES = ("f1", "macro", "micro", "precision:P")
-# In positives. Tuned on the validation parts of debtags and arxiv_mlc (427 and 76 labels, scores of a linear SVM) and
-# looked at on their test parts, of 0, 1, 3, 5, 10, 20, 50, 200: one positive gives macro F1 its best value or nearly so
-# (+2.6 and +8.3 points over the global threshold, 0 loses up to 31 points of micro F1), while micro F1 wants at least 20.
-SHRINKAGE = {"f1": 1.0, "macro": 1.0, "micro": 20.0, "precision": 20.0}
+# In positives, where nothing else is known; `choose_shrinkage` finds it from two halves of the documents.
+SHRINKAGE = {"f1": 20.0, "macro": 1.0, "micro": 20.0, "precision": 20.0}
+SHRINKAGES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
 
 
 def tune_thresholds(
@@ -41,12 +40,12 @@ def tune_thresholds(
     Args:
         positives, negatives (`np.ndarray` of shape `(num_labels, num_bins)`): counts of logits.
         bin_edges (`np.ndarray` of shape `(num_bins + 1,)`): rising logits.
-        objective (`str`, defaults to `"f1"`): `"f1"` or `"macro"`: each label's F1 (which maximises macro F1);
-            `"micro"`: the F1 of all decisions together (exactly, by Dinkelbach's method: for a share λ of the optimum each
+        objective (`str`, defaults to `"f1"`): `"f1"` or `"macro"`: each label's F1 (which maximises macro F1; the two differ
+            in the default of `shrinkage`); `"micro"`: the F1 of all decisions together (exactly, by Dinkelbach's method: for a share λ of the optimum each
             label maximises 2 TP - λ (predicted + positives)); `"precision:0.9"`: the lowest threshold, hence the
             highest recall, with that precision; a label that never reaches it gets the highest threshold.
-        shrinkage (`float`, *optional*): m, in positives; 0 trusts every label's own threshold. By default 1 for F1 and 20
-            for micro F1 and precision, see `SHRINKAGE`.
+        shrinkage (`float`, *optional*): m, in positives; 0 trusts every label's own threshold. By default 1 for
+            `"macro"`, else 20; better: what `choose_shrinkage` says.
         calibration (`dict`, *optional*): `{"scale", "bias"}`, see `platt_scaling`: thresholds are then on
             sigmoid(scale · logit + bias).
 
@@ -66,31 +65,51 @@ def tune_thresholds(
 
     ```
     """
-    _check(positives, negatives, bin_edges)
     if shrinkage is None:
         shrinkage = SHRINKAGE.get(objective.partition(":")[0], 0.0)
     if not shrinkage >= 0:
         raise ValueError(f"`shrinkage` is {shrinkage}, but it must be at least 0 positives.")
-    if len(bin_edges) < 3:
-        raise ValueError(
-            f"`bin_edges` has {len(bin_edges)} edges, but a threshold needs at least 2 bins to lie between."
-        )
-    # Counts above each inner edge, so that a decision never hangs on what lies beyond the range of the histograms.
-    correct, predicted = _counts_from_edges(positives, negatives)
-    inner = np.asarray(bin_edges, dtype=np.float64)[1:-1]
-    support = positives.sum(axis=1)
-    pooled = inner[
-        _best(
-            correct.sum(axis=0, keepdims=True),
-            predicted.sum(axis=0, keepdims=True),
-            support.sum(keepdims=True),
-            objective,
-        )
-    ]
-    own = inner[_best(correct, predicted, support, objective)]
-    credibility = ratio(support, support + shrinkage)
-    logits = credibility * own + (1 - credibility) * pooled
+    logits = _shrunk(*_estimates(positives, negatives, bin_edges, objective), shrinkage)
     return expit(_calibrated(logits, calibration))
+
+
+def choose_shrinkage(
+    even: tuple, odd: tuple, objective: str = "f1", candidates: tuple[float, ...] = SHRINKAGES
+) -> float:
+    """
+    The `shrinkage` of `tune_thresholds` that does best on documents which the thresholds were not tuned on: those of
+    the even documents are scored on the odd ones and the other way round.
+
+    Args:
+        even, odd (`tuple` of three `np.ndarray`): histograms and bin edges of two halves, as
+            `StreamingMetrics.histograms()` returns them.
+        objective (`str`, defaults to `"f1"`): `"f1"` is the mean of micro and macro F1, `"micro"` and `"macro"` one of
+            them; with `"precision:P"` nothing is chosen.
+        candidates (`tuple[float]`): m to choose from, in positives; of equally good ones the first.
+
+    Returns:
+        `float`: m, in positives.
+
+    Raises:
+        ValueError: as `tune_thresholds`.
+    """
+    kind = objective.partition(":")[0]
+    if kind == "precision" or not (np.sum(even[0]) and np.sum(odd[0])):
+        return SHRINKAGE.get(kind, 0.0)
+    decisions = np.zeros((len(candidates), 3, len(even[0])))
+    for tuned, held_out in ((even, odd), (odd, even)):
+        estimates = _estimates(*tuned, objective)
+        correct, predicted = _counts_from_edges(*held_out[:2])
+        inner, rows = np.asarray(held_out[2], dtype=np.float64)[1:-1], np.arange(len(correct))
+        for index, shrinkage in enumerate(candidates):
+            at = np.minimum(np.searchsorted(inner, _shrunk(*estimates, shrinkage)), len(inner) - 1)
+            decisions[index] += correct[rows, at], predicted[rows, at], held_out[0].sum(axis=1)
+    values = []
+    for correct, predicted, support in decisions:
+        micro = ratio(2 * correct.sum(), predicted.sum() + support.sum())
+        macro = ratio(2 * correct, predicted + support).mean()
+        values.append({"micro": micro, "macro": macro}.get(objective, (micro + macro) / 2))
+    return float(candidates[int(np.argmax(values))])
 
 
 def global_threshold(
@@ -215,6 +234,26 @@ def expected_calibration_error(
     expected = np.bincount(bins, weights=probability * (hits + misses), minlength=num_bins)
     observed = np.bincount(bins, weights=hits, minlength=num_bins)
     return float(np.abs(expected - observed).sum() / (hits + misses).sum())
+
+
+def _estimates(positives, negatives, bin_edges, objective: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each label's own best threshold (L,), that of all together (1,), both logits, and the positives (L,)."""
+    _check(positives, negatives, bin_edges)
+    if len(bin_edges) < 3:
+        raise ValueError(
+            f"`bin_edges` has {len(bin_edges)} edges, but a threshold needs at least 2 bins to lie between."
+        )
+    # Counts above each inner edge, so that a decision never hangs on what lies beyond the range of the histograms.
+    correct, predicted = _counts_from_edges(positives, negatives)
+    inner = np.asarray(bin_edges, dtype=np.float64)[1:-1]
+    support = positives.sum(axis=1)
+    pooled = [counts.sum(axis=0, keepdims=True) for counts in (correct, predicted, support)]
+    return inner[_best(correct, predicted, support, objective)], inner[_best(*pooled, objective)], support
+
+
+def _shrunk(own: np.ndarray, pooled: np.ndarray, support: np.ndarray, shrinkage: float) -> np.ndarray:
+    credibility = ratio(support, support + shrinkage)
+    return credibility * own + (1 - credibility) * pooled
 
 
 def _counts_from_edges(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
