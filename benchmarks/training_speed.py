@@ -101,10 +101,9 @@ def build(system: str, options, num_labels: int) -> Trainer:
         model = SepMldcForMultiLabelClassification(
             SepMldcConfig(backbone_config=config, num_labels=num_labels, classifier=options.classifier)
         )
+        encoding, _, count = system.partition(" ")
         args = SepMldcTrainingArguments(
-            **settings,
-            label_encoding=system,
-            **({"labels_per_step": options.labels_per_step} if options.labels_per_step else {}),
+            **settings, label_encoding=encoding, **({"labels_per_step": int(count)} if count else {})
         )
         tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(BACKBONE))
         trainer = SepMldcTrainer(model, args, processing_class=tokenizer)
@@ -235,9 +234,13 @@ def print_table(rows: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--labels", type=int, nargs="+", default=[76, 3201])
-    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS))
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        default=list(SYSTEMS),
+        help="'encoder 8' encodes at most 8 label texts a step, 'encoder' as many as the trainer's default",
+    )
     parser.add_argument("--classifier", default="mlp+similarity")
-    parser.add_argument("--labels_per_step", type=int, default=None, help="the trainer's default if not given")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--length", type=int, default=128, help="tokens a document")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")

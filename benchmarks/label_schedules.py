@@ -1,0 +1,102 @@
+#!/usr/bin/env python
+"""
+How often must label texts be encoded? Quality of each schedule against the time of its training step.
+
+    python benchmarks/quality.py run --data arxiv_mlc --train-size 3000 --epochs 2 \
+        --systems sep-mldc "sep-mldc encoder 8" "sep-mldc encoder 24" "sep-mldc encoder 128" ...    # quality first
+    python benchmarks/label_schedules.py
+
+A schedule is `embedding` (label embeddings are parameters that start from the encoded texts) or `encoder N` (at most N of the
+batch's labels are encoded with gradient at each step, the others come from the table). Times are those of whole steps of MiniLM, all
+layers trained, 32 documents of 128 tokens, one step of each schedule in turn, as ratios to the bare encoder's; quality is read from
+benchmarks/results/quality/. Writes benchmarks/results/label_schedules.json and a picture beside it.
+"""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import numpy as np
+import torch
+from quality_report import RESULTS as QUALITY
+from training_speed import measure
+
+
+RESULTS = Path(__file__).parent / "results"
+SCHEDULES = {"embedding": "sep-mldc", **{f"encoder {n}": f"sep-mldc encoder {n}" for n in (8, 24, 128)}}
+SHOWN = ("p@1", "ndcg@5", "psp@5")
+
+
+def qualities(data: str, train_size: int) -> dict[str, list[dict]]:
+    """Test metrics of each schedule, a `dict` a seed."""
+    found: dict[str, list[dict]] = {schedule: [] for schedule in SCHEDULES}
+    for path in sorted(QUALITY.glob(f"{data}_{train_size}_*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for schedule, system in SCHEDULES.items():
+            if result["system"] == system:
+                metrics = {name: result["metrics"][name] for name in SHOWN}
+                found[schedule].append({"seed": result["seed"], **metrics})
+    missing = [schedule for schedule, runs in found.items() if not runs]
+    if missing:
+        raise SystemExit(f"{QUALITY} has no run of {missing[0]!r} on {data}. Run benchmarks/quality.py first.")
+    return found
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    data = list(dict.fromkeys(row["data"] for row in rows))
+    figure = Figure(figsize=(3.4 * len(SHOWN), 3 * len(data)), layout="constrained")
+    grid = figure.subplots(len(data), len(SHOWN), squeeze=False)
+    for name, line in zip(data, grid):
+        for metric, axes in zip(SHOWN, line):
+            for row in (row for row in rows if row["data"] == name):
+                values = [100 * run[metric] for run in row["runs"]]
+                axes.plot([row["step_ratio"]] * len(values), values, ".", color="tab:blue", alpha=0.5)
+                axes.plot(row["step_ratio"], np.mean(values), "o", color="tab:blue")
+                axes.annotate(
+                    row["schedule"], (row["step_ratio"], np.mean(values)), (4, 4), textcoords="offset points"
+                )
+            axes.set_title(f"{name}: {metric.upper()}", fontsize=9)
+            axes.set_xlabel("time of a step / bare encoder")
+            axes.margins(0.2)
+            axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--data", nargs="+", default=["arxiv_mlc:76", "usbills4k:3201"], help="NAME:LABELS")
+    parser.add_argument("--train_size", type=int, default=3000)
+    parser.add_argument("--classifier", default="mlp+similarity")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--dtype", choices=["bf16", "fp32"], default="fp32")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--warmup", type=int, default=1)
+    options = parser.parse_args()
+    options.smoke, options.memory, options.systems = False, False, ["bare", *SCHEDULES]
+    rows = []
+    for name, _, num_labels in (entry.partition(":") for entry in options.data):
+        quality = qualities(name, options.train_size)
+        measured = measure(options, int(num_labels))["systems"]
+        for schedule, runs in quality.items():
+            ratio = measured[schedule]["step_ratio"]
+            rows.append({"data": name, "schedule": schedule, "step_ratio": ratio, "runs": runs})
+            means = "".join(f"{100 * np.mean([run[metric] for run in runs]):>9.2f}" for metric in SHOWN)
+            print(f"{name:<12}{schedule:<14}{ratio:>6.2f}{means}  ({len(runs)} seeds)", flush=True)
+    result = {
+        "settings": vars(options),
+        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+    path = RESULTS / "label_schedules.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    draw(rows, path.with_suffix(".png"))
+    print(f"written to {path.name} and {path.with_suffix('.png').name}")
+
+
+if __name__ == "__main__":
+    main()
