@@ -153,7 +153,10 @@ class DataArguments:
         default=True, metadata={"help": "Tune decision thresholds on the validation documents after training."}
     )
     threshold_objective: str = field(
-        default="f1", metadata={"help": "What thresholds maximise: 'f1' (mean of micro and macro), 'macro', 'micro', or 'precision:0.9'."}
+        default="f1",
+        metadata={
+            "help": "What thresholds maximise: 'f1' (mean of micro and macro), 'macro', 'micro', or 'precision:0.9'."
+        },
     )
     score_calibration: str | None = field(
         default=None, metadata={"help": "Also calibrate probabilities: 'temperature' or 'platt'."}

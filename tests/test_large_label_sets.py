@@ -170,6 +170,69 @@ def test_the_loss_compiles_to_one_graph_below_and_above_the_chunk_size(monkeypat
         torch.testing.assert_close(value_and_gradient(compiled, logits, labels, kind), expected)
 
 
+# --- the gradient of a trained label table
+
+
+def trained_table(classifier, label_attention=True):
+    model = tiny_model(num_labels=NUM_LABELS, classifier=classifier, label_attention=label_attention).train()
+    model.label_embeddings.requires_grad_(True)
+    with torch.no_grad():
+        model.label_embeddings[3] = 0.0  # has no direction
+    return model, tiny_batch(num_labels=NUM_LABELS)
+
+
+def table_loss(model, batch):
+    output = model(**batch)
+    return output.loss + (output.label_embeds[[0, 3, 5]] ** 2).sum() + output.document_embeds.square().sum()
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("label_attention", [True, False])
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_a_large_label_table_gets_the_gradient_that_autograd_gives_a_small_one(
+    monkeypatch, classifier, label_attention
+):
+    model, batch = trained_table(classifier, label_attention)
+    expected = gradients(model, table_loss(model, batch))
+    monkeypatch.setattr(large_label_sets_sep_mldc, "TABLE_GRADIENT_SIZE", 0)
+    loss = table_loss(model, batch)
+    with torch.no_grad():
+        torch.testing.assert_close(loss, table_loss(model, batch))
+    torch.testing.assert_close(gradients(model, loss), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_asked_for_in_between_leaves_nothing_in_that_of_a_large_table(monkeypatch):
+    model, batch = trained_table("mlp+similarity")
+    expected = gradients(model, table_loss(model, batch))
+    monkeypatch.setattr(large_label_sets_sep_mldc, "TABLE_GRADIENT_SIZE", 0)
+    output = model(**batch)
+    loss = output.loss + (output.label_embeds[[0, 3, 5]] ** 2).sum() + output.document_embeds.square().sum()
+    torch.autograd.grad(output.loss, output.document_embeds, retain_graph=True)
+    (own,) = torch.autograd.grad(loss, model.label_embeddings, retain_graph=True)
+    torch.testing.assert_close(own, expected["label_embeddings"], rtol=1e-4, atol=1e-6)
+    for _ in range(2):
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        torch.testing.assert_close(model.label_embeddings.grad, own)
+
+
+def test_the_gradient_of_a_large_table_makes_two_tensors_of_its_size_at_most(monkeypatch):
+    model, batch = trained_table("mlp+similarity")
+    made = {}
+    for size in (2**22, 0):
+        monkeypatch.setattr(large_label_sets_sep_mldc, "TABLE_GRADIENT_SIZE", size)
+        loss = model(**batch).loss
+        with LargestTensors(model.label_embeddings.numel()) as backward:
+            torch.autograd.grad(loss, model.label_embeddings)
+        made[size] = len(backward.made)
+    assert made[0] <= 2 < made[2**22]
+
+
 # --- the best labels
 
 
