@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from scipy import sparse
+from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.svm import LinearSVC
 from tqdm.auto import tqdm
 from transformers.utils import logging
@@ -65,37 +66,29 @@ class BalancedObjective:
         return metrics
 
 
-def token_tf_idf(
-    documents, vocab_size: int, special_ids: list[int], idf: np.ndarray | None = None
-) -> tuple[sparse.csr_matrix, np.ndarray]:
+def token_tf_idf(documents, vocab_size: int, special_ids: list[int]) -> tuple[sparse.csr_matrix, np.ndarray]:
     """
     The sparse (N, V) matrix of what [`~modeling_sep_mldc.lexical_sep_mldc.term_weights`] gives for a batch, and the idf (V,).
 
-    The idf is $1 + \\ln((1 + N) / (1 + N_t))$, as scikit-learn's, and 0 for special tokens and tokens of no document.
+    That is scikit-learn's TF-IDF of the token ids with 1 + ln of the counts; special tokens are left out, and the idf of a
+    token of no document is 0.
 
     Args:
         documents (iterable of `N` lists): token ids.
         vocab_size (`int`): V.
         special_ids (`list[int]`): tokens that say nothing about a document.
-        idf (`np.ndarray` of shape `(V,)`, *optional*): of other documents; taken from these if not given.
     """
-    offsets, columns, values = [0], [], []
-    for ids in documents:
-        found, counts = np.unique(np.asarray(ids, dtype=np.int32), return_counts=True)
-        columns.append(found)
-        values.append((1 + np.log(counts)).astype(np.float32))
-        offsets.append(offsets[-1] + len(found))
-    shape = (len(offsets) - 1, vocab_size)
-    flat = np.concatenate(columns) if columns else np.zeros(0, np.int32)
-    data = np.concatenate(values) if values else np.zeros(0, np.float32)
-    if idf is None:
-        frequency = np.bincount(flat, minlength=vocab_size)
-        idf = np.where(frequency > 0, 1 + np.log((1 + shape[0]) / (1 + frequency)), 0.0).astype(np.float32)
-        idf[special_ids] = 0.0
-    matrix = sparse.csr_matrix((data * idf[flat], flat, offsets), shape=shape)
-    matrix.eliminate_zeros()
-    norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
-    return sparse.diags(1 / np.maximum(norms, 1e-9)) @ matrix, idf
+    rows = [np.asarray(ids, dtype=np.int32) for ids in documents]
+    offsets = np.cumsum([0] + [len(row) for row in rows])
+    tokens = np.concatenate(rows) if rows else np.zeros(0, np.int32)
+    present = np.isin(tokens, special_ids, invert=True).astype(np.float64)
+    counts = sparse.csr_matrix((present, tokens, offsets), shape=(len(rows), vocab_size))
+    counts.sum_duplicates()
+    counts.eliminate_zeros()
+    transformer = TfidfTransformer(sublinear_tf=True)
+    matrix = transformer.fit_transform(counts).astype(np.float32)
+    seen = np.bincount(counts.indices, minlength=vocab_size) > 0
+    return matrix, np.where(seen, transformer.idf_, 0.0).astype(np.float32)
 
 
 def fit_sparse_svms(
