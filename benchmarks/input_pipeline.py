@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--label_encoding", default="encoder")
+    parser.add_argument("--label_encoding", default="embedding")
     options = parser.parse_args()
     result = padding(options) if options.command == "padding" else profile(options)
     path = RESULTS / f"input_pipeline_{options.command}.json"
