@@ -51,7 +51,7 @@ class SepMldcTrainingArguments(TrainingArguments):
         },
     )
     labels_per_step: int = field(
-        default=24,
+        default=8,
         metadata={
             "help": "At most so many label texts are encoded in a step: the batch's positive labels first, then random "
             "others. The remaining label embeddings are the stored, slightly stale ones."
