@@ -214,13 +214,12 @@ def main() -> None:
                     taken, mib = run(context, target, num_labels, options, way, variant)
                     row["seconds"][name], row["mib"][name] = taken, mib
                     print(f"  {name:<28}{1000 * taken:>10.1f} ms{mib:>10.0f} MiB more")
-    if options.smoke:
-        assert [row["labels"] for row in rows] == options.labels
-        return
-    (RESULTS / "large_label_sets.json").write_text(
-        json.dumps({"settings": {**vars(options), "threads": torch.get_num_threads()}, "rows": rows}, indent=1) + "\n"
-    )
-    draw(rows)
+        if not options.smoke:  # after each number of labels, because the last one takes longest
+            settings = {**vars(options), "threads": torch.get_num_threads()}
+            content = json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n"
+            (RESULTS / "large_label_sets.json").write_text(content, encoding="utf-8")
+            draw(rows)
+    assert [row["labels"] for row in rows] == options.labels
 
 
 if __name__ == "__main__":
