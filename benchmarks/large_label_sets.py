@@ -28,7 +28,7 @@ from transformers import BertConfig, BertTokenizer
 
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
 from modeling_sep_mldc import large_label_sets_sep_mldc as large
-from modeling_sep_mldc.large_label_sets_sep_mldc import LabelTable, multi_label_loss
+from modeling_sep_mldc.large_label_sets_sep_mldc import LabelTable, attention_weights, multi_label_loss
 from trainer import SepMldcDataCollator
 from trainer.losses import document_contrastive_loss, label_contrastive_loss, present_labels
 from trainer.metrics import StreamingMetrics
@@ -102,7 +102,7 @@ def measure(num_labels: int, options, pipe) -> None:
         def head(model=model):
             # What forward does after the encoder (Eq. 16-19), with constant label embeddings.
             table = LabelTable(model.label_embeddings)
-            attention = torch.softmax(table.products(embeds), dim=-1)
+            attention = attention_weights(table.products(embeds))
             logits = model.classifier(torch.cat([table.mix(attention), embeds], dim=-1), table.products)
             multi_label_loss(logits, labels, "bce").backward()
             model.zero_grad()

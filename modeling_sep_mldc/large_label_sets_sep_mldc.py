@@ -10,6 +10,9 @@ from torch.func import functional_call
 LOSS_CHUNK_SIZE = 2**20
 # The gradient of a label table with more numbers than this (16 MiB in float32) is added up in one tensor.
 TABLE_GRADIENT_SIZE = 2**22
+# Attention weights end here, relative to the largest: far below what a float32 sum of a million of them notices, and far
+# above subnormal numbers, with which a CPU multiplies ten times slower.
+SMALLEST_LOG_WEIGHT = -60.0
 
 
 class LabelTable:
@@ -59,6 +62,13 @@ class LabelTable:
         if self.fresh is None:
             return self.stored.view_as(self.stored)
         return self.stored.index_copy(0, self.indices, self.fresh.to(self.stored.dtype))
+
+
+def attention_weights(scores: torch.Tensor) -> torch.Tensor:
+    """The softmax over labels of scores (B, L), Eq. 16, in float32."""
+    scores = scores.float()
+    floor = scores.detach().amax(dim=-1, keepdim=True) + SMALLEST_LOG_WEIGHT
+    return torch.softmax(torch.maximum(scores, floor), dim=-1)
 
 
 class _TableGradient:
@@ -303,7 +313,8 @@ class LargeLabelSetsMixin:
             table = LabelTable(self.label_embeddings[chunk])
             scores = table.products(document_embeds).float()
             new_largest = torch.maximum(largest, scores.amax(dim=-1, keepdim=True))
-            weights, kept = (scores - new_largest).exp_(), (largest - new_largest).exp()
+            weights = (scores - new_largest).clamp_(min=SMALLEST_LOG_WEIGHT).exp_()
+            kept = (largest - new_largest).exp()
             total = total * kept + weights.sum(dim=-1, keepdim=True)
             mixed = mixed * kept + table.mix(weights)
             largest = new_largest

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_sep_mldc import SepMldcConfig
 from .label_editing_sep_mldc import LabelEditingMixin, tokenize_label_texts
-from .large_label_sets_sep_mldc import LabelTable, LargeLabelSetsMixin, multi_label_loss
+from .large_label_sets_sep_mldc import LabelTable, LargeLabelSetsMixin, attention_weights, multi_label_loss
 from .lexical_sep_mldc import LexicalScores
 
 
@@ -421,7 +421,7 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, LargeLabelSetsMixin,
 
         features, attention = document_embeds, None
         if self.config.label_attention:
-            attention = torch.softmax(table.products(document_embeds), dim=-1, dtype=torch.float32)  # Eq. 16
+            attention = attention_weights(table.products(document_embeds))  # Eq. 16
             features = torch.cat([table.mix(attention), document_embeds], dim=-1)  # Eq. 17-18
         features = features.to(self.classifier.bias.dtype)
         logits = self.classifier(features, table.products)

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modeling_sep_mldc import large_label_sets_sep_mldc
-from modeling_sep_mldc.large_label_sets_sep_mldc import multi_label_loss
+from modeling_sep_mldc.large_label_sets_sep_mldc import attention_weights, multi_label_loss
 
 
 KINDS = ("bce", "softmax", "bce+softmax")
@@ -231,6 +231,21 @@ def test_the_gradient_of_a_large_table_makes_two_tensors_of_its_size_at_most(mon
             torch.autograd.grad(loss, model.label_embeddings)
         made[size] = len(backward.made)
     assert made[0] <= 2 < made[2**22]
+
+
+def test_attention_weights_are_a_softmax_and_neither_they_nor_their_gradient_hold_subnormal_numbers():
+    scores = (30 * torch.randn(4, 2000, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    weights = attention_weights(scores)
+    torch.testing.assert_close(weights, scores.double().softmax(dim=-1).float(), rtol=1e-5, atol=1e-25)
+    value = torch.randn(2000, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad((weights @ value).sum(), scores)
+    (expected,) = torch.autograd.grad((scores.double().softmax(dim=-1) @ value.double()).sum(), scores)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    smallest = torch.finfo(torch.float32).tiny
+    for tensor in (weights, gradient):
+        assert not ((tensor != 0) & (tensor.abs() < smallest)).any()
+    plain = scores.softmax(dim=-1)
+    assert ((plain != 0) & (plain < smallest)).any()  # what would slow a CPU down
 
 
 # --- the best labels
