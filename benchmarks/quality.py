@@ -495,8 +495,8 @@ def run_sep_mldc(task: Task, system: str, seed: int):
     model.load_state_dict(keep.state)
     trainer._labels_are_fresh = True  # the kept weights hold the refreshed label embeddings of that evaluation
     trained = time.process_time()
-    of_validation = torch.cat([*batches_of_logits(trainer, validation)])
     trainer.tune_thresholds(validation)
+    of_validation = torch.cat([*batches_of_logits(trainer, validation)])  # calibrated, where the loss needs it
     tuned = time.process_time()
     recorder, of_test = score_test(task, trainer, test, model.config.thresholds)
     tested = time.process_time()
