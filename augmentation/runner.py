@@ -66,7 +66,9 @@ def on_interrupt(callback: Callable[[], None]) -> Iterator[None]:
     """Calls `callback` on Ctrl-C and SIGTERM, where the thread and the system allow it."""
     loop, names = asyncio.get_running_loop(), []
     for name in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+        # asyncio has no signal handlers on Windows (NotImplementedError) and none beside the main thread (RuntimeError): there
+        # Ctrl-C ends the run as it ends any program, and the journal resumes it.
+        with contextlib.suppress(NotImplementedError, RuntimeError):
             loop.add_signal_handler(name, callback)
             names.append(name)
     try:

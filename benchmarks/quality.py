@@ -4,6 +4,7 @@ Quality of SEP-MLDC, of SEP-MLDC without each of its modules, and of what people
 
     python benchmarks/quality.py run --data FOLDER --train-size 3000 --systems linear bare sep-mldc --seeds 0
     python benchmarks/quality.py lexical --data FOLDER --work FOLDER --systems sep-mldc   # lexical scores anew, no training
+    python benchmarks/quality.py thresholds --data FOLDER --work FOLDER --systems sep-mldc   # F1 anew, of kept scores
     python benchmarks/quality.py report --output docs/results.md --picture docs/results.png
 
 FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}, and may hold `label_descriptions.jsonl`

@@ -106,9 +106,9 @@ class _Collect(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, other: torch.Tensor | None):
         total = ctx.gradient.take()
-        if total is None or other is None:
-            return total if other is None else other, None
-        return total.add_(other), None
+        if total is None:
+            return other, None
+        return total if other is None else total.add_(other), None
 
 
 class _Products(torch.autograd.Function):

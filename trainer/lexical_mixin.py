@@ -42,8 +42,9 @@ class BalancedObjective:
             label_counts=config.label_support,
             num_documents=config.num_train_documents,
         )
-        self.counts = torch.zeros(2, self.BINS, dtype=torch.float64)  # of all scores, and of those of positives
-        self.num_positives = 0.0
+        # Of all scores, and of those of positives; they stay on the device of the scores until the end.
+        self.counts = torch.zeros(2, self.BINS, dtype=torch.int64)
+        self.num_positives = torch.zeros((), dtype=torch.int64)
 
     def update(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
         """Add logits and multi-hot labels, (B, L) both."""
@@ -51,15 +52,15 @@ class BalancedObjective:
         top = scores.topk(min(self.TOP, scores.shape[1]), dim=1)
         values = top.values.float().clamp(*self.RANGE)
         kept = labels.gather(1, top.indices) > 0
-        for row, chosen in enumerate((values.flatten(), values[kept])):
-            self.counts[row] += torch.histc(chosen, self.BINS, *self.RANGE).cpu()
-        self.num_positives += float(labels.sum())
+        counts = [torch.histc(chosen, self.BINS, *self.RANGE) for chosen in (values.flatten(), values[kept])]
+        self.counts = self.counts.to(scores.device) + torch.stack(counts).long()
+        self.num_positives = self.num_positives.to(scores.device) + labels.sum().long()
 
     def compute(self) -> dict[str, float]:
         """The metrics, and their mean as `"objective"`."""
-        predicted, correct = self.counts.flip(1).cumsum(1).numpy()
+        predicted, correct = self.counts.cpu().flip(1).cumsum(1).numpy()
         metrics = self.ranking.compute()
-        metrics["f1_micro"] = float((2 * correct / np.maximum(predicted + self.num_positives, 1)).max())
+        metrics["f1_micro"] = float((2 * correct / np.maximum(predicted + self.num_positives.item(), 1)).max())
         deepest = max(self.ks)
         names = [f"{name}@{k}" for name in ("p", "psp") for k in self.ks] + [f"ndcg@{deepest}", "f1_micro"]
         metrics["objective"] = float(np.mean([metrics[name] for name in names if name in metrics]))
