@@ -59,6 +59,7 @@ from trainer.data import (
     tokenize,
 )
 from trainer.metrics import StreamingMetrics
+from trainer.threshold_mixin import WIDE_RANGE, HalvedHistograms
 from trainer.thresholds import choose_shrinkage, tune_thresholds
 
 
@@ -225,18 +226,12 @@ def tuned_thresholds(task: Task, batches) -> np.ndarray:
     A decision threshold a label on the sigmoid of validation scores, given batch by batch, as `SepMldcTrainer.tune_thresholds`
     chooses it; the same for all systems.
     """
-    halves = [
-        StreamingMetrics(len(task.labels), ks=(1,), thresholds=None, histograms=True, histogram_range=(-40.0, 40.0))
-        for _ in range(2)
-    ]
-    gold, at = task.indices(task.validation), 0
+    halves = HalvedHistograms(len(task.labels), histogram_range=WIDE_RANGE)
+    gold = task.indices(task.validation)
     for scores in batches:
-        scores = torch.as_tensor(scores)
-        for parity, half in enumerate(halves):
-            first = (parity - at) % 2
-            half.update(scores[first::2], label_indices=gold[at + first : at + len(scores) : 2])
-        at += len(scores)
-    even, odd = (half.histograms() for half in halves)
+        at = halves.num_seen
+        halves.update(torch.as_tensor(scores), label_indices=gold[at : at + len(scores)])
+    even, odd = halves.histograms()
     both = (even[0] + odd[0], even[1] + odd[1], even[2])
     return tune_thresholds(*both, shrinkage=choose_shrinkage(even, odd))
 

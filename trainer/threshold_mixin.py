@@ -23,6 +23,32 @@ logger = logging.get_logger(__name__)
 WIDE_RANGE = (-40.0, 40.0)
 
 
+class HalvedHistograms:
+    """Histograms of the scores of documents at even and at odd positions, for what one half is tuned on and the other judges."""
+
+    def __init__(self, num_labels: int, **kwargs):
+        self.halves = [
+            StreamingMetrics(num_labels, ks=(1,), thresholds=None, histograms=True, **kwargs) for _ in range(2)
+        ]
+        self.num_seen = 0
+
+    def update(self, scores, labels=None, label_indices=None) -> None:
+        """As [`~trainer.metrics.StreamingMetrics.update`]: scores (B, L), and labels in either form."""
+        for parity, half in enumerate(self.halves):
+            own = slice((parity - self.num_seen) % 2, None, 2)
+            half.update(
+                scores[own],
+                labels=None if labels is None else labels[own],
+                label_indices=None if label_indices is None else label_indices[own],
+            )
+        self.num_seen += len(scores)
+
+    def histograms(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Positives, negatives and bin edges of both halves; a single document counts for both."""
+        even, odd = self.halves
+        return [half.histograms() for half in (even, odd if odd.num_seen else even)]
+
+
 class ThresholdMixin:
     """For a `Trainer` of SEP-MLDC models: `tune_thresholds`."""
 
@@ -109,13 +135,10 @@ class ThresholdMixin:
         config = self.model.config
         wide = config.classification_loss == "softmax" or config.lexical_features
         wide = {"histogram_range": WIDE_RANGE} if wide else {}
-        halves = [
-            StreamingMetrics(config.num_labels, ks=(1,), thresholds=None, histograms=True, **wide) for _ in range(2)
-        ]
+        halves = HalvedHistograms(config.num_labels, **wide)
         loader = self.get_eval_dataloader(dataset)
         model = self.model_wrapped if self.is_in_train else self.model
         model.eval()
-        seen = 0
         progress = tqdm(loader, desc="Tuning thresholds", disable=self.args.disable_tqdm, leave=False)
         for inputs in progress:
             inputs = self._prepare_inputs(inputs)
@@ -127,15 +150,11 @@ class ThresholdMixin:
             with torch.no_grad(), self.accelerator.autocast():
                 logits = model(**inputs)["logits"].float()
             logits, labels = self.accelerator.gather_for_metrics((logits, labels))
-            for parity, half in enumerate(halves):
-                half.update(logits[(parity - seen) % 2 :: 2], labels[(parity - seen) % 2 :: 2])
-            seen += len(logits)
-        if not seen:
+            halves.update(logits, labels)
+        if not halves.num_seen:
             raise ValueError("There are no documents to tune thresholds on. Pass a data set that is not empty.")
-        self._num_tuning_documents = seen
-        if not halves[1].num_seen:  # a single document
-            halves[1] = halves[0]
-        return [half.histograms() for half in halves]
+        self._num_tuning_documents = halves.num_seen
+        return halves.histograms()
 
 
 def _decisions(positives, negatives, edges, thresholds, calibration) -> np.ndarray:
