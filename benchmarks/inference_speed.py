@@ -30,7 +30,7 @@ from transformers import AutoTokenizer, BertConfig
 
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
 from trainer.data import encode_labels, load_splits
-from trainer.data_collator import SepMldcDataCollator
+from trainer.data.collator import SepMldcDataCollator
 from trainer.export import export_onnx, load_onnx, quantize_int8
 from trainer.metrics import ranking_metrics
 

@@ -22,7 +22,7 @@ from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from trainer import SepMldcTrainer, SepMldcTrainingArguments, sep_mldc_trainer
 from trainer.backbones import resolve_backbone
 from trainer.data import build_label_list, encode_labels, load_splits, tokenize
-from trainer.document_sampler import DocumentSampler
+from trainer.data.sampler import DocumentSampler
 
 
 RESULTS = Path(__file__).parent / "results"

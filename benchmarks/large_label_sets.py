@@ -26,9 +26,9 @@ import torch
 from training_speed import peak_mib
 from transformers import BertConfig, BertTokenizer
 
-from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
-from modeling_sep_mldc import large_label_sets_sep_mldc as large
-from modeling_sep_mldc.large_label_sets_sep_mldc import LabelTable, attention_weights, multi_label_loss
+from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification, classification_loss_sep_mldc
+from modeling_sep_mldc.classification_loss_sep_mldc import multi_label_loss
+from modeling_sep_mldc.label_table_sep_mldc import LabelTable, attention_weights
 from trainer import SepMldcDataCollator
 from trainer.losses import document_contrastive_loss, label_contrastive_loss, present_labels
 from trainer.metrics import StreamingMetrics
@@ -125,7 +125,9 @@ def measure_loss(num_labels: int, options, pipe, way: str, kind: str) -> None:
     labels = torch.zeros(logits.shape, dtype=torch.uint8 if way == "chunked" else torch.float32)
     for row, ids in zip(labels, documents(num_labels, options.batch_size, np.random.default_rng(0))):
         row[ids] = 1
-    large.LOSS_CHUNK_SIZE = large.LOSS_CHUNK_SIZE if way == "chunked" else logits.numel()
+    classification_loss_sep_mldc.LOSS_CHUNK_SIZE = (
+        classification_loss_sep_mldc.LOSS_CHUNK_SIZE if way == "chunked" else logits.numel()
+    )
 
     def loss():
         logits.grad = None

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, set_seed
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
-from modeling_sep_mldc.label_editing_sep_mldc import tokenize_label_texts
+from modeling_sep_mldc.label_texts_sep_mldc import tokenize_label_texts
 from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArguments
 from trainer.backbones import freeze_layers, resolve_backbone
 from trainer.data import (
@@ -109,7 +109,7 @@ def train_model(options, train, tokenizer, labels: list[str], descriptions: dict
         labels,
         {label: text for label, text in descriptions.items() if label in set(labels)},
         label_frequencies=counts / total,
-        label_support=[int(count) for count in counts],
+        label_counts=[int(count) for count in counts],
         num_train_documents=total,
         classifier=options.classifier,
         classification_loss=options.classification_loss,
@@ -154,7 +154,7 @@ def score(model, documents, tokenizer, batch_size: int, bf16: bool) -> tuple[np.
         rows = documents.select(range(start, min(start + batch_size, len(documents)))).select_columns(columns)
         batch = {name: tensor.to(model.device) for name, tensor in collator(list(rows)).items()}
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
-            output = model(**batch, return_table=False)
+            output = model(**batch, return_label_embeds=False)
         logits.append(output.logits.float().cpu())
         embeds.append(output.document_embeds.float().cpu())
     return torch.cat(logits).numpy(), torch.cat(embeds).numpy()

@@ -8,7 +8,7 @@ Quality of SEP-MLDC, of SEP-MLDC without each of its modules, and of what people
     python benchmarks/quality.py report --output docs/results.md --picture docs/results.png
 
 FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}, and may hold `label_descriptions.jsonl`
-and `pseudo_samples.jsonl` (or name them with --descriptions and --pseudo). A run that was finished is not run again.
+and `pseudo_documents.jsonl` (or name them with --descriptions and --pseudo). A run that was finished is not run again.
 
 Protocol: the training documents are the first `--train-size` of a permutation with seed 0 (the same for every system and
 seed); labels are those of the whole training file; propensities and head / body / tail count the real training documents used.
@@ -48,19 +48,19 @@ from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArgument
 from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
 from trainer.baselines import fit_linear_svm
 from trainer.data import (
-    add_pseudo_samples,
+    add_pseudo_documents,
     build_label_list,
     encode_labels,
     label_counts,
     load_label_descriptions,
-    load_pseudo_samples,
+    load_pseudo_documents,
     load_splits,
     num_real_documents,
     tokenize,
 )
 from trainer.metrics import StreamingMetrics
-from trainer.threshold_mixin import WIDE_RANGE, HalvedHistograms
-from trainer.thresholds import choose_shrinkage, tune_thresholds
+from trainer.thresholds.mixin import WIDE_RANGE, HalvedHistograms
+from trainer.thresholds.tuning import choose_shrinkage, tune_thresholds
 
 
 KS = (1, 3, 5, 10)
@@ -163,7 +163,7 @@ class Task:
         return {label: index for index, label in enumerate(self.labels)}
 
     def train(self, pseudo: bool) -> datasets.Dataset:
-        return add_pseudo_samples(self.real, self.pseudo) if pseudo and self.pseudo is not None else self.real
+        return add_pseudo_documents(self.real, self.pseudo) if pseudo and self.pseudo is not None else self.real
 
     def metrics(self, **kwargs) -> StreamingMetrics:
         ks = tuple(k for k in KS if k <= len(self.labels))
@@ -197,12 +197,12 @@ def load_task(options) -> Task:
         if limit:
             splits[name] = splits[name].select(range(min(limit, len(splits[name]))))
     descriptions = options.descriptions or find(folder, "label_descriptions.jsonl")
-    pseudo = options.pseudo or find(folder, "pseudo_samples.jsonl")
+    pseudo = options.pseudo or find(folder, "pseudo_documents.jsonl")
     return Task(
         options=options,
         labels=labels,
         real=real,
-        pseudo=load_pseudo_samples(pseudo, labels) if pseudo else None,
+        pseudo=load_pseudo_documents(pseudo, labels) if pseudo else None,
         validation=splits["validation"],
         test=splits["test"],
         descriptions=load_label_descriptions(descriptions, labels) if descriptions else {},
@@ -466,7 +466,7 @@ def run_sep_mldc(task: Task, system: str, seed: int):
         task.labels,
         task.descriptions if recipe["descriptions"] else None,
         label_frequencies=task.counts / task.num_documents,
-        label_support=[int(count) for count in task.counts],
+        label_counts=[int(count) for count in task.counts],
         num_train_documents=task.num_documents,
         backbone_kwargs=dropout_settings(backbone, task.options.backbone_dropout),
         encoder_max_length=task.options.max_length,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.ranking import inverse_propensities
+from trainer.metrics.ranking import inverse_propensities
 
 
 RESULTS = Path(__file__).parent / "results" / "quality"

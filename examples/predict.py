@@ -28,7 +28,7 @@ from modeling_sep_mldc import (
     SepMldcConfig,
     SepMldcForMultiLabelClassification,
 )
-from trainer.data_formats import EXTENSIONS, READERS, expand_files, join_names, read_lines, shorten
+from trainer.data.document_files import EXTENSIONS, READERS, expand_files, join_names, read_lines, shorten
 
 
 STDIN = "/dev/stdin"

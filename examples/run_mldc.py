@@ -28,14 +28,14 @@ from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
 from trainer.baselines import linear_svm_baseline, majority_baseline, rows_of_table
 from trainer.checkpoints import last_whole_checkpoint
 from trainer.data import (
-    add_pseudo_samples,
+    add_pseudo_documents,
     build_label_list,
     count_label_names,
     count_unknown_labels,
     encode_labels,
     label_counts,
     load_label_descriptions,
-    load_pseudo_samples,
+    load_pseudo_documents,
     load_splits,
     num_real_documents,
     tokenize,
@@ -118,7 +118,7 @@ class DataArguments:
     label_descriptions_file: str | None = field(
         default=None, metadata={"help": "json, jsonl or csv of `label` and `expansion`: what the labels mean."}
     )
-    pseudo_samples_file: str | None = field(
+    pseudo_documents_file: str | None = field(
         default=None, metadata={"help": "jsonl of `text` and `labels`: documents that an LLM wrote for rare labels."}
     )
     max_length: int | None = field(default=None, metadata={"help": "Documents are cut after so many tokens."})
@@ -145,7 +145,7 @@ class DataArguments:
             "documents. Time and memory go with training documents x labels."
         },
     )
-    lexical_features: int = field(default=300, metadata={"help": "Token weights kept for each label."})
+    num_lexical_features: int = field(default=300, metadata={"help": "Token weights kept for each label."})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better `metric_for_best_model`."}
     )
@@ -219,14 +219,18 @@ def check_streaming(data_args, args) -> None:
         )
     for name, wrong in (
         ("baselines", data_args.baselines),
-        ("pseudo_samples_file", data_args.pseudo_samples_file),
+        ("pseudo_documents_file", data_args.pseudo_documents_file),
         ("group_by_label_set", args.group_by_label_set),
         ("lexical_scores", data_args.lexical_scores),
     ):
         if wrong:
             raise ValueError(
                 f"`--{name}` needs all training documents at once, which `--streaming` never has. Leave one of the two out"
-                + (", or write the pseudo-samples into the training files." if name == "pseudo_samples_file" else ".")
+                + (
+                    ", or write the pseudo-documents into the training files."
+                    if name == "pseudo_documents_file"
+                    else "."
+                )
             )
 
 
@@ -296,7 +300,7 @@ def load_model(model_args, data_args, args, backbone, tokenizer, labels, counts,
                 **dropout_settings(backbone, model_args.backbone_dropout, revision=model_args.model_revision),
             },
             encoder_max_length=model_args.encoder_max_length,
-            label_support=[int(count) for count in counts],
+            label_counts=[int(count) for count in counts],
             num_train_documents=num_documents,
             **head,
         )
@@ -309,7 +313,7 @@ def is_trained(backbone: str) -> bool:
 
 
 def load_provenance(path: str) -> list[dict]:
-    """What the pseudo-samples say of how they were made, for the model card."""
+    """What the pseudo-documents say of how they were made, for the model card."""
     rows = datasets.load_dataset("json", data_files=path, split="train")
     return list(rows.remove_columns([name for name in ("text", "labels") if name in rows.column_names]))
 
@@ -403,9 +407,9 @@ def main() -> None:
     for split in documents:
         limit = data_args.max_train_samples if split == "train" else data_args.max_eval_samples
         documents[split] = first(documents[split], limit)
-    if data_args.pseudo_samples_file and "train" in documents:
-        pseudo = load_pseudo_samples(data_args.pseudo_samples_file, labels)
-        documents["train"] = add_pseudo_samples(documents["train"], first(pseudo, data_args.max_train_samples))
+    if data_args.pseudo_documents_file and "train" in documents:
+        pseudo = load_pseudo_documents(data_args.pseudo_documents_file, labels)
+        documents["train"] = add_pseudo_documents(documents["train"], first(pseudo, data_args.max_train_samples))
     label2id = {label: index for index, label in enumerate(labels)}
     encoded = {}
     with args.main_process_first(desc="tokenising documents"):
@@ -441,20 +445,20 @@ def main() -> None:
     )
 
     pseudo_rows = ()
-    if data_args.pseudo_samples_file:
-        pseudo_rows = load_provenance(data_args.pseudo_samples_file)
+    if data_args.pseudo_documents_file:
+        pseudo_rows = load_provenance(data_args.pseudo_documents_file)
     sources = data_args.dataset_name or [Path(name).name for name in data_args.train_file or []]
     trainer.model_card_kwargs = {
         "datasets": sources,
         "language": data_args.language,
         "license": data_args.license,
-        "pseudo_sample_provenance": pseudo_rows,
+        "pseudo_document_provenance": pseudo_rows,
     }
 
     if args.do_train:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         if data_args.lexical_scores:
-            trainer.fit_lexical_scores(train, encoded["validation"], num_features=data_args.lexical_features)
+            trainer.fit_lexical_scores(train, encoded["validation"], num_features=data_args.num_lexical_features)
         if data_args.tune_thresholds and "validation" in encoded:
             trainer.tune_thresholds(
                 encoded["validation"],

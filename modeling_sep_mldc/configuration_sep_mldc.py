@@ -7,6 +7,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 
+# Fields of checkpoints saved by version 0.1, under the names that they have now.
+FORMER_FIELDS = {"label_support": "label_counts", "lexical_features": "num_lexical_features"}
+
+
 @strict
 class SepMldcConfig(PreTrainedConfig):
     r"""
@@ -38,7 +42,7 @@ class SepMldcConfig(PreTrainedConfig):
             embedding alone.
         encoder_max_length (`int`, *optional*):
             The encoder sees so many tokens of a document at most, the lexical scores see all. No limit when not given.
-        lexical_features (`int`, *optional*):
+        num_lexical_features (`int`, *optional*):
             Number of token weights stored for each label by the lexical scores, a sparse linear classifier on the document's tokens that
             is added to the logits outside training (see `SepMldcTrainer.fit_lexical_scores`); `None` without them.
         lexical_info (`dict`, *optional*):
@@ -51,7 +55,7 @@ class SepMldcConfig(PreTrainedConfig):
             How `thresholds` were found (objective, number of documents, ...).
         score_calibration (`dict`, *optional*):
             `{"scale": a, "bias": b}`: the probability of a label is `sigmoid(a * logit + b)`.
-        label_support (`list[int]`, *optional*):
+        label_counts (`list[int]`, *optional*):
             Number of real training documents of each label, in `id2label` order.
         num_train_documents (`int`, *optional*):
             Number of real training documents.
@@ -89,16 +93,19 @@ class SepMldcConfig(PreTrainedConfig):
     similarity_scale_init: float | int = 10.0
     label_attention: bool = True
     encoder_max_length: int | None = None
-    lexical_features: int | None = None
+    num_lexical_features: int | None = None
     lexical_info: dict | None = None
     label_descriptions: dict[str, str] | None = None
     thresholds: list[float] | None = None
     threshold_info: dict | None = None
     score_calibration: dict | None = None
-    label_support: list[int] | None = None
+    label_counts: list[int] | None = None
     num_train_documents: int | None = None
 
     def __post_init__(self, **kwargs):
+        for former, name in FORMER_FIELDS.items():
+            if former in kwargs:
+                setattr(self, name, kwargs.pop(former))
         if self.backbone_config is None:
             self.backbone_config = CONFIG_MAPPING["roberta"]()
         elif isinstance(self.backbone_config, dict):
@@ -113,7 +120,7 @@ class SepMldcConfig(PreTrainedConfig):
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
         super().__post_init__(**kwargs)
-        for field in ("encoder_max_length", "lexical_features"):
+        for field in ("encoder_max_length", "num_lexical_features"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"`{field}` is {value}, but it must be 1 or more, or `None`. Correct it.")

@@ -1,6 +1,5 @@
 """The stored label embeddings of a model: encoding label texts, storing them, and adding, removing and renaming labels."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,31 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .label_texts_sep_mldc import pad_label_inputs, tokenize_label_texts
+
 
 # A new label starts from so many of the existing ones at most.
 NUM_NEIGHBOURS = 5
-
-
-def tokenize_label_texts(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int = 64
-) -> dict[str, list[list[int]]]:
-    """Token ids of label texts, cut after `max_length` tokens and not padded, with what padding needs later."""
-    max_length = min(max_length, tokenizer.model_max_length)
-    input_ids = tokenizer(texts, truncation=True, max_length=max_length, padding=False)["input_ids"]
-    return {"input_ids": input_ids, "pad_token_id": tokenizer.pad_token_id or 0}
-
-
-def pad_label_inputs(label_inputs: dict, indices: list[int], device: torch.device | str = "cpu") -> dict:
-    """`{"input_ids", "attention_mask"}` (n, T) of the label texts `indices`, padded to the longest of them."""
-    rows = [label_inputs["input_ids"][index] for index in indices]
-    # Multiples of eight keep the number of distinct shapes small (matrix units, compiled graphs).
-    length = 8 * math.ceil(max(len(row) for row in rows) / 8)
-    input_ids = torch.full((len(rows), length), label_inputs["pad_token_id"])
-    attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
-    for position, row in enumerate(rows):
-        input_ids[position, : len(row)] = torch.tensor(row)
-        attention_mask[position, : len(row)] = 1
-    return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
 
 
 def neighbour_weights(
@@ -156,8 +135,8 @@ class LabelEditingMixin:
         if config.thresholds is not None:
             thresholds = weights.double().cpu() @ torch.tensor(config.thresholds, dtype=torch.float64)
             config.thresholds = [*config.thresholds, *thresholds.tolist()]
-        if config.label_support is not None:
-            config.label_support = [*config.label_support, *[0] * len(labels)]
+        if config.label_counts is not None:
+            config.label_counts = [*config.label_counts, *[0] * len(labels)]
         self._set_label_names(names, descriptions)
 
     @torch.no_grad()
@@ -188,7 +167,7 @@ class LabelEditingMixin:
         names = [config.labels[index] for index in kept]
         index = torch.tensor(kept, device=self.label_embeddings.device)
         self._replace_label_rows(lambda rows: rows.index_select(0, index))
-        for field in ("thresholds", "label_support"):
+        for field in ("thresholds", "label_counts"):
             values = getattr(config, field)
             if values is not None:
                 setattr(config, field, [values[index] for index in kept])

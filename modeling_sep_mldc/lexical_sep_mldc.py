@@ -34,7 +34,7 @@ class LexicalScores(nn.Module):
     Margins of one linear classifier a label on the TF-IDF of tokens, times a scale, plus a lift of rare labels; how much both
     count was chosen on validation documents.
 
-    Of each label only the largest weights are stored, `lexical_features` of them: a label costs 8 bytes a weight, not a row
+    Of each label only the largest weights are stored, `num_lexical_features` of them: a label costs 8 bytes a weight, not a row
     as long as the vocabulary. An encoder sees the meaning of the first tokens; this sees the words of all of them, which
     tells thousands of rare labels apart. `SepMldcTrainer.fit_lexical_scores` fits it.
     """

@@ -13,10 +13,13 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
+from .classification_loss_sep_mldc import multi_label_loss
 from .configuration_sep_mldc import SepMldcConfig
-from .label_editing_sep_mldc import LabelEditingMixin, tokenize_label_texts
-from .large_label_sets_sep_mldc import LabelTable, LargeLabelSetsMixin, attention_weights, multi_label_loss
+from .label_editing_sep_mldc import LabelEditingMixin
+from .label_table_sep_mldc import LabelTable, attention_weights
+from .label_texts_sep_mldc import tokenize_label_texts
 from .lexical_sep_mldc import LexicalScores
+from .top_k_sep_mldc import TopKMixin
 
 
 logger = logging.get_logger(__name__)
@@ -44,7 +47,7 @@ class SepMldcOutput(ModelOutput):
         document_embeds (`torch.FloatTensor` of shape `(B, d)`):
             e_x.
         label_embeds (`torch.FloatTensor` of shape `(L, d)`, *optional*):
-            e_y; never the stored parameter itself. See `return_table` of the model's forward.
+            e_y; never the stored parameter itself. See `return_label_embeds` of the model's forward.
         candidate_embeds (`torch.FloatTensor` of shape `(C, d)`, *optional*):
             The freshly encoded rows of `label_embeds`, with gradient, when candidates were given.
         hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
@@ -117,7 +120,7 @@ def _without_pooler(backbone_class: type[PreTrainedModel]) -> dict[str, bool]:
     return {"add_pooling_layer": False} if takes_it else {}
 
 
-class SepMldcForMultiLabelClassification(LabelEditingMixin, LargeLabelSetsMixin, PreTrainedModel):
+class SepMldcForMultiLabelClassification(LabelEditingMixin, TopKMixin, PreTrainedModel):
     r"""
     SEP-MLDC: document embedding e_x = f(x), label-guided feature selection and a multi-label classifier.
 
@@ -148,9 +151,9 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, LargeLabelSetsMixin,
         self.label_embeddings = nn.Parameter(torch.zeros(config.num_labels, config.hidden_size), requires_grad=False)
         self.classifier = SepMldcClassifier(config)
         self.lexical = None
-        if config.lexical_features is not None:
+        if config.num_lexical_features is not None:
             vocab_size = config.get_text_config().vocab_size
-            self.lexical = LexicalScores(vocab_size, config.num_labels, config.lexical_features)
+            self.lexical = LexicalScores(vocab_size, config.num_labels, config.num_lexical_features)
         self.backbone_takes_token_type_ids = (
             "token_type_ids" in inspect.signature(backbone_class.forward).parameters
             and getattr(config.backbone_config, "type_vocab_size", 1) > 1
@@ -386,7 +389,7 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, LargeLabelSetsMixin,
         candidate_indices: torch.LongTensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_table: bool | None = None,
+        return_label_embeds: bool | None = None,
     ) -> SepMldcOutput:
         r"""
         Args:
@@ -398,7 +401,7 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, LargeLabelSetsMixin,
             candidate_input_ids, candidate_attention_mask (`torch.Tensor` of shape `(C, T')`, *optional*):
                 texts of labels to encode with gradient in this forward, used out of place for their stored rows.
             candidate_indices (`torch.LongTensor` of shape `(C,)`, *optional*): which labels these are, each once.
-            return_table (`bool`, *optional*): whether to return `label_embeds`, which with candidates is an L x d copy. In
+            return_label_embeds (`bool`, *optional*): whether to return `label_embeds`, which with candidates is an L x d copy. In
                 training and wherever there are `labels` by default: in mere prediction, an output without a batch
                 dimension breaks transformers' batched pipelines.
         """
@@ -407,8 +410,8 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, LargeLabelSetsMixin,
                 f"`labels` has {labels.shape[-1]} columns, but the model has {self.config.num_labels} labels. Pass a "
                 "multi-hot matrix with one column a label."
             )
-        if return_table is None:
-            return_table = self.training or labels is not None
+        if return_label_embeds is None:
+            return_label_embeds = self.training or labels is not None
         document_embeds, encoder_output = self.encode(
             **self.cut_for_encoder(input_ids, attention_mask, token_type_ids, inputs_embeds),
             output_attentions=output_attentions,
@@ -434,7 +437,7 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, LargeLabelSetsMixin,
             logits=logits,
             label_attention=attention,
             document_embeds=document_embeds,
-            label_embeds=table.dense() if return_table else None,
+            label_embeds=table.dense() if return_label_embeds else None,
             candidate_embeds=fresh,
             hidden_states=encoder_output.get("hidden_states"),
             attentions=encoder_output.get("attentions"),

@@ -250,7 +250,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
 
     def _forward(self, model_inputs):
         extras = {name: model_inputs.pop(name) for name in ("offsets", "special", "shared", "text", "is_last")}
-        output = self.model(**model_inputs, return_table=False)
+        output = self.model(**model_inputs, return_label_embeds=False)
         # The first entry tells transformers the size of the batch. Inputs are kept for the explanation only.
         kept = {"logits": output.logits.float(), "label_attention": output.label_attention, **extras}
         texts = extras["text"] if isinstance(extras["text"], list) else [extras["text"]]
@@ -382,7 +382,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         handle = self.model.get_input_embeddings().register_forward_hook(remember)
         try:
             with torch.enable_grad():
-                logits = self.model(**inputs, return_table=False).logits[0]
+                logits = self.model(**inputs, return_label_embeds=False).logits[0]
                 gradients = [
                     torch.autograd.grad(logits[index], embeds, retain_graph=index != labels[-1])[0][0]
                     for index in labels

@@ -96,7 +96,7 @@ def with_package(folder):
     seen = {}
     tokenizer = make_tokenizer()
     model = make_model(folder, tokenizer)
-    model.config.label_support, model.config.num_train_documents = [9, 5, 3, 2, 1, 0], 9
+    model.config.label_counts, model.config.num_train_documents = [9, 5, 3, 2, 1, 0], 9
 
     # Training that pushes as it goes. The first upload of all is cut by the server, the client sends it again.
     trainer = make_trainer(

@@ -18,13 +18,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainer.data import (
-    add_pseudo_samples,
+    add_pseudo_documents,
     build_label_list,
     count_unknown_labels,
     encode_labels,
     label_counts,
     load_label_descriptions,
-    load_pseudo_samples,
+    load_pseudo_documents,
     load_splits,
     num_real_documents,
     tokenize,
@@ -442,9 +442,9 @@ def test_label_counts_hold_real_documents_only(any_train, tmp_path):
     file = write(
         tmp_path / "pseudo.jsonl.gz", jsonl([{"text": "made up", "labels": ["c", "a"], "tail_label": "c"}] * 2)
     )
-    pseudo = load_pseudo_samples(file, ["a", "b", "c"], cache_dir=str(tmp_path / "cache"))
+    pseudo = load_pseudo_documents(file, ["a", "b", "c"], cache_dir=str(tmp_path / "cache"))
     assert pseudo["is_pseudo"][:] == [True, True]
-    both = encode_labels(add_pseudo_samples(any_train, pseudo), {"a": 0, "b": 1, "c": 2})
+    both = encode_labels(add_pseudo_documents(any_train, pseudo), {"a": 0, "b": 1, "c": 2})
     assert list(both["is_pseudo"]) == [False] * 4 + [True] * 2
     assert list(both["label_indices"])[4:] == [[0, 2]] * 2
     assert label_counts(both, 4).tolist() == [1, 3, 1, 0]
@@ -453,13 +453,13 @@ def test_label_counts_hold_real_documents_only(any_train, tmp_path):
     assert label_counts(plain, 3).tolist() == [1, 3, 1] and num_real_documents(plain) == 4
 
 
-def test_pseudo_samples_get_ids_of_their_own_where_documents_have_ids(train, tmp_path):
-    pseudo = load_pseudo_samples(
+def test_pseudo_documents_get_ids_of_their_own_where_documents_have_ids(train, tmp_path):
+    pseudo = load_pseudo_documents(
         write(tmp_path / "p.jsonl", jsonl([{"text": "x", "labels": ["a"]}])), ["a"], str(tmp_path / "cache")
     )
     train = train.add_column("id", list("wxyz"))
-    assert add_pseudo_samples(train, pseudo)["id"][:] == ["w", "x", "y", "z", "pseudo-0"]
-    assert list(add_pseudo_samples(train.to_iterable_dataset(), pseudo))[-1]["id"] == "pseudo-0"
+    assert add_pseudo_documents(train, pseudo)["id"][:] == ["w", "x", "y", "z", "pseudo-0"]
+    assert list(add_pseudo_documents(train.to_iterable_dataset(), pseudo))[-1]["id"] == "pseudo-0"
 
 
 def test_a_pseudo_sample_with_an_unknown_label_is_refused(tmp_path):
@@ -467,7 +467,7 @@ def test_a_pseudo_sample_with_an_unknown_label_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="p.jsonl, line 2: the training documents have no label 'cs.CX'. The closest is 'cs.CL'"
     ):
-        load_pseudo_samples(file, ["cs.CL", "math.AG"], cache_dir=str(tmp_path / "cache"))
+        load_pseudo_documents(file, ["cs.CL", "math.AG"], cache_dir=str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(
@@ -577,8 +577,8 @@ def test_the_sample_is_small_and_whole(tmp_path):
     assert len(labels) == 76
     assert all(count_unknown_labels(splits[split], labels) == {} for split in ("validation", "test"))
     assert set(load_label_descriptions(SAMPLE / "label_descriptions.jsonl", labels)) == set(labels)
-    train = add_pseudo_samples(
-        splits["train"], load_pseudo_samples(SAMPLE / "pseudo_samples.jsonl.gz", labels, str(tmp_path))
+    train = add_pseudo_documents(
+        splits["train"], load_pseudo_documents(SAMPLE / "pseudo_documents.jsonl.gz", labels, str(tmp_path))
     )
     counts = label_counts(encode_labels(train, {name: i for i, name in enumerate(labels)}), len(labels))
     assert counts.min() >= 2 and num_real_documents(train) == 2500 and len(train) == 2950
@@ -594,4 +594,4 @@ def test_no_pseudo_sample_is_a_near_copy_of_a_held_out_document_of_the_sample():
             return [runs(json.loads(line)["text"]) for line in lines]
 
     held_out = set().union(*texts("validation"), *texts("test"))
-    assert all(len(sample & held_out) <= 0.05 * len(sample) for sample in texts("pseudo_samples"))
+    assert all(len(sample & held_out) <= 0.05 * len(sample) for sample in texts("pseudo_documents"))

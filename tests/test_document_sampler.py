@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from trainer.document_sampler import DocumentSampler
+from trainer.data.sampler import DocumentSampler
 
 
 def documents(count=1000, seed=0):

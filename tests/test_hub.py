@@ -15,12 +15,15 @@ from huggingface_hub import ModelCard
 
 CLIENT = Path(__file__).with_name("hub_client.py")
 CODE = {
+    "classification_loss_sep_mldc.py",
     "configuration_sep_mldc.py",
     "label_editing_sep_mldc.py",
-    "large_label_sets_sep_mldc.py",
+    "label_table_sep_mldc.py",
+    "label_texts_sep_mldc.py",
     "lexical_sep_mldc.py",
     "modeling_sep_mldc.py",
     "pipeline_sep_mldc.py",
+    "top_k_sep_mldc.py",
 }
 COMPLETE = CODE | {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
 TOKENS = {"hf_alice": "alice"}

@@ -9,8 +9,8 @@ from transformers import BertConfig
 from transformers.utils import PushInProgress
 
 from modeling_sep_mldc import SepMldcConfig
-from trainer import hub_mixin
-from trainer.hub_mixin import _base_model
+from trainer.hub import mixin as hub_mixin
+from trainer.hub.mixin import _base_model
 
 
 def results(folder):
@@ -23,7 +23,7 @@ def run(tmp_path_factory):
     """A trainer whose best checkpoint is not its last one."""
     folder, tokenizer = tmp_path_factory.mktemp("run"), make_tokenizer()
     model = make_model(folder, tokenizer)
-    model.config.label_support, model.config.num_train_documents = [9, 5, 3, 2, 1, 0], 9
+    model.config.label_counts, model.config.num_train_documents = [9, 5, 3, 2, 1, 0], 9
     # The loss falls, so the "best" step by the largest loss is the first one.
     trainer = make_trainer(
         folder, tokenizer, model, "out", push_to_hub=False, hub_token=None, load_best_model_at_end=True,
@@ -57,7 +57,7 @@ def test_the_card_of_the_best_model_has_the_measures_of_the_best_step(run, tmp_p
 def test_what_the_trainer_cannot_know_is_taken_from_model_card_kwargs(run, tmp_path):
     trainer, folder = run
     output = trainer.predict(trainer.eval_dataset, metric_key_prefix="test")
-    trainer.model_card_kwargs = {"license": "mit", "metrics": output.metrics, "pseudo_sample_provenance": ()}
+    trainer.model_card_kwargs = {"license": "mit", "metrics": output.metrics, "pseudo_document_provenance": ()}
     trainer.create_model_card(language="en", dataset="user/documents", tags="law")
     card, measured = results(folder)
     assert measured["test", "p@1"] == output.metrics["test_p@1"] and ("validation", "p@1") in measured

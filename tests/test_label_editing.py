@@ -8,7 +8,8 @@ from tiny_models import KINDS, tiny_batch, tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
-from modeling_sep_mldc.label_editing_sep_mldc import neighbour_weights, tokenize_label_texts
+from modeling_sep_mldc.label_editing_sep_mldc import neighbour_weights
+from modeling_sep_mldc.label_texts_sep_mldc import tokenize_label_texts
 
 
 CLASSIFIERS = ("mlp", "similarity", "mlp+similarity")
@@ -27,7 +28,7 @@ def make_model(**kwargs):
         id2label=dict(enumerate(TOPICS)),
         label_descriptions=dict(TOPICS),
         thresholds=[0.1, 0.2, 0.3, 0.4],
-        label_support=[10, 20, 30, 40],
+        label_counts=[10, 20, 30, 40],
         num_train_documents=70,
         **kwargs,
     )
@@ -57,7 +58,7 @@ def test_added_labels_are_scored_saved_and_loaded(tmp_path, classifier, label_at
     assert config.labels == [*TOPICS, "cells", "queries"] and config.num_labels == 6
     assert config.label2id["queries"] == 5
     assert config.label_texts[4:] == ["cells: cell cells", "queries"]
-    assert config.label_support == [10, 20, 30, 40, 0, 0] and config.num_train_documents == 70
+    assert config.label_counts == [10, 20, 30, 40, 0, 0] and config.num_train_documents == 70
     assert logits(model).shape == (4, 6) and logits(model).isfinite().all()
     model.save_pretrained(tmp_path)
     loaded = SepMldcForMultiLabelClassification.from_pretrained(tmp_path)
@@ -166,7 +167,7 @@ def test_labels_can_be_added_to_a_model_with_one_label_and_trained_embeddings_st
     assert model.training and model.label_embeddings.requires_grad
     assert torch.allclose(model.classifier.bias, model.classifier.bias[0].expand(2))
     assert torch.allclose(model.classifier.out_proj.weight[0], model.classifier.out_proj.weight[1])
-    assert model.config.thresholds is None and model.config.label_support is None
+    assert model.config.thresholds is None and model.config.label_counts is None
     assert all(parameter.is_leaf for parameter in model.parameters())
     loss = model(**documents(), labels=torch.ones(4, 2)).loss
     loss.backward()
@@ -183,7 +184,7 @@ def test_removing_labels_takes_away_all_that_is_theirs_and_keeps_the_order(tmp_p
     model.remove_labels(["money", "stars"])
     config = model.config
     assert config.labels == ["robots", "proofs"] and config.label2id == {"robots": 0, "proofs": 1}
-    assert config.thresholds == [0.3, 0.4] and config.label_support == [30, 40]
+    assert config.thresholds == [0.3, 0.4] and config.label_counts == [30, 40]
     assert set(config.label_descriptions) == {"robots", "proofs"}
     assert torch.allclose(logits(model), before[:, 2:], atol=1e-5)
     model.save_pretrained(tmp_path)

@@ -6,8 +6,9 @@ from tiny_models import tiny_batch, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from modeling_sep_mldc import large_label_sets_sep_mldc
-from modeling_sep_mldc.large_label_sets_sep_mldc import attention_weights, multi_label_loss
+from modeling_sep_mldc import classification_loss_sep_mldc, label_table_sep_mldc
+from modeling_sep_mldc.classification_loss_sep_mldc import multi_label_loss
+from modeling_sep_mldc.label_table_sep_mldc import attention_weights
 
 
 KINDS = ("bce", "softmax", "bce+softmax")
@@ -43,7 +44,7 @@ def value_and_gradient(loss_function, logits, labels, kind, factor=1.0):
 
 
 def chunked(monkeypatch, num_documents, width):
-    monkeypatch.setattr(large_label_sets_sep_mldc, "LOSS_CHUNK_SIZE", num_documents * width)
+    monkeypatch.setattr(classification_loss_sep_mldc, "LOSS_CHUNK_SIZE", num_documents * width)
 
 
 class LargestTensors(TorchDispatchMode):
@@ -138,9 +139,9 @@ def test_the_chunked_loss_makes_one_tensor_of_the_logits_size_the_gradient(monke
 def test_small_batches_take_the_plain_path_and_large_ones_the_chunked_one(monkeypatch):
     logits, labels = a_batch()
     logits.requires_grad_()
-    monkeypatch.setattr(large_label_sets_sep_mldc, "LOSS_CHUNK_SIZE", logits.numel())
+    monkeypatch.setattr(classification_loss_sep_mldc, "LOSS_CHUNK_SIZE", logits.numel())
     assert "ChunkedLoss" not in type(multi_label_loss(logits, labels, "bce").grad_fn).__name__
-    monkeypatch.setattr(large_label_sets_sep_mldc, "LOSS_CHUNK_SIZE", logits.numel() - 1)
+    monkeypatch.setattr(classification_loss_sep_mldc, "LOSS_CHUNK_SIZE", logits.numel() - 1)
     assert "ChunkedLoss" in type(multi_label_loss(logits, labels, "bce").grad_fn).__name__
 
 
@@ -199,7 +200,7 @@ def test_a_large_label_table_gets_the_gradient_that_autograd_gives_a_small_one(
 ):
     model, batch = trained_table(classifier, label_attention)
     expected = gradients(model, table_loss(model, batch))
-    monkeypatch.setattr(large_label_sets_sep_mldc, "TABLE_GRADIENT_SIZE", 0)
+    monkeypatch.setattr(label_table_sep_mldc, "TABLE_GRADIENT_SIZE", 0)
     loss = table_loss(model, batch)
     with torch.no_grad():
         torch.testing.assert_close(loss, table_loss(model, batch))
@@ -209,7 +210,7 @@ def test_a_large_label_table_gets_the_gradient_that_autograd_gives_a_small_one(
 def test_a_gradient_asked_for_in_between_leaves_nothing_in_that_of_a_large_table(monkeypatch):
     model, batch = trained_table("mlp+similarity")
     expected = gradients(model, table_loss(model, batch))
-    monkeypatch.setattr(large_label_sets_sep_mldc, "TABLE_GRADIENT_SIZE", 0)
+    monkeypatch.setattr(label_table_sep_mldc, "TABLE_GRADIENT_SIZE", 0)
     output = model(**batch)
     loss = output.loss + (output.label_embeds[[0, 3, 5]] ** 2).sum() + output.document_embeds.square().sum()
     torch.autograd.grad(output.loss, output.document_embeds, retain_graph=True)
@@ -225,7 +226,7 @@ def test_the_gradient_of_a_large_table_makes_two_tensors_of_its_size_at_most(mon
     model, batch = trained_table("mlp+similarity")
     made = {}
     for size in (2**22, 0):
-        monkeypatch.setattr(large_label_sets_sep_mldc, "TABLE_GRADIENT_SIZE", size)
+        monkeypatch.setattr(label_table_sep_mldc, "TABLE_GRADIENT_SIZE", size)
         loss = model(**batch).loss
         with LargestTensors(model.label_embeddings.numel()) as backward:
             torch.autograd.grad(loss, model.label_embeddings)

@@ -12,9 +12,9 @@ from tiny_models import tiny_model
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcForMultiLabelClassification
 from modeling_sep_mldc.lexical_sep_mldc import LexicalScores, term_weights
-from trainer.lexical_mixin import BalancedObjective, fit_sparse_svms, token_tf_idf
+from trainer.lexical.fitting import BalancedObjective, fit_sparse_svms, token_tf_idf
 from trainer.metrics import ranking_metrics
-from trainer.ranking import inverse_propensities
+from trainer.metrics.ranking import inverse_propensities
 
 
 def fitted(folder, model=None, **kwargs):
@@ -93,12 +93,12 @@ def test_fitting_raises_the_validation_metrics_and_changes_the_logits_by_the_sca
     assert info["tail_weight"] == 0  # nothing is known of how frequent the labels are
     measured = trainer.evaluate()
     assert measured["eval_ndcg@5"] == pytest.approx(info["with"]["ndcg@5"])
-    assert model.config.lexical_features == 8 and model.config.lexical_info == info
+    assert model.config.num_lexical_features == 8 and model.config.lexical_info == info
 
 
 def test_the_weight_of_the_tail_lifts_rare_labels_by_their_inverse_propensity(tmp_path):
     support = [100, 80, 40, 20, 2, 1]
-    change = {"label_support": support, "num_train_documents": 120}
+    change = {"label_counts": support, "num_train_documents": 120}
     plain = fitted(tmp_path / "a", tiny_model(num_labels=NUM_LABELS, **change), scales=(2.0,), tail_weights=(0.0,))
     lifted = fitted(tmp_path / "b", tiny_model(num_labels=NUM_LABELS, **change), scales=(2.0,), tail_weights=(1.5,))
     assert lifted.model.config.lexical_info["tail_weight"] == 1.5
@@ -130,7 +130,7 @@ def test_training_sees_no_lexical_scores(tmp_path):
 def test_scores_that_do_not_help_are_not_kept(tmp_path):
     trainer = make_trainer(tmp_path, evaluation=tiny_documents(10, seed=1))
     info = trainer.fit_lexical_scores(scales=())
-    assert info["scale"] == 0 and trainer.model.lexical is None and trainer.model.config.lexical_features is None
+    assert info["scale"] == 0 and trainer.model.lexical is None and trainer.model.config.num_lexical_features is None
 
 
 def test_former_thresholds_are_dropped_and_can_be_tuned_anew(tmp_path):
@@ -204,7 +204,7 @@ def test_bad_input_is_refused(tmp_path, change, message):
     assert trainer.model.lexical is None
 
 
-@pytest.mark.parametrize("field", ["encoder_max_length", "lexical_features"])
+@pytest.mark.parametrize("field", ["encoder_max_length", "num_lexical_features"])
 def test_a_size_below_one_is_refused(field):
     with pytest.raises(ValueError, match=f"`{field}` is 0"):
         tiny_model(num_labels=3, **{field: 0})
@@ -243,7 +243,7 @@ def test_the_weight_is_chosen_by_ranking_and_by_the_best_f1_of_a_single_threshol
     rng = np.random.default_rng(5)
     labels = torch.tensor((rng.random((40, 7)) < 0.3).astype(np.float32))
     scores = torch.tensor(rng.integers(-20, 20, labels.shape) / 4 + 1 / 128, dtype=torch.float32) + 2 * labels
-    config = tiny_model(num_labels=7, label_support=[9, 8, 7, 6, 5, 4, 3], num_train_documents=40).config
+    config = tiny_model(num_labels=7, label_counts=[9, 8, 7, 6, 5, 4, 3], num_train_documents=40).config
     objective = BalancedObjective(config)
     for at in (0, 15):
         objective.update(scores[at : at + 15 if not at else None], labels[at : at + 15 if not at else None])
@@ -252,5 +252,5 @@ def test_the_weight_is_chosen_by_ranking_and_by_the_best_f1_of_a_single_threshol
     assert found["f1_micro"] == pytest.approx(best)
     names = ["p@1", "p@3", "p@5", "psp@1", "psp@3", "psp@5", "ndcg@5", "f1_micro"]
     assert found["objective"] == pytest.approx(np.mean([found[name] for name in names]))
-    expected = ranking_metrics(scores, labels, propensities=inverse_propensities(np.array(config.label_support), 40))
+    expected = ranking_metrics(scores, labels, propensities=inverse_propensities(np.array(config.label_counts), 40))
     assert found["psp@3"] == pytest.approx(expected["psp@3"])

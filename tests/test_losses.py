@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.losses import (
+from trainer.losses.contrastive import (
     WEIGHTINGS,
     document_contrastive_loss,
     document_similarity,

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.evaluate_metric import MultiLabelMetric
 from trainer.metrics import StreamingMetrics, inverse_propensities, ranking_metrics
-from trainer.ranking import top_k
+from trainer.metrics.evaluate_metric import MultiLabelMetric
+from trainer.metrics.ranking import top_k
 
 
 def golden_data():

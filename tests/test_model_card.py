@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from modeling_sep_mldc import SepMldcConfig
-from trainer.model_card import build_model_card, is_generated_card, save_model_card, summarize_provenance
+from trainer.hub.model_card import build_model_card, is_generated_card, save_model_card, summarize_provenance
 from trainer.training_arguments import SepMldcTrainingArguments
 
 
@@ -144,7 +144,7 @@ def test_a_description_of_100_kilobytes_is_cut():
 
 def test_of_many_labels_the_most_frequent_are_listed():
     labels = [f"label {i}" for i in range(3201)]
-    card = build_model_card(make_config(labels, label_support=list(range(3201))))
+    card = build_model_card(make_config(labels, label_counts=list(range(3201))))
     rows, _ = table_cells(card)
     listed = [row[0] for row in rows if row[0].startswith("label ")]
     assert listed == [f"label {i}" for i in range(3200, 3000, -1)]
@@ -217,9 +217,9 @@ def test_synthetic_documents_are_told_with_their_model_prompts_and_dates():
         "templates": ["law (0123456789ab)"],
         "dates": ["2026-01-05", "2026-02-01"],
     }
-    text = build_model_card(make_config(num_train_documents=9), pseudo_sample_provenance=rows).text
+    text = build_model_card(make_config(num_train_documents=9), pseudo_document_provenance=rows).text
     assert "3 of the training documents (25.0%)" in text and "2026-01-05 to 2026-02-01" in text
-    assert "None were used." in build_model_card(make_config(), pseudo_sample_provenance=()).text
+    assert "None were used." in build_model_card(make_config(), pseudo_document_provenance=()).text
     assert "Not stated." in build_model_card(make_config()).text
 
 

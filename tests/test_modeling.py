@@ -11,7 +11,7 @@ from transformers import AutoModel
 from transformers.utils.generic import find_labels
 
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification, SepMldcOutput
-from modeling_sep_mldc.label_editing_sep_mldc import pad_label_inputs, tokenize_label_texts
+from modeling_sep_mldc.label_texts_sep_mldc import pad_label_inputs, tokenize_label_texts
 from modeling_sep_mldc.modeling_sep_mldc import multi_label_loss
 
 

@@ -94,14 +94,14 @@ def test_the_table_is_returned_in_training_and_with_labels_but_not_in_mere_predi
     assert model(**batch).label_embeds is not None
     del batch["labels"]
     assert model(**batch).label_embeds is None
-    assert model(**batch, return_table=True).label_embeds is not None
+    assert model(**batch, return_label_embeds=True).label_embeds is not None
     assert model.train()(**batch).label_embeds is not None
 
 
 def test_return_table_false_leaves_out_the_table_and_changes_nothing_else():
     model = tiny_model()
     arguments = {**tiny_batch(), **tiny_candidates(model, [1, 3])}
-    with_table, without = model(**arguments), model(**arguments, return_table=False)
+    with_table, without = model(**arguments), model(**arguments, return_label_embeds=False)
     assert without.label_embeds is None and with_table.label_embeds is not None
     assert set(without.keys()) == set(with_table.keys()) - {"label_embeds"}
     assert all(torch.equal(value, with_table[key]) for key, value in without.items())

@@ -30,7 +30,7 @@ run_mldc = load_script()
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A tiny encoder, documents of three topics, expansions and pseudo-samples."""
+    """A tiny encoder, documents of three topics, expansions and pseudo-documents."""
     folder = tmp_path_factory.mktemp("files")
     tiny_backbone(folder / "encoder")
     names = list(TOPICS)
@@ -83,13 +83,15 @@ def test_lexical_scores_are_fitted_after_training_and_raise_the_test_results(mon
     settings = {"learning_rate": 1e-5, "max_length": 16, "encoder_max_length": 3, "backbone_dropout": 0.0}
     results = {}
     for name in ("without", "with"):
-        run(monkeypatch, files, tmp_path / name, lexical_scores=name == "with", lexical_features=20, **settings)
+        run(monkeypatch, files, tmp_path / name, lexical_scores=name == "with", num_lexical_features=20, **settings)
         results[name] = json.loads((tmp_path / name / "all_results.json").read_text())
         results[name, "model"] = SepMldcForMultiLabelClassification.from_pretrained(tmp_path / name)
     assert results["with"]["test_ndcg@3"] > results["without"]["test_ndcg@3"]
     assert results["without", "model"].lexical is None and results["with", "model"].lexical.scale > 0
     config = results["with", "model"].config
-    assert config.lexical_features == 20 and config.encoder_max_length == 3 and config.score_calibration is not None
+    assert (
+        config.num_lexical_features == 20 and config.encoder_max_length == 3 and config.score_calibration is not None
+    )
     assert config.backbone_config.hidden_dropout_prob == config.backbone_config.attention_probs_dropout_prob == 0
     card = (tmp_path / "with" / "README.md").read_text()
     assert "lexical scores, token weights of each label" in card
@@ -102,7 +104,7 @@ def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, 
         tmp_path,
         id_column="id",
         label_descriptions_file=files / "expansions.json",
-        pseudo_samples_file=files / "pseudo.jsonl",
+        pseudo_documents_file=files / "pseudo.jsonl",
         baselines=True,
         learning_rate=1e-3,
     )
@@ -122,7 +124,7 @@ def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, 
     assert all(row["labels"] == sorted(row["labels"], key=lambda item: -item["score"]) for row in predictions)
     table = list(csv.DictReader(open(tmp_path / "per_label_metrics.csv")))
     assert [row["label"] for row in table] == sorted(TOPICS)
-    assert [int(float(row["train_count"])) for row in table] == [10, 10, 10]  # the pseudo-sample does not count
+    assert [int(float(row["train_count"])) for row in table] == [10, 10, 10]  # the pseudo-document does not count
     model = SepMldcForMultiLabelClassification.from_pretrained(tmp_path)
     assert model.config.labels == sorted(TOPICS)
     assert model.config.label_descriptions == {"stars": "Things that shine.", "robots": "Machines."}
@@ -223,9 +225,9 @@ BAD_INPUT = {
         lambda f, t: {"lexical_scores": True, "validation_file": None, "do_eval": False},
         "weighed on validation documents",
     ),
-    "a stream with pseudo-samples": (
-        lambda f, t: {"streaming": True, "max_steps": 2, "pseudo_samples_file": f / "pseudo.jsonl"},
-        "write the pseudo-samples into the training files",
+    "a stream with pseudo-documents": (
+        lambda f, t: {"streaming": True, "max_steps": 2, "pseudo_documents_file": f / "pseudo.jsonl"},
+        "write the pseudo-documents into the training files",
     ),
     "a stream and a negative buffer": (
         lambda f, t: {"streaming": True, "max_steps": 2, "shuffle_buffer_size": -1},

@@ -71,7 +71,7 @@ def test_a_configuration_survives_saving_with_every_field(tmp_path, kind):
         thresholds=[0.1, 0.5, 0.25],
         threshold_info={"objective": "micro_f1", "documents": 100},
         score_calibration={"scale": 1.5, "bias": -0.25},
-        label_support=[10, 0, 3],
+        label_counts=[10, 0, 3],
         num_train_documents=11,
     )
     config.save_pretrained(tmp_path)

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from trainer.metrics import StreamingMetrics
-from trainer.thresholds import (
+from trainer.thresholds.tuning import (
     choose_shrinkage,
     expected_calibration_error,
     global_threshold,

@@ -8,7 +8,7 @@ from transformers import AutoModel, BertTokenizer, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
-from modeling_sep_mldc.label_editing_sep_mldc import pad_label_inputs, tokenize_label_texts
+from modeling_sep_mldc.label_texts_sep_mldc import pad_label_inputs, tokenize_label_texts
 
 
 KINDS = ("bert", "roberta", "distilbert", "deberta-v2", "modernbert", "electra", "mpnet")

@@ -1,8 +1,71 @@
-"""Training of SEP-MLDC models: losses, metrics, data, and a `Trainer` that brings them together."""
+"""Training of SEP-MLDC models: a `Trainer`, losses, metrics, data, thresholds, export. Imported on first use."""
 
-from .data_collator import SepMldcDataCollator
-from .sep_mldc_trainer import SepMldcTrainer
-from .training_arguments import SepMldcTrainingArguments
+from typing import TYPE_CHECKING
+
+from ._lazy import attach
 
 
-__all__ = ["SepMldcDataCollator", "SepMldcTrainer", "SepMldcTrainingArguments"]
+_MODULES = {
+    "SepMldcTrainer": ".sep_mldc_trainer",
+    "SepMldcTrainingArguments": ".training_arguments",
+    "SepMldcDataCollator": ".data",
+    "build_label_list": ".data",
+    "encode_labels": ".data",
+    "load_label_descriptions": ".data",
+    "load_pseudo_documents": ".data",
+    "load_splits": ".data",
+    "tokenize": ".data",
+    "document_contrastive_loss": ".losses",
+    "document_similarity": ".losses",
+    "label_contrastive_loss": ".losses",
+    "label_similarity": ".losses",
+    "StreamingMetrics": ".metrics",
+    "inverse_propensities": ".metrics",
+    "ranking_metrics": ".metrics",
+    "tune_thresholds": ".thresholds",
+    "compare_logits": ".export",
+    "export_onnx": ".export",
+    "load_onnx": ".export",
+    "quantize_int8": ".export",
+}
+__getattr__, __dir__ = attach(__name__, _MODULES)
+__all__ = [
+    "SepMldcDataCollator",
+    "SepMldcTrainer",
+    "SepMldcTrainingArguments",
+    "StreamingMetrics",
+    "build_label_list",
+    "compare_logits",
+    "document_contrastive_loss",
+    "document_similarity",
+    "encode_labels",
+    "export_onnx",
+    "inverse_propensities",
+    "label_contrastive_loss",
+    "label_similarity",
+    "load_label_descriptions",
+    "load_onnx",
+    "load_pseudo_documents",
+    "load_splits",
+    "quantize_int8",
+    "ranking_metrics",
+    "tokenize",
+    "tune_thresholds",
+]
+
+if TYPE_CHECKING:
+    from .data import (
+        SepMldcDataCollator,
+        build_label_list,
+        encode_labels,
+        load_label_descriptions,
+        load_pseudo_documents,
+        load_splits,
+        tokenize,
+    )
+    from .export import compare_logits, export_onnx, load_onnx, quantize_int8
+    from .losses import document_contrastive_loss, document_similarity, label_contrastive_loss, label_similarity
+    from .metrics import StreamingMetrics, inverse_propensities, ranking_metrics
+    from .sep_mldc_trainer import SepMldcTrainer
+    from .thresholds import tune_thresholds
+    from .training_arguments import SepMldcTrainingArguments

@@ -11,7 +11,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from sklearn.svm import LinearSVC
 from tqdm.auto import tqdm
 
-from .metrics import StreamingMetrics
+from .metrics.streaming import StreamingMetrics
 
 
 BATCH_SIZE = 256

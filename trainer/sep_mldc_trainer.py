@@ -12,21 +12,21 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate
 from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
-from modeling_sep_mldc.label_editing_sep_mldc import pad_label_inputs, tokenize_label_texts
+from modeling_sep_mldc.label_texts_sep_mldc import pad_label_inputs, tokenize_label_texts
 
 from .checkpoints import MANIFEST_NAME, last_whole_checkpoint, write_manifest
-from .data_collator import SepMldcDataCollator
-from .document_sampler import DocumentSampler
-from .hub_mixin import HubMixin
-from .lexical_mixin import LexicalMixin
-from .losses import (
+from .data.collator import SepMldcDataCollator
+from .data.sampler import DocumentSampler
+from .hub.mixin import HubMixin
+from .lexical.fitting import LexicalMixin
+from .losses.contrastive import (
     document_contrastive_loss,
     label_contrastive_loss,
     present_labels,
     share_of_anchors_with_positive,
 )
-from .metrics import StreamingMetrics
-from .threshold_mixin import ThresholdMixin
+from .metrics.streaming import StreamingMetrics
+from .thresholds.mixin import ThresholdMixin
 from .training_arguments import SepMldcTrainingArguments
 
 
@@ -208,7 +208,7 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
         if training and _is_sharded(model):
             # The label loss reads `label_embeds` after forward: the root's parameters must not be freed before backward.
             model.set_reshard_after_forward(False, recurse=False)
-        outputs = model(**inputs, return_table=candidates is None)
+        outputs = model(**inputs, return_label_embeds=candidates is None)
         loss = outputs["loss"]
         terms = {"classification_loss": loss.detach()}
 
@@ -340,7 +340,7 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
             thresholds = None  # no probabilities of single labels, so no decisions
         settings = {
             "ks": self.args.ks,
-            "label_counts": config.label_support,
+            "label_counts": config.label_counts,
             "num_documents": config.num_train_documents,
             "thresholds": thresholds,
         }

@@ -88,17 +88,17 @@ def main():
 
     full = {split: read(args.source / "arxiv_mlc" / f"{split}.jsonl.gz") for split in SPLITS}
     # Nothing a model is trained on may be a near-copy of a document that it is judged on. The demonstrations of the
-    # pseudo-samples are documents of the full training set, so these are compared with all held-out documents.
+    # pseudo-documents are documents of the full training set, so these are compared with all held-out documents.
     held_out = [document["text"] for split in ("validation", "test") for document in full[split]]
     full["train"] = without_copies(full["train"], held_out, "train")
     splits = {split: sample(full[split], size, minimum, rng) for split, (size, minimum) in SPLITS.items()}
 
     by_label = collections.defaultdict(list)
     tail_samples = read(args.source / "llm" / "arxiv_mlc_tail_samples.jsonl")
-    for record in without_copies(tail_samples, held_out, "pseudo_samples"):
+    for record in without_copies(tail_samples, held_out, "pseudo_documents"):
         by_label[record["tail_label"]].append(record)
     # evenly spaced, because the demonstrations rotate over a label's documents
-    pseudo_samples = [
+    pseudo_documents = [
         records[i * len(records) // PSEUDO_SAMPLES_PER_LABEL]
         for _, records in sorted(by_label.items())
         for i in range(PSEUDO_SAMPLES_PER_LABEL)
@@ -113,7 +113,7 @@ def main():
     args.output.mkdir(parents=True, exist_ok=True)
     for split, documents in splits.items():
         write(args.output / f"{split}.jsonl.gz", documents)
-    write(args.output / "pseudo_samples.jsonl.gz", pseudo_samples)
+    write(args.output / "pseudo_documents.jsonl.gz", pseudo_documents)
     write(args.output / "label_descriptions.jsonl", descriptions)
 
 

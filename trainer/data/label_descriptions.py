@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .data_formats import expand_files, join_names, read_json_object, read_records, shorten
+from .document_files import expand_files, join_names, read_json_object, read_records, shorten
 
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Features, Value
 from datasets import List as ListFeature
 
-from .data_formats import decode_class_labels, join_names, shorten
+from .document_files import decode_class_labels, join_names, shorten
 
 
 MULTI_HOT = {

@@ -11,8 +11,8 @@ from transformers.utils import logging
 
 from modeling_sep_mldc.lexical_sep_mldc import UNSEEN_MARGIN, LexicalScores
 
-from .metrics import StreamingMetrics
-from .ranking import inverse_propensities
+from ..metrics.ranking import inverse_propensities
+from ..metrics.streaming import StreamingMetrics
 
 
 logger = logging.get_logger(__name__)
@@ -39,7 +39,7 @@ class BalancedObjective:
             config.num_labels,
             ks=self.ks,
             thresholds=None,
-            label_counts=config.label_support,
+            label_counts=config.label_counts,
             num_documents=config.num_train_documents,
         )
         # Of all scores, and of those of positives; they stay on the device of the scores until the end.
@@ -171,12 +171,12 @@ class LexicalMixin:
 
         Args:
             train_dataset, eval_dataset (`Dataset`, *optional*): tokenised documents with labels; the trainer's own if not
-                given. Pseudo-samples among the training documents count like others.
+                given. pseudo-documents among the training documents count like others.
             num_features (`int`, defaults to 300): weights kept for each label.
             cost (`float`, defaults to 1.0): C of the support vector machines.
             num_jobs (`int`, *optional*): threads; the number of CPUs of this process if not given.
             scales (`tuple[float]`): s to choose from; 0 is always among them.
-            tail_weights (`tuple[float]`): κ to choose from; needs `config.label_support`, 0 without it.
+            tail_weights (`tuple[float]`): κ to choose from; needs `config.label_counts`, 0 without it.
 
         Returns:
             `dict`: what is stored as `config.lexical_info`: s and κ, the settings, the number of documents and the validation
@@ -225,10 +225,10 @@ class LexicalMixin:
                 torch.distributed.broadcast(buffer, src=0)
 
         config.thresholds = config.threshold_info = config.score_calibration = None
-        model.lexical, config.lexical_features, config.lexical_info = None, None, None
+        model.lexical, config.num_lexical_features, config.lexical_info = None, None, None
         tail = torch.zeros(config.num_labels)
-        if config.label_support is not None and config.num_train_documents:
-            weights = inverse_propensities(np.asarray(config.label_support), config.num_train_documents)
+        if config.label_counts is not None and config.num_train_documents:
+            weights = inverse_propensities(np.asarray(config.label_counts), config.num_train_documents)
             tail = torch.as_tensor(np.log(weights), dtype=torch.float32)
         tail = tail.to(model.device)
         pairs = [(0.0, 0.0)] + [
@@ -251,7 +251,7 @@ class LexicalMixin:
         if best[0] > 0:
             lexical.scale.fill_(best[0])
             lexical.lift.copy_(best[1] * tail)
-            model.lexical, config.lexical_features, config.lexical_info = lexical, num_features, info
+            model.lexical, config.num_lexical_features, config.lexical_info = lexical, num_features, info
         logger.info(
             f"Lexical scores fitted on {len(train_dataset)} documents, scale {best[0]}, weight of the tail {best[1]}: mean of the "
             f"validation metrics {results[0.0, 0.0]['objective']:.4f} -> {results[best]['objective']:.4f}."

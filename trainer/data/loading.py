@@ -1,6 +1,6 @@
 """
 Documents in, arrow tables out: loads and checks documents, learns the labels from the training documents, reads label
-descriptions and pseudo-samples, encodes labels and tokenizes. Nothing here is N x L: labels stay lists of ids until
+descriptions and pseudo-documents, encodes labels and tokenizes. Nothing here is N x L: labels stay lists of ids until
 the collator.
 """
 
@@ -27,26 +27,26 @@ from datasets import (
 from datasets import List as ListFeature
 from datasets.exceptions import DatasetGenerationError
 
-from .data_columns import Columns
-from .data_descriptions import load_label_descriptions
-from .data_formats import (
+from .columns import Columns
+from .document_files import (
     class_label_names,
     expand_files,
     join_names,
     read_records,
     signatures,
 )
+from .label_descriptions import load_label_descriptions
 
 
 __all__ = [
-    "add_pseudo_samples",
+    "add_pseudo_documents",
     "build_label_list",
     "count_label_names",
     "count_unknown_labels",
     "encode_labels",
     "label_counts",
     "load_label_descriptions",
-    "load_pseudo_samples",
+    "load_pseudo_documents",
     "load_splits",
     "num_real_documents",
     "tokenize",
@@ -302,7 +302,7 @@ def count_unknown_labels(dataset: AnyDataset, labels: Sequence[str], split: str 
     return unknown
 
 
-def load_pseudo_samples(path: str | os.PathLike, labels: Sequence[str], cache_dir: str | None = None) -> Dataset:
+def load_pseudo_documents(path: str | os.PathLike, labels: Sequence[str], cache_dir: str | None = None) -> Dataset:
     """
     Reads documents that a language model wrote for tail labels (Eq. 3-4), with the columns "text" and "labels".
 
@@ -322,7 +322,7 @@ def load_pseudo_samples(path: str | os.PathLike, labels: Sequence[str], cache_di
             close = difflib.get_close_matches(unknown[0], labels, n=1, cutoff=0.0)
             hint = f" The closest is {close[0]!r}." if close else ""
             raise ValueError(
-                f"{where}: the training documents have no label {unknown[0]!r}.{hint} Pseudo-samples carry the labels "
+                f"{where}: the training documents have no label {unknown[0]!r}.{hint} pseudo-documents carry the labels "
                 "of a training "
                 "document: correct the name or remove the sample."
             )
@@ -339,20 +339,20 @@ def _add_constant(dataset: AnyDataset, name: str, value: bool) -> AnyDataset:
     return dataset.map(lambda row: {name: value}, features=features)
 
 
-def add_pseudo_samples(train: AnyDataset, pseudo_samples: Dataset) -> AnyDataset:
+def add_pseudo_documents(train: AnyDataset, pseudo_documents: Dataset) -> AnyDataset:
     """
     Training set = real + pseudo (Eq. 20): marks the documents of `train` with "is_pseudo" `False` and appends the
-    pseudo-samples.
+    pseudo-documents.
 
-    Where documents have ids, pseudo-samples get "pseudo-0", "pseudo-1", ... A streamed `train` yields them at its end:
+    Where documents have ids, pseudo-documents get "pseudo-0", "pseudo-1", ... A streamed `train` yields them at its end:
     shuffle it.
     """
     if "id" in train.column_names:
-        pseudo_samples = pseudo_samples.add_column("id", [f"pseudo-{i}" for i in range(len(pseudo_samples))])
+        pseudo_documents = pseudo_documents.add_column("id", [f"pseudo-{i}" for i in range(len(pseudo_documents))])
     real = _add_constant(train, "is_pseudo", False)
     if isinstance(real, IterableDataset):
-        pseudo_samples = pseudo_samples.select_columns(real.column_names).to_iterable_dataset()
-    return concatenate_datasets([real, pseudo_samples])
+        pseudo_documents = pseudo_documents.select_columns(real.column_names).to_iterable_dataset()
+    return concatenate_datasets([real, pseudo_documents])
 
 
 def _encode_batch(batch: dict[str, list], label2id: dict[str, int]) -> dict[str, list]:
@@ -401,7 +401,7 @@ def label_counts(dataset: AnyDataset, num_labels: int) -> np.ndarray:
 
 
 def num_real_documents(dataset: AnyDataset) -> int:
-    """The number of documents that are not pseudo-samples: N of the propensities."""
+    """The number of documents that are not pseudo-documents: N of the propensities."""
     if "is_pseudo" in (dataset.column_names or []):
         return sum(pc.sum(pc.invert(pseudo)).as_py() or 0 for (pseudo,) in _iterate_columns(dataset, "is_pseudo"))
     return len(dataset) if isinstance(dataset, Dataset) else sum(1 for _ in dataset)

@@ -105,7 +105,7 @@ _MODEL_SETTINGS = {
     "classification_loss": "classification loss (Eq. 19)",
     "classifier_dropout": "dropout of the classifier",
     "encoder_max_length": "tokens that the encoder sees, at most",
-    "lexical_features": "lexical scores, token weights of each label",
+    "num_lexical_features": "lexical scores, token weights of each label",
 }
 _LOSS_SETTINGS = {
     "label_loss_weight": "weight of the label contrastive loss, β",
@@ -174,7 +174,7 @@ def build_model_card(
     metric_note: str | None = None,
     training_args=None,
     label_counts: Sequence[int] | None = None,
-    pseudo_sample_provenance: Iterable[Mapping] | Mapping | None = None,
+    pseudo_document_provenance: Iterable[Mapping] | Mapping | None = None,
     base_model: str | None = None,
     license: str | None = None,
     language: str | Sequence[str] | None = None,
@@ -199,8 +199,8 @@ def build_model_card(
         training_args ([`SepMldcTrainingArguments`], *optional*):
             Loss settings and hyperparameters are read from it, by a fixed list: no token, no folder.
         label_counts (`Sequence[int]` of length `num_labels`, *optional*):
-            Real training documents of each label; `config.label_support` by default.
-        pseudo_sample_provenance (*optional*):
+            Real training documents of each label; `config.label_counts` by default.
+        pseudo_document_provenance (*optional*):
             The rows of the pseudo-documents that were trained on, or what [`summarize_provenance`] made of them. `()`
             says that there were none; `None` that it is not known.
         base_model, datasets (`str`, or a list for `datasets`, *optional*):
@@ -222,7 +222,7 @@ def build_model_card(
     Raises:
         ValueError: if `label_counts` does not have one value a label.
     """
-    counts = label_counts if label_counts is not None else config.label_support
+    counts = label_counts if label_counts is not None else config.label_counts
     if counts is not None and len(counts) != config.num_labels:
         raise ValueError(
             f"`label_counts` has {len(counts)} values for {config.num_labels} labels. Give the number of training documents "
@@ -264,7 +264,7 @@ def build_model_card(
             else {}
         ),
     )
-    summary = pseudo_sample_provenance
+    summary = pseudo_document_provenance
     if summary is not None and not isinstance(summary, Mapping):
         summary = summarize_provenance(summary)
     backbone = config.backbone_config

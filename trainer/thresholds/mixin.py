@@ -5,9 +5,9 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .metrics import StreamingMetrics
-from .ranking import ratio
-from .thresholds import (
+from ..metrics.ranking import ratio
+from ..metrics.streaming import StreamingMetrics
+from .tuning import (
     choose_shrinkage,
     expected_calibration_error,
     global_threshold,
@@ -86,7 +86,7 @@ class ThresholdMixin:
             raise ValueError(
                 "There are no documents to tune thresholds on. Pass `dataset`, or create the trainer with `eval_dataset`."
             )
-        if config.classification_loss == "softmax" or (config.lexical_features and calibration is None):
+        if config.classification_loss == "softmax" or (config.num_lexical_features and calibration is None):
             calibration = "platt"
         if calibration not in (None, "temperature", "platt"):
             raise ValueError(f"`calibration` is {calibration!r}, but it must be 'temperature', 'platt' or None.")
@@ -133,7 +133,7 @@ class ThresholdMixin:
         """Histograms of positives and negatives, and bin edges, of the documents at even and at odd positions."""
         self.refresh_label_embeddings()
         config = self.model.config
-        wide = config.classification_loss == "softmax" or config.lexical_features
+        wide = config.classification_loss == "softmax" or config.num_lexical_features
         wide = {"histogram_range": WIDE_RANGE} if wide else {}
         halves = HalvedHistograms(config.num_labels, **wide)
         loader = self.get_eval_dataloader(dataset)

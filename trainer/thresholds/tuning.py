@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from .ranking import ratio
+from ..metrics.ranking import ratio
 
 
 OBJECTIVES = ("f1", "macro", "micro", "precision:P")

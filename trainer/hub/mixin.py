@@ -10,7 +10,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress, logging
 from transformers.utils.hub import hf_api
 
-from .checkpoints import MANIFEST_NAME, write_manifest
+from ..checkpoints import MANIFEST_NAME, write_manifest
 from .model_card import is_generated_card, save_model_card
 from .model_card_text import split_metrics
 
@@ -35,7 +35,7 @@ class HubMixin:
 
     Attributes:
         model_card_kwargs (`dict`): what the card cannot know by itself: `datasets`, `language`, `license`, `base_model`,
-            `pseudo_sample_provenance`, further measured `metrics`, ... See [`~trainer.model_card.build_model_card`].
+            `pseudo_document_provenance`, further measured `metrics`, ... See [`~trainer.hub.model_card.build_model_card`].
     """
 
     @property

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from .metrics import StreamingMetrics
+from .streaming import StreamingMetrics
 
 
 DESCRIPTION = "Precision, recall, nDCG and propensity-scored precision at k, and F1, of multi-label predictions."

@@ -1,6 +1,6 @@
 """
 The forms that documents, labels and label descriptions come in. Each reader streams through its file and yields
-`(where, record)`: `where` is "FILE, line N" for messages, `record` a dictionary of columns. `data_columns.py` makes
+`(where, record)`: `where` is "FILE, line N" for messages, `record` a dictionary of columns. `columns.py` makes
 documents of records.
 """
 

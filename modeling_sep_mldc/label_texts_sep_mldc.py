@@ -1,0 +1,28 @@
+"""Token ids of label texts, and batches of them."""
+
+import math
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+
+def tokenize_label_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int = 64
+) -> dict[str, list[list[int]]]:
+    """Token ids of label texts, cut after `max_length` tokens and not padded, with what padding needs later."""
+    max_length = min(max_length, tokenizer.model_max_length)
+    input_ids = tokenizer(texts, truncation=True, max_length=max_length, padding=False)["input_ids"]
+    return {"input_ids": input_ids, "pad_token_id": tokenizer.pad_token_id or 0}
+
+
+def pad_label_inputs(label_inputs: dict, indices: list[int], device: torch.device | str = "cpu") -> dict:
+    """`{"input_ids", "attention_mask"}` (n, T) of the label texts `indices`, padded to the longest of them."""
+    rows = [label_inputs["input_ids"][index] for index in indices]
+    # Multiples of eight keep the number of distinct shapes small (matrix units, compiled graphs).
+    length = 8 * math.ceil(max(len(row) for row in rows) / 8)
+    input_ids = torch.full((len(rows), length), label_inputs["pad_token_id"])
+    attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for position, row in enumerate(rows):
+        input_ids[position, : len(row)] = torch.tensor(row)
+        attention_mask[position, : len(row)] = 1
+    return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
