@@ -7,8 +7,8 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import f1_score
 from sklearn.svm import LinearSVC
-from test_trainer import NUM_LABELS, make_trainer, tiny_documents
 from tiny_models import tiny_model
+from tiny_training import NUM_LABELS, make_trainer, tiny_documents
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcForMultiLabelClassification
 from modeling_sep_mldc.lexical_sep_mldc import LexicalScores, term_weights

@@ -8,54 +8,13 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_backbone_config, tiny_model, tiny_tokenizer
+from tiny_training import NUM_LABELS, batch_of, make_trainer, tiny_documents, trained_trainer
 from torch._dynamo.testing import CompileCounter
 from transformers import TrainingArguments
 
 from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArguments
 from trainer.losses import document_contrastive_loss, label_contrastive_loss
 from trainer.metrics import ranking_metrics
-
-
-NUM_LABELS = 6
-
-
-def tiny_documents(count=24, seed=0):
-    """Token ids with labels; label l makes token 10 + l frequent, so that there is something to learn."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(count):
-        labels = sorted(rng.choice(NUM_LABELS, size=rng.integers(1, 3), replace=False).tolist())
-        tokens = rng.choice([10 + label for label in labels], size=rng.integers(4, 12)).tolist()
-        ids = [2, *tokens, 3]
-        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "label_indices": labels, "length": len(ids)})
-    return datasets.Dataset.from_list(rows)
-
-
-def make_trainer(folder, model=None, documents=None, evaluation=None, **arguments):
-    settings = {
-        "per_device_train_batch_size": 8,
-        "max_steps": 3,
-        "learning_rate": 1e-3,
-        "use_cpu": True,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "report_to": [],
-        "disable_tqdm": True,
-        "label_encoding": "encoder",
-        "labels_per_step": 4,
-        **arguments,
-    }
-    return SepMldcTrainer(
-        model=tiny_model(num_labels=NUM_LABELS) if model is None else model,
-        args=SepMldcTrainingArguments(str(folder), **settings),
-        train_dataset=tiny_documents() if documents is None else documents,
-        eval_dataset=tiny_documents(10, seed=1) if evaluation is None else evaluation,
-        processing_class=tiny_tokenizer(),
-    )
-
-
-def batch_of(trainer, indices=range(8)):
-    return trainer.data_collator([trainer.train_dataset[i] for i in indices])
 
 
 @pytest.mark.parametrize("encoding", ["encoder", "embedding"])
@@ -473,15 +432,8 @@ def test_pickled_arguments_hold_no_token(tmp_path):
     assert args.hub_token == "hf_secret"
 
 
-def learnt_trainer(tmp_path, **model_kwargs):
-    model = tiny_model(num_labels=NUM_LABELS, **model_kwargs)
-    trainer = make_trainer(tmp_path, model=model, documents=tiny_documents(200), max_steps=60, learning_rate=5e-3)
-    trainer.train()
-    return trainer
-
-
 def test_tuned_thresholds_are_stored_and_used_and_beat_one_half(tmp_path):
-    trainer = learnt_trainer(tmp_path)
+    trainer = trained_trainer(tmp_path)
     with torch.no_grad():
         trainer.model.classifier.bias -= 3.0  # badly calibrated: nearly nothing reaches one half
     validation, test = tiny_documents(150, seed=8), tiny_documents(150, seed=9)
@@ -499,7 +451,7 @@ def test_tuned_thresholds_are_stored_and_used_and_beat_one_half(tmp_path):
 
 
 def test_softmax_models_get_platt_scaling_with_their_thresholds(tmp_path):
-    trainer = learnt_trainer(tmp_path, classification_loss="softmax")
+    trainer = trained_trainer(tmp_path, classification_loss="softmax")
     info = trainer.tune_thresholds(tiny_documents(150, seed=8))
     assert info["calibration"] == "platt"
     assert info["expected_calibration_error"] < info["expected_calibration_error_before"]
@@ -509,7 +461,7 @@ def test_softmax_models_get_platt_scaling_with_their_thresholds(tmp_path):
 
 
 def test_threshold_objectives_and_bad_arguments(tmp_path):
-    trainer = learnt_trainer(tmp_path)
+    trainer = trained_trainer(tmp_path)
     validation = tiny_documents(150, seed=8)
     strict = trainer.tune_thresholds(validation, objective="precision:0.95", shrinkage=0)
     assert strict["objective"] == "precision:0.95"

@@ -6,8 +6,8 @@ import signal
 import sys
 
 import torch
-from test_trainer import NUM_LABELS, tiny_documents
 from tiny_models import tiny_model, tiny_tokenizer
+from tiny_training import NUM_LABELS, tiny_documents
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
