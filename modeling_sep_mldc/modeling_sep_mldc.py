@@ -389,7 +389,7 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, TopKMixin, PreTraine
         candidate_indices: torch.LongTensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_label_embeds: bool | None = None,
+        **kwargs: Any,  # `return_label_embeds`: transformers takes every named argument with "label" in it for a target
     ) -> SepMldcOutput:
         r"""
         Args:
@@ -410,8 +410,11 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, TopKMixin, PreTraine
                 f"`labels` has {labels.shape[-1]} columns, but the model has {self.config.num_labels} labels. Pass a "
                 "multi-hot matrix with one column a label."
             )
+        return_label_embeds = kwargs.pop("return_label_embeds", None)
         if return_label_embeds is None:
             return_label_embeds = self.training or labels is not None
+        if kwargs:
+            raise TypeError(f"forward() got an unexpected keyword argument {next(iter(kwargs))!r}")
         document_embeds, encoder_output = self.encode(
             **self.cut_for_encoder(input_ids, attention_mask, token_type_ids, inputs_embeds),
             output_attentions=output_attentions,
