@@ -117,7 +117,7 @@ def make_trainer(task: dict, batch_size: int, steps: int, dropout: float, callba
     )
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(12, 30, (num_labels,), generator=generator).tolist()
-    trainer._label_inputs = {
+    trainer.label_inputs = {
         "input_ids": [torch.randint(5, len(words), (count,), generator=generator).tolist() for count in lengths],
         "pad_token_id": 0,
     }

@@ -59,7 +59,7 @@ from trainer.data import (
     tokenize,
 )
 from trainer.metrics import StreamingMetrics
-from trainer.thresholds.mixin import WIDE_RANGE, HalvedHistograms
+from trainer.thresholds.from_batches import WIDE_RANGE, HalvedHistograms
 from trainer.thresholds.tuning import choose_shrinkage, tune_thresholds
 
 
@@ -353,11 +353,14 @@ class KeepBest(TrainerCallback):
 
 
 def batches_of_logits(trainer, dataset):
+    """Of the bare encoder's trainer or of ours; calibrated, where the model is."""
     trainer.model.eval()
+    calibration = getattr(trainer.model.config, "score_calibration", None) or {"scale": 1.0, "bias": 0.0}
     for batch in trainer.get_test_dataloader(dataset.remove_columns("label_indices")):
+        inputs = {name: value.to(trainer.model.device) for name, value in batch.items()}
         with torch.inference_mode(), trainer.accelerator.autocast():
-            logits = trainer.model(**trainer._prepare_inputs(batch))["logits"].float().cpu()
-        yield trainer._calibrated(logits) if hasattr(trainer, "_calibrated") else logits
+            logits = trainer.model(**inputs)["logits"].float().cpu()
+        yield calibration["scale"] * logits + calibration["bias"]
 
 
 def score_test(task: Task, trainer, test, thresholds) -> tuple[Recorder, torch.Tensor]:
@@ -489,7 +492,6 @@ def run_sep_mldc(task: Task, system: str, seed: int):
     start = time.process_time()
     trainer.train()
     model.load_state_dict(keep.state)
-    trainer._labels_are_fresh = True  # the kept weights hold the refreshed label embeddings of that evaluation
     trained = time.process_time()
     trainer.tune_thresholds(validation)
     of_validation = torch.cat([*batches_of_logits(trainer, validation)])  # calibrated, where the loss needs it

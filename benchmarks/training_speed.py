@@ -109,7 +109,7 @@ def build(system: str, options, num_labels: int) -> Trainer:
         trainer = SepMldcTrainer(model, args, processing_class=tokenizer)
         generator = torch.Generator().manual_seed(1)
         lengths = torch.randint(LABEL_TOKENS - 12, LABEL_TOKENS + 12, (num_labels,), generator=generator).tolist()
-        trainer._label_inputs = {
+        trainer.label_inputs = {
             "input_ids": [torch.randint(1000, 30000, (n,), generator=generator).tolist() for n in lengths],
             "pad_token_id": 0,
         }

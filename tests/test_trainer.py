@@ -194,6 +194,26 @@ def test_evaluation_equals_metrics_of_the_whole_score_matrix(tmp_path):
     assert metrics["eval_classification_loss"] > 0
 
 
+def test_logit_batches_are_the_logits_of_all_documents_in_their_order(tmp_path):
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=4, dataloader_drop_last=True)
+    documents = tiny_documents(11, seed=5)
+    trainer.model.label_embeddings.data.zero_()
+    trainer.model.train()
+    batches = list(trainer.logit_batches(documents))
+    assert trainer.model.training and [len(batch.logits) for batch in batches] == [4, 4, 3]
+    expected = trainer.data_collator(list(documents))
+    with torch.no_grad():
+        logits = trainer.model.eval()(expected["input_ids"], expected["attention_mask"]).logits
+    torch.testing.assert_close(torch.cat([batch.logits for batch in batches]), logits)
+    assert torch.equal(torch.cat([batch.labels for batch in batches]), expected["labels"])
+    assert trainer.model.label_embeddings.any(), "the label embeddings were not refreshed"
+    ids = [row[mask > 0].tolist() for batch in batches for row, mask in zip(*batch.inputs.values(), strict=True)]
+    assert ids == documents["input_ids"]
+    unlabeled = next(trainer.logit_batches(documents.remove_columns("label_indices")))
+    assert unlabeled.labels is None
+    torch.testing.assert_close(unlabeled.logits, batches[0].logits)
+
+
 def test_prediction_returns_the_best_labels_in_file_order(tmp_path):
     trainer = make_trainer(tmp_path, per_device_eval_batch_size=4, prediction_top_k=3)
     documents = tiny_documents(11, seed=5)

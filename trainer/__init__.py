@@ -6,6 +6,7 @@ from ._lazy import attach
 
 
 _MODULES = {
+    "LogitBatch": ".sep_mldc_trainer",
     "SepMldcTrainer": ".sep_mldc_trainer",
     "SepMldcTrainingArguments": ".training_arguments",
     "SepMldcDataCollator": ".data",
@@ -30,6 +31,7 @@ _MODULES = {
 }
 __getattr__, __dir__ = attach(__name__, _MODULES)
 __all__ = [
+    "LogitBatch",
     "SepMldcDataCollator",
     "SepMldcTrainer",
     "SepMldcTrainingArguments",
@@ -66,6 +68,6 @@ if TYPE_CHECKING:
     from .export import compare_logits, export_onnx, load_onnx, quantize_int8
     from .losses import document_contrastive_loss, document_similarity, label_contrastive_loss, label_similarity
     from .metrics import StreamingMetrics, inverse_propensities, ranking_metrics
-    from .sep_mldc_trainer import SepMldcTrainer
+    from .sep_mldc_trainer import LogitBatch, SepMldcTrainer
     from .thresholds import tune_thresholds
     from .training_arguments import SepMldcTrainingArguments

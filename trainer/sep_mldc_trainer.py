@@ -1,11 +1,14 @@
 """Trainer of SEP-MLDC models."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
@@ -18,7 +21,6 @@ from .checkpoints import MANIFEST_NAME, last_whole_checkpoint, write_manifest
 from .data.collator import SepMldcDataCollator
 from .data.sampler import DocumentSampler
 from .hub.mixin import HubMixin
-from .lexical.fitting import LexicalMixin
 from .losses.contrastive import (
     document_contrastive_loss,
     label_contrastive_loss,
@@ -26,7 +28,7 @@ from .losses.contrastive import (
     share_of_anchors_with_positive,
 )
 from .metrics.streaming import StreamingMetrics
-from .thresholds.mixin import ThresholdMixin
+from .thresholds import check_threshold_settings, tune_thresholds_from_batches
 from .training_arguments import SepMldcTrainingArguments
 
 
@@ -38,7 +40,22 @@ def _is_sharded(model: nn.Module) -> bool:
     return hasattr(model, "set_reshard_after_forward")
 
 
-class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
+class LogitBatch(NamedTuple):
+    """
+    A batch of evaluated documents, of all processes.
+
+    Attributes:
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): float32.
+        labels (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): multi-hot; `None` for documents without labels.
+        inputs (`dict[str, torch.Tensor]`): what the model read: `input_ids` and `attention_mask`, `(batch_size, length)` each.
+    """
+
+    logits: torch.Tensor
+    labels: torch.Tensor | None
+    inputs: dict[str, torch.Tensor]
+
+
+class SepMldcTrainer(HubMixin, Trainer):
     r"""
     `Trainer` for [`SepMldcForMultiLabelClassification`]: L = L_ce + β L1 + γ L2 (Eq. 21).
 
@@ -128,6 +145,11 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
             texts = self.model.config.label_texts
             self._label_inputs = tokenize_label_texts(self.processing_class, texts, self.args.max_label_length)
         return self._label_inputs
+
+    @label_inputs.setter
+    def label_inputs(self, value: dict) -> None:
+        self._label_inputs = value
+        self._labels_are_fresh = False
 
     def refresh_label_embeddings(self) -> None:
         """Encode all label texts with the encoder as it is now and store the embeddings. Nothing to do for trained ones."""
@@ -332,6 +354,27 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
 
     # ---- Evaluation and prediction ----
 
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """As in transformers, but no document is left out of an evaluation, whatever `dataloader_drop_last` says."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            # transformers would answer with the loader of an earlier data set where workers persist.
+            return self.get_test_dataloader(eval_dataset)
+        with self._every_document():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
+        """As in transformers, but no document is left out of a prediction, whatever `dataloader_drop_last` says."""
+        with self._every_document():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _every_document(self) -> Iterator[None]:
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def new_streaming_metrics(self, **kwargs) -> StreamingMetrics:
         """An accumulator with this model's labels, thresholds and training counts."""
         config = self.model.config
@@ -394,6 +437,135 @@ class SepMldcTrainer(HubMixin, ThresholdMixin, LexicalMixin, Trainer):
             return loss, None, None
         scores, indices = logits.topk(min(self.args.prediction_top_k, logits.shape[1]), dim=-1)
         return loss, (self._probabilities(logits, scores), indices), None
+
+    def logit_batches(self, dataset=None, description: str = "Evaluation") -> Iterator[LogitBatch]:
+        """
+        Logits of all documents of a data set in their order, batch by batch: what thresholds, lexical scores and own measures
+        are made from. Label embeddings are refreshed first; the model is in evaluation mode meanwhile. With several processes,
+        each one gets the documents of all.
+
+        Args:
+            dataset (`Dataset` or `str`, *optional*): encoded documents, with labels or without; `eval_dataset` if not given, or
+                the one with this name where `eval_dataset` is a dictionary.
+            description (`str`, defaults to `"Evaluation"`): of the progress bar.
+
+        Yields:
+            [`LogitBatch`].
+
+        Raises:
+            ValueError: there is no data set, or `eval_dataset` is a dictionary and none of its names is given.
+        """
+        loader = self.get_test_dataloader(self._one_eval_dataset(dataset))
+        self.refresh_label_embeddings()
+        model = self.model_wrapped if self.is_in_train else self.model
+        was_training = model.training
+        pad = {"input_ids": getattr(self.processing_class, "pad_token_id", None) or 0}
+        model.eval()
+        try:
+            for inputs in tqdm(loader, desc=description, disable=self.args.disable_tqdm, leave=False):
+                inputs = self._prepare_inputs(inputs)
+                labels = inputs.pop("labels", None)
+                with torch.no_grad(), self.accelerator.autocast():
+                    logits = model(**inputs)["logits"].float()
+                batch = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+                if self.args.world_size > 1:  # processes pad to lengths of their own
+                    batch = {
+                        name: self.accelerator.pad_across_processes(value, dim=1, pad_index=pad.get(name, 0))
+                        for name, value in batch.items()
+                    }
+                batch["logits"] = logits
+                if labels is not None:
+                    batch["labels"] = labels
+                batch = self.accelerator.gather_for_metrics(batch)
+                yield LogitBatch(batch.pop("logits"), batch.pop("labels", None), batch)
+        finally:
+            loader.end()  # accelerate would take a loop that was left early for one that still runs
+            model.train(was_training)
+
+    def _one_eval_dataset(self, dataset=None):
+        dataset = self.eval_dataset if dataset is None else dataset
+        names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
+        if isinstance(dataset, str) and dataset in names:
+            return self.eval_dataset[dataset]
+        if dataset is None or isinstance(dataset, str):
+            raise ValueError(
+                f"`dataset` is {dataset!r}, but documents are needed. Pass a data set, or create the trainer with `eval_dataset`."
+            )
+        if isinstance(dataset, dict):
+            raise ValueError(
+                f"There are several data sets ({', '.join(map(str, dataset))}), but one is needed. Pass the data set, or its "
+                "name, as `dataset`."
+            )
+        return dataset
+
+    def tune_thresholds(
+        self, dataset=None, objective: str = "f1", shrinkage: float | None = None, calibration: str | None = None
+    ) -> dict:
+        """
+        Choose each label's decision threshold on documents that were not trained on, and store them in the model's
+        configuration (`thresholds`, `threshold_info`, `score_calibration`).
+
+        Args:
+            dataset (`Dataset` or `str`, *optional*): as in `logit_batches`; its documents need labels.
+            objective, shrinkage, calibration: as in [`~trainer.thresholds.tune_thresholds_from_batches`]. A model trained with
+                the softmax loss alone has no per-label probabilities and always gets `"platt"`; one with lexical scores gets
+                it unless another calibration is named.
+
+        Returns:
+            `dict`: what is stored as `threshold_info`, see [`~trainer.thresholds.TunedThresholds`].
+
+        Raises:
+            ValueError: no documents or none with labels, or an unknown objective or calibration.
+        """
+        check_threshold_settings(objective, shrinkage, calibration)
+        config = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).config
+        softmax = config.classification_loss == "softmax"
+        if softmax or (config.num_lexical_features and calibration is None):
+            calibration = "platt"
+        tuned = tune_thresholds_from_batches(
+            self.logit_batches(dataset, "Tuning thresholds"),
+            config.num_labels,
+            objective,
+            shrinkage,
+            calibration,
+            wide=softmax or bool(config.num_lexical_features),
+        )
+        config.thresholds, config.score_calibration = tuned.thresholds, tuned.score_calibration
+        config.threshold_info = tuned.threshold_info
+        return tuned.threshold_info
+
+    def fit_lexical_scores(
+        self, train_dataset=None, eval_dataset=None, num_features: int = 300, cost: float = 1.0, **kwargs
+    ) -> dict:
+        """
+        Give the model lexical scores fitted on training documents and weighed on validation documents. Call `tune_thresholds`
+        afterwards: thresholds and calibration of the former scores are dropped.
+
+        Args:
+            train_dataset, eval_dataset (`Dataset`, *optional*): tokenized documents with `label_indices`; the trainer's own if
+                not given. Pseudo-documents among the training documents count like others.
+            num_features, cost, kwargs: as in [`~trainer.lexical.fit_lexical_scores`].
+
+        Returns:
+            `dict`: what is stored as `config.lexical_info`.
+
+        Raises:
+            ValueError: documents are missing, are a stream, or carry no labels; `num_features` below 1.
+        """
+        from .lexical.fitting import check_lexical_documents, fit_lexical_scores  # scikit-learn, only here
+
+        eval_dataset = self._one_eval_dataset(eval_dataset)
+        check_lexical_documents("eval_dataset", eval_dataset)
+        return fit_lexical_scores(
+            self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
+            self.train_dataset if train_dataset is None else train_dataset,
+            self.logit_batches(eval_dataset, "Weighing lexical scores"),
+            num_features,
+            cost,
+            special_ids=list(getattr(self.processing_class, "all_special_ids", None) or []),
+            hide_progress=self.args.disable_tqdm,
+            **kwargs,
+        )
 
     def _calibrated(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits whose sigmoid is the probability."""

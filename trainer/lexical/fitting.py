@@ -1,5 +1,7 @@
 """Fits the lexical scores of a trained model: one linear SVM a label on the tokens of the training documents."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
 from joblib import Parallel, delayed
@@ -146,132 +148,135 @@ def fit_sparse_svms(
     return token_ids, weights, biases
 
 
-class LexicalMixin:
-    """For a `Trainer` of SEP-MLDC models: `fit_lexical_scores`."""
+def fit_lexical_scores(
+    model,
+    train_dataset,
+    batches: Iterable,
+    num_features: int = 300,
+    cost: float = 1.0,
+    num_jobs: int | None = None,
+    scales: Sequence[float] = SCALES,
+    tail_weights: Sequence[float] = TAIL_WEIGHTS,
+    special_ids: Sequence[int] = (),
+    hide_progress: bool = False,
+) -> dict:
+    r"""
+    Give a trained model lexical scores, and choose their weight on validation documents.
 
-    def fit_lexical_scores(
-        self,
-        train_dataset=None,
-        eval_dataset=None,
-        num_features: int = 300,
-        cost: float = 1.0,
-        num_jobs: int | None = None,
-        scales: tuple[float, ...] = SCALES,
-        tail_weights: tuple[float, ...] = TAIL_WEIGHTS,
-    ) -> dict:
-        r"""
-        Give a trained model lexical scores, and choose on validation documents how much they count.
+    The linear classifiers are fitted on the tokens of the training documents, without the encoder. Two numbers are chosen on
+    documents that were not trained on: the scale s of the margins, and the weight κ of the logarithm of each label's inverse
+    propensity w (Jain et al., 2016), which lifts rare labels. s · margin + κ · ln w is added to each logit; the pair with the
+    best mean of P@k, PSP@k (k = 1, 3, 5), nDCG@5 and micro F1 wins. With a scale of 0 the model keeps its scores, and nothing
+    is stored. Thresholds and calibration of the former scores are dropped.
 
-        The linear classifiers are fitted on the tokens of the training documents, without the encoder. Their margins say
-        more about their own training documents than about others, so two numbers are chosen on documents that were not trained
-        on: the scale s of the margins, and the weight κ of the logarithm of each label's inverse propensity w (Jain et al.,
-        2016), which lifts rare labels. What is added to a logit is s · margin + κ · ln w; the pair with the best mean of P@k,
-        PSP@k (k = 1, 3, 5), nDCG@5 and micro F1 wins. With a scale of 0 the model keeps its scores, and nothing is stored.
-        Thresholds and calibration of the former scores are dropped: call `tune_thresholds` afterwards.
+    Args:
+        model (`SepMldcForMultiLabelClassification`): gets the scores. Its former ones are removed before `batches` is read.
+        train_dataset (`Dataset`): tokenized documents with `label_indices`.
+        batches (iterable of [`~trainer.LogitBatch`]): validation documents, as `trainer.logit_batches(dataset)` yields them;
+            read once, lazily, so that the logits are those without lexical scores.
+        num_features (`int`, defaults to 300): weights kept per label.
+        cost (`float`, defaults to 1.0): C of the support vector machines.
+        num_jobs (`int`, *optional*): threads; the number of CPUs of this process if not given.
+        scales (`Sequence[float]`): s to choose from; 0 is always among them.
+        tail_weights (`Sequence[float]`): κ to choose from; needs `config.label_counts`, 0 without it.
+        special_ids (`Sequence[int]`): ids of special tokens, which are ignored.
+        hide_progress (`bool`, defaults to `False`): no progress bar.
 
-        Args:
-            train_dataset, eval_dataset (`Dataset`, *optional*): tokenised documents with labels; the trainer's own if not
-                given. pseudo-documents among the training documents count like others.
-            num_features (`int`, defaults to 300): weights kept for each label.
-            cost (`float`, defaults to 1.0): C of the support vector machines.
-            num_jobs (`int`, *optional*): threads; the number of CPUs of this process if not given.
-            scales (`tuple[float]`): s to choose from; 0 is always among them.
-            tail_weights (`tuple[float]`): κ to choose from; needs `config.label_counts`, 0 without it.
+    Returns:
+        `dict`: what is stored as `config.lexical_info`: s and κ, the settings, the number of documents and the validation
+        metrics without and with the lexical scores.
 
-        Returns:
-            `dict`: what is stored as `config.lexical_info`: s and κ, the settings, the number of documents and the validation
-            metrics without and with the lexical scores.
+    Raises:
+        ValueError: documents are missing, are a stream, or carry no labels; `num_features` below 1.
+    """
+    check_lexical_documents("train_dataset", train_dataset)
+    if num_features < 1:
+        raise ValueError(f"`num_features` is {num_features}, but each label needs a weight at least. Use 300.")
+    config = model.config
+    lexical = LexicalScores(config.get_text_config().vocab_size, config.num_labels, num_features).to(model.device)
+    _fit_on_first_process(lexical, train_dataset, special_ids, cost, num_jobs, hide_progress)
 
-        Raises:
-            ValueError: documents are missing, are a stream, or carry no labels; `num_features` below 1.
-        """
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        train_dataset = self.train_dataset if train_dataset is None else train_dataset
-        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            columns = getattr(dataset, "column_names", None) or []
-            if dataset is None or not hasattr(dataset, "__len__") or not len(dataset):
-                raise ValueError(
-                    f"`{name}` is {dataset!r}, but lexical scores are fitted on training documents and weighed on validation "
-                    "documents that fit in memory. Pass a data set of tokenised documents."
-                )
-            if not {"input_ids", "label_indices"} <= set(columns):
-                raise ValueError(
-                    f"`{name}` has the columns {', '.join(columns)}, but `input_ids` and `label_indices` are needed. Tokenise "
-                    "the documents and encode their labels."
-                )
-        if num_features < 1:
-            raise ValueError(f"`num_features` is {num_features}, but each label needs a weight at least. Use 300.")
-        config, vocab_size = model.config, model.config.get_text_config().vocab_size
-        special = list(getattr(self.processing_class, "all_special_ids", None) or [])
-        lexical = LexicalScores(vocab_size, config.num_labels, num_features).to(model.device)
-        if self.is_world_process_zero():
-            features, idf = token_tf_idf(
-                train_dataset["input_ids"], vocab_size, [i for i in special if i < vocab_size]
-            )
-            fitted = fit_sparse_svms(
-                features,
-                train_dataset["label_indices"],
-                config.num_labels,
-                num_features,
-                cost,
-                num_jobs or max(torch.get_num_threads(), 1),
-                self.args.disable_tqdm,
-            )
-            for name, values in zip(("idf", "feature_ids", "feature_weights", "bias"), (idf, *fitted)):
-                getattr(lexical, name).copy_(torch.from_numpy(values))
-        if self.args.world_size > 1:
-            for buffer in lexical.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+    config.thresholds = config.threshold_info = config.score_calibration = None
+    model.lexical, config.num_lexical_features, config.lexical_info = None, None, None
+    tail = torch.zeros(config.num_labels)
+    if config.label_counts is not None and config.num_train_documents:
+        weights = inverse_propensities(np.asarray(config.label_counts), config.num_train_documents)
+        tail = torch.as_tensor(np.log(weights), dtype=torch.float32)
+    tail = tail.to(model.device)
+    pairs = [(0.0, 0.0)] + [
+        (scale, weight)
+        for scale in sorted({*scales} - {0.0})
+        for weight in (sorted({*tail_weights}) if tail.any() else (0.0,))
+    ]
+    results, num_validation = _metrics_at(pairs, config, lexical, tail, batches)
+    best = max(pairs, key=lambda pair: results[pair]["objective"])  # the first of equal ones: the smaller scale
+    shown = [name for name in results[best] if name.split("@")[0] in ("p", "ndcg", "psp", "f1_micro")]
+    info = {
+        "scale": best[0],
+        "tail_weight": best[1],
+        "cost": cost,
+        "num_documents": len(train_dataset),
+        "num_validation_documents": num_validation,
+        "without": {name: results[0.0, 0.0][name] for name in shown},
+        "with": {name: results[best][name] for name in shown},
+    }
+    if best[0] > 0:
+        lexical.scale.fill_(best[0])
+        lexical.lift.copy_(best[1] * tail)
+        model.lexical, config.num_lexical_features, config.lexical_info = lexical, num_features, info
+    logger.info(
+        f"Lexical scores fitted on {len(train_dataset)} documents, scale {best[0]}, weight of the tail {best[1]}: mean of the "
+        f"validation metrics {results[0.0, 0.0]['objective']:.4f} -> {results[best]['objective']:.4f}."
+    )
+    return info
 
-        config.thresholds = config.threshold_info = config.score_calibration = None
-        model.lexical, config.num_lexical_features, config.lexical_info = None, None, None
-        tail = torch.zeros(config.num_labels)
-        if config.label_counts is not None and config.num_train_documents:
-            weights = inverse_propensities(np.asarray(config.label_counts), config.num_train_documents)
-            tail = torch.as_tensor(np.log(weights), dtype=torch.float32)
-        tail = tail.to(model.device)
-        pairs = [(0.0, 0.0)] + [
-            (scale, weight)
-            for scale in sorted({*scales} - {0.0})
-            for weight in (sorted({*tail_weights}) if tail.any() else (0.0,))
-        ]
-        results = self._metrics_at(pairs, model, lexical, tail, eval_dataset)
-        best = max(pairs, key=lambda pair: results[pair]["objective"])  # the first of equal ones: the smaller scale
-        shown = [name for name in results[best] if name.split("@")[0] in ("p", "ndcg", "psp", "f1_micro")]
-        info = {
-            "scale": best[0],
-            "tail_weight": best[1],
-            "cost": cost,
-            "num_documents": len(train_dataset),
-            "num_validation_documents": len(eval_dataset),
-            "without": {name: results[0.0, 0.0][name] for name in shown},
-            "with": {name: results[best][name] for name in shown},
-        }
-        if best[0] > 0:
-            lexical.scale.fill_(best[0])
-            lexical.lift.copy_(best[1] * tail)
-            model.lexical, config.num_lexical_features, config.lexical_info = lexical, num_features, info
-        logger.info(
-            f"Lexical scores fitted on {len(train_dataset)} documents, scale {best[0]}, weight of the tail {best[1]}: mean of the "
-            f"validation metrics {results[0.0, 0.0]['objective']:.4f} -> {results[best]['objective']:.4f}."
+
+def check_lexical_documents(name: str, dataset) -> None:
+    """
+    Raises:
+        ValueError: the data set `name` is missing, a stream or empty, or lacks `input_ids` or `label_indices`.
+    """
+    columns = getattr(dataset, "column_names", None) or []
+    if dataset is None or not hasattr(dataset, "__len__") or not len(dataset):
+        raise ValueError(
+            f"`{name}` is {dataset!r}, but lexical scores are fitted on training documents and weighed on validation "
+            "documents that fit in memory. Pass a data set of tokenised documents."
         )
-        return info
+    if not {"input_ids", "label_indices"} <= set(columns):
+        raise ValueError(
+            f"`{name}` has the columns {', '.join(columns)}, but `input_ids` and `label_indices` are needed. Tokenise "
+            "the documents and encode their labels."
+        )
 
-    def _metrics_at(self, pairs, model, lexical: LexicalScores, tail: torch.Tensor, dataset) -> dict[tuple, dict]:
-        """Metrics of the validation documents at each (scale, weight of the tail), in one pass of the encoder."""
-        self.refresh_label_embeddings()
-        metrics = {pair: BalancedObjective(model.config) for pair in pairs}
-        model.eval()
-        for inputs in tqdm(
-            self.get_eval_dataloader(dataset), desc="Weighing", disable=self.args.disable_tqdm, leave=False
-        ):
-            inputs = self._prepare_inputs(inputs)
-            labels = inputs.pop("labels")
-            with torch.no_grad(), self.accelerator.autocast():
-                logits = model(**inputs)["logits"].float()
-            margins = lexical.margins(inputs["input_ids"], inputs.get("attention_mask"))
-            logits, margins, labels = self.accelerator.gather_for_metrics((logits, margins, labels))
-            for (scale, weight), accumulator in metrics.items():
-                accumulator.update(logits + scale * margins + weight * tail, labels)
-        return {pair: accumulator.compute() for pair, accumulator in metrics.items()}
+
+def _fit_on_first_process(lexical: LexicalScores, dataset, special_ids, cost, num_jobs, hide_progress: bool) -> None:
+    """Fit the classifiers on the first process and copy them to the others."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not distributed or torch.distributed.get_rank() == 0:
+        vocab_size = len(lexical.idf)
+        features, idf = token_tf_idf(dataset["input_ids"], vocab_size, [i for i in special_ids if i < vocab_size])
+        fitted = fit_sparse_svms(
+            features,
+            dataset["label_indices"],
+            *lexical.feature_ids.shape,
+            cost,
+            num_jobs or max(torch.get_num_threads(), 1),
+            hide_progress,
+        )
+        for name, values in zip(("idf", "feature_ids", "feature_weights", "bias"), (idf, *fitted)):
+            getattr(lexical, name).copy_(torch.from_numpy(values))
+    if distributed:
+        for buffer in lexical.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+def _metrics_at(pairs, config, lexical: LexicalScores, tail: torch.Tensor, batches) -> tuple[dict[tuple, dict], int]:
+    """Metrics of the validation documents at each (scale, weight of the tail), and the number of documents."""
+    metrics = {pair: BalancedObjective(config) for pair in pairs}
+    num_documents = 0
+    for logits, labels, inputs in batches:
+        margins = lexical.margins(inputs["input_ids"], inputs.get("attention_mask"))
+        num_documents += len(logits)
+        for (scale, weight), accumulator in metrics.items():
+            accumulator.update(logits + scale * margins + weight * tail, labels)
+    return {pair: accumulator.compute() for pair, accumulator in metrics.items()}, num_documents

@@ -11,6 +11,8 @@ _MODULES = {
     "global_threshold": ".tuning",
     "platt_scaling": ".tuning",
     "temperature_scaling": ".tuning",
+    "check_threshold_settings": ".from_batches",
+    "tune_thresholds_from_batches": ".from_batches",
     "tune_thresholds": ".tuning",
 }
 __getattr__, __dir__ = attach(__name__, _MODULES)
@@ -20,10 +22,13 @@ __all__ = [
     "global_threshold",
     "platt_scaling",
     "temperature_scaling",
+    "check_threshold_settings",
+    "tune_thresholds_from_batches",
     "tune_thresholds",
 ]
 
 if TYPE_CHECKING:
+    from .from_batches import check_threshold_settings, tune_thresholds_from_batches
     from .tuning import (
         choose_shrinkage,
         expected_calibration_error,

@@ -13,6 +13,7 @@ from ..metrics.ranking import ratio
 
 
 OBJECTIVES = ("f1", "macro", "micro", "precision:P")
+CALIBRATIONS = ("temperature", "platt")
 # In positives, where nothing else is known; `choose_shrinkage` finds it from two halves of the documents.
 SHRINKAGE = {"f1": 20.0, "macro": 1.0, "micro": 20.0, "precision": 20.0}
 SHRINKAGES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
@@ -71,6 +72,28 @@ def tune_thresholds(
         raise ValueError(f"`shrinkage` is {shrinkage}, but it must be at least 0 positives.")
     logits = _shrunk(*_estimates(positives, negatives, bin_edges, objective), shrinkage)
     return expit(_calibrated(logits, calibration))
+
+
+def check_objective(objective: str) -> float | None:
+    """
+    The precision P that `"precision:P"` asks for, `None` for the other objectives.
+
+    Raises:
+        ValueError: the objective is unknown.
+    """
+    if objective in OBJECTIVES[:-1]:
+        return None
+    name, _, wanted = str(objective).partition(":")
+    try:
+        precision = float(wanted)
+    except ValueError:
+        precision = np.nan
+    if name != "precision" or not 0 < precision <= 1:
+        raise ValueError(
+            f"`objective` is {objective!r}, but it must be one of {', '.join(map(repr, OBJECTIVES))} with P above 0 and at "
+            "most 1, for example 'precision:0.9'."
+        )
+    return precision
 
 
 def choose_shrinkage(
@@ -277,16 +300,7 @@ def _best(correct: np.ndarray, predicted: np.ndarray, support: np.ndarray, objec
             if reached <= share + 1e-12:
                 return best
             share = reached
-    name, _, wanted = objective.partition(":")
-    try:
-        wanted = float(wanted)
-    except ValueError:
-        wanted = np.nan
-    if name != "precision" or not 0 < wanted <= 1:
-        raise ValueError(
-            f"`objective` is {objective!r}, but it must be one of {', '.join(map(repr, OBJECTIVES))} with P above 0 and at "
-            "most 1, for example 'precision:0.9'."
-        )
+    wanted = check_objective(objective)
     reaches = (ratio(correct, predicted) >= wanted) & (predicted > 0)
     return np.where(reaches.any(axis=1), reaches.argmax(axis=1), correct.shape[1] - 1)
 
