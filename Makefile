@@ -5,7 +5,7 @@ EXTRAS ?= dev
 # `make quickstart ARGS="--max_train_samples 200"` changes arguments of the run.
 ARGS ?=
 
-.PHONY: quickstart test test-slow quality style bench bench-smoke augment-demo clean
+.PHONY: quickstart test test-numeric test-slow quality style docs bench bench-smoke augment-demo clean
 
 # The environment is made anew whenever what it is made from changes.
 $(VENV)/.installed-%: setup.py pyproject.toml constraints.txt
@@ -18,7 +18,11 @@ quickstart: $(VENV)/.installed-quickstart
 		examples/run_mldc.py examples/configs/quickstart.json $(ARGS)
 
 test: $(VENV)/.installed-$(EXTRAS)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered --cov-fail-under=85
+
+# What depends on the arithmetic of the processor, as on one that has AVX2 but not AVX-512.
+test-numeric: $(VENV)/.installed-$(EXTRAS)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -q -m "numeric and not slow"
 
 test-slow: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python -m pytest -q -m slow
@@ -26,10 +30,15 @@ test-slow: $(VENV)/.installed-$(EXTRAS)
 quality: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 style: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The documentation as a site, in site/. Strict: a broken link or reference is an error.
+docs: $(VENV)/.installed-$(EXTRAS)
+	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python benchmarks/training_speed.py
@@ -49,4 +58,4 @@ augment-demo: $(VENV)/.installed-augment
 	$(BIN)/python examples/augment_demo.py
 
 clean:
-	rm -rf $(VENV) outputs build *.egg-info
+	rm -rf $(VENV) outputs build site *.egg-info

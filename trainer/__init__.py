@@ -1,9 +1,15 @@
 """Training of SEP-MLDC models: a `Trainer`, losses, metrics, data, thresholds, export. Imported on first use."""
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from ._lazy import attach
 
+
+try:
+    __version__ = version("sep-mldc")
+except PackageNotFoundError:  # a checkout that was not installed
+    __version__ = "0+unknown"
 
 _MODULES = {
     "LogitBatch": ".sep_mldc_trainer",
