@@ -38,7 +38,7 @@ style: $(VENV)/.installed-$(EXTRAS)
 
 # The documentation as a site, in site/. Strict: a broken link or reference is an error.
 docs: $(VENV)/.installed-$(EXTRAS)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python benchmarks/training_speed.py

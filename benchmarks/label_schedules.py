@@ -9,7 +9,7 @@ How often must label texts be encoded? Quality of each schedule against the time
 A schedule is `embedding` (label embeddings are parameters that start from the encoded texts) or `encoder N` (at most N of the
 batch's labels are encoded with gradient at each step, the others come from the table). Quality and time are those of the runs in
 benchmarks/results/quality/, all of as many steps: time is CPU seconds of training, as a ratio to `embedding`. Writes
-benchmarks/results/label_schedules.json and a picture beside it.
+benchmarks/results/label_schedules.json and docs/label_schedules.png.
 """
 
 import argparse
@@ -79,8 +79,9 @@ def main() -> None:
             print(f"{name:<12}{schedule:<14}{ratio:>6.2f}{means}  ({len(runs)} seeds)")
     path = RESULTS / "label_schedules.json"
     path.write_text(json.dumps({"settings": vars(options), "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    draw(rows, path.with_suffix(".png"))
-    print(f"written to {path.name} and {path.with_suffix('.png').name}")
+    picture = Path(__file__).resolve().parents[1] / "docs" / "label_schedules.png"
+    draw(rows, picture)
+    print(f"written to {path.name} and {picture.name}")
 
 
 if __name__ == "__main__":
