@@ -2,7 +2,10 @@
 
 import importlib.util
 import os
+from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig
 
@@ -69,6 +72,13 @@ def dropout_settings(name: str, probability: float | None, **kwargs) -> dict[str
     }
 
 
+def encoder_layers(backbone: nn.Module) -> Sequence[nn.Module]:
+    """The layers of an encoder, lowest first: its list of `config.num_hidden_layers` modules; empty if it has none."""
+    total = backbone.config.num_hidden_layers
+    stacks = (module for module in backbone.modules() if isinstance(module, nn.ModuleList) and len(module) == total)
+    return next(stacks, ())
+
+
 def freeze_layers(backbone: nn.Module, num_layers: int) -> None:
     """
     Keep the embeddings and the first `num_layers` layers of an encoder as they are; their backward pass is saved as well.
@@ -78,12 +88,35 @@ def freeze_layers(backbone: nn.Module, num_layers: int) -> None:
     """
     if num_layers == 0:
         return
-    total = backbone.config.num_hidden_layers
-    stacks = [module for module in backbone.modules() if isinstance(module, nn.ModuleList) and len(module) == total]
-    if not 0 < num_layers <= total or not stacks:
+    layers = encoder_layers(backbone)
+    total = len(layers)
+    if not 0 < num_layers <= total:
         raise ValueError(f"`freeze_layers` is {num_layers}, but the encoder has {total} layers. Choose 0 to {total}.")
-    trained = {id(parameter) for layer in stacks[0][num_layers:] for parameter in layer.parameters()}
-    below = {id(parameter) for layer in stacks[0][:num_layers] for parameter in layer.parameters()}
-    for name, parameter in backbone.named_parameters():
-        if id(parameter) in below or (id(parameter) not in trained and "embedding" in name.lower()):
+    states = states_after_layers(backbone)[num_layers - 1]
+    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(states.sum(), parameters, allow_unused=True) if states.requires_grad else ()
+    for parameter, gradient in zip(parameters, gradients):
+        # Also what layers share with the frozen ones, such as the relative positions of DeBERTa.
+        if gradient is not None:
             parameter.requires_grad_(False)
+
+
+def states_after_layers(backbone: nn.Module) -> list[torch.Tensor]:
+    """The hidden states after each layer of an encoder for a text of two tokens, with the graph that leads to them."""
+    states: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, arguments: tuple, output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [layer.register_forward_hook(keep) for layer in encoder_layers(backbone)]
+    training = backbone.training
+    backbone.eval()
+    try:
+        with torch.enable_grad():
+            input_ids = torch.ones(1, 2, dtype=torch.long, device=next(backbone.parameters()).device)
+            backbone(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
+    finally:
+        backbone.train(training)
+        for handle in handles:
+            handle.remove()
+    return states

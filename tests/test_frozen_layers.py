@@ -1,0 +1,143 @@
+"""Frozen lower layers are computed once and read from disk afterwards."""
+
+import pytest
+import torch
+from tiny_models import KINDS, tiny_batch, tiny_model
+
+from trainer.backbones import encoder_layers, freeze_layers
+from trainer.frozen_layers import FrozenLayersCache, num_frozen_layers
+
+
+def rows_of(batch):
+    return [row[kept.bool()].tolist() for row, kept in zip(batch["input_ids"], batch["attention_mask"])]
+
+
+def count_calls(module):
+    calls = []
+    module.register_forward_hook(lambda *ignored: calls.append(1))
+    return calls
+
+
+def frozen(kind="bert", num_layers=1, **kwargs):
+    model = tiny_model(kind=kind, **kwargs)
+    freeze_layers(model.backbone, num_layers)
+    return model
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("kind", KINDS)
+def test_stored_states_give_the_same_logits_and_gradients_as_computed_ones(kind, tmp_path):
+    model, batch = frozen(kind), tiny_batch(6)
+
+    def step():
+        model.zero_grad()
+        output = model(**batch)
+        output.loss.backward()
+        return output.logits, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    expected, expected_gradients = step()
+    cache = FrozenLayersCache(tmp_path, model.backbone).fill(rows_of(batch))
+    assert len(cache) == 6
+    with cache.attached():
+        logits, gradients = step()
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_frozen_layers_do_not_run_for_stored_documents(tmp_path):
+    model, batch = frozen(), tiny_batch(4)
+    attention = count_calls(encoder_layers(model.backbone)[0].attention)
+    cache = FrozenLayersCache(tmp_path, model.backbone).fill(rows_of(batch))
+    del attention[:]
+    with cache.attached():
+        model(**batch)
+        assert not attention
+        model(**tiny_batch(4, seed=1))  # others are computed
+        assert len(attention) == 1
+    model(**batch)
+    assert len(attention) == 2
+
+
+def test_documents_without_stored_states_get_the_same_logits_and_no_dropout_below(tmp_path):
+    model = frozen(hidden_dropout=0.5)
+    for layer in encoder_layers(model.backbone)[1:]:
+        for module in layer.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    batch = tiny_batch(4, seed=1)
+    expected = model(**batch).logits
+    cache = FrozenLayersCache(tmp_path, model.backbone).fill(rows_of(tiny_batch(4)))
+    with cache.attached():
+        torch.testing.assert_close(model(**batch).logits, expected)
+        encoder_layers(model.backbone)[0].train()
+        torch.testing.assert_close(model(**batch).logits, expected)
+        assert encoder_layers(model.backbone)[0].training
+
+
+def test_a_cut_file_is_filled_again_and_other_weights_start_anew(tmp_path):
+    model, batch = frozen(), tiny_batch(6)
+    rows = rows_of(batch)
+    cache = FrozenLayersCache(tmp_path, model.backbone).fill(rows[:3])
+    with open(cache.index_path, "ab") as file:
+        file.write(b"torn")
+    with open(cache.states_path, "ab") as file:
+        file.write(b"states without an entry")
+    expected = model(**batch).logits
+    cache = FrozenLayersCache(tmp_path, model.backbone)
+    computed = count_calls(encoder_layers(model.backbone)[0])
+    cache.fill(rows, batch_size=6)
+    assert len(cache) == 6 and len(computed) == 1
+    with cache.attached():
+        torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-4, atol=1e-4)
+    other = frozen(seed=1)
+    assert len(FrozenLayersCache(tmp_path, other.backbone).fill(rows[:1])) == 1
+
+
+def test_half_precision_takes_half_the_space(tmp_path):
+    model, batch = frozen(), tiny_batch(6)
+    full = FrozenLayersCache(tmp_path / "full", model.backbone).fill(rows_of(batch))
+    half = FrozenLayersCache(tmp_path / "half", model.backbone, dtype="float16").fill(rows_of(batch))
+    assert full.states_path.stat().st_size == 2 * half.states_path.stat().st_size == full.bytes_needed(rows_of(batch))
+    expected = model(**batch).logits
+    with half.attached():
+        torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_model_saved_while_states_are_read_is_whole(tmp_path):
+    model = frozen()
+    cache = FrozenLayersCache(tmp_path / "cache", model.backbone).fill(rows_of(tiny_batch(2)))
+    names = set(model.state_dict())
+    with cache.attached():
+        model.save_pretrained(tmp_path / "saved")
+        assert set(model.state_dict()) == names
+    again = type(model).from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(again(**tiny_batch(3)).logits, model(**tiny_batch(3)).logits)
+    cache.delete()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_how_many_layers_are_frozen():
+    model = tiny_model()
+    assert num_frozen_layers(model.backbone) == 0
+    freeze_layers(model.backbone, 1)
+    assert num_frozen_layers(model.backbone) == 1
+    freeze_layers(model.backbone, 2)
+    assert num_frozen_layers(model.backbone) == 2
+    model.backbone.get_input_embeddings().requires_grad_(True)
+    assert num_frozen_layers(model.backbone) == 0
+    with pytest.raises(ValueError, match="`num_layers` is 0, but the encoder has 2 layers"):
+        FrozenLayersCache("unused", model.backbone)
+
+
+def test_the_disk_must_have_room(tmp_path):
+    model = frozen()
+    cache = FrozenLayersCache(tmp_path, model.backbone)
+    assert cache.has_space_for([[1, 2, 3]])
+
+    class Endless(list):
+        def __len__(self):
+            return 2**62 // cache.hidden_size // cache.dtype.itemsize
+
+    assert not cache.has_space_for([Endless()])

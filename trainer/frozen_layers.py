@@ -1,0 +1,259 @@
+"""
+A disk cache of the hidden states after the frozen lower layers of an encoder.
+
+Frozen layers without dropout give the same states for a document in every epoch. Computing them once and reading them afterwards
+leaves only the upper layers to compute in each step.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from .backbones import encoder_layers, states_after_layers
+
+
+# Disk space that is left free beside the cache.
+SPARE_BYTES = 2**30
+KEY_SIZE = 16
+INDEX_ENTRY = np.dtype([("key", f"V{KEY_SIZE}"), ("start", "<i8"), ("length", "<i4")])
+
+
+def num_frozen_layers(backbone: nn.Module) -> int:
+    """
+    The number of leading layers of an encoder whose states cannot change in training, because they depend on no trainable
+    parameter. 0 if the embeddings are trained or the encoder has no stack of layers.
+    """
+    return sum(not states.requires_grad for states in states_after_layers(backbone))
+
+
+class FrozenLayersCache:
+    """
+    The states of documents after the first `num_layers` layers of an encoder, in a memory-mapped file.
+
+    `fill` computes and stores the states of documents that are not stored yet; within `attached`, the encoder reads the states of
+    stored documents instead of computing them. Batches with a document that is not stored (label texts, say) are computed as
+    usual, so results do not depend on what is stored, up to the rounding of `dtype`. Documents are recognized by their token ids.
+
+    What `fill` stores is complete after each batch: after a kill, a new cache over the same folder goes on from there. The cache
+    belongs to the weights of the frozen layers; a folder written with other weights is emptied.
+
+    Args:
+        folder (path): where the states are stored. Created if missing.
+        backbone (`torch.nn.Module`): the encoder. Its modules stay registered, so saving during training works as usual.
+        num_layers (`int`, *optional*): the number of layers. Defaults to [`num_frozen_layers`].
+        dtype (`str`, defaults to `"float32"`): `"float32"` or `"float16"`, which needs half of the space and rounds states to
+            11 bits.
+
+    Raises:
+        ValueError: `num_layers` is below 1 or above the number of layers.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, backbone: nn.Module, num_layers: int | None = None, dtype: str = "float32"
+    ):
+        self.backbone, self.folder = backbone, Path(folder)
+        self.layers = list(encoder_layers(backbone))
+        self.num_layers = num_frozen_layers(backbone) if num_layers is None else num_layers
+        if not 1 <= self.num_layers <= len(self.layers):
+            raise ValueError(
+                f"`num_layers` is {self.num_layers}, but the encoder has {len(self.layers)} layers. Freeze 1 to {len(self.layers)} "
+                "layers to cache their states."
+            )
+        self.dtype = np.dtype(dtype)
+        self.hidden_size = backbone.config.hidden_size
+        self.states_path, self.index_path = self.folder / "states.bin", self.folder / "index.bin"
+        self._rows: dict[bytes, tuple[int, int]] = {}
+        self._states: np.ndarray | None = None
+        # States of the batch that runs now, if all of its documents are stored.
+        self._stored: torch.Tensor | None = None
+        # How many values a layer returns in a tuple; 0 for a bare tensor.
+        self._tuple_size = 0
+
+    # ---- Writing ----
+
+    def bytes_needed(self, documents: Iterable[Sequence[int]]) -> int:
+        """Disk space of the states of documents (lists of token ids), in bytes."""
+        return sum(map(len, documents)) * self.hidden_size * self.dtype.itemsize
+
+    def has_space_for(self, documents: Iterable[Sequence[int]]) -> bool:
+        """Whether the disk has room for the states of documents (lists of token ids), and 1 GiB to spare."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.bytes_needed(documents) + SPARE_BYTES <= shutil.disk_usage(self.folder).free
+
+    @torch.no_grad()
+    def fill(
+        self, documents: Iterable[Sequence[int]], batch_size: int = 32, hide_progress: bool = False
+    ) -> "FrozenLayersCache":
+        """
+        Compute and store the states of the documents (lists of token ids) that are not stored yet. To be called by one process;
+        others call `load` afterwards.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._drop_states_of_other_weights()
+        self.load()
+        missing = {self.key(ids): ids for ids in documents}
+        missing = {key: ids for key, ids in missing.items() if key not in self._rows and len(ids)}
+        order = sorted(missing.items(), key=lambda pair: len(pair[1]))
+        end = sum(length for _, length in self._rows.values())
+        training = self.backbone.training
+        self.backbone.eval()
+        bar = tqdm(total=len(order), desc="Frozen layers", disable=hide_progress or not order, leave=False)
+        try:
+            with open(self.states_path, "ab") as states, open(self.index_path, "ab") as index, bar:
+                states.truncate(end * self.hidden_size * self.dtype.itemsize)
+                for at in range(0, len(order), batch_size):
+                    batch = order[at : at + batch_size]
+                    entries = np.zeros(len(batch), INDEX_ENTRY)
+                    for row, ((key, ids), found) in enumerate(zip(batch, self._compute([ids for _, ids in batch]))):
+                        states.write(found.astype(self.dtype).tobytes())
+                        entries[row] = (np.void(key), end, len(ids))
+                        end += len(ids)
+                    states.flush()
+                    index.write(entries.tobytes())  # after the states: an entry has its states
+                    index.flush()
+                    bar.update(len(batch))
+        finally:
+            self.backbone.train(training)
+        return self.load()
+
+    def _compute(self, documents: list[Sequence[int]]) -> Iterator[np.ndarray]:
+        device = next(self.backbone.parameters()).device
+        length = max(map(len, documents))
+        input_ids = torch.full((len(documents), length), self.backbone.config.pad_token_id or 0)
+        mask = torch.zeros_like(input_ids)
+        for row, ids in enumerate(documents):
+            input_ids[row, : len(ids)], mask[row, : len(ids)] = torch.as_tensor(ids), 1
+        seen: list[torch.Tensor] = []
+
+        def stop(module: nn.Module, arguments: tuple, output: Any) -> None:
+            seen.append(output[0] if isinstance(output, tuple) else output)
+            self._describe(len(output) if isinstance(output, tuple) else 0)
+            raise _Reached
+
+        handle = self.layers[self.num_layers - 1].register_forward_hook(stop)
+        try:
+            with contextlib.suppress(_Reached):
+                self.backbone(input_ids=input_ids.to(device), attention_mask=mask.to(device))
+        finally:
+            handle.remove()
+        for row, ids in enumerate(documents):
+            yield seen[0][row, : len(ids)].float().cpu().numpy()
+
+    def _weights(self) -> str:
+        """A digest of everything that the stored states depend on."""
+        digest = hashlib.blake2b(f"{self.num_layers} {self.dtype.name}".encode(), digest_size=KEY_SIZE)
+        above = {id(parameter) for layer in self.layers[self.num_layers :] for parameter in layer.parameters()}
+        for name, parameter in self.backbone.named_parameters():
+            if id(parameter) not in above:
+                digest.update(name.encode())
+                digest.update(parameter.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _description(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / "cache.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def _describe(self, tuple_size: int) -> None:
+        description = {"weights": self._weights_digest, "tuple_size": tuple_size}
+        if description != self._description():
+            (self.folder / "cache.json").write_text(json.dumps(description), encoding="utf-8")
+
+    def _drop_states_of_other_weights(self) -> None:
+        self._weights_digest = self._weights()
+        if self._description().get("weights") != self._weights_digest:
+            for stale in (self.states_path, self.index_path):
+                stale.unlink(missing_ok=True)
+
+    # ---- Reading ----
+
+    @staticmethod
+    def key(token_ids: Sequence[int] | np.ndarray) -> bytes:
+        return hashlib.blake2b(np.asarray(token_ids, dtype=np.int32).tobytes(), digest_size=KEY_SIZE).digest()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def load(self) -> "FrozenLayersCache":
+        """Read which documents are stored, as another process wrote them."""
+        content = self.index_path.read_bytes() if self.index_path.exists() else b""
+        entries = np.frombuffer(content[: len(content) // INDEX_ENTRY.itemsize * INDEX_ENTRY.itemsize], INDEX_ENTRY)
+        self._rows = {bytes(entry["key"]): (int(entry["start"]), int(entry["length"])) for entry in entries}
+        total = sum(length for _, length in self._rows.values())
+        self._tuple_size = self._description().get("tuple_size", 0)
+        self._states = None
+        if total:
+            shape = (total, self.hidden_size)
+            self._states = np.memmap(self.states_path, dtype=self.dtype, mode="r", shape=shape)
+        return self
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """Within this context, the encoder reads the states of stored documents instead of computing them."""
+        handle = self.backbone.register_forward_pre_hook(self._remember_batch, with_kwargs=True)
+        frozen = self.layers[: self.num_layers]
+        # Replaced on the instances: the modules and their weights stay where saving and DDP look for them.
+        for position, layer in enumerate(frozen):
+            layer.forward = self._reader(layer, layer.forward, last=position == len(frozen) - 1)
+        try:
+            yield
+        finally:
+            handle.remove()
+            for layer in frozen:
+                del layer.forward
+
+    def _remember_batch(self, module: nn.Module, arguments: tuple, kwargs: dict[str, Any]) -> None:
+        self._stored = None
+        input_ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+        wanted = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
+        if self._states is None or input_ids is None or mask is None or mask.dim() != 2 or wanted:
+            return
+        token_types = kwargs.get("token_type_ids")
+        if token_types is not None and token_types.any():
+            return
+        ids, attended = input_ids.cpu().numpy(), mask.bool().cpu().numpy()
+        rows = [self._rows.get(self.key(row[kept])) for row, kept in zip(ids, attended)]
+        states = np.zeros((*ids.shape, self.hidden_size), self.dtype)
+        for position, found in enumerate(rows):
+            if found is None:
+                return
+            start, length = found
+            states[position, attended[position]] = self._states[start : start + length]
+        self._stored = torch.from_numpy(states).to(input_ids.device, torch.float32)
+
+    def _reader(self, layer: nn.Module, forward: Any, last: bool) -> Any:
+        def read(*args: Any, **kwargs: Any) -> Any:
+            states = args[0] if args else kwargs["hidden_states"]
+            if self._stored is None or self._stored.shape != states.shape:
+                # Frozen layers have no dropout, whether their states are stored or not.
+                training = layer.training
+                layer.eval()
+                try:
+                    with torch.no_grad():
+                        return forward(*args, **kwargs)
+                finally:
+                    layer.train(training)
+            states = self._stored.to(states.dtype) if last else states
+            return (states, *[None] * (self._tuple_size - 1)) if self._tuple_size else states
+
+        return read
+
+    def delete(self) -> None:
+        """Remove the files of the cache."""
+        self._states, self._rows = None, {}
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _Reached(Exception):
+    """The forward pass has reached the last frozen layer."""
