@@ -3,9 +3,11 @@
 import pytest
 import torch
 from tiny_models import KINDS, tiny_batch, tiny_model
+from tiny_training import NUM_LABELS, make_trainer
+from transformers import TrainerCallback
 
 from trainer.backbones import encoder_layers, freeze_layers
-from trainer.frozen_layers import FrozenLayersCache, num_frozen_layers
+from trainer.frozen_layers import FOLDER, FrozenLayersCache, num_frozen_layers
 
 
 def rows_of(batch):
@@ -141,3 +143,57 @@ def test_the_disk_must_have_room(tmp_path):
             return 2**62 // cache.hidden_size // cache.dtype.itemsize
 
     assert not cache.has_space_for([Endless()])
+
+
+def trained(folder, cache, num_train_epochs=4, **kwargs):
+    model = frozen(num_labels=NUM_LABELS)
+    trainer = make_trainer(
+        folder, model, num_train_epochs=num_train_epochs, cache_frozen_layers=cache, eval_strategy="epoch",
+        train_sampling_strategy="random", max_steps=-1, label_encoding="embedding", **kwargs,
+    )  # fmt: skip
+    computed = count_calls(encoder_layers(model.backbone)[0].attention)
+    trainer.train()
+    return trainer, len(computed)
+
+
+@pytest.mark.numeric
+def test_training_with_the_cache_learns_the_same_and_leaves_nothing_behind(tmp_path):
+    plain, computed = trained(tmp_path / "plain", cache=False)
+    cached, once = trained(tmp_path / "cached", cache=None)
+    assert 0 < once < computed / 2
+    for (name, one), other in zip(plain.model.state_dict().items(), cached.model.state_dict().values(), strict=True):
+        if not name.endswith("key.bias"):  # its gradient is rounding noise
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4, msg=name)
+    losses = [[entry["eval_loss"] for entry in t.state.log_history if "eval_loss" in entry] for t in (plain, cached)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert not (tmp_path / "cached" / FOLDER).exists()
+
+
+def test_the_cache_survives_an_error_and_a_resumed_run_reads_it(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, cache=True, callbacks=[Stop()])
+    assert (tmp_path / FOLDER / "index.bin").stat().st_size > 0
+    _, computed = trained(tmp_path, cache=True)
+    assert computed == 2  # which layers are frozen is found out on a text of two tokens
+
+
+def test_a_cache_for_one_epoch_is_made_only_on_demand(tmp_path, monkeypatch):
+    filled, fill = [], FrozenLayersCache.fill
+    monkeypatch.setattr(FrozenLayersCache, "fill", lambda self, *a, **k: filled.append(1) or fill(self, *a, **k))
+    trained(tmp_path / "auto", cache=None, num_train_epochs=1)
+    assert not filled
+    trained(tmp_path / "named", cache=True, num_train_epochs=1)
+    assert filled
+
+
+def test_without_room_for_a_cache_that_was_asked_for_nothing_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(FrozenLayersCache, "has_space_for", lambda self, documents: False)
+    with pytest.raises(ValueError, match="states of the frozen layers need .* GiB"):
+        trained(tmp_path / "named", cache=True)
+    trainer, _ = trained(tmp_path / "auto", cache=None)
+    assert trainer.state.global_step > 0

@@ -22,7 +22,7 @@ def tiny_documents(count=24, seed=0):
     return datasets.Dataset.from_list(rows)
 
 
-def make_trainer(folder, model=None, documents=None, evaluation=None, **arguments):
+def make_trainer(folder, model=None, documents=None, evaluation=None, callbacks=None, **arguments):
     settings = {
         "per_device_train_batch_size": 8,
         "max_steps": 3,
@@ -42,6 +42,7 @@ def make_trainer(folder, model=None, documents=None, evaluation=None, **argument
         train_dataset=tiny_documents() if documents is None else documents,
         eval_dataset=tiny_documents(10, seed=1) if evaluation is None else evaluation,
         processing_class=tiny_tokenizer(),
+        callbacks=callbacks,
     )
 
 

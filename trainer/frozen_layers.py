@@ -18,10 +18,15 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from .backbones import encoder_layers, states_after_layers
 
 
+logger = logging.get_logger(__name__)
+
+# In the output folder. The underscore keeps it out of pushes to the Hub.
+FOLDER = "_frozen_layers"
 # Disk space that is left free beside the cache.
 SPARE_BYTES = 2**30
 KEY_SIZE = 16
@@ -257,3 +262,56 @@ class FrozenLayersCache:
 
 class _Reached(Exception):
     """The forward pass has reached the last frozen layer."""
+
+
+@contextlib.contextmanager
+def cached_frozen_layers(
+    backbone: nn.Module, datasets: Iterable[Any], args: Any, max_length: int | None = None
+) -> Iterator[FrozenLayersCache | None]:
+    """
+    Within this context, training reads the states of frozen layers from a cache in the output folder, if
+    `args.cache_frozen_layers` allows it and there is something to gain. The cache is deleted at the end of training. After a kill
+    or an error it stays, and the resumed run reads it.
+
+    Args:
+        backbone (`torch.nn.Module`): the encoder.
+        datasets (iterable of `Dataset`): tokenized documents that are read repeatedly. Those without a column `input_ids` are skipped.
+        args ([`SepMldcTrainingArguments`]): `cache_frozen_layers`, output folder, precision, number of epochs.
+        max_length (`int`, *optional*): the number of tokens that the encoder reads of each document.
+
+    Raises:
+        ValueError: `args.cache_frozen_layers=True`, but the disk has no room for the states.
+    """
+    wanted = args.cache_frozen_layers
+    repeated = args.num_train_epochs > 1 or args.max_steps > 0
+    if wanted is False or args.torch_compile or not (wanted or repeated) or not num_frozen_layers(backbone):
+        yield None
+        return
+    documents = [
+        ids[:max_length]
+        for dataset in datasets
+        if hasattr(dataset, "__len__") and "input_ids" in (getattr(dataset, "column_names", None) or ())
+        for ids in dataset["input_ids"]
+    ]
+    dtype = "float16" if args.bf16 or args.fp16 else "float32"
+    cache = FrozenLayersCache(Path(args.output_dir, FOLDER), backbone, dtype=dtype)
+    size = f"{cache.bytes_needed(documents) / 2**30:.1f} GiB"
+    if not cache.has_space_for(documents):
+        if wanted:
+            raise ValueError(
+                f"The states of the frozen layers need {size} in {args.output_dir!r}, and the disk has not that much space left. Free "
+                "some, name another `output_dir`, or set `cache_frozen_layers=False`."
+            )
+        logger.warning(
+            f"The states of the frozen layers need {size} of disk space, which is not there: they are not cached."
+        )
+        yield None
+        return
+    logger.info(f"The states of {cache.num_layers} frozen layers are computed once and take {size} of disk space.")
+    with args.main_process_first(local=True, desc="frozen layers"):
+        if args.local_process_index == 0:
+            cache.fill(documents, args.eval_batch_size, hide_progress=args.disable_tqdm)
+    with cache.load().attached():
+        yield cache
+    if args.local_process_index == 0:
+        cache.delete()

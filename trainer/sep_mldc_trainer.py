@@ -20,6 +20,7 @@ from modeling_sep_mldc.label_texts_sep_mldc import pad_label_inputs, tokenize_la
 from .checkpoints import MANIFEST_NAME, last_whole_checkpoint, write_manifest
 from .data.collator import SepMldcDataCollator
 from .data.sampler import DocumentSampler
+from .frozen_layers import cached_frozen_layers
 from .hub.mixin import HubMixin
 from .losses.contrastive import (
     document_contrastive_loss,
@@ -619,7 +620,14 @@ class SepMldcTrainer(HubMixin, Trainer):
                 )
         self._labels_are_fresh = False
         self._terms, self._num_terms, self._micro_step = {}, 0, (-1, 0)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        if self.args.eval_strategy == "no":
+            datasets = []
+        config = self.model.config
+        with cached_frozen_layers(
+            self.model.backbone, [self.train_dataset, *datasets], self.args, config.encoder_max_length
+        ):
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def save_model(self, output_dir=None, _internal_call=False) -> None:
         self.refresh_label_embeddings()

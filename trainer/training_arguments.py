@@ -81,6 +81,13 @@ class SepMldcTrainingArguments(TrainingArguments):
             "help": "Pad batches to a multiple of so many tokens: few distinct lengths, and so few graphs with `torch_compile`."
         },
     )
+    cache_frozen_layers: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute the states of frozen layers once and read them from disk in each epoch. By default, if layers are frozen, "
+            "there is more than one epoch and the disk has room. True makes a full disk an error."
+        },
+    )
     group_by_label_set: bool = field(
         default=False,
         metadata={
