@@ -28,7 +28,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from frozen_layers import FrozenLayersCache, StoredStates
 from quality_report import RESULTS, SHOWN, TOP, report
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -58,6 +57,7 @@ from trainer.data import (
     num_real_documents,
     tokenize,
 )
+from trainer.frozen_layers import FrozenLayersCache
 from trainer.metrics import StreamingMetrics
 from trainer.thresholds.from_batches import WIDE_RANGE, HalvedHistograms
 from trainer.thresholds.tuning import choose_shrinkage, tune_thresholds
@@ -381,16 +381,17 @@ def keep_scores(task: Task, system: str, seed: int, **scores) -> None:
 
 
 def freeze(task: Task, backbone, *tokenised_datasets) -> None:
-    """Freeze the lower layers, and with a `--work` folder read what they say from a cache instead of computing it."""
+    """Freeze the lower layers, and with a `--work` folder keep their states there for the next run."""
     options = task.options
     freeze_layers(backbone, options.freeze_layers)
     if options.freeze_layers and options.work and not options.backbone_dropout:
-        name = f"{task.name}_{options.freeze_layers}_{options.max_length}"
-        folder = Path(options.work) / "states" / name
-        cache = FrozenLayersCache(folder, options.freeze_layers, options.max_length, backbone.config.hidden_size)
+        folder = Path(options.work) / "states" / f"{task.name}_{options.freeze_layers}_{options.max_length}"
+        cache = FrozenLayersCache(folder, backbone, dtype="float16")
         for dataset in tokenised_datasets:
-            cache.fill(backbone, [ids[: options.max_length] for ids in dataset["input_ids"]])
-        cache.attach(backbone)
+            cache.fill([ids[: options.max_length] for ids in dataset["input_ids"]])
+        # For as long as the encoder lives.
+        backbone.stored_states = cache.attached()
+        backbone.stored_states.__enter__()
 
 
 def tokenised(task: Task, tokenizer, dataset, max_length: int | None = None):
@@ -478,6 +479,7 @@ def run_sep_mldc(task: Task, system: str, seed: int):
     keep = KeepBest()
     arguments = SepMldcTrainingArguments(
         **shared_arguments(task, seed, RESULTS),
+        cache_frozen_layers=False if task.options.work else None,  # `freeze` keeps one for all runs
         head_learning_rate=task.options.head_learning_rate,
         **{**recipe["arguments"], **task.options.arguments},
     )
@@ -516,8 +518,6 @@ def add_lexical(task: Task, trainer, train, validation, test, system: str, seed:
     recorder, _ = score_test(task, trainer, test, model.config.thresholds)
     seconds = time.process_time() - tuned
     if task.options.work:
-        if isinstance(model.backbone.embeddings, StoredStates):
-            model.backbone.embeddings.cache.detach(model.backbone)
         trainer.save_model(str(Path(task.options.work) / "models" / run_name(task, system, seed)))
     notes = {**notes, "training_alone": training, "lexical_scale": info["scale"], "tail_weight": info["tail_weight"]}
     return f"{system} + lexical", recorder, training + fitted - began, seconds, notes
