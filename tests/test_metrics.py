@@ -197,7 +197,7 @@ def test_batches_and_merged_processes_give_the_same_as_one_pass(histograms):
 def test_ranking_metrics_do_not_depend_on_the_slices(monkeypatch):
     scores, labels = random_data(5)
     expected = ranking_metrics(scores, labels)
-    monkeypatch.setattr("trainer.metrics.SCORES_PER_SLICE", 24)
+    monkeypatch.setattr("trainer.metrics.streaming.SCORES_PER_SLICE", 24)
     assert ranking_metrics(scores, scipy.sparse.csr_array(labels)) == pytest.approx(expected)
 
 
