@@ -1,29 +1,38 @@
-"""Augmentation with a language model: label expansions (Eq. 1-2) and pseudo-documents for tail labels (Eq. 3-4)."""
+"""Augmentation with a language model: label descriptions (Eq. 1-2) and pseudo-documents for tail labels (Eq. 3-4)."""
 
-from .client import RequestSettings
-from .expansion import expand_labels
-from .files import AugmentationError
+from typing import Any
+
+from .deprecated import expand_labels, generate_tail_samples, old_name
+from .errors import AugmentationError
+from .label_descriptions import describe_labels
 from .prompts import PromptBuilder
+from .pseudo_documents import PseudoDocumentOptions, write_pseudo_documents
 from .report import Report, report
 from .review import ReviewOptions, ReviewSummary, review
+from .settings import RequestSettings
 from .sft import export_sft
-from .tail_samples import TailOptions, generate_tail_samples
-from .tasks import Plan, RunSummary
+from .summary import Plan, RunSummary
 
 
 __all__ = [
     "AugmentationError",
     "Plan",
     "PromptBuilder",
+    "PseudoDocumentOptions",
     "Report",
     "RequestSettings",
     "ReviewOptions",
     "ReviewSummary",
     "RunSummary",
-    "TailOptions",
+    "describe_labels",
     "expand_labels",
     "export_sft",
     "generate_tail_samples",
     "report",
     "review",
+    "write_pseudo_documents",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return old_name(name, __name__)

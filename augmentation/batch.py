@@ -3,46 +3,58 @@
 import asyncio
 import collections
 import contextlib
-import io
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 from tqdm import tqdm
 
-from .client import Endpoint, FatalError, ItemError, RequestSettings, TryAgain
-from .files import AugmentationError
-from .journal import Journal, Request
-from .runner import RunState, Task, budget, highest_cost, on_interrupt
+from .batch_api import BatchApi, BatchLook
+from .batch_notes import OpenBatch, open_batches
+from .client import Endpoint
+from .errors import AugmentationError, FatalError, ItemError, NotFound, TryAgain
+from .journal import Journal
+from .pricing import Budget
+from .request import Request
+from .runner import RunState, Task, on_interrupt
+from .settings import RequestSettings
 
 
 MAX_REQUESTS, MAX_BYTES = 50_000, 190_000_000  # of one input file; the documented limits are 50,000 and 200 MB
 SUBMISSIONS = 4  # of one request, before it has failed for good
-FINISHED = ("completed", "failed", "expired", "cancelled")
+OK = 200
 
 
 class BatchRunner:
-    """
-    Answers every item of a task through batches.
-
-    The journal also keeps notes: the intention to submit a batch (with its keys), its id, and that it was collected. A new process
-    finds a batch whose id was never noted by the token in its metadata, so no batch is submitted twice.
-    """
+    """Answers every item of a task through batches."""
 
     def __init__(self, task: Task, settings: RequestSettings, journal: Journal) -> None:
         self.task, self.settings, self.journal = task, settings, journal
+        self.budget = Budget(settings, journal)
         self.endpoint = Endpoint(settings)
+        self.api = BatchApi(self.endpoint)
         self.state = RunState()
-        self.prices, self.price, self._spent_before = budget(settings, journal)
+        self._reserved: dict[str, float] = {}
         self._submissions: collections.Counter[str] = collections.Counter()
         self._reasons: dict[str, str] = {}
         self._collected: set[str] = set()
-        self._open_cost = 0.0
 
     async def run(self) -> RunState:
         """Returns when every item is answered or has failed, a limit is reached, or after Ctrl-C; batches then go on."""
+        return await self._until_done(self._round)
+
+    async def settle(self) -> RunState:
+        """
+        Collects the batches that have ended and submits nothing.
+
+        Raises:
+            AugmentationError: if a batch with requests of this task is still under way: they must not be paid twice.
+        """
+        return await self._until_done(self._settle_round)
+
+    async def _until_done(self, round_of: Any) -> RunState:
         self._stop = asyncio.Event()
         self._bar = tqdm(total=len(self.task), desc=self.task.name, unit="item", disable=not self.settings.progress)
 
@@ -52,12 +64,12 @@ class BatchRunner:
 
         try:
             with on_interrupt(interrupt):
-                while not self._stop.is_set() and await self._round():
+                while not self._stop.is_set() and await round_of():
                     pass
         finally:
             self._bar.close()
             await self.endpoint.close()
-            await self.journal.synced()
+        await self.journal.synced()
         return self.state
 
     # ------------------------------------------------------------------------------------------------ one round
@@ -65,36 +77,51 @@ class BatchRunner:
     async def _round(self) -> bool:
         """Submits what no batch covers, waits for the batches, and stores their answers; False when nothing is left."""
         wanted = self._wanted()
-        open_batches = await self._open_batches(set(wanted))
-        covered = {key for note in open_batches for key in note["keys"]}
-        to_send = {key: value for key, value in wanted.items() if key not in covered}
-        under_way = (request for key, (_, request) in wanted.items() if key in covered)
-        self._open_cost = sum(highest_cost(request, self.price, batch=True) for request in under_way)
-        for part in self._parts(to_send):
-            open_batches.append(await self._submit(part))
-        if not open_batches:
+        batches = await self._open(wanted)
+        covered = {key for key, (_, request) in wanted.items() if any(batch.covers(request) for batch in batches)}
+        for key in covered - set(self._reserved):
+            self._set_aside(wanted[key][1], requests=0)
+        for part in self._parts({key: value for key, value in wanted.items() if key not in covered}):
+            batches.append(await self._submit(part))
+        if not batches:
             return False
-        for note in open_batches:
-            await self._wait_and_collect(note, wanted)
-            if self._stop.is_set():
+        for batch in batches:
+            look = await self._wait(batch)
+            if look is None:
                 return False
+            await self._collect(batch, look, wanted)
         return self.state.stopped is None
+
+    async def _settle_round(self) -> bool:
+        wanted = self._wanted()
+        for batch in await self._open(wanted):
+            look = await self._look(batch)
+            if look is not None and not look.finished:
+                number = sum(batch.covers(request) for _, request in wanted.values())
+                raise AugmentationError(
+                    f"{number} requests are under way in {batch.name} at {self.endpoint.host} ({look.status}) and would be "
+                    "paid twice; set `batch` to wait for it, or cancel it at the provider first."
+                )
+            await self._collect(batch, look or BatchLook("abandoned"), wanted)
+        return False
 
     def _wanted(self) -> dict[str, tuple[int, Request]]:
         """The next request of each item that lacks an answer; items that have failed are noted in the state."""
-        wanted, done = {}, 0
+        wanted: dict[str, tuple[int, Request]] = {}
+        done = 0
         for index in range(len(self.task)):
             request = self.task.request(index)
-            entries = [self.journal.get(request.key)]
+            entries = [self.journal.answer(request)]
             if entries[0] is not None:
                 further = self.task.follow_up(index, request, entries[0])
                 if further is not None:
                     request = further
-                    entries.append(self.journal.get(further.key))
-            if entries[-1] is not None:
+                    entries.append(self.journal.answer(further))
+            answers = [entry for entry in entries if entry is not None]
+            if len(answers) == len(entries):
                 done += 1
                 try:
-                    self.task.row(index, entries)
+                    self.task.row(index, answers)
                 except ItemError as error:
                     self.state.failed[index] = str(error)
             elif request.key in self._reasons and self._submissions[request.key] >= SUBMISSIONS:
@@ -105,43 +132,60 @@ class BatchRunner:
         self._bar.refresh()
         return wanted
 
-    async def _open_batches(self, wanted: set[str]) -> list[dict[str, Any]]:
-        notes = [note for note in self.journal.notes if note.get("command") == self.task.name]
-        ids = {note["token"]: note["id"] for note in notes if note["note"] == "batch"}
-        done = {note["token"] for note in notes if note["note"] == "batch_done"} | self._collected
+    async def _open(self, wanted: dict[str, tuple[int, Request]]) -> list[OpenBatch]:
         found = []
-        for note in notes:
-            if note["note"] != "batch_intent" or note["token"] in done or not wanted.intersection(note["keys"]):
+        for batch in open_batches(self.journal, (request for _, request in wanted.values())):
+            if batch.token in self._collected:
                 continue
-            self.endpoint.dialect = note["dialect"]
-            batch_id = ids.get(note["token"]) or await self._find(note["token"])
-            if batch_id is not None:
-                found.append({**note, "id": batch_id})
+            if batch.endpoint not in (None, self.endpoint.host):
+                await self._cannot_look(
+                    batch,
+                    f"which was sent to {batch.endpoint}, not to {self.endpoint.host}; give that `base_url` again",
+                )
+                continue
+            if batch.dialect is not None:
+                self.endpoint.dialect = batch.dialect
+            try:
+                batch = batch if batch.id else replace(batch, id=await self.api.find(batch.token))
+            except NotFound:
+                await self._cannot_look(
+                    batch, f"and {self.endpoint.host} does not list its batches; correct `base_url`"
+                )
+                continue
+            if batch.id is not None:
+                found.append(batch)
             else:  # the kill came before the submission
-                await self._note("batch_done", token=note["token"], status="never submitted")
+                await self._note("batch_done", token=batch.token, status="never submitted")
         return found
+
+    async def _cannot_look(self, batch: OpenBatch, problem: str) -> None:
+        """
+        Gives up a batch if the user has said so.
+
+        Raises:
+            AugmentationError: if not: its requests may be under way, and must not be paid twice.
+        """
+        if not self.settings.abandon_batches:
+            raise AugmentationError(
+                f"requests of this command are part of {batch.name}, {problem}, or set `abandon_batches` to have them sent "
+                "(and paid) again."
+            )
+        await self._note("batch_done", token=batch.token, status="abandoned")
+        self.state.notes.append(f"{batch.name.capitalize()} was abandoned; its requests are sent again.")
 
     def _parts(self, to_send: dict[str, tuple[int, Request]]) -> Iterator[dict[str, bytes]]:
         """Input files, `{key: line}`, within the limits of the Batch API and of the user."""
-        part, size = {}, 0
+        part: dict[str, bytes] = {}
+        size = 0
         for key, (_, request) in to_send.items():
-            most = highest_cost(request, self.price, batch=True)
-            limit = self.settings.max_cost
-            if self.settings.max_requests is not None and self.state.sent >= self.settings.max_requests:
-                self.state.stopped = (
-                    f"the limit of {self.settings.max_requests} requests is reached (`--max-requests`)"
-                )
+            refusal = self.budget.refusal(self.budget.highest_cost(request, batch=True))
+            if refusal is not None:
+                self.state.stopped = self.state.stopped or refusal
                 break
-            if limit is not None and self._spent_before + self.state.spent + self._open_cost + most > limit:
-                self.state.stopped = (
-                    f"the next request could exceed the limit of {limit:g} {self.prices.currency} (`--max-cost`)"
-                )
-                break
-            self.state.sent += 1
-            self.state.spent += most  # replaced by the true cost when the answer comes
+            self._set_aside(request)
             body = self.endpoint.body(request)
             line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
-            data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+            data = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
             if part and (len(part) == MAX_REQUESTS or size + len(data) > MAX_BYTES):
                 yield part
                 part, size = {}, 0
@@ -150,158 +194,130 @@ class BatchRunner:
         if part:
             yield part
 
-    async def _submit(self, part: dict[str, bytes]) -> dict[str, Any]:
+    def _set_aside(self, request: Request, requests: int = 1) -> None:
+        self._reserved[request.key] = cost = self.budget.highest_cost(request, batch=True)
+        self.budget.reserve(cost, requests)
+
+    async def _submit(self, part: dict[str, bytes]) -> OpenBatch:
         token = uuid.uuid4().hex
-        note = {"token": token, "keys": list(part), "dialect": self.endpoint.dialect, "endpoint": self.endpoint.host}
-        client, data = self.endpoint.client, b"".join(part.values())
-        file = await self._call(
-            lambda: client.files.create(file=(f"{token}.jsonl", io.BytesIO(data)), purpose="batch")
-        )
-        await self._note("batch_intent", **note)
-        for key in part:
-            self._submissions[key] += 1
-
-        async def create() -> str:
-            # an attempt whose answer was lost may have made the batch
-            made = await self._find(token) if attempts else None
-            attempts.append(token)
-            if made is None:
-                batch = await client.batches.create(
-                    input_file_id=file.id,
-                    endpoint="/v1/chat/completions",
-                    completion_window="24h",
-                    metadata={"sep_mldc": token},
-                )
-                made = batch.id
-            return made
-
-        attempts: list[str] = []
-        batch_id = await self._call(create)
+        dialect, host = self.endpoint.dialect, self.endpoint.host
+        file_id = await self.api.upload(token, b"".join(part.values()))
+        await self._note("batch_intent", token=token, keys=list(part), dialect=dialect, endpoint=host)
+        self._submissions.update(part.keys())
+        batch_id = await self.api.create(file_id, token)
         await self._note("batch", token=token, id=batch_id)
-        return {**note, "id": batch_id}
+        return OpenBatch(token, frozenset(part), dialect, host, batch_id)
 
-    async def _find(self, token: str) -> str | None:
-        async def search() -> str | None:
-            async for batch in self.endpoint.client.batches.list(limit=100):
-                if (batch.metadata or {}).get("sep_mldc") == token:
-                    return batch.id
+    # ------------------------------------------------------------------------------------------------ collecting
+
+    async def _look(self, batch: OpenBatch) -> BatchLook | None:
+        """How far a batch is; None if it was abandoned."""
+        assert batch.id is not None
+        try:
+            return await self.api.look(batch.id)
+        except NotFound:
+            await self._cannot_look(
+                batch,
+                f"which {self.endpoint.host} does not know (any more, or not with this key); use the key and the `base_url` it "
+                "was submitted with",
+            )
             return None
 
-        return await self._call(search)
-
-    async def _wait_and_collect(self, note: dict[str, Any], wanted: dict[str, tuple[int, Request]]) -> None:
+    async def _wait(self, batch: OpenBatch) -> BatchLook | None:
+        """The last look at a batch, when it has ended; None after a stop."""
         while True:
-            batch = await self._call(lambda: self.endpoint.client.batches.retrieve(note["id"]))
-            counts = batch.request_counts
-            self._bar.set_postfix_str(
-                f"batch {batch.status}" + (f" {counts.completed}/{counts.total}" if counts else "")
-            )
-            if batch.status in FINISHED:
-                break
+            look = await self._look(batch)
+            if look is None:
+                return BatchLook("abandoned")
+            total = f" {look.completed}/{look.total}" if look.total else ""
+            self._bar.set_postfix_str(f"batch {look.status}{total}")
+            if look.finished:
+                return look
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), self.settings.batch_poll_seconds)
             if self._stop.is_set():
-                return
-        answered = set()
-        for file_id in (batch.output_file_id, batch.error_file_id):
-            if file_id:
-                answered |= await self._collect(await self._lines(file_id), note, wanted)
-        for key in set(note["keys"]) - answered:
-            self._reasons.setdefault(key, f"the batch ended as {batch.status} without an answer")
-        self._collected.add(note["token"])
-        # another command line may still want the other answers of the batch
-        if all(key in wanted or key in self.journal for key in note["keys"]):
-            await self._note("batch_done", token=note["token"], status=batch.status)
+                return None
+
+    async def _collect(self, batch: OpenBatch, look: BatchLook, wanted: dict[str, tuple[int, Request]]) -> None:
+        """Stores the answers of a batch that has ended, and the reasons of what was not answered."""
+        answered: set[str] = set()
+        for file_id in look.files:
+            answered |= self._store(await self._lines(batch, file_id), batch, wanted)
+        for key, (_, request) in wanted.items():
+            if batch.covers(request):
+                if key not in answered:
+                    self._reasons.setdefault(key, f"the batch ended as {look.status} without an answer")
+                self.budget.release(self._reserved.pop(key, 0.0))
+        self._collected.add(batch.token)
+        # another command may still want the other answers of the batch
+        known = {name for _, request in wanted.values() for name in request.keys}
+        if look.status != "abandoned" and all(key in known or self.journal.get(key) for key in batch.keys or ()):
+            await self._note("batch_done", token=batch.token, status=look.status)
         if self.state.fatal is not None:
             raise self.state.fatal
-        if batch.status == "failed":
-            errors = [error.message for error in (batch.errors.data if batch.errors else None) or []]
+        if look.status == "failed":
+            reasons = "; ".join(look.errors) or "no reason given"
             raise FatalError(
-                f"{self.endpoint.host} refuses the batch ({self.endpoint.redact('; '.join(map(str, errors[:3])) or 'no reason given')}); "
-                "correct the cause, or send fewer requests at a time with `--max-requests`."
+                f"{self.endpoint.host} refuses the batch ({reasons}); correct the cause, or send fewer requests at a time with "
+                "`max_requests`."
             )
 
-    async def _lines(self, file_id: str) -> list[dict[str, Any]]:
-        async def download() -> list[dict[str, Any]]:
-            content = (await self.endpoint.client.files.content(file_id)).content
-            try:
-                return [json.loads(line) for line in content.split(b"\n") if line.strip()]
-            except ValueError:
-                raise TryAgain(f"the file {file_id} came incomplete") from None
+    async def _lines(self, batch: OpenBatch, file_id: str) -> list[Any]:
+        try:
+            lines, bad = await self.api.lines(file_id)
+        except NotFound:
+            self.state.notes.append(
+                f"The file {file_id} of {batch.name} is gone at {self.endpoint.host}; what it answered is sent again."
+            )
+            return []
+        if bad:
+            self.state.notes.append(f"{bad} lines of the file {file_id} of {batch.name} cannot be read.")
+        return lines
 
-        return await self._call(download)
-
-    async def _collect(
-        self, lines: list[dict[str, Any]], note: dict[str, Any], wanted: dict[str, tuple[int, Request]]
-    ) -> set[str]:
+    def _store(self, lines: list[Any], batch: OpenBatch, wanted: dict[str, tuple[int, Request]]) -> set[str]:
         """Stores the good answers of a file, and the reasons of the others; returns the keys that have one of the two."""
-        entries: dict[str, dict[str, Any]] = {}
+        requests = {name: request for _, request in wanted.values() for name in request.keys}
         found = set()
         for line in lines:
-            key = line.get("custom_id")
-            if key not in wanted or key in entries or key in self.journal:
+            name = line.get("custom_id") if isinstance(line, dict) else None
+            request = requests.get(name) if isinstance(name, str) else None
+            if request is None or request.key in found or request in self.journal:
                 continue
-            request = wanted[key][1]
-            response = line.get("response") or {}
-            sent = self._sent(request, note["dialect"])
-            found.add(key)
+            found.add(request.key)
             try:
-                if line.get("error") or response.get("status_code") != 200:
-                    problem = {"error": line["error"]} if line.get("error") else response.get("body")
-                    raise self.endpoint.judge(int(response.get("status_code") or 500), problem, {}, sent)
-                entries[key] = self.endpoint.entry(request, response.get("body"), sent, batch=True)
+                entry = self._entry(request, line, batch)
             except ItemError as error:
-                self._reasons[key] = str(error)
-                self._submissions[key] = SUBMISSIONS
+                self._reasons[request.key] = str(error)
+                self._submissions[request.key] = SUBMISSIONS
             except TryAgain as error:
-                self._reasons[key] = f"{error}, after {SUBMISSIONS} submissions"
+                self._reasons[request.key] = f"{error}, after {SUBMISSIONS} submissions"
             except FatalError as error:  # raised when the good answers are safe
                 self.state.fatal = error
-        for entry in entries.values():
-            self.journal.append(entry)
-            self.state.answered += 1
-            self.state.prompt_tokens += entry["usage"]["prompt_tokens"]
-            self.state.completion_tokens += entry["usage"]["completion_tokens"]
-        self._settle()
+            else:
+                self.state.count(entry)
+                self.budget.pay(entry)
+                self.journal.append(entry)
         return found
 
-    def _sent(self, request: Request, dialect: dict[str, Any]) -> dict[str, Any]:
-        """What was sent with a request, in the dialect of its batch (another one may have been learnt since)."""
-        now, self.endpoint.dialect = self.endpoint.dialect, dialect
+    def _entry(self, request: Request, line: dict[str, Any], batch: OpenBatch) -> dict[str, Any]:
+        """The journal entry of an output line; raises what its error stands for."""
+        response = line.get("response")
+        response = response if isinstance(response, dict) else {}
+        status, problem = response.get("status_code"), line.get("error")
+        sent = self._body(request, batch)
+        if problem or status != OK:
+            code = status if isinstance(status, int) and status != OK else 500
+            raise self.endpoint.judge(code, {"error": problem} if problem else response.get("body"), {}, sent)
+        return self.endpoint.entry(request, response.get("body"), sent, batch=True)
+
+    def _body(self, request: Request, batch: OpenBatch) -> dict[str, Any]:
+        """What was sent with a request, in the dialect of its batch (another one may have been learned since)."""
+        now = self.endpoint.dialect
+        self.endpoint.dialect = batch.dialect or now
         body = self.endpoint.body(request)
         self.endpoint.dialect = now
         return body
 
-    def _settle(self) -> None:
-        """The true cost of this run's answers takes the place of what was reserved for them."""
-        if self.price:
-            self.state.spent = self.price.cost(self.state.prompt_tokens, self.state.completion_tokens, batch=True)
-
-    # ------------------------------------------------------------------------------------------------- plumbing
-
     async def _note(self, kind: str, **values: Any) -> None:
         self.journal.append({"note": kind, "command": self.task.name, **values})
         await self.journal.synced()
-
-    async def _call(self, function: Callable) -> Any:
-        """Calls the endpoint, again after errors that may pass."""
-        errors = self.endpoint._openai.APIError
-        try:
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(TryAgain),
-                stop=stop_after_attempt(self.settings.max_retries + 1),
-                wait=wait_exponential_jitter(
-                    self.settings.initial_backoff, 60.0, jitter=self.settings.initial_backoff
-                ),
-                reraise=True,
-            ):
-                with attempt:
-                    try:
-                        return await function()
-                    except errors as error:
-                        raise self.endpoint.problem(error, {}) from None
-        except (TryAgain, ItemError) as error:
-            raise AugmentationError(
-                f"{self.endpoint.host} does not answer as the Batch API does ({error}); run the same command again, or leave "
-                "out `--batch`."
-            ) from None

@@ -1,14 +1,28 @@
 """Command line: `sep-mldc-augment COMMAND ...`."""
 
 import argparse
-import json
+import contextlib
+import dataclasses
 import logging
 import os
 import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from .client import RequestSettings
-from .files import AugmentationError, read_documents, read_expansions
-from .prompts import LANGUAGES, PromptBuilder, template_names
+from .arguments import build_parser
+from .deprecated import expand_labels, generate_tail_samples, warn
+from .errors import AugmentationError
+from .files import read_documents, read_label_descriptions
+from .label_descriptions import describe_labels
+from .prompts import PromptBuilder, template_names
+from .pseudo_documents import PseudoDocumentOptions, write_pseudo_documents
+from .redaction import Redactor
+from .report import report
+from .review import ReviewOptions, review
+from .settings import RequestSettings
+from .sft import export_sft
+from .tokens import approximate_tokens
 
 
 DONE, ERROR, UNFINISHED, INTERRUPTED = 0, 1, 3, 130
@@ -17,194 +31,57 @@ EXAMPLE = (
     "Retrieval, ranking and recommendation of documents and items.",
     "We study how users reformulate queries.",
 )
+OLD_COMMANDS = {"expand-labels": "describe-labels", "tail-samples": "write-pseudo-documents"}
+OLD_OPTIONS = {"--expansions": "--label-descriptions", "--samples": "--pseudo-documents"}
 
 
-def _json_object(text: str) -> dict:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError
-    return value
-
-
-def _endpoint_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model and endpoint")
-    group.add_argument("--model", required=True, help="model name that the endpoint knows")
-    group.add_argument("--base-url", help="an OpenAI-compatible endpoint, such as http://localhost:8000/v1")
-    group.add_argument(
-        "--api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable that holds the key"
-    )
-    group.add_argument("--temperature", type=float, help="overrides the command's own")
-    group.add_argument("--max-tokens", type=int, help="longest answer; reasoning models need more than the default")
-    group.add_argument(
-        "--parameters",
-        type=_json_object,
-        default={},
-        metavar="JSON",
-        help='more fields of a request, such as {"top_p": 0.9}',
-    )
-    group.add_argument("--structured-output", choices=["auto", "json_schema", "text"], default="auto")
-    group.add_argument("--batch", action="store_true", help="use the Batch API: half the price, answers within a day")
-    group.add_argument("--batch-poll-seconds", type=float, default=30.0, help="time between two looks at a batch")
-    group = parser.add_argument_group("limits")
-    group.add_argument(
-        "--dry-run", action="store_true", help="show requests, tokens, cost and five prompts; send nothing"
-    )
-    group.add_argument("--max-cost", type=float, help="most money for all answers of the journal")
-    group.add_argument("--max-requests", type=int, help="most HTTP requests of this run, retries included")
-    group.add_argument("--prices", metavar="FILE", help="price file that overrides the package's")
-    group.add_argument("--concurrency", type=int, default=8, help="requests under way at the same time")
-    group.add_argument("--requests-per-minute", type=float)
-    group.add_argument("--tokens-per-minute", type=float)
-    group.add_argument("--max-retries", type=int, default=6)
-    group.add_argument("--timeout", type=float, default=120.0, help="seconds for one attempt")
-    group = parser.add_argument_group("output")
-    group.add_argument("--output-dir", default=".", help="folder of the output, the journal and the failed requests")
-    group.add_argument("--partial", action="store_true", help="write the output even if items are missing")
-    group.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def _prompt_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("prompt")
-    group.add_argument(
-        "--template", default="generic", help=f"{', '.join(template_names())}, or the path of an own one"
-    )
-    group.add_argument("--dataset-description", default="", help="what the documents and labels are")
-    group.add_argument("--genre", default="", help='what one document is called, such as "abstract"')
-    group.add_argument("--language", default="en", choices=sorted(LANGUAGES), metavar="CODE", help="ISO 639-1 code")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The argument parser of all commands."""
-    parser = argparse.ArgumentParser(prog="sep-mldc-augment", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    expand = commands.add_parser("expand-labels", help="explain each label in one sentence")
-    expand.add_argument("labels", help="txt, json, csv or jsonl file of labels, or a train file")
-    _prompt_options(expand)
-    _endpoint_options(expand)
-
-    tail = commands.add_parser("tail-samples", help="write pseudo-documents for rare labels")
-    tail.add_argument("train", nargs="+", help='train file(s), JSON Lines of {"text", "labels"}')
-    tail.add_argument("--expansions", metavar="FILE", help="label_descriptions.jsonl of expand-labels")
-    tail.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help="validation and test files")
-    tail.add_argument("--labels", metavar="FILE", help="file of all labels, where some have no training document")
-    tail.add_argument(
-        "--tail-threshold", type=int, default=50, help="labels with fewer training documents are tail labels"
-    )
-    tail.add_argument("--per-label", type=int, default=50, help="pseudo-documents for each tail label")
-    tail.add_argument("--tail-labels", nargs="+", metavar="LABEL", help="these labels instead of all tail labels")
-    tail.add_argument(
-        "--allow-no-demonstration", action="store_true", help="use the expansion alone where no document is usable"
-    )
-    tail.add_argument(
-        "--max-document-tokens", type=int, default=2000, help="longest demonstration; longer ones are cut"
-    )
-    tail.add_argument("--seed", type=int, default=0)
-    _prompt_options(tail)
-    _endpoint_options(tail)
-
-    check = commands.add_parser("review", help="keep good pseudo-documents, reject the others with a reason")
-    check.add_argument("samples", help="pseudo_samples.jsonl")
-    check.add_argument("--train", nargs="+", required=True, metavar="FILE", help="train file(s) of tail-samples")
-    check.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help="validation and test files")
-    check.add_argument("--min-length-ratio", type=float, default=0.4, help="shortest, as a share of the demonstration")
-    check.add_argument("--max-length-ratio", type=float, default=2.5, help="longest, as a share of the demonstration")
-    check.add_argument("--near-duplicate-threshold", type=float, default=0.6, help="Jaccard similarity of 3-word runs")
-    check.add_argument(
-        "--scores", metavar="FILE", help="a trained model's scores of the samples, of examples/predict.py"
-    )
-    check.add_argument(
-        "--min-agreement", type=float, help="smallest mean score of the intended labels; needs --scores"
-    )
-    check.add_argument("--output-dir", default=".", help="folder of the kept and the rejected samples")
-    _prompt_options(check)
-
-    sft = commands.add_parser("export-sft", help="write reviewed answers as chats, to tune an open model on")
-    sft.add_argument("reviewed", nargs="+", help="pseudo_samples_kept.jsonl, label_descriptions.jsonl")
-    sft.add_argument("--journal", required=True, metavar="FILE", help="journal.jsonl of the runs that wrote them")
-    sft.add_argument("--output", default="sft.jsonl", metavar="FILE")
-    sft.add_argument("--form", choices=["messages", "prompt-completion"], default="messages")
-
-    summary = commands.add_parser("report", help="labels per decile before and after, tokens, cost, a picture")
-    summary.add_argument("--train", nargs="+", required=True, metavar="FILE")
-    summary.add_argument("--samples", metavar="FILE", help="pseudo-documents that training will use")
-    summary.add_argument("--journal", nargs="+", default=[], metavar="FILE", help="journal.jsonl of all runs")
-    summary.add_argument("--prices", metavar="FILE", help="price file that overrides the package's")
-    summary.add_argument("--tail-threshold", type=int, default=50)
-    summary.add_argument("--no-picture", action="store_true", help="do not draw the histogram")
-    summary.add_argument("--output-dir", default=".", help="folder of the report and the picture")
-
-    prompts = commands.add_parser("prompts", help="list the prompt templates, or show one filled in")
-    prompts.add_argument("action", choices=["list", "show"])
-    prompts.add_argument("name", nargs="?", default="generic", help="a template's name or path")
-    prompts.add_argument("--train", metavar="FILE", help="show it with a document of this file")
-    prompts.add_argument("--expansions", metavar="FILE", help="and with these expansions")
-    _prompt_options(prompts)
-    return parser
+def _fields_of(kind: Any, args: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """The arguments that a dataclass has a field for."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in vars(args).items() if name in names} | more
 
 
 def _settings(args: argparse.Namespace) -> RequestSettings:
-    return RequestSettings(
-        model=args.model,
-        base_url=args.base_url,
-        api_key_env=args.api_key_env,
-        temperature=args.temperature,
-        max_tokens=args.max_tokens,
-        parameters=args.parameters,
-        structured_output=args.structured_output,
-        concurrency=args.concurrency,
-        requests_per_minute=args.requests_per_minute,
-        tokens_per_minute=args.tokens_per_minute,
-        max_requests=args.max_requests,
-        max_cost=args.max_cost,
-        max_retries=args.max_retries,
-        timeout=args.timeout,
-        prices=args.prices,
-        batch=args.batch,
-        batch_poll_seconds=args.batch_poll_seconds,
-        progress=not args.quiet,
-    )
+    return RequestSettings(**_fields_of(RequestSettings, args, progress=not args.quiet))
 
 
 def _prompts(args: argparse.Namespace) -> PromptBuilder:
     return PromptBuilder(args.template, args.dataset_description, args.genre, args.language)
 
 
-def _finish(result) -> int:
+def _finish(result: Any) -> int:
     print(result)
-    if getattr(result, "stopped", None) == "interrupted":
+    stopped = getattr(result, "stopped", None)
+    if stopped == "interrupted":
         return INTERRUPTED
-    unfinished = getattr(result, "stopped", None) or getattr(result, "failed", 0)
-    return UNFINISHED if unfinished else DONE
+    return UNFINISHED if stopped or getattr(result, "failed", 0) else DONE
 
 
-def _expand_labels(args: argparse.Namespace) -> int:
-    from .expansion import expand_labels
-
+def _describe_labels(args: argparse.Namespace) -> int:
+    function = expand_labels if args.old_name else describe_labels
     return _finish(
-        expand_labels(args.labels, args.output_dir, _settings(args), _prompts(args), args.dry_run, args.partial)
+        function(
+            args.labels,
+            args.output_dir,
+            _settings(args),
+            _prompts(args),
+            args.dry_run,
+            args.partial,
+            label_delimiter=args.label_delimiter,
+        )
     )
 
 
-def _tail_samples(args: argparse.Namespace) -> int:
-    from .tail_samples import TailOptions, generate_tail_samples
-
-    options = TailOptions(
-        args.tail_threshold,
-        args.per_label,
-        args.tail_labels,
-        args.allow_no_demonstration,
-        args.max_document_tokens,
-        args.seed,
-    )
+def _write_pseudo_documents(args: argparse.Namespace) -> int:
+    function = generate_tail_samples if args.old_name else write_pseudo_documents
     return _finish(
-        generate_tail_samples(
+        function(
             args.train,
             args.output_dir,
             _settings(args),
-            args.expansions,
+            args.label_descriptions,
             _prompts(args),
-            options,
+            PseudoDocumentOptions(**_fields_of(PseudoDocumentOptions, args)),
             args.exclude,
             args.labels,
             args.dry_run,
@@ -214,31 +91,25 @@ def _tail_samples(args: argparse.Namespace) -> int:
 
 
 def _review(args: argparse.Namespace) -> int:
-    from .review import ReviewOptions, review
-
-    options = ReviewOptions(
-        min_length_ratio=args.min_length_ratio,
-        max_length_ratio=args.max_length_ratio,
-        near_duplicate_threshold=args.near_duplicate_threshold,
-        language=args.language,
-        min_agreement=args.min_agreement,
+    options = ReviewOptions(**_fields_of(ReviewOptions, args))
+    print(
+        review(args.pseudo_documents, args.output_dir, args.train, args.exclude, options, _prompts(args), args.scores)
     )
-    print(review(args.samples, args.output_dir, args.train, args.exclude, options, _prompts(args), args.scores))
     return DONE
 
 
 def _export_sft(args: argparse.Namespace) -> int:
-    from .sft import export_sft
-
     print(f"{export_sft(args.reviewed, args.journal, args.output, args.form)} chats written: {args.output}")
     return DONE
 
 
 def _report(args: argparse.Namespace) -> int:
-    from .report import report
-
     picture = not args.no_picture
-    print(report(args.train, args.output_dir, args.samples, args.journal, args.prices, args.tail_threshold, picture))
+    print(
+        report(
+            args.train, args.output_dir, args.pseudo_documents, args.journal, args.prices, args.tail_threshold, picture
+        )
+    )
     return DONE
 
 
@@ -248,28 +119,26 @@ def _show_prompts(args: argparse.Namespace) -> int:
         return DONE
     args.template = args.name
     builder = _prompts(args)
-    label, expansion, text = EXAMPLE
-    labels = [(label, expansion)]
+    label, description, text = EXAMPLE
+    labels = [(label, description)]
     if args.train:
         document = next((item for item in read_documents(args.train) if item.text and item.labels), None)
         if document is None:
             raise AugmentationError(f"{args.train} has no document with text and labels to show; give another file.")
-        expansions = read_expansions(args.expansions) if args.expansions else {}
+        descriptions = read_label_descriptions(args.label_descriptions) if args.label_descriptions else {}
         label, text = document.labels[0], document.text
-        labels = [(name, expansions.get(name, "")) for name in document.labels]
-    from .prompts import approximate_tokens
-
-    system, expand = builder.expand(label)
-    _, sample = builder.sample(labels, text, approximate_tokens(text))
+        labels = [(name, descriptions.get(name, "")) for name in document.labels]
+    system, describe = builder.label_description(label)
+    _, write = builder.pseudo_document(labels, text, approximate_tokens(text))
     print(f"template {builder.name}, hash {builder.template_hash}\n")
-    for title, message in (("system", system), ("expand-labels", expand), ("tail-samples", sample)):
+    for title, message in (("system", system), ("describe-labels", describe), ("write-pseudo-documents", write)):
         print(f"[{title}]\n{message['content']}\n")
     return DONE
 
 
-COMMANDS = {
-    "expand-labels": _expand_labels,
-    "tail-samples": _tail_samples,
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "describe-labels": _describe_labels,
+    "write-pseudo-documents": _write_pseudo_documents,
     "review": _review,
     "export-sft": _export_sft,
     "report": _report,
@@ -277,7 +146,24 @@ COMMANDS = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; commands and options of version 0.1 are understood, with a `FutureWarning`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    old_name = bool(words) and words[0] in OLD_COMMANDS
+    if old_name:
+        warn(f"The command {words[0]}", OLD_COMMANDS[words[0]])
+        words[0] = OLD_COMMANDS[words[0]]
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option in OLD_OPTIONS:
+            warn(f"The option {option}", OLD_OPTIONS[option])
+            words[place] = f"{OLD_OPTIONS[option]}{equals}{value}"
+    args = build_parser().parse_args(words)
+    args.old_name = old_name
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """
     Runs a command.
 
@@ -286,15 +172,31 @@ def main(argv: list[str] | None = None) -> int:
         goes on; 130 interrupted. Wrong arguments exit with 2.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    args = build_parser().parse_args(argv)
+    args = _parse(argv)
+    redact = Redactor.of_environment(getattr(args, "api_key_env", "OPENAI_API_KEY"))
     try:
         return COMMANDS[args.command](args)
     except AugmentationError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(f"error: {redact(str(error))}")
         return ERROR
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _complain("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except Exception as error:  # a defect of ours, or a fault of the machine that no reader or writer expected
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(place.filename)}, line {place.lineno}"
+        logging.debug("unexpected error", exc_info=True)
+        _complain(
+            f"error: something unexpected happened ({type(error).__name__}: {redact.line(error)}, at {where}); answers that came "
+            "are in the journal: run the same command again, and report it if it comes again."
+        )
+        return ERROR
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr)

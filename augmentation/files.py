@@ -1,20 +1,33 @@
-"""Reading of labels, documents and expansions, and writing of JSON Lines, whole or not at all."""
+"""Reading of documents, labels and label descriptions."""
 
+import ast
 import csv
 import gzip
 import json
-import os
 import re
-import tempfile
+import unicodedata
+import warnings
+import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from .errors import AugmentationError
 
 
-class AugmentationError(Exception):
-    """A problem that the user can solve; its message is one sentence with the value, the rule and the remedy."""
+MAX_LABEL_LENGTH = 300  # characters; a longer "label" is a document that was taken for one
+
+__all__ = [
+    "AugmentationError",
+    "Document",
+    "clean",
+    "label_name",
+    "read_documents",
+    "read_json_lines",
+    "read_label_descriptions",
+    "read_labels",
+]
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,7 @@ class Document:
     has_own_id: bool = True
 
 
-# ---------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------------- texts and names
 
 
 def clean(text: str) -> str:
@@ -44,27 +57,47 @@ def clean(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]", " ", text).strip()
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+def label_name(value: Any, where: str) -> str:
     """
-    The lines of a UTF-8 text file, gzip or plain, with their numbers from 1; empty lines are left out.
+    A label name as the trainer reads it: without blanks around it, in Unicode's composed form (NFC).
+
+    Raises:
+        AugmentationError: if the value is no name.
+    """
+    name = unicodedata.normalize("NFC", value).strip() if isinstance(value, str) else ""
+    if not name:
+        raise AugmentationError(
+            f"{where}: the label {str(value)[:80]!r} is not a name; write a string that is not empty."
+        )
+    if len(name) > MAX_LABEL_LENGTH:
+        raise AugmentationError(
+            f"{where}: the label {name[:60]!r}... has {len(name)} characters, but a label name has at most {MAX_LABEL_LENGTH}; "
+            "is this a file of documents?"
+        )
+    return name
+
+
+# ------------------------------------------------------------------------------------------------- lines and records
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """
+    The lines of a UTF-8 text file with their ends, gzip or plain, with their numbers from 1.
 
     Raises:
         AugmentationError: if the file cannot be opened, is not UTF-8 or is a damaged gzip file.
     """
-    path = Path(path)
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
             for number, raw in enumerate(stream, start=1):
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                if line.strip():
-                    yield number, line
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise AugmentationError(
             f"{path}, line {number}: byte 0x{error.object[error.start]:02x} is not UTF-8, but text files must be; convert "
             f"the file first, for example with `iconv -f latin1 -t utf-8 {path.name}`."
         ) from None
-    except (gzip.BadGzipFile, EOFError):
+    except (gzip.BadGzipFile, EOFError, zlib.error):
         raise AugmentationError(f"{path} is not a whole gzip file; write it again or give the plain file.") from None
     except OSError as error:
         raise AugmentationError(
@@ -72,16 +105,24 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         ) from None
 
 
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        problem = f"{error.msg} at column {error.colno}"
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        problem = f"{type(error).__name__}: {str(error)[:80]}"
+    raise AugmentationError(
+        f"{where}: not JSON ({problem}), but a JSON Lines file holds one JSON object in each line; repair or remove the line."
+    )
+
+
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a JSON Lines file (`.gz` or plain) with their line numbers."""
-    for number, line in read_lines(path):
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise AugmentationError(
-                f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}), but a JSON Lines file holds one "
-                "JSON object in each line; repair or remove the line."
-            ) from None
+    """The JSON objects of a JSON Lines file (`.gz` or plain) with their line numbers; empty lines are left out."""
+    for number, line in _read_lines(Path(path)):
+        if not line.strip():
+            continue
+        value = _parse(line, f"{path}, line {number}")
         if not isinstance(value, dict):
             raise AugmentationError(
                 f'{path}, line {number}: a JSON {type(value).__name__}, but an object such as {{"text": "..."}} is '
@@ -90,84 +131,124 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, value
 
 
-def read_documents(paths: str | Path | Iterable[str | Path], need_labels: bool = True) -> list[Document]:
+def _read_table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is shorter than many documents
+    rows = csv.DictReader((line for _, line in _read_lines(path)), delimiter=delimiter, restkey="", strict=True)
+    try:
+        for row in rows:
+            if "" in row or None in row.values():
+                raise AugmentationError(
+                    f"{path}, line {rows.line_num}: the row has another number of columns than the header; put a value that "
+                    'holds the separator in "quotes".'
+                )
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise AugmentationError(f"{path}, line {rows.line_num}: {error}; correct the quotes of the row.") from None
+
+
+def _kind(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def _read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of a file, each with its place for messages."""
+    kind = _kind(path)
+    if kind in (".csv", ".tsv"):
+        records = _read_table(path, "," if kind == ".csv" else "\t")
+    else:
+        records = read_json_lines(path)
+    for number, record in records:
+        yield f"{path}, line {number}", record
+
+
+def _label_list(value: Any, where: str, delimiter: str | None) -> list[str]:
+    if isinstance(value, str):
+        if value.strip().startswith("["):  # a list that was written into a table
+            try:
+                value = ast.literal_eval(value.strip())
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                pass
+        elif delimiter:
+            value = [name for name in value.split(delimiter) if name.strip()]
+    if not isinstance(value, (list, tuple)):
+        raise AugmentationError(
+            f'{where}: `labels` is {str(value)[:80]!r}, but a list of label names is needed; write ["a", "b"], or name the '
+            "separator of joined labels with `label_delimiter`."
+        )
+    return list(dict.fromkeys(label_name(name, where) for name in value))
+
+
+# ------------------------------------------------------------------------------------------------- documents
+
+
+def read_documents(
+    paths: str | Path | Iterable[str | Path], need_labels: bool = True, label_delimiter: str | None = None
+) -> list[Document]:
     """
-    Documents of one or more JSON Lines files, `{"text": str, "labels": [str], "id"?: str}`.
+    Documents of one or more files, `{"text": str, "labels": [str], "id"?: str}`.
 
     Args:
-        paths: File or files, plain or `.gz`.
+        paths: File or files (JSON Lines, csv or tsv), plain or `.gz`.
         need_labels (`bool`): False also takes documents without a `labels` column, and lines that hold only an `id`
             (the files of `--exclude`).
+        label_delimiter (`str`, *optional*): Separator of joined labels.
 
     Raises:
         AugmentationError: if a line has no text or if `labels` is not a list of label names.
     """
     documents = []
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        for number, row in read_json_lines(path):
+        for where, row in _read_records(Path(path)):
             text, labels, own_id = row.get("text"), row.get("labels"), row.get("id")
             if not isinstance(text, str) and (need_labels or own_id is None):
                 raise AugmentationError(
-                    f"{path}, line {number}: `text` is {text!r}, but a string is needed; name the column of the document "
+                    f"{where}: `text` is {str(text)[:80]!r}, but a string is needed; name the column of the document "
                     '"text".'
-                )
-            if labels is None and not need_labels:
-                labels = []
-            if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-                raise AugmentationError(
-                    f"{path}, line {number}: `labels` is {str(labels)[:80]!r}, but a list of label names is needed; write "
-                    '["a", "b"].'
                 )
             documents.append(
                 Document(
-                    id=str(own_id) if own_id is not None else f"{Path(path).name}:{number}",
+                    id=str(own_id) if own_id is not None else f"{Path(path).name}:{where.rpartition(' ')[2]}",
                     text=clean(text or ""),
-                    labels=tuple(dict.fromkeys(labels)),
+                    labels=tuple(_label_list(labels, where, label_delimiter)) if need_labels or labels else (),
                     has_own_id=own_id is not None,
                 )
             )
     return documents
 
 
-def read_labels(path: str | Path) -> dict[str, str]:
+# ------------------------------------------------------------------------------------------------- labels
+
+
+def read_labels(path: str | Path, label_delimiter: str | None = None) -> dict[str, str]:
     """
     Label names, each with the data set's own note on it ("" where there is none).
 
     Args:
-        path: One of
+        path: One of (each also as `.gz`)
             - `.txt`: a label in each line;
-            - `.csv`: a column `label` (or the first column), optionally `description`;
+            - `.csv`, `.tsv`: a column `label`, optionally `description`; or a training file with a column `labels`;
             - `.json`: `["a", "b"]`, `{"a": "note"}` or `{"a": {"name": ..., "description": ...}}`;
-            - `.jsonl`, `.jsonl.gz`: rows with `label`, or a train file, whose rows have `labels` (taken in sorted order).
+            - `.jsonl`: rows with `label`, optionally `description`; or a training file, whose rows have `labels`.
+
+            The labels of a training file are taken in sorted order.
+        label_delimiter (`str`, *optional*): Separator of joined labels in a training file.
 
     Raises:
-        AugmentationError: if the file has another form, or holds no label.
+        AugmentationError: if the file has another form, or holds no label. Nothing but a label is ever taken for one.
     """
     path = Path(path)
-    suffix = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
-    labels: dict[str, str] = {}
-    if suffix == ".json":
+    kind = _kind(path)
+    if kind == ".txt":
+        labels = _labels_of_text(path)
+    elif kind == ".json":
         labels = _labels_of_json(path)
-    elif suffix == ".csv":
-        rows = csv.DictReader([line for _, line in read_lines(path)])
-        name = "label" if "label" in (rows.fieldnames or []) else (rows.fieldnames or ["label"])[0]
-        labels = {clean(row[name] or ""): clean(row.get("description") or "") for row in rows}
-    elif suffix == ".jsonl":
-        used = set()
-        for number, row in read_json_lines(path):
-            if isinstance(row.get("label"), str):
-                labels[row["label"]] = clean(str(row.get("description") or ""))
-            elif isinstance(row.get("labels"), list):
-                used.update(map(str, row["labels"]))
-            else:
-                raise AugmentationError(
-                    f"{path}, line {number}: neither `label` nor `labels`, but one of them must name the labels; give a "
-                    "train file or a file of labels."
-                )
-        labels.update({label: "" for label in sorted(used) if label not in labels})
+    elif kind in (".csv", ".tsv", ".jsonl", ".ndjson"):
+        labels = _labels_of_records(_read_records(path), label_delimiter)
     else:
-        labels = {clean(line): "" for _, line in read_lines(path)}
-    labels.pop("", None)
+        raise AugmentationError(
+            f"{path}: the form of a label file is known from its name, which must end in .txt, .csv, .tsv, .json or .jsonl; "
+            "rename it."
+        )
     if not labels:
         raise AugmentationError(
             f"{path} holds no label, but at least one is needed; give a file with a label in each line."
@@ -175,99 +256,90 @@ def read_labels(path: str | Path) -> dict[str, str]:
     return labels
 
 
+def _labels_of_text(path: Path) -> dict[str, str]:
+    labels = {}
+    for number, line in _read_lines(path):
+        where, text = f"{path}, line {number}", clean(line)
+        if not text:
+            continue
+        if text.startswith(("{", '["', "__label__")) or "\t" in text:
+            raise AugmentationError(
+                f"{where}: {text[:60]!r} is a record, not a label; name the file by its form (.jsonl, .tsv), or write one label "
+                "in each line."
+            )
+        labels[label_name(text, where)] = ""
+    return labels
+
+
+def _labels_of_records(records: Iterable[tuple[str, dict[str, Any]]], delimiter: str | None) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    used: set[str] = set()
+    for where, row in records:
+        if row.get("label") is not None:
+            name = label_name(row["label"], where)
+            labels[name] = labels.get(name) or clean(str(row.get("description") or ""))
+        elif "labels" in row:
+            used.update(_label_list(row["labels"], where, delimiter))
+        else:
+            raise AugmentationError(
+                f"{where}: the columns are {', '.join(map(str, row))[:120]}, but labels are read from a column `label`, or from "
+                "`labels` of a training file; rename the column that holds them."
+            )
+    return labels | {name: "" for name in sorted(used) if name not in labels}
+
+
 def _labels_of_json(path: Path) -> dict[str, str]:
-    try:
-        value = json.loads("\n".join(line for _, line in read_lines(path)))
-    except json.JSONDecodeError as error:
-        raise AugmentationError(f"{path}, line {error.lineno}: not JSON ({error.msg}); repair the file.") from None
-    if isinstance(value, list) and all(isinstance(label, str) for label in value):
-        return dict.fromkeys(value, "")
+    value = _parse("".join(line for _, line in _read_lines(path)), str(path))
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return _labels_of_records(((f"{path}, item {n}", item) for n, item in enumerate(value, start=1)), None)
+    if isinstance(value, list):
+        return {label_name(name, str(path)): "" for name in value}
     if isinstance(value, dict):
-        labels = {}
-        for label, note in value.items():
-            if isinstance(note, dict):
-                note = ". ".join(str(note[key]) for key in ("name", "description") if note.get(key))
-            labels[label] = clean(str(note or ""))
-        return labels
+        return {label_name(name, str(path)): _note(note, f"{path}, {name!r}") for name, note in value.items()}
     raise AugmentationError(
         f'{path} is a JSON {type(value).__name__}, but labels are a list or an object of names; write ["a", "b"] or '
         '{"a": "what it means"}.'
     )
 
 
-def read_expansions(path: str | Path) -> dict[str, str]:
-    """`{label: expansion}` from a file of rows `{"label", "expansion"}`, as `expand-labels` writes it."""
-    expansions = {}
-    for number, row in read_json_lines(path):
-        label, expansion = row.get("label"), row.get("expansion")
-        if not isinstance(label, str) or not isinstance(expansion, str):
-            raise AugmentationError(
-                f"{path}, line {number}: `label` and `expansion` must both be strings, but the keys are {sorted(row)}; "
-                "write the file with `expand-labels`."
-            )
-        if label in expansions:
-            raise AugmentationError(
-                f"{path}, line {number}: the label {label!r} comes twice; remove one of the lines."
-            )
-        expansions[label] = clean(expansion)
-    return expansions
-
-
-# ---------------------------------------------------------------------------------------------------- writing
-
-
-@contextmanager
-def replace_whole(path: str | Path, mode: str = "w") -> Iterator[IO]:
-    """A stream to a temporary neighbour that takes the place of `path` only when the block ends without an error."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
+def _note(note: Any, where: str) -> str:
+    if isinstance(note, dict) and {"name", "description"} & note.keys():
+        note = ". ".join(str(note[key]) for key in ("name", "description") if note.get(key))
+    if note is not None and not isinstance(note, str):
         raise AugmentationError(
-            f"{path} cannot be written ({error.strerror or error}); choose a folder that you may write to."
-        ) from None
-    try:
-        text = (
-            {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
-        )  # a lone surrogate stays JSON
-        with os.fdopen(handle, mode, **text) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+            f"{where} is a JSON {type(note).__name__}, but what is said about a label is a string; write "
+            '{"label": "what it means"}.'
+        )
+    return clean(note or "")
 
 
-def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Writes the rows, whole or not at all; returns their number."""
-    number = 0
-    with replace_whole(path) as stream:
-        for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-            number += 1
-    return number
-
-
-def check_writable(folder: str | Path) -> None:
+def read_label_descriptions(path: str | Path) -> dict[str, str]:
     """
-    Tries the output folder before anything is paid for.
+    `{label: description}` from a file of rows `{"label", "description"}`, as `describe-labels` writes it.
+
+    Rows of version 0.1, `{"label", "expansion"}`, are read with a `FutureWarning`.
 
     Raises:
-        AugmentationError: if no file can be written there.
+        AugmentationError: if a row has another form or a label comes twice.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise AugmentationError(
-            f"the output folder {folder} cannot be written ({error.strerror or error}); choose another one with "
-            "`--output-dir`."
-        ) from None
+    descriptions: dict[str, str] = {}
+    old = False
+    for where, row in _read_records(Path(path)):
+        old = old or ("expansion" in row and "description" not in row)
+        label, text = row.get("label"), row.get("description", row.get("expansion"))
+        if not isinstance(label, str) or not isinstance(text, str):
+            raise AugmentationError(
+                f"{where}: `label` and `description` must both be strings, but the columns are {sorted(map(str, row))}; write "
+                "the file with `describe-labels`."
+            )
+        name = label_name(label, where)
+        if name in descriptions:
+            raise AugmentationError(f"{where}: the label {name!r} comes twice; remove one of the lines.")
+        descriptions[name] = clean(text)
+    if old:
+        warnings.warn(
+            f"{path} holds label descriptions in the column `expansion` of version 0.1; rename it to `description`.",
+            FutureWarning,
+            stacklevel=2,
+        )
+    return descriptions

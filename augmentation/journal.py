@@ -1,134 +1,193 @@
 """An append-only file of paid answers: nothing lost, nothing paid twice."""
 
 import asyncio
+import contextlib
 import errno
-import hashlib
-import json
 import logging
 import os
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from .files import AugmentationError, check_writable
+from .errors import AugmentationError
+from .journal_lines import JournalLineError, decode_line, encode_line
+from .request import Request
+from .writing import check_output, check_writable, sync_folder
 
 
-# Between two syncs: each hands the interpreter to a thread and back, which a busy machine does slowly.
-SYNC_SECONDS = 0.05
+SYNC_SECONDS = (
+    0.05  # between two syncs: each hands the interpreter to a thread and back, which a busy machine does slowly
+)
+SHOWN_WARNINGS = 3
+RESERVE_STEP = 65536  # bytes
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Request:
+class Reserve:
     """
-    One question to the model.
+    Disk space that is kept free for the answers under way, as a file beside the journal.
 
     Args:
-        messages (`list[dict[str, str]]`): Chat messages, `{"role", "content"}`.
-        model (`str`): Name that the endpoint knows.
-        parameters (`dict`): Sampling parameters, such as `temperature` and `max_tokens`.
-        field (`str`): Name of the text's field where the answer is JSON.
-        sample_index (`int`): Tells equal prompts apart.
-        expected_tokens (`int`): Length of the usual answer, for estimates.
-        origin (`dict`): Provenance that does not change the answer (template name and hash); not part of the key.
+        path: The file; it is removed when the journal is closed.
     """
 
-    messages: list[dict[str, str]]
-    model: str
-    parameters: dict[str, Any]
-    field: str
-    sample_index: int = 0
-    expected_tokens: int = 64
-    origin: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._booked = self._size = 0
+        self._closed = False
 
-    @property
-    def key(self) -> str:
-        """SHA-256 of prompt, model, parameters and sample index, in hexadecimal."""
-        identity = [self.messages, self.model, self.parameters, self.field, self.sample_index]
-        text = json.dumps(identity, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+    def book(self, size: int) -> None:
+        """
+        Keeps `size` more bytes free.
+
+        Raises:
+            OSError: if there is no room for them.
+        """
+        if self._closed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        needed = self._booked + size
+        if needed > self._size:
+            try:
+                self._allocate(max(needed, self._size + RESERVE_STEP))
+            except OSError:
+                self._allocate(needed)
+        self._booked = needed
+
+    def give_back(self, size: int) -> None:
+        """Returns what was booked and is used, or not needed."""
+        self._booked -= size
+
+    def release(self) -> None:
+        """Frees the space for good: the disk is full, and the answers under way need it now."""
+        self._closed = True
+        self.remove()
+
+    def remove(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        self._size = 0
+
+    def _allocate(self, size: int) -> None:
+        with open(self.path, "ab", buffering=0) as stream:
+            try:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(stream.fileno(), 0, size)
+                elif stream.write(bytes(size - self._size)) != size - self._size:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                os.ftruncate(stream.fileno(), self._size)
+                raise
+        self._size = size
 
 
 class Journal:
     """
     Answers by the key of their request, in a JSON Lines file that is only ever appended to.
 
-    Answers stay on disk; memory holds the place of each line (some 150 bytes for an answer). A line that a kill has cut is
-    taken off on opening. Of two lines with one key the first counts. Use as a context manager: it holds a lock.
+    Answers stay on disk; memory holds the place of each line (about 150 bytes per answer). Each line carries a digest of
+    itself: a damaged one is left out and costs one answer. A line that a kill has cut is removed on opening. Of two lines
+    with one key the first counts. Use as a context manager: it holds a lock.
 
     Args:
-        path: The file; it is made if it does not exist. The lock is the file `{path}.lock`.
+        path: The file; it is created if it does not exist. The lock is the file `{path}.lock`.
         read_only (`bool`): Takes no lock and repairs nothing (for reports).
 
     Raises:
-        AugmentationError: if another process uses the journal, or if it cannot be written.
+        AugmentationError: if another process uses the journal, or if it cannot be read or written.
     """
 
     def __init__(self, path: str | Path, read_only: bool = False) -> None:
         self.path = Path(path)
         self.read_only = read_only
+        self.notes: list[dict[str, Any]] = []
+        self.reserve = Reserve(Path(f"{self.path}.reserve"))
         self._places: dict[str, tuple[int, int]] = {}
+        self._end = 0
+        self._stream: BinaryIO | None = None
+        self._reader: BinaryIO | None = None
+        self._lock: FileLock | None = None
         self._unsynced = False
         self._syncer: asyncio.Task | None = None
-        self._sync_error: AugmentationError | None = None
-        self.notes: list[dict[str, Any]] = []
+        self._problem: AugmentationError | None = None
+        self._rescue_file: Path | None = None
+
+    # --------------------------------------------------------------------------------------------- opening
 
     def __enter__(self) -> "Journal":
-        if self.read_only:
-            self._stream = None
-        else:
-            check_writable(self.path.parent)
-            self._lock = FileLock(f"{self.path}.lock")
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                raise AugmentationError(
-                    f"the journal {self.path} is in use by another process, and two would pay for the same answers; wait "
-                    "for the other one or choose another `--output-dir`."
-                ) from None
-            try:
-                self._stream = open(self.path, "ab", buffering=0)
-            except OSError as error:
-                self._lock.release()
-                raise AugmentationError(
-                    f"the journal {self.path} cannot be opened ({error.strerror}); choose another `--output-dir`."
-                ) from None
-        # answers are read through a handle of its own: the other one only appends
-        self._reader = open(self.path, "rb") if self.path.exists() else None
-        if self._reader is not None:
-            self._load()
+        try:
+            if not self.read_only:
+                self._open_for_writing()
+            # answers are read through a handle of its own: the other one only appends
+            if self.path.exists():
+                self._reader = open(self.path, "rb")
+                self._load(self._reader)
+            if not self.read_only:
+                self._absorb_rescued()
+        except OSError as error:
+            self.__exit__()
+            raise AugmentationError(
+                f"the journal {self.path} cannot be opened ({error.strerror or error}); check the path and its permissions, or "
+                "choose another `output_dir`."
+            ) from None
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
-    def __exit__(self, *exception) -> None:
+    def _open_for_writing(self) -> None:
+        check_writable(self.path.parent)
+        check_output(self.path)
+        lock = FileLock(f"{self.path}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise AugmentationError(
+                f"the journal {self.path} is in use by another process, and two would pay for the same answers; wait for the "
+                "other one or choose another `output_dir`."
+            ) from None
+        except NotImplementedError:
+            raise AugmentationError(
+                f"the journal {self.path} cannot be locked on this file system; choose another `output_dir`."
+            ) from None
+        self._lock = lock
+        self.reserve.remove()  # of a process that was killed
+        is_new = not self.path.exists()
+        self._stream = open(self.path, "ab", buffering=0)
+        if is_new:
+            sync_folder(self.path.parent)
+
+    def __exit__(self, *exception: object) -> None:
         for stream in (self._stream, self._reader):
             if stream is not None:
                 stream.close()
-        if not self.read_only:
+        if self._lock is not None:
+            self.reserve.remove()
             self._lock.release()
+            self._lock = None
 
-    def _load(self) -> None:
-        place, good = 0, 0
-        for number, line in enumerate(self._reader, start=1):
-            length = len(line)
-            try:
-                entry = json.loads(line)
-                if not line.endswith(b"\n") or not isinstance(entry, dict):
-                    raise ValueError
-            except ValueError:
-                entry = None
-                if line.endswith(b"\n"):  # a damaged line amid good ones costs one answer, not the journal
-                    logger.warning(
-                        "%s, line %d is damaged and left out; its request is sent again.", self.path, number
-                    )
-            if entry is not None:
-                self._remember(entry, place, length)
+    def _load(self, stream: BinaryIO) -> None:
+        place, good, damaged, known = 0, 0, 0, 0
+        for number, line in enumerate(stream, start=1):
             if line.endswith(b"\n"):
-                good = place + length
-            place += length
-        if good < place and not self.read_only:
+                good = place + len(line)
+            try:
+                self._remember(decode_line(line), place, len(line))
+                known += 1
+            except JournalLineError as problem:
+                if line.endswith(b"\n"):
+                    damaged += 1
+                    if damaged <= SHOWN_WARNINGS:
+                        logger.warning("%s, line %d is left out: %s.", self.path, number, problem)
+            place += len(line)
+        if damaged > SHOWN_WARNINGS:
+            logger.warning("%s: %d lines are left out; their requests are sent again.", self.path, damaged)
+        if self.read_only and place and not known:
+            raise AugmentationError(f"{self.path} is not a journal; give the journal.jsonl of a run.")
+        if good < place and self._stream is not None:
             logger.warning("%s ended in mid-line (%d bytes) and was repaired.", self.path, place - good)
             self._stream.truncate(good)
             os.fsync(self._stream.fileno())
@@ -140,68 +199,177 @@ class Journal:
         else:
             self.notes.append(entry)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._places
+    # --------------------------------------------------------------------------------------------- reading
+
+    def __contains__(self, request: Request) -> bool:
+        return any(key in self._places for key in request.keys)
 
     def __len__(self) -> int:
         return len(self._places)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The entry of a key, or None."""
-        if key not in self._places:
+        if key not in self._places or self._reader is None:
             return None
         place, length = self._places[key]
         self._reader.seek(place)
-        return json.loads(self._reader.read(length))
+        return decode_line(self._reader.read(length))
 
-    def entries(self):
+    def answer(self, request: Request) -> dict[str, Any] | None:
+        """The answer to a request, or None; answers of version 0.1 count too."""
+        found = (self.get(key) for key in request.keys)
+        return next((entry for entry in found if entry is not None), None)
+
+    def entries(self) -> Iterator[dict[str, Any]]:
         """All answers, in the order in which they arrived."""
         for key in self._places:
-            yield self.get(key)
+            entry = self.get(key)
+            if entry is not None:
+                yield entry
+
+    # --------------------------------------------------------------------------------------------- writing
+
+    def check(self) -> None:
+        """
+        Called before anything is sent.
+
+        Raises:
+            AugmentationError: if an earlier answer could not be stored as it should be.
+        """
+        if self._problem is not None:
+            raise self._problem
+
+    @contextlib.contextmanager
+    def room(self, size: int) -> Iterator[None]:
+        """
+        Keeps room for one answer while it is under way.
+
+        Args:
+            size (`int`): Length in bytes of the longest line that may come.
+
+        Raises:
+            AugmentationError: if the disk is full, before anything is sent.
+        """
+        self.check()
+        try:
+            self.reserve.book(size)
+        except OSError as error:
+            raise self._failure(error) from None
+        try:
+            yield
+        finally:
+            self.reserve.give_back(size)
 
     def append(self, entry: dict[str, Any]) -> None:
         """
         Writes an entry as one line, so that it outlives the process from here on, and has it synced to disk in the background
         (entries that come together share one `fsync`); `synced` waits for that.
 
+        On a full disk the reserved space is freed for it; `check` then stops the run.
+
         Raises:
-            AugmentationError: if this line cannot be written, or an earlier one not be synced.
+            AugmentationError: if the line is not in the journal. Where there is room elsewhere, the message names the file
+                that holds it.
         """
-        if self._sync_error is not None:
-            raise self._sync_error
-        # backslashreplace: a lone surrogate in an answer stays a JSON escape
-        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        line = encode_line(entry)
         try:
-            written = self._stream.write(line)
-            if written != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._write(line)
         except OSError as error:
-            os.ftruncate(self._stream.fileno(), self._end)  # no later line may follow half a line
-            raise self._problem(error) from None
+            self._problem = self._problem or self._failure(error)
+            self.reserve.release()
+            try:
+                self._write(line)
+            except OSError:
+                self._rescue(line)
+                raise self._problem from None
         self._remember(entry, self._end, len(line))
         self._end += len(line)
         self._unsynced = True
         if self._syncer is None or self._syncer.done():
             self._syncer = asyncio.create_task(self._sync())
 
+    def _write(self, line: bytes) -> None:
+        assert self._stream is not None, "the journal is open for reading only"
+        try:
+            if self._stream.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._stream.fileno(), self._end)  # no later line may follow half a line
+            raise
+
+    def _rescue(self, line: bytes) -> None:
+        """Keeps a paid answer that the journal has no room for in another file."""
+        places = [Path(f"{self.path}.rescued")]
+        if self._rescue_file is None:
+            with contextlib.suppress(OSError):
+                handle, name = tempfile.mkstemp(prefix="sep-mldc-answers-", suffix=".jsonl")
+                os.close(handle)
+                self._rescue_file = Path(name)
+        if self._rescue_file is not None:
+            places.append(self._rescue_file)
+        for place in places:
+            with contextlib.suppress(OSError):
+                size = place.stat().st_size if place.exists() else 0
+                try:
+                    with open(place, "ab", buffering=0) as stream:
+                        if stream.write(line) == len(line):
+                            os.fsync(stream.fileno())
+                            self._tell_rescued(place)
+                            return
+                except OSError:
+                    pass
+                os.truncate(place, size)
+
+    def _tell_rescued(self, place: Path) -> None:
+        hint = (
+            f"what did not fit is in {place}"
+            if place.parent == self.path.parent
+            else f"what did not fit is in {place}: first add it with `cat {place} >> {self.path}`"
+        )
+        if hint not in str(self._problem):
+            self._problem = AugmentationError(f"{self._problem} Paid answers are kept: {hint}.")
+
+    def _absorb_rescued(self) -> None:
+        """Takes in what an earlier run could not write here."""
+        path = Path(f"{self.path}.rescued")
+        if not path.exists() or self._stream is None:
+            return
+        for line in path.read_bytes().splitlines(keepends=True):
+            with contextlib.suppress(JournalLineError):
+                entry = decode_line(line)
+                if entry.get("key") not in self._places:
+                    self._write(line)
+                    self._remember(entry, self._end, len(line))
+                    self._end += len(line)
+        os.fsync(self._stream.fileno())
+        if self._reader is None:
+            self._reader = open(self.path, "rb")
+        path.unlink()
+
     async def synced(self) -> None:
-        """Returns when all that was appended is on disk."""
+        """
+        Returns when all that was appended is on disk.
+
+        Raises:
+            AugmentationError: if it is not.
+        """
         if self._syncer is not None:
             await self._syncer
-        if self._sync_error is not None:
-            raise self._sync_error
+        self.check()
 
     async def _sync(self) -> None:
-        while self._unsynced and self._sync_error is None:
+        while self._unsynced and self._stream is not None:
             self._unsynced = False
             try:
                 await asyncio.to_thread(os.fsync, self._stream.fileno())
             except OSError as error:
-                self._sync_error = self._problem(error)
+                self._problem = self._problem or self._failure(error)
+                return
             await asyncio.sleep(SYNC_SECONDS)
 
-    def _problem(self, error: OSError) -> AugmentationError:
+    def _failure(self, error: OSError) -> AugmentationError:
         return AugmentationError(
-            f"the journal {self.path} cannot be written ({error.strerror}); make room on the disk and run the same command "
-            "again."
+            f"the journal {self.path} cannot be written ({error.strerror or error}); make room on the disk and run the same "
+            "command again."
         )

@@ -1,4 +1,4 @@
-"""Prices and estimates: what a request will cost, and what it has cost."""
+"""Prices, estimates and the limit of cost: what a request may cost, and what it has cost."""
 
 import json
 import re
@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import AugmentationError
-from .journal import Request
-from .prompts import approximate_tokens
+from .checks import check_number
+from .errors import AugmentationError
+from .journal import Journal
+from .request import Request
+from .settings import RequestSettings
+from .tokens import approximate_tokens
 
 
 PRICES = Path(__file__).with_name("prices.json")
+FRAME_TOKENS = 64  # most that a chat template and the JSON schema add to a prompt
 
 
 @dataclass(frozen=True)
 class Price:
-    """Price of a model, in `currency` for a million tokens; `batch_factor` is what the Batch API takes of it."""
+    """Price of a model, in `currency` per million tokens; `batch_factor` is the share of it that the Batch API takes."""
 
     input: float
     output: float
@@ -36,7 +40,7 @@ class PriceList:
     Prices of the package's `prices.json`, overridden by those of the user's file of the same form.
 
     Raises:
-        AugmentationError: if the user's file has another form.
+        AugmentationError: if the user's file has another form, or a price that is negative or not a number.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -45,22 +49,20 @@ class PriceList:
             return
         try:
             own = json.loads(Path(path).read_text(encoding="utf-8"))
-            models = own["models"]
-            for price in models.values():
-                if min(float(price["input"]), float(price["output"])) < 0:
-                    raise ValueError("a negative price")
+            _check_prices(own)
         except OSError as error:
             raise AugmentationError(
                 f"the price file {path} cannot be read ({error.strerror}); check the path."
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, AugmentationError) as error:
             raise AugmentationError(
                 f"the price file {path} is not of the needed form ({type(error).__name__}: {error}); write "
-                '{"models": {"name": {"input": 1.0, "output": 2.0}}}, in units of currency for a million tokens.'
+                '{"models": {"name": {"input": 1.0, "output": 2.0}}}, in units of currency per million tokens.'
             ) from None
         # one list has one currency: the package's dollars must not be mixed with the user's own
         same = own.get("currency", self._table["currency"]) == self._table["currency"]
-        self._table = {**self._table, **own, "models": {**(self._table["models"] if same else {}), **models}}
+        models = {**(self._table["models"] if same else {}), **own["models"]}
+        self._table = {**self._table, **own, "models": models}
 
     @property
     def currency(self) -> str:
@@ -79,11 +81,124 @@ class PriceList:
 
     def cost_of(self, entry: dict[str, Any]) -> float | None:
         """What a journal entry has cost, from the provider's token counts; None where the price is unknown."""
-        price = self.get(entry.get("model"), entry.get("requested_model"))
-        usage = entry.get("usage") or {}
+        price = self.get(entry.get("requested_model"), entry.get("model"))
         if price is None:
             return None
-        return price.cost(usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), entry.get("batch", False))
+        usage = entry["usage"]
+        return price.cost(usage["prompt_tokens"], usage["completion_tokens"], entry["batch"])
+
+
+def _check_prices(own: Any) -> None:
+    for price in own["models"].values():
+        for name in ("input", "output"):
+            check_number(name, price[name])
+    check_number("batch_factor", own.get("batch_factor", 0.5), maximum=1)
+    if not isinstance(own.get("currency", ""), str):
+        raise ValueError("`currency` must be a string")
+
+
+class Budget:
+    """
+    What may be spent and what has been: the one place that knows prices, and keeps `max_cost` and `max_requests`.
+
+    Args:
+        settings (`RequestSettings`): With the limits.
+        journal (`Journal`): Every answer in it counts as paid, and so does every answer that may have been paid and lost.
+
+    Raises:
+        AugmentationError: if `max_cost` is given for a model without a price.
+    """
+
+    def __init__(self, settings: RequestSettings, journal: Journal) -> None:
+        self.settings = settings
+        self.prices = PriceList(settings.prices)
+        self.price = self.prices.get(settings.model)
+        self.notes: list[str] = []
+        self.sent = 0
+        self.spent = 0.0
+        self._reserved = 0.0
+        self._before = self._paid_before(journal) if settings.max_cost is not None else 0.0
+
+    def _paid_before(self, journal: Journal) -> float:
+        if self.price is None:
+            raise AugmentationError(
+                f"the price of {self.settings.model!r} is unknown, so `max_cost` cannot be kept; name it in a file given with "
+                "`prices`, or use `max_requests`."
+            )
+        total, unknown = 0.0, set()
+        for entry in journal.entries():
+            cost = self.prices.cost_of(entry)
+            if cost is None:
+                unknown.add(entry["requested_model"])
+            total += cost or 0.0
+        if unknown:
+            self.notes.append(
+                f"`max_cost` does not count earlier answers of {', '.join(sorted(unknown)[:5])}, whose prices are unknown."
+            )
+        for note in journal.notes:
+            price = self.prices.get(note["model"]) if note["note"] == "lost_answer" else None
+            if price is not None:
+                total += price.cost(note["prompt_tokens"], note["completion_tokens"])
+        return total
+
+    def highest_cost(self, request: Request, batch: bool = False) -> float:
+        """What a request costs if its answer is as long as it can be; 0 without a price."""
+        if self.price is None:
+            return 0.0
+        return self.price.cost(most_prompt_tokens(request), most_completion_tokens(request), batch)
+
+    def exceeds(self, cost: float) -> bool:
+        """Whether `max_cost` could be exceeded by this cost, on top of what is spent and reserved."""
+        limit = self.settings.max_cost
+        return limit is not None and self._before + self.spent + self._reserved + cost > limit
+
+    def refusal(self, cost: float) -> str | None:
+        """Why a request of this cost must not be sent, or None."""
+        if self.exceeds(cost):
+            return f"the next request could exceed the limit of {self.settings.max_cost:g} {self.prices.currency} (`max_cost`)"
+        if self.settings.max_requests is not None and self.sent >= self.settings.max_requests:
+            return f"the limit of {self.settings.max_requests} requests is reached (`max_requests`)"
+        return None
+
+    def reserve(self, cost: float, requests: int = 1) -> None:
+        """Sets a cost aside for a request that is sent now (`requests=0`: that was sent by an earlier run)."""
+        self._reserved += cost
+        self.sent += requests
+
+    def release(self, cost: float) -> None:
+        """Frees what was set aside for a request that is not under way any more."""
+        self._reserved -= cost
+
+    def pay(self, entry: dict[str, Any]) -> None:
+        """Counts an answer."""
+        if self.price is not None:
+            usage = entry["usage"]
+            self.spent += self.price.cost(usage["prompt_tokens"], usage["completion_tokens"], entry["batch"])
+
+    def lose(self, request: Request) -> dict[str, Any]:
+        """Counts an answer that may have been paid but did not arrive, at its highest cost; returns a note for the journal."""
+        self.spent += self.highest_cost(request)
+        return {
+            "note": "lost_answer",
+            "model": request.model,
+            "prompt_tokens": most_prompt_tokens(request),
+            "completion_tokens": most_completion_tokens(request),
+        }
+
+
+def prompt_tokens(request: Request, count: Callable[[str], int] = approximate_tokens) -> int:
+    """Estimated tokens of the messages, with 4 for the frame of each."""
+    return sum(4 + count(message["content"]) for message in request.messages) + 3
+
+
+def most_prompt_tokens(request: Request) -> int:
+    """The most tokens that the prompt can have: no tokenizer makes more than one token of a byte."""
+    return FRAME_TOKENS + prompt_tokens(request, lambda text: len(text.encode("utf-8", "backslashreplace")))
+
+
+def most_completion_tokens(request: Request) -> int:
+    """The most tokens that the answer can have."""
+    return request.parameters.get("max_tokens") or request.expected_tokens
 
 
 def token_counter(model: str, seconds: float = 5.0) -> tuple[Callable[[str], int], str]:
@@ -93,7 +208,7 @@ def token_counter(model: str, seconds: float = 5.0) -> tuple[Callable[[str], int
     `tiktoken` where it is installed and has its tables at hand or can fetch them within `seconds`; otherwise
     `approximate_tokens`. Never used for what goes into a prompt: journal keys must not depend on the machine.
     """
-    found = []
+    found: list[Callable[[str], int]] = []
 
     def load() -> None:
         try:
@@ -104,15 +219,10 @@ def token_counter(model: str, seconds: float = 5.0) -> tuple[Callable[[str], int
             except KeyError:
                 encoding = tiktoken.get_encoding("o200k_base")
             found.append(lambda text: len(encoding.encode(text, disallowed_special=())))
-        except Exception:  # not installed, no network, a damaged cache: an estimate is all the same possible
+        except Exception:  # not installed, no network, a damaged cache: an estimate is possible all the same
             pass
 
     thread = threading.Thread(target=load, daemon=True)
     thread.start()
     thread.join(seconds)
     return (found[0], "tiktoken") if found else (approximate_tokens, "approximation")
-
-
-def prompt_tokens(request: Request, count: Callable[[str], int] = approximate_tokens) -> int:
-    """Estimated tokens of the messages, with 4 for the frame of each."""
-    return sum(4 + count(message["content"]) for message in request.messages) + 3

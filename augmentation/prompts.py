@@ -1,29 +1,31 @@
 """
 Prompts: Jinja2 templates that see documents and labels only as quoted data.
 
-A template is one file. It extends `generic.jinja` and fills the blocks it wants to change; `part` says which text is wanted:
-`"system"`, `"expand"` (Eq. 1) or `"sample"` (Eq. 3).
+A template is one file. It extends `generic.jinja` and fills the blocks it wants to change; `part` says which text is
+wanted: `"system"`, `"label_description"` (Eq. 1) or `"pseudo_document"` (Eq. 3).
 """
 
 import hashlib
 import json
-import math
 import re
-import statistics
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from jinja2 import meta
 from jinja2.sandbox import SandboxedEnvironment
 
-from .files import AugmentationError, clean
+from .errors import AugmentationError
+from .files import clean
 
 
 FOLDER = Path(__file__).with_name("templates")
-MAX_EXPANSION_TOKENS = 30  # Eq. 1: one sentence of at most 30 tokens
+MAX_DESCRIPTION_TOKENS = 30  # Eq. 1: one sentence of at most 30 tokens
 LANGUAGES = {
     "ar": "Arabic", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
     "fi": "Finnish", "fr": "French", "hi": "Hindi", "hu": "Hungarian", "it": "Italian", "ja": "Japanese", "ko": "Korean",
@@ -31,48 +33,12 @@ LANGUAGES = {
     "sv": "Swedish", "tr": "Turkish", "uk": "Ukrainian", "zh": "Chinese",
 }  # fmt: skip
 
+OLD_BLOCKS = {"expand": "label_description", "sample": "pseudo_document"}  # names in templates of version 0.1
+
 # What a chat template of an open model takes for the end of a turn. Inside a document it is only text.
 _CONTROL = re.compile(
     r"<\|[^<>|]{0,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|<｜[^<>｜]{0,40}｜>", re.I
 )
-
-
-def approximate_tokens(text: str) -> int:
-    """
-    Number of tokens without a tokenizer, the same on every machine (it is part of prompts, and so of journal keys).
-
-    A run of letters counts one token for each 9 letters begun, digits one for each 3, other signs one each, and letters
-    outside the Latin script one for each 2. On English abstracts and laws within 4% of a WordPiece tokenizer (mean).
-
-    Example:
-
-    ```python
-    >>> approximate_tokens("Rings, fields and categories.")
-    7
-
-    ```
-    """
-    total = 0
-    for run in re.findall(r"[^\W\d_]+|\d+|[^\w\s]|_", text):
-        if run[0].isdigit():
-            total += math.ceil(len(run) / 3)
-        elif run[0].isalpha():
-            total += math.ceil(len(run) / (9 if ord(run[0]) < 0x250 else 2))
-        else:
-            total += 1
-    return total
-
-
-def cut_to_tokens(text: str, budget: int) -> tuple[str, bool]:
-    """The beginning of a text that has at most `budget` approximate tokens, and whether anything was cut off."""
-    if len(text) <= budget or approximate_tokens(text[: budget * 12]) <= budget and len(text) <= budget * 12:
-        return text, False
-    low, high = 0, min(len(text), budget * 12)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if approximate_tokens(text[:middle]) <= budget else (low, middle - 1)
-    head = text[:low]
-    return (head.rsplit(None, 1)[0] if " " in head.strip() else head).rstrip() + " [...]", True
 
 
 def _defuse(text: str) -> str:
@@ -81,7 +47,7 @@ def _defuse(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """A label or expansion as one JSON string: quotes, newlines and braces in it are only characters."""
+    """A label or description as one JSON string: quotes, newlines and braces in it are only characters."""
     return json.dumps(" ".join(_defuse(text).split()), ensure_ascii=False)
 
 
@@ -98,12 +64,25 @@ def template_names() -> list[str]:
 
 
 @dataclass(frozen=True)
+class _QuotedLabel:
+    """A label as a template sees it."""
+
+    name: str
+    description: str
+
+    @property
+    def expansion(self) -> str:
+        """The name of `description` in templates of version 0.1."""
+        return self.description
+
+
+@dataclass(frozen=True)
 class PromptBuilder:
     """
     Builds chat messages from a template.
 
     Args:
-        template (`str`, defaults to `"generic"`): A name of `template_names()`, or the path of an own template.
+        template (`str`, defaults to `"generic"`): A name of `template_names()`, or the path of your own.
         dataset_description (`str`): What the documents are, put into every prompt; "" keeps the template's own words.
         genre (`str`): What one document is called ("abstract"); "" keeps the template's own word.
         language (`str`, defaults to `"en"`): ISO 639-1 code of the language to write in.
@@ -126,6 +105,7 @@ class PromptBuilder:
 
     @cached_property
     def name(self) -> str:
+        """The template's name in the provenance."""
         return self.template if self.template in template_names() else Path(self.template).stem
 
     @cached_property
@@ -146,8 +126,60 @@ class PromptBuilder:
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
+        with self._template_errors("cannot be read"):
+            template = self._environment.get_template(self._file_name)
+        old = sorted(OLD_BLOCKS.keys() & template.blocks.keys()) if self.template not in template_names() else []
+        if old:
+            names = ", ".join(f"`{name}` (now `{OLD_BLOCKS[name]}`)" for name in old)
+            warnings.warn(
+                f"The prompt template {self.template} fills blocks of version 0.1: {names}. Rename them.",
+                FutureWarning,
+                stacklevel=2,
+            )
+        return template
+
+    @cached_property
+    def template_hash(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of the template and of all templates that it extends."""
+        digest, names, seen = hashlib.sha256(), [self._file_name], set()
+        loader = self._environment.loader
+        while names and loader is not None:
+            name = names.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            with self._template_errors("cannot be read"):
+                source = loader.get_source(self._environment, name)[0]
+                digest.update(source.encode())
+                names += [found for found in meta.find_referenced_templates(self._environment.parse(source)) if found]
+        return digest.hexdigest()[:16]
+
+    def render(self, part: str, **values: Any) -> str:
+        """The text of a part, with documents and labels already quoted in `values`."""
+        context = {
+            "part": part,
+            "dataset_description": self.dataset_description,
+            "genre": self.genre,
+            "language": LANGUAGES[self.language],
+            "max_tokens": MAX_DESCRIPTION_TOKENS,
+        }
+        with self._template_errors(f"fails in the part {part!r}"):
+            text = self._compiled.render({**context, **values})
+        text = re.sub(r"\n{3,}", "\n\n", text).strip()
+        if not text:
+            raise AugmentationError(
+                f"the prompt template {self.template} gives an empty part {part!r}; begin it with "
+                "`{% extends 'generic.jinja' %}` and change single blocks."
+            )
+        return text
+
+    @contextmanager
+    def _template_errors(self, what: str) -> Iterator[None]:
+        """A template is code of the user: whatever it raises becomes one sentence."""
         try:
-            return self._environment.get_template(self._file_name)
+            yield
+        except AugmentationError:
+            raise
         except jinja2.TemplateNotFound as error:
             raise AugmentationError(
                 f"there is no prompt template {str(error.name)!r}; use one of {', '.join(template_names())}, or the path of "
@@ -158,49 +190,18 @@ class PromptBuilder:
                 f"the prompt template {error.name or self.template}, line {error.lineno}: {error.message}; correct the "
                 "template."
             ) from None
-
-    @cached_property
-    def template_hash(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of the template and of all templates that it extends."""
-        digest, names, seen = hashlib.sha256(), [self._file_name], set()
-        while names:
-            name = names.pop()
-            if name in seen:
-                continue
-            seen.add(name)
-            source = self._environment.loader.get_source(self._environment, name)[0]
-            digest.update(source.encode())
-            names += [found for found in meta.find_referenced_templates(self._environment.parse(source)) if found]
-        return digest.hexdigest()[:16]
-
-    def render(self, part: str, **values) -> str:
-        """The text of a part, with documents and labels already quoted in `values`."""
-        context = {
-            "part": part,
-            "dataset_description": self.dataset_description,
-            "genre": self.genre,
-            "language": LANGUAGES[self.language],
-            "max_tokens": MAX_EXPANSION_TOKENS,
-        }
-        try:
-            text = self._compiled.render({**context, **values})
-        except jinja2.TemplateError as error:
+        except Exception as error:
+            message = " ".join(str(error).split())[:200]
             raise AugmentationError(
-                f"the prompt template {self.template} fails in the part {part!r} ({error}); correct the template."
+                f"the prompt template {self.template} {what} ({type(error).__name__}: {message}); correct the template."
             ) from None
-        text = re.sub(r"\n{3,}", "\n\n", text).strip()
-        if not text:
-            raise AugmentationError(
-                f"the prompt template {self.template} gives an empty part {part!r}; begin it with "
-                "`{% extends 'generic.jinja' %}` and change single blocks."
-            )
-        return text
 
-    def expand(self, label: str, note: str = "") -> list[dict[str, str]]:
-        """Messages that ask for the meaning of a label (Eq. 1)."""
-        return self._messages(self.render("expand", label=quoted(label), note=quoted(note) if note else ""))
+    def label_description(self, label: str, note: str = "") -> list[dict[str, str]]:
+        """Messages that ask for the meaning of a label (Eq. 1); `note` is what the data set says about it."""
+        note = quoted(note) if note else ""
+        return self._messages(self.render("label_description", label=quoted(label), note=note))
 
-    def sample(
+    def pseudo_document(
         self,
         labels: Sequence[tuple[str, str]],
         document: str | None,
@@ -211,15 +212,15 @@ class PromptBuilder:
         Messages that ask for a pseudo-document (Eq. 3).
 
         Args:
-            labels: (label, expansion) of every label the new document shall have.
+            labels: (label, description) of every label the new document shall have.
             document: The demonstration, already cut; None where there is none.
             length: Wanted length in tokens.
-            variation: Number of the sample; asks for a fresh topic each time.
+            variation: Number of the pseudo-document for this demonstration; asks for a fresh topic each time.
         """
         return self._messages(
             self.render(
-                "sample",
-                labels=[{"name": quoted(label), "expansion": quoted(text) if text else ""} for label, text in labels],
+                "pseudo_document",
+                labels=[_QuotedLabel(quoted(label), quoted(text) if text else "") for label, text in labels],
                 document=fenced(document) if document else "",
                 length=length,
                 variation=variation + 1,
@@ -232,9 +233,3 @@ class PromptBuilder:
     @cached_property
     def _system(self) -> str:
         return self.render("system")
-
-
-def typical_length(texts: Sequence[str], budget: int) -> int:
-    """Median length in approximate tokens, at most `budget`: the wanted length where no demonstration gives one."""
-    lengths = [approximate_tokens(cut_to_tokens(text, budget)[0]) for text in texts if text]
-    return int(statistics.median(lengths)) if lengths else 150

@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import AugmentationError, read_documents, replace_whole
+from .checks import check_number
+from .errors import AugmentationError
+from .files import read_documents
 from .journal import Journal
 from .pricing import PriceList
+from .writing import check_output, replace_whole
 
 
 FILE_NAME, PICTURE = "augmentation_report.json", "label_histogram.png"
@@ -23,8 +26,8 @@ class Report:
 
     Args:
         deciles: For each tenth of the labels, the rarest first: `{"decile", "labels", "before", "after"}`, the last two being
-            mean documents for a label.
-        models: For each (model, command template): `{"model", "endpoint", "template", "answers", "prompt_tokens",
+            mean numbers of documents per label.
+        models: For each (model, endpoint, template): `{"model", "endpoint", "template", "answers", "prompt_tokens",
             "completion_tokens", "cost"}`.
     """
 
@@ -40,6 +43,7 @@ class Report:
     files: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -47,7 +51,7 @@ class Report:
             f"{self.train_documents} training documents and {self.pseudo_documents} pseudo-documents, {self.labels} labels; "
             f"labels with fewer than {self.tail_threshold} documents: {self.tail_labels_before} before, "
             f"{self.tail_labels_after} after.",
-            f"{'decile':>6} {'labels':>7} {'before':>10} {'after':>10}   (documents for a label, mean)",
+            f"{'decile':>6} {'labels':>7} {'before':>10} {'after':>10}   (documents per label, mean)",
         ]
         lines += [
             f"{row['decile']:>6} {row['labels']:>7} {row['before']:>10.1f} {row['after']:>10.1f}"
@@ -65,7 +69,7 @@ class Report:
 def report(
     train: str | Path | Sequence[str | Path],
     output_dir: str | Path,
-    samples: str | Path | None = None,
+    pseudo_documents: str | Path | None = None,
     journals: Sequence[str | Path] = (),
     prices: str | Path | None = None,
     tail_threshold: int = 50,
@@ -75,42 +79,31 @@ def report(
     Writes `augmentation_report.json` and `label_histogram.png`.
 
     Args:
-        train: Train file or files.
+        train: Training file or files.
         output_dir: Folder of the two files.
-        samples (*optional*): The pseudo-documents that training will use.
+        pseudo_documents (*optional*): The pseudo-documents that training will use.
         journals: Journals of all runs; every answer counts as paid, whether or not it was kept.
         prices, tail_threshold, picture: As in the generating commands; `picture=False` leaves matplotlib out.
 
     Raises:
         AugmentationError: bad input.
     """
-    documents = read_documents(train)
+    check_number("tail_threshold", tail_threshold, integer=True)
+    output_dir = Path(output_dir)
+    outputs = [output_dir / FILE_NAME, *([output_dir / PICTURE] if picture else [])]
+    trains = [train] if isinstance(train, (str, Path)) else list(train)
+    for output in outputs:
+        check_output(output, (*trains, *journals, *([pseudo_documents] if pseudo_documents else [])))
+    documents = read_documents(trains)
     if not documents:
         raise AugmentationError(
-            "the train file holds no document, so there is nothing to report on; give another file."
+            "the training file holds no document, so there is nothing to report on; give another file."
         )
-    pseudo = read_documents(samples) if samples else []
+    pseudo = read_documents(pseudo_documents) if pseudo_documents else []
     before = collections.Counter(label for document in documents for label in document.labels)
     after = before + collections.Counter(label for document in pseudo for label in document.labels)
     names = sorted(after, key=lambda label: (before[label], label))
     price_list = PriceList(prices)
-    groups: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for path in journals:
-        if not Path(path).exists():
-            raise AugmentationError(f"there is no journal {path}; correct `--journal`.")
-        with Journal(path, read_only=True) as journal:
-            for entry in journal.entries():
-                key = (entry["model"], entry["endpoint"], entry["template"])
-                row = groups.setdefault(
-                    key,
-                    dict(zip(("model", "endpoint", "template"), key))
-                    | {"answers": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0},
-                )
-                row["answers"] += 1
-                for name in ("prompt_tokens", "completion_tokens"):
-                    row[name] += entry["usage"][name]
-                cost = price_list.cost_of(entry)
-                row["cost"] = None if cost is None or row["cost"] is None else row["cost"] + cost
     result = Report(
         train_documents=len(documents),
         pseudo_documents=len(pseudo),
@@ -119,21 +112,40 @@ def report(
         tail_labels_after=sum(after[label] < tail_threshold for label in names),
         tail_threshold=tail_threshold,
         deciles=_deciles(names, before, after),
-        models=[groups[key] for key in sorted(groups)],
+        models=_paid(journals, price_list),
         currency=price_list.currency,
     )
-    output_dir = Path(output_dir)
-    with replace_whole(output_dir / FILE_NAME) as stream:
+    with replace_whole(outputs[0]) as stream:
         json.dump(result.as_dict(), stream, indent=2, ensure_ascii=False)
         stream.write("\n")
-    result.files.append(str(output_dir / FILE_NAME))
     if picture:
-        _draw(output_dir / PICTURE, names, before, after, tail_threshold)
-        result.files.append(str(output_dir / PICTURE))
+        _draw(outputs[1], names, before, after, tail_threshold)
+    result.files += map(str, outputs)
     return result
 
 
-def _deciles(names: list[str], before: collections.Counter, after: collections.Counter) -> list[dict[str, Any]]:
+def _paid(journals: Sequence[str | Path], prices: PriceList) -> list[dict[str, Any]]:
+    """Answers, tokens and cost by model, endpoint and template."""
+    groups: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for path in journals:
+        if not Path(path).exists():
+            raise AugmentationError(f"there is no journal {path}; correct `journals`.")
+        with Journal(path, read_only=True) as journal:
+            for entry in journal.entries():
+                key = (entry["model"], entry["endpoint"], entry["template"])
+                counts = {"answers": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}
+                row = groups.setdefault(key, {**dict(zip(("model", "endpoint", "template"), key)), **counts})
+                row["answers"] += 1
+                for name in ("prompt_tokens", "completion_tokens"):
+                    row[name] += entry["usage"][name]
+                cost = prices.cost_of(entry)
+                row["cost"] = None if cost is None or row["cost"] is None else row["cost"] + cost
+    return [groups[key] for key in sorted(groups)]
+
+
+def _deciles(
+    names: list[str], before: collections.Counter[str], after: collections.Counter[str]
+) -> list[dict[str, Any]]:
     rows = []
     for decile in range(DECILES):
         part = names[decile * len(names) // DECILES : (decile + 1) * len(names) // DECILES]
@@ -150,15 +162,21 @@ def _deciles(names: list[str], before: collections.Counter, after: collections.C
 
 
 def _draw(
-    path: Path, names: list[str], before: collections.Counter, after: collections.Counter, tail_threshold: int
+    path: Path,
+    names: list[str],
+    before: collections.Counter[str],
+    after: collections.Counter[str],
+    tail_threshold: int,
 ) -> None:
     from matplotlib.figure import Figure  # without pyplot: no window system is touched
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
     places = range(len(names))
-    axes.fill_between(places, [after[name] for name in names], step="mid", color="#7fb2e5", label="real and pseudo")
-    axes.fill_between(places, [before[name] for name in names], step="mid", color="#1f4e79", label="real")
+    axes.fill_between(
+        places, [after[name] for name in names], step="mid", color="#7fb2e5", label="real and pseudo-documents"
+    )
+    axes.fill_between(places, [before[name] for name in names], step="mid", color="#1f4e79", label="real documents")
     axes.axhline(
         tail_threshold, color="#b03a2e", linestyle="--", linewidth=1, label=f"tail threshold ({tail_threshold})"
     )

@@ -1,7 +1,9 @@
 """The gate between generated pseudo-documents and training."""
 
 import collections
+import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +11,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .files import AugmentationError, check_writable, read_documents, read_json_lines, write_json_lines
+from .answers import is_refusal
+from .checks import check_number
+from .errors import AugmentationError
+from .files import Document, read_documents, read_json_lines
 from .language import is_language
 from .near_duplicates import THRESHOLD, NearDuplicateIndex, shingles, words
-from .prompts import PromptBuilder, approximate_tokens, template_names
-from .tasks import is_refusal
+from .prompts import PromptBuilder, template_names
+from .tokens import approximate_tokens
+from .writing import check_output, check_writable, write_json_lines
 
 
-KEPT, REJECTED = "pseudo_samples_kept.jsonl", "pseudo_samples_rejected.jsonl"
+KEPT, REJECTED = "pseudo_documents_kept.jsonl", "pseudo_documents_rejected.jsonl"
+OLD_NAME = "pseudo_samples"  # in file names of version 0.1
 REASONS = (
     "empty",
     "refusal",
@@ -31,11 +38,11 @@ REASONS = (
     "near_duplicate_of_excluded",
     "duplicate_of_train",
     "near_duplicate_of_train",
-    "duplicate_of_sample",
-    "near_duplicate_of_sample",
+    "duplicate_of_pseudo_document",
+    "near_duplicate_of_pseudo_document",
     "disagreement",
 )
-ECHO_WORDS = 8  # words in a row; so many are not the same by chance
+ECHO_WORDS = 8  # in a row, which are not the same by chance
 COPIED_SHARE = 0.3  # of a text's eight-word runs
 
 _BOILERPLATE = re.compile(
@@ -65,6 +72,9 @@ class ReviewOptions:
         near_duplicate_threshold (`float`): Jaccard similarity of three-word runs from which two texts are near-duplicates.
         language (`str`): ISO 639-1 code.
         min_agreement (`float`, *optional*): Smallest mean score of a trained model for the intended labels; needs scores.
+
+    Raises:
+        AugmentationError: if a number is outside its range.
     """
 
     min_length_ratio: float = 0.4
@@ -75,21 +85,16 @@ class ReviewOptions:
     min_agreement: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_length_ratio < self.max_length_ratio:
-            raise AugmentationError(
-                f"the length ratios are {self.min_length_ratio} and {self.max_length_ratio}, but the first must be smaller "
-                "and not negative; correct them."
-            )
-        if not 0 < self.near_duplicate_threshold <= 1:
-            raise AugmentationError(
-                f"the near-duplicate threshold is {self.near_duplicate_threshold}, but a similarity lies above 0 and at "
-                "most at 1; correct it."
-            )
+        check_number("min_length_ratio", self.min_length_ratio)
+        check_number("max_length_ratio", self.max_length_ratio, self.min_length_ratio, above=True)
+        check_number("min_words", self.min_words, integer=True)
+        check_number("near_duplicate_threshold", self.near_duplicate_threshold, 0, 1, above=True)
+        check_number("min_agreement", self.min_agreement, 0, 1, optional=True)
 
 
 @dataclass
 class ReviewSummary:
-    """How many samples were kept and why the others were not; prints as a table."""
+    """How many pseudo-documents were kept and why the others were not; prints as a table."""
 
     kept: int
     rejected: dict[str, int]
@@ -100,19 +105,19 @@ class ReviewSummary:
 
     def __str__(self) -> str:
         total = self.kept + sum(self.rejected.values())
-        lines = [f"{'verdict':<28} {'samples':>8} {'share':>7}"]
+        lines = [f"{'verdict':<34} {'documents':>9} {'share':>7}"]
         rows = [("kept", self.kept), *((name, self.rejected[name]) for name in REASONS if name in self.rejected)]
-        lines += [f"{name:<28} {number:>8} {number / max(total, 1):>7.1%}" for name, number in rows]
+        lines += [f"{name:<34} {number:>9} {number / max(total, 1):>7.1%}" for name, number in rows]
         poor = sorted((kept, label, number) for label, (kept, number) in self.by_label.items() if kept < number / 2)
         if poor:
-            lines.append("Labels that keep less than half of their samples:")
+            lines.append("Labels that keep less than half of their pseudo-documents:")
             lines += [f"  {label}: {kept} of {number}" for kept, label, number in poor[:20]]
         return "\n".join([*lines, *self.notes, f"Written: {self.kept_file}, {self.rejected_file}"])
 
 
 class Reviewer:
     """
-    Judges samples one after the other; of two that are nearly the same the first is kept.
+    Judges pseudo-documents one after the other; of two that are nearly the same the first is kept.
 
     Args:
         train, excluded: Documents of the train and of the validation and test files.
@@ -120,7 +125,13 @@ class Reviewer:
         prompts: Builders whose instructions must not come back as a text.
     """
 
-    def __init__(self, train, excluded=(), options: ReviewOptions | None = None, prompts=()) -> None:
+    def __init__(
+        self,
+        train: Sequence[Document],
+        excluded: Sequence[Document] = (),
+        options: ReviewOptions | None = None,
+        prompts: Sequence[PromptBuilder] = (),
+    ) -> None:
         self.options = options or ReviewOptions()
         threshold = self.options.near_duplicate_threshold
         self.train = {document.id: document.text for document in train}
@@ -128,29 +139,27 @@ class Reviewer:
         for name, documents in (("excluded", excluded), ("train", train)):
             for document in tqdm(documents, desc=f"hashing {name}", unit="doc", disable=len(documents) < 2000):
                 self._indices[name].add(document.id, document.text)
-        self._indices["sample"] = NearDuplicateIndex(threshold)
+        self._indices["pseudo_document"] = NearDuplicateIndex(threshold)
         lengths = sorted(approximate_tokens(text) for text in list(self.train.values())[:1000] if text)
         self._usual_length = lengths[len(lengths) // 2] if lengths else None
-        self._instructions = set()
+        self._instructions: set[str] = set()
         for builder in prompts:
-            messages = [*builder.sample([("x", "")], None, 100), *builder.expand("x")]
-            for message in messages:
+            for message in (*builder.pseudo_document([("x", "")], None, 100), *builder.label_description("x")):
                 self._instructions |= _runs(message["content"])
 
-    def judge(self, sample: Mapping[str, Any], scores: Mapping[str, float] | None = None) -> tuple[str, str] | None:
-        """The reason for a rejection and its detail, or None for a sample that is kept (and remembered)."""
-        text = sample["text"]
-        verdict = self._content(sample, text) or self._duplicate(sample, text)
+    def judge(self, row: Mapping[str, Any], scores: Mapping[str, float] | None = None) -> tuple[str, str] | None:
+        """The reason for a rejection and its detail, or None for a pseudo-document that is kept (and remembered)."""
+        text = row["text"]
+        verdict = self._content(row, text) or self._duplicate(text)
         if verdict is None and self.options.min_agreement is not None and scores is not None:
-            agreement = mean_score(sample, scores)
+            agreement = mean_score(row, scores)
             if agreement < self.options.min_agreement:
                 verdict = ("disagreement", f"mean score {agreement:.3f} of the intended labels")
         if verdict is None:
-            self._indices["sample"].add(str(sample.get("id", "a sample without id")), text)
+            self._indices["pseudo_document"].add(str(row.get("id", "without id")), text)
         return verdict
 
-    def _content(self, sample: Mapping[str, Any], text: str) -> tuple[str, str] | None:
-        options = self.options
+    def _content(self, row: Mapping[str, Any], text: str) -> tuple[str, str] | None:
         if not text.strip():
             return "empty", ""
         if is_refusal(text):
@@ -161,17 +170,13 @@ class Reviewer:
         echoed = self._instructions & _runs(text)
         if echoed or _FENCE.search(text):
             return "prompt_echo", min(echoed, default="a document tag")
-        if "cut_off" in (sample.get("marks") or "").split():
+        if "cut_off" in str(row.get("marks") or "").split():
             return "cut_off", text[-40:]
-        demonstration = self.train.get(str(sample.get("demonstration_id")))
-        length = approximate_tokens(text)
-        usual = approximate_tokens(demonstration) if demonstration else self._usual_length
-        number = len(words(text))
-        if number < options.min_words or (usual and length < options.min_length_ratio * usual):
-            return "too_short", f"{length} tokens, usual {usual}"
-        if usual and length > max(options.max_length_ratio * usual, options.min_words):
-            return "too_long", f"{length} tokens, usual {usual}"
-        if not is_language(text, options.language):
+        demonstration = self.train.get(str(row.get("demonstration_id")))
+        verdict = self._length(text, demonstration)
+        if verdict is not None:
+            return verdict
+        if not is_language(text, self.options.language):
             return "wrong_language", text[:80]
         if demonstration:
             runs = _runs(text)
@@ -180,7 +185,17 @@ class Reviewer:
                 return "copy_of_demonstration", f"{share:.0%} of its eight-word runs"
         return None
 
-    def _duplicate(self, sample: Mapping[str, Any], text: str) -> tuple[str, str] | None:
+    def _length(self, text: str, demonstration: str | None) -> tuple[str, str] | None:
+        options = self.options
+        length = approximate_tokens(text)
+        usual = approximate_tokens(demonstration) if demonstration else self._usual_length
+        if len(words(text)) < options.min_words or (usual and length < options.min_length_ratio * usual):
+            return "too_short", f"{length} tokens, usual {usual}"
+        if usual and length > max(options.max_length_ratio * usual, options.min_words):
+            return "too_long", f"{length} tokens, usual {usual}"
+        return None
+
+    def _duplicate(self, text: str) -> tuple[str, str] | None:
         for name, index in self._indices.items():
             exact = index.find_exact(text)
             if exact is not None:
@@ -195,45 +210,72 @@ def _runs(text: str) -> set[str]:
     return {run for run in shingles(text, ECHO_WORDS) if run.count(" ") == ECHO_WORDS - 1}
 
 
-def mean_score(sample: Mapping[str, Any], scores: Mapping[str, float]) -> float:
+def mean_score(row: Mapping[str, Any], scores: Mapping[str, float]) -> float:
     """Mean of a model's scores for the intended labels; a label without a score counts 0."""
-    labels = sample["labels"]
+    labels = row["labels"]
     return sum(scores.get(label, 0.0) for label in labels) / max(len(labels), 1)
 
 
-def read_scores(path: str | Path, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+def read_scores(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """
-    Scores of the samples from a file of `{"id" or "index", "labels": [{"label", "score"}]}`, as `examples/predict.py` writes it.
+    Scores of pseudo-documents from a file of `{"id" or "index", "labels": [{"label", "score"}]}`, as `examples/predict.py` writes
+    it.
 
     Raises:
-        AugmentationError: if a sample has no scores, or a line has another form.
+        AugmentationError: if a pseudo-document has no scores, or a line has another form.
     """
-    by_id, by_index, number = {}, {}, 0
+    by_id: dict[str, dict[str, float]] = {}
+    by_index: dict[int, dict[str, float]] = {}
     for line, row in read_json_lines(path):
         try:
             scores = {str(item["label"]): float(item["score"]) for item in row["labels"]}
-        except (KeyError, TypeError, ValueError):
+            index = int(row.get("index", len(by_index)))
+            if not all(map(math.isfinite, scores.values())):
+                raise ValueError
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise AugmentationError(
-                f'{path}, line {line}: `labels` must be a list of {{"label", "score"}}; write the file with '
+                f'{path}, line {line}: `labels` must be a list of {{"label", "score"}} with finite scores; write the file with '
                 "examples/predict.py."
             ) from None
         if row.get("id") is not None:
             by_id[str(row["id"])] = scores
-        by_index[int(row.get("index", number))] = scores
-        number += 1
+        by_index[index] = scores
     found = []
-    for index, sample in enumerate(samples):
-        scores = by_id.get(str(sample.get("id"))) if by_id else by_index.get(index)
-        if scores is None:
+    for index, wanted in enumerate(rows):
+        known = by_id.get(str(wanted.get("id"))) if by_id else by_index.get(index)
+        if known is None:
             raise AugmentationError(
-                f"{path} has no scores for the sample {sample.get('id', index)!r}; predict the same file that is reviewed."
+                f"{path} has no scores for the pseudo-document {wanted.get('id', index)!r}; predict the same file that is reviewed."
             )
-        found.append(scores)
+        found.append(known)
     return found
 
 
+def read_pseudo_documents(path: str | Path) -> list[dict[str, Any]]:
+    """
+    The rows of a file of pseudo-documents.
+
+    Raises:
+        AugmentationError: if a row has no text or no list of label names.
+    """
+    rows = []
+    for number, row in read_json_lines(path):
+        labels = row.get("labels")
+        if (
+            not isinstance(row.get("text"), str)
+            or not isinstance(labels, list)
+            or not all(isinstance(x, str) for x in labels)
+        ):
+            raise AugmentationError(
+                f"{path}, line {number}: `text` must be a string and `labels` a list of names; give a file that "
+                "write-pseudo-documents has written."
+            )
+        rows.append(row)
+    return rows
+
+
 def review(
-    samples: str | Path,
+    pseudo_documents: str | Path,
     output_dir: str | Path,
     train: str | Path | Sequence[str | Path],
     exclude: Sequence[str | Path] = (),
@@ -242,18 +284,19 @@ def review(
     scores: str | Path | Scorer | None = None,
 ) -> ReviewSummary:
     """
-    Divides samples into `pseudo_samples_kept.jsonl` and `pseudo_samples_rejected.jsonl` (with `reason` and `reason_detail`).
+    Divides pseudo-documents into `pseudo_documents_kept.jsonl` and `pseudo_documents_rejected.jsonl` (with `reason` and
+    `reason_detail`).
 
-    Each sample ends in exactly one of the files. Kept rows have the columns of the input, and `agreement` if there are scores.
+    Each ends in exactly one of the files. Kept rows have the columns of the input, and `agreement` if there are scores.
 
     Args:
-        samples: `pseudo_samples.jsonl`.
+        pseudo_documents: `pseudo_documents.jsonl`.
         output_dir: Folder of the two files.
-        train: The train file or files the samples were made from.
-        exclude: Validation and test files; a sample must not be nearly the same as one of their documents.
-        options (`ReviewOptions`, *optional*).
-        prompts (`PromptBuilder`, *optional*): The prompt the samples were made with, whose words must not come back; those of the
-            package's templates are known.
+        train: The training file or files that the pseudo-documents were made from.
+        exclude: Validation and test files; a pseudo-document must not be nearly the same as one of their documents.
+        options (`ReviewOptions`, *optional*): When a pseudo-document is rejected.
+        prompts (`PromptBuilder`, *optional*): The prompt that was used, whose words must not come back; those of the package's
+            templates are known.
         scores (*optional*): Scores of a trained model: a file of `examples/predict.py`, or a function from texts to
             `{label: score}`. Used with `options.min_agreement`.
 
@@ -263,41 +306,62 @@ def review(
     options = options or ReviewOptions()
     if options.min_agreement is not None and scores is None:
         raise AugmentationError(
-            "`min_agreement` is given but no scores of a model; add `--scores` with a file of examples/predict.py."
+            "`min_agreement` is given but no scores of a model; add `scores` with a file of examples/predict.py."
         )
-    output_dir = Path(output_dir)
+    kept_file, rejected_file = _output_files(Path(pseudo_documents), Path(output_dir))
+    trains = [train] if isinstance(train, (str, Path)) else list(train)
+    for output in (kept_file, rejected_file):
+        check_output(output, (pseudo_documents, *trains, *exclude))
     check_writable(output_dir)
-    rows = []
-    for number, row in read_json_lines(samples):
-        if not isinstance(row.get("text"), str) or not isinstance(row.get("labels"), list):
-            raise AugmentationError(
-                f"{samples}, line {number}: `text` must be a string and `labels` a list; give a file that tail-samples "
-                "has written."
-            )
-        rows.append(row)
+    rows = read_pseudo_documents(pseudo_documents)
     scored: Sequence[Mapping[str, float] | None] = [None] * len(rows)
     if callable(scores):
         scored = list(scores([row["text"] for row in rows]))
+        if len(scored) != len(rows):
+            raise AugmentationError(
+                f"`scores` gave {len(scored)} results for {len(rows)} texts; return one dictionary per text."
+            )
     elif scores is not None:
         scored = read_scores(scores, rows)
     builders = [PromptBuilder(name, language=options.language) for name in template_names()]
     builders += [prompts] if prompts else []
-    reviewer = Reviewer(read_documents(train), read_documents(exclude, need_labels=False), options, builders)
-    kept, rejected, reasons = [], [], collections.Counter()
-    by_label: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
-    for row, label_scores in zip(rows, scored):
-        if label_scores is not None:
-            row = {**row, "agreement": round(mean_score(row, label_scores), 4)}
-        verdict = reviewer.judge(row, label_scores)
-        counts = by_label[str(row.get("tail_label"))]
-        counts[1] += 1
+    reviewer = Reviewer(read_documents(trains), read_documents(exclude, need_labels=False), options, builders)
+    kept, rejected = _divide(reviewer, rows, scored)
+    write_json_lines(kept_file, kept)
+    write_json_lines(rejected_file, rejected)
+    numbers: dict[str, tuple[int, int]] = {}
+    for row, is_kept in [*((row, True) for row in kept), *((row, False) for row in rejected)]:
+        good, total = numbers.get(str(row.get("tail_label")), (0, 0))
+        numbers[str(row.get("tail_label"))] = (good + is_kept, total + 1)
+    reasons = collections.Counter(row["reason"] for row in rejected)
+    return ReviewSummary(len(kept), dict(reasons), numbers, kept_file, rejected_file)
+
+
+def _divide(
+    reviewer: Reviewer, rows: Sequence[dict[str, Any]], scored: Sequence[Mapping[str, float] | None]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Kept and rejected rows."""
+    kept, rejected = [], []
+    for row, scores in zip(rows, scored, strict=True):
+        if scores is not None:
+            row = {**row, "agreement": round(mean_score(row, scores), 4)}
+        verdict = reviewer.judge(row, scores)
         if verdict is None:
-            counts[0] += 1
             kept.append(row)
         else:
-            reasons[verdict[0]] += 1
             rejected.append({**row, "reason": verdict[0], "reason_detail": verdict[1]})
-    write_json_lines(output_dir / KEPT, kept)
-    write_json_lines(output_dir / REJECTED, rejected)
-    numbers = {label: (counts[0], counts[1]) for label, counts in by_label.items()}
-    return ReviewSummary(len(kept), dict(reasons), numbers, output_dir / KEPT, output_dir / REJECTED)
+    return kept, rejected
+
+
+def _output_files(pseudo_documents: Path, output_dir: Path) -> tuple[Path, Path]:
+    """The two files; those of version 0.1 where the input has its name of version 0.1."""
+    names = [KEPT, REJECTED]
+    if pseudo_documents.name.startswith(OLD_NAME):
+        warnings.warn(
+            f"{pseudo_documents.name} is called pseudo_documents.jsonl now, and so are the files that the review makes of it; "
+            "the next version will use the new names only.",
+            FutureWarning,
+            stacklevel=3,
+        )
+        names = [name.replace("pseudo_documents", OLD_NAME) for name in names]
+    return output_dir / names[0], output_dir / names[1]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import random
 import signal
 import time
@@ -9,24 +10,30 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tqdm import tqdm
 
-from .client import Endpoint, FatalError, ItemError, RequestSettings, TryAgain
-from .files import AugmentationError
-from .journal import Journal, Request
-from .pricing import Price, PriceList, prompt_tokens
+from .client import Endpoint
+from .errors import Adapted, AugmentationError, FatalError, ItemError, TryAgain
+from .journal import Journal
+from .pricing import Budget, most_completion_tokens, prompt_tokens
+from .request import Request
+from .settings import RequestSettings
 
 
 FAILURES_IN_A_ROW = 10  # requests that failed for good, with no success between them, before the run stops
 FIRST_FAILURES = 3  # the same, as long as the endpoint has not answered once
-ESTIMATE_MARGIN = 1.25  # the approximate token count may be too low; limits must hold all the same
+UNREACHED_ATTEMPTS = 3  # where nothing has ever answered: do not wait for long
+MAX_BACKOFF = 60.0  # seconds
+TOKEN_BYTES, LINE_BYTES = 16, 2048  # most that a token of an answer, and the rest of its line, take in the journal
 
 
 class Task(Protocol):
     """What the runner needs to know of a task; items are numbered, so that nothing of them is kept in memory."""
 
     name: str
+    old_name: str
+    file_name: str
 
     def __len__(self) -> int: ...
 
@@ -52,13 +59,18 @@ class RunState:
     """What a run has done: `failed` maps item numbers to reasons, `stopped` says why it ended early."""
 
     failed: dict[int, str] = field(default_factory=dict)
-    sent: int = 0
     answered: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    spent: float = 0.0
     stopped: str | None = None
     fatal: AugmentationError | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def count(self, entry: dict[str, Any]) -> None:
+        """Counts an answer."""
+        self.answered += 1
+        self.prompt_tokens += entry["usage"]["prompt_tokens"]
+        self.completion_tokens += entry["usage"]["completion_tokens"]
 
 
 @contextlib.contextmanager
@@ -76,33 +88,6 @@ def on_interrupt(callback: Callable[[], None]) -> Iterator[None]:
     finally:
         for name in names:
             loop.remove_signal_handler(name)
-
-
-def budget(settings: RequestSettings, journal: Journal) -> tuple[PriceList, Price | None, float]:
-    """
-    The price list, the model's price, and, where `max_cost` needs it, what the journal's answers have cost.
-
-    Raises:
-        AugmentationError: if `max_cost` is given for a model without a price.
-    """
-    prices = PriceList(settings.prices)
-    price = prices.get(settings.model)
-    if settings.max_cost is None:
-        return prices, price, 0.0
-    if price is None:
-        raise AugmentationError(
-            f"the price of {settings.model!r} is unknown, so `--max-cost` cannot be kept; name it in a file given with "
-            "`--prices`, or use `--max-requests`."
-        )
-    return prices, price, sum(prices.cost_of(entry) or 0.0 for entry in journal.entries())
-
-
-def highest_cost(request: Request, price: Price | None, batch: bool = False) -> float:
-    """What a request costs if its answer is as long as it can be; 0 without a price."""
-    if price is None:
-        return 0.0
-    longest = request.parameters.get("max_tokens") or request.expected_tokens
-    return price.cost(int(prompt_tokens(request) * ESTIMATE_MARGIN), longest, batch)
 
 
 class Pacer:
@@ -129,18 +114,18 @@ class Runner:
     Answers every item of a task through the journal.
 
     The first request goes alone: it shows a bad key, a wrong address or an unknown model before anything else is sent, and what
-    the endpoint accepts. A `Retry-After` holds back all requests.
+    the endpoint accepts. A `Retry-After` holds back all requests. Equal requests are sent once.
     """
 
     def __init__(self, task: Task, settings: RequestSettings, journal: Journal) -> None:
         self.task, self.settings, self.journal = task, settings, journal
+        self.budget = Budget(settings, journal)
         self.endpoint = Endpoint(settings)
         self.state = RunState()
-        self.prices, self.price, self._spent_before = budget(settings, journal)
-        self._reserved = 0.0
         self._in_flight = 0
         self._failures = 0
         self._not_before = 0.0
+        self._under_way: dict[str, asyncio.Event] = {}
         self._requests = Pacer(settings.requests_per_minute)
         self._tokens = Pacer(settings.tokens_per_minute)
 
@@ -168,12 +153,12 @@ class Runner:
             results = await asyncio.gather(*workers, return_exceptions=True)
         self._bar.close()
         await self.endpoint.close()
-        await self.journal.synced()
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
                 raise result
         if self.state.fatal:
             raise self.state.fatal
+        await self.journal.synced()
         return self.state
 
     def _end(self, reason: str, fatal: AugmentationError | None = None) -> None:
@@ -189,12 +174,7 @@ class Runner:
                 await self._item(index)
                 self._failures = 0
             except ItemError as error:
-                self.state.failed[index] = str(error)
-                self._failures += 1
-                limit = FAILURES_IN_A_ROW if self.endpoint.answered else FIRST_FAILURES
-                if self._failures >= limit:
-                    problem = f"the last {self._failures} requests all failed ({error}); correct the cause and run the same command again."
-                    self._end(problem, AugmentationError(problem))
+                self._fail(index, error)
             except StopRun:
                 return
             except AugmentationError as error:
@@ -207,17 +187,23 @@ class Runner:
                 self._show()
             self._bar.update()
 
+    def _fail(self, index: int, error: ItemError) -> None:
+        self.state.failed[index] = str(error)
+        self._failures += 1
+        if self._failures >= (FAILURES_IN_A_ROW if self.endpoint.answered else FIRST_FAILURES):
+            problem = f"the last {self._failures} requests all failed ({error}); correct the cause and run the same command again."
+            self._end(problem, AugmentationError(problem))
+
     def _show(self) -> None:
-        shown = {"failed": len(self.state.failed)}
-        if self.price:
-            shown["cost"] = f"{self.state.spent:.4f} {self.price.currency}"
+        shown: dict[str, Any] = {"failed": len(self.state.failed)}
+        if self.budget.price:
+            shown["cost"] = f"{self.budget.spent:.4f} {self.budget.prices.currency}"
         self._bar.set_postfix(shown, refresh=False)
 
     async def _item(self, index: int) -> None:
         request = self.task.request(index)
-        entry = await self._answer(request)
-        entries = [entry]
-        further = self.task.follow_up(index, request, entry)
+        entries = [await self._answer(request)]
+        further = self.task.follow_up(index, request, entries[0])
         if further is not None:
             entries.append(await self._answer(further))
         self.task.row(index, entries)
@@ -225,52 +211,61 @@ class Runner:
     # --------------------------------------------------------------------------------------------- one request
 
     async def _answer(self, request: Request) -> dict[str, Any]:
-        entry = self.journal.get(request.key)
+        while (entry := self.journal.answer(request)) is None and request.key in self._under_way:
+            await self._under_way[request.key].wait()
         if entry is not None:
             return entry
-        if not self.endpoint.answered:
-            async with self._first:
-                if not self.endpoint.answered:
-                    return await self._with_retries(request)
-        return await self._with_retries(request)
+        self._under_way[request.key] = asyncio.Event()
+        try:
+            if not self.endpoint.answered:
+                async with self._first:
+                    if not self.endpoint.answered:
+                        return await self._with_retries(request)
+            return await self._with_retries(request)
+        finally:
+            self._under_way.pop(request.key).set()
 
     async def _with_retries(self, request: Request) -> dict[str, Any]:
-        attempts = self.settings.max_retries + 1
+        failed = 0
+
+        def give_up(state: RetryCallState) -> bool:
+            nonlocal failed
+            error = _error_of(state)
+            failed += not isinstance(error, Adapted)
+            unreached = not error.reached and not self.endpoint.answered
+            return failed > (
+                min(self.settings.max_retries, UNREACHED_ATTEMPTS - 1) if unreached else self.settings.max_retries
+            )
+
         try:
             async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(TryAgain),
-                stop=lambda state: self._give_up(state, attempts),
-                wait=self._backoff,
-                sleep=self._pause,
-                reraise=True,
+                retry=retry_if_exception_type(TryAgain), stop=give_up, wait=self._wait, sleep=self._pause, reraise=True
             ):
                 with attempt:
                     return await self._once(request)
         except TryAgain as error:
             if not error.reached and not self.endpoint.answered:
                 raise FatalError(
-                    f"the endpoint {self.endpoint.host} cannot be reached ({error}); start the server, or correct "
-                    "`--base-url`."
+                    f"the endpoint {self.endpoint.host} cannot be reached ({error}); start the server, or correct `base_url`."
                 ) from None
-            raise ItemError(f"{error}, after {attempts} attempts") from None
+            raise ItemError(f"{error}, after {failed} attempts") from None
+        raise AssertionError("tenacity returns or raises")
 
-    def _give_up(self, state: RetryCallState, attempts: int) -> bool:
-        error = state.outcome.exception()
-        if not error.reached and not self.endpoint.answered:
-            attempts = min(attempts, 3)  # nothing has ever answered there: do not wait for long
-        return stop_after_attempt(attempts)(state)
-
-    def _backoff(self, state: RetryCallState) -> float:
-        asked = state.outcome.exception().retry_after
-        if asked is not None:
-            if asked > self.settings.max_wait:
-                raise FatalError(
-                    f"{self.endpoint.host} asks to wait {asked:.0f} s; run the same command again after that time."
-                )
-            self._not_before = max(self._not_before, time.monotonic() + asked)
-            return asked
-        wait = min(60.0, self.settings.initial_backoff * 2 ** (state.attempt_number - 1))
-        return wait * random.uniform(0.5, 1.5)
+    def _wait(self, state: RetryCallState) -> float:
+        """Seconds until the next attempt: the back-off, or what the endpoint asks for if that is longer."""
+        error = _error_of(state)
+        if isinstance(error, Adapted):
+            return 0.0
+        wait = min(MAX_BACKOFF, self.settings.initial_backoff * 2 ** min(state.attempt_number - 1, 30))
+        wait *= random.uniform(0.5, 1.5)
+        if error.retry_after is None:
+            return wait
+        if error.retry_after > self.settings.max_wait:
+            raise FatalError(
+                f"{self.endpoint.host} asks to wait {error.retry_after:.0f} s; run the same command again after that time."
+            )
+        self._not_before = max(self._not_before, time.monotonic() + error.retry_after)
+        return max(wait, error.retry_after)
 
     async def _pause(self, seconds: float) -> None:
         if self._stop.is_set():
@@ -282,53 +277,57 @@ class Runner:
             raise StopRun
 
     async def _once(self, request: Request) -> dict[str, Any]:
-        most = highest_cost(request, self.price)
-        booked = 0
-        if self.settings.tokens_per_minute:
-            booked = prompt_tokens(request) + request.expected_tokens
+        booked = prompt_tokens(request) + request.expected_tokens if self.settings.tokens_per_minute else 0
         await self._pause(max(self._requests.delay(), self._tokens.delay(booked)))
         while (wait := self._not_before - time.monotonic()) > 0:
             await self._pause(wait)
+        with self.journal.room(most_bytes(request)):
+            entry = await self._sent(request)
+        self._tokens.give_back(booked - sum(entry["usage"].values()))
+        return entry
+
+    async def _sent(self, request: Request) -> dict[str, Any]:
+        """Sends a request within the limits; the answer is in the books and in the journal before anything else happens."""
+        most = self.budget.highest_cost(request)
         await self._reserve(most)
         try:
             entry = await self.endpoint.ask(request)
+            self.state.count(entry)
+            self.budget.pay(entry)
             self.journal.append(entry)
-        except TryAgain as error:
-            if error.maybe_paid and self.price:
-                self.state.spent += self.price.cost(prompt_tokens(request), request.expected_tokens)
+            return entry
+        except (TryAgain, asyncio.CancelledError) as error:
+            if getattr(error, "maybe_paid", True):
+                self.journal.append(self.budget.lose(request))
             raise
         finally:
             self._in_flight -= 1
-            self._reserved -= most
+            self.budget.release(most)
             async with self._changed:
                 self._changed.notify_all()
-        usage = entry["usage"]
-        self._tokens.give_back(booked - sum(usage.values()))
-        self.state.answered += 1
-        self.state.prompt_tokens += usage["prompt_tokens"]
-        self.state.completion_tokens += usage["completion_tokens"]
-        if self.price:
-            self.state.spent += self.price.cost(usage["prompt_tokens"], usage["completion_tokens"])
-        return entry
 
     async def _reserve(self, most: float) -> None:
         """Waits until the request fits the limits even if its answer is as long as can be; stops the run if it never will."""
-        limit = self.settings.max_cost
-
-        def exceeds() -> bool:
-            return limit is not None and self._spent_before + self.state.spent + self._reserved + most > limit
-
         async with self._changed:
-            while exceeds() and self._in_flight:
+            while self.budget.exceeds(most) and self._in_flight:
                 await self._changed.wait()
             if self._stop.is_set():
                 raise StopRun
-            if exceeds():
-                self._end(f"the next request could exceed the limit of {limit:g} {self.price.currency} (`--max-cost`)")
+            reason = self.budget.refusal(most)
+            if reason is not None:
+                self._end(reason)
                 raise StopRun
-            if self.settings.max_requests is not None and self.state.sent >= self.settings.max_requests:
-                self._end(f"the limit of {self.settings.max_requests} requests is reached (`--max-requests`)")
-                raise StopRun
-            self.state.sent += 1
+            self.budget.reserve(most)
             self._in_flight += 1
-            self._reserved += most
+
+
+def most_bytes(request: Request) -> int:
+    """The most bytes that the answer may take in the journal."""
+    prompt = json.dumps(request.messages, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return len(prompt) + TOKEN_BYTES * most_completion_tokens(request) + LINE_BYTES
+
+
+def _error_of(state: RetryCallState) -> TryAgain:
+    error = state.outcome.exception() if state.outcome is not None else None
+    assert isinstance(error, TryAgain)
+    return error

@@ -4,11 +4,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import AugmentationError, read_json_lines, write_json_lines
+from .errors import AugmentationError
+from .files import read_json_lines
 from .journal import Journal
+from .writing import check_output, write_json_lines
 
 
 FILE_NAME = "sft.jsonl"
+FORMS = ("messages", "prompt-completion")
 
 
 def export_sft(
@@ -20,11 +23,11 @@ def export_sft(
     """
     Writes the prompt and the accepted answer of each reviewed row as one chat.
 
-    The prompt is the first one of the item, also where a second request gave the accepted answer: the tuned model shall give it at
-    once.
+    The prompt is the first one of the item, also where a second request gave the accepted answer: the tuned model is to give it
+    at once.
 
     Args:
-        reviewed: `pseudo_samples_kept.jsonl`, `label_descriptions.jsonl` or several such files.
+        reviewed: `pseudo_documents_kept.jsonl`, `label_descriptions.jsonl` or several such files.
         journal: The `journal.jsonl` of the runs that wrote them; it holds the prompts.
         output: File to write.
         form (`str`): `"messages"`: `{"messages": [...]}`; `"prompt-completion"`: `{"prompt": [...], "completion": [...]}`, with
@@ -36,28 +39,31 @@ def export_sft(
     Raises:
         AugmentationError: if the journal lacks the prompt of a row.
     """
-
-    def chats(book: Journal) -> Iterator[dict[str, Any]]:
-        for path in [reviewed] if isinstance(reviewed, (str, Path)) else reviewed:
-            for number, row in read_json_lines(path):
-                answer = row.get("text") or row.get("expansion")
-                entry = book.get(str((row.get("provenance") or {}).get("request_key")))
-                if not isinstance(answer, str) or entry is None:
-                    raise AugmentationError(
-                        f"{path}, line {number}: its prompt is not in the journal {journal}; name the journal of the run "
-                        "that wrote the file with `--journal`."
-                    )
-                if "expansion" in row and row.get("marks"):
-                    continue
-                reply = [{"role": "assistant", "content": answer}]
-                if form == "messages":
-                    yield {"messages": [*entry["messages"], *reply]}
-                else:
-                    yield {"prompt": entry["messages"], "completion": reply}
-
-    if form not in ("messages", "prompt-completion"):
-        raise AugmentationError(f"the form {form!r} is not known; use messages or prompt-completion.")
+    if form not in FORMS:
+        raise AugmentationError(f"`form` is {form!r}, but must be {' or '.join(FORMS)}; choose one.")
     if not Path(journal).exists():
-        raise AugmentationError(f"there is no journal {journal}; name the one of the run with `--journal`.")
+        raise AugmentationError(f"there is no journal {journal}; give the `journal` of the run.")
+    files = [reviewed] if isinstance(reviewed, (str, Path)) else list(reviewed)
+    check_output(output, (*files, journal))
     with Journal(journal, read_only=True) as book:
-        return write_json_lines(output, chats(book))
+        return write_json_lines(output, _chats(files, book, form))
+
+
+def _chats(files: Sequence[str | Path], journal: Journal, form: str) -> Iterator[dict[str, Any]]:
+    for path in files:
+        for number, row in read_json_lines(path):
+            description = row.get("description", row.get("expansion"))  # the latter in files of version 0.1
+            answer, origin = row.get("text") or description, row.get("provenance")
+            entry = journal.get(str(origin.get("request_key"))) if isinstance(origin, dict) else None
+            if not isinstance(answer, str) or entry is None:
+                raise AugmentationError(
+                    f"{path}, line {number}: its prompt is not in the journal {journal.path}; give the `journal` of the run "
+                    "that wrote the file."
+                )
+            if description is not None and row.get("marks"):
+                continue
+            reply = [{"role": "assistant", "content": answer}]
+            if form == "messages":
+                yield {"messages": [*entry["messages"], *reply]}
+            else:
+                yield {"prompt": entry["messages"], "completion": reply}

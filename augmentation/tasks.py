@@ -1,98 +1,30 @@
 """What the two generating commands share: dry run, journal, run, output files and summary."""
 
 import asyncio
-import re
-from collections.abc import Callable, Iterator
+import contextlib
+import warnings
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .client import ItemError, RequestSettings, answer_text
-from .files import check_writable, read_json_lines, write_json_lines
-from .journal import Journal, Request
+from .batch_notes import any_open, open_batches
+from .errors import AugmentationError, ItemError
+from .files import read_json_lines
+from .journal import Journal
 from .pricing import PriceList, prompt_tokens, token_counter
+from .redaction import Redactor
+from .request import Request
 from .runner import Runner, RunState, Task
+from .settings import RequestSettings
+from .summary import Plan, RunSummary
+from .writing import check_output, check_writable, write_json_lines
 
 
 JOURNAL = "journal.jsonl"
 FAILED = "failed_requests.jsonl"
 SHOWN_PROMPTS = 5
-
-
-@dataclass
-class RunSummary:
-    """
-    What a command has done.
-
-    Args:
-        output (`Path`, *optional*): The file written; None where items are missing.
-        total, done, failed (`int`): Items.
-        sent, answered (`int`): HTTP requests of this run, and answers that came.
-        prompt_tokens, completion_tokens (`int`): As the provider counts them, this run.
-        cost (`float`, *optional*): Of this run; None where the price is unknown.
-        stopped (`str`, *optional*): Why the run ended before its end.
-        notes (`list[str]`): What a user should know.
-    """
-
-    output: Path | None
-    total: int
-    done: int = 0
-    failed: int = 0
-    sent: int = 0
-    answered: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float | None = None
-    currency: str = "USD"
-    stopped: str | None = None
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        cost = f", cost {self.cost:.4f} {self.currency}" if self.cost is not None else ""
-        lines = [
-            f"{self.done} of {self.total} items done, {self.failed} failed; {self.sent} requests sent, "
-            f"{self.prompt_tokens} + {self.completion_tokens} tokens{cost}."
-        ]
-        if self.output:
-            lines.append(f"Written: {self.output}")
-        if self.stopped:
-            lines.append(f"Stopped: {self.stopped}. The answers are kept; run the same command again to go on.")
-        return "\n".join(lines + self.notes)
-
-
-@dataclass
-class Plan:
-    """What a run would send: see `__str__`."""
-
-    total: int
-    missing: int
-    prompt_tokens: int
-    completion_tokens: int
-    counted_with: str
-    cost: float | None
-    currency: str
-    model: str
-    prompts: list[list[dict[str, str]]]
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        lines = []
-        for number, messages in enumerate(self.prompts, start=1):
-            lines.append(f"──── prompt {number} of {len(self.prompts)} shown")
-            lines += [f"[{message['role']}]\n{message['content']}\n" for message in messages]
-        lines += self.notes
-        lines.append(
-            f"{self.missing} requests to send ({self.total} items, {self.total - self.missing} answers in the journal), about "
-            f"{self.prompt_tokens} prompt tokens and {self.completion_tokens} answer tokens ({self.counted_with})."
-        )
-        if self.cost is None:
-            lines.append(
-                f"The price of {self.model} is unknown: name it in a file given with --prices to see the cost."
-            )
-        else:
-            lines.append(f"Estimated cost: {self.cost:.4f} {self.currency}, repeated requests not counted.")
-        return "\n".join([*lines, "Nothing was sent."])
 
 
 def provenance(entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -114,121 +46,169 @@ def provenance(entries: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def follow_up(request: Request, entry: dict[str, Any], complaint: str) -> Request:
-    """The same conversation, with the answer and what is wrong with it."""
-    text, _ = answer_text(entry, request.field)
-    answer = [{"role": "assistant", "content": text}] if text else []
-    # two user turns in a row are an error for many chat templates
-    messages = [*request.messages, *answer, {"role": "user", "content": complaint}]
-    if not answer:
-        messages = [
-            *request.messages[:-1],
-            {"role": "user", "content": f"{request.messages[-1]['content']}\n\n{complaint}"},
-        ]
-    return Request(
-        messages=messages,
-        model=request.model,
-        parameters=request.parameters,
-        field=request.field,
-        sample_index=request.sample_index,
-        expected_tokens=request.expected_tokens,
-        origin=request.origin,
-    )
-
-
-_REFUSAL = re.compile(
-    r"\A\W*(as an? (ai|artificial|large language|language model)\b"
-    r"|i('m| am) (sorry|unable|not able)|i (cannot|can't|can not|won't) (help|assist|provide|write|create|generate|fulfill)"
-    r"|i apologi[sz]e\b|unfortunately, i\b|sorry, (but )?i\b)",
-    re.I,
-)
-
-
-def is_refusal(text: str) -> bool:
-    """Whether an answer begins as a refusal does."""
-    return bool(_REFUSAL.match(text))
-
-
-def plan(task: Task, settings: RequestSettings, journal: Journal) -> Plan:
-    """Counts what a run would send; sends nothing."""
-    count, name = token_counter(settings.model)
-    missing, prompt, completion = [], 0, 0
-    for index in range(len(task)):
-        request = task.request(index)
-        if request.key not in journal:
-            missing.append(index)
-            prompt += prompt_tokens(request, count)
-            completion += request.expected_tokens
-    number = min(SHOWN_PROMPTS, len(missing))
-    prompts = [task.request(missing[place * len(missing) // number]).messages for place in range(number)]
-    prices = PriceList(settings.prices)
-    price = prices.get(settings.model)
-    cost = price.cost(prompt, completion, settings.batch) if price else None
-    return Plan(len(task), len(missing), prompt, completion, name, cost, prices.currency, settings.model, prompts)
-
-
 def run_task(
     task: Task,
     settings: RequestSettings,
     output_dir: str | Path,
-    file_name: str,
     dry_run: bool = False,
     partial: bool = False,
+    inputs: tuple[str | Path, ...] = (),
 ) -> RunSummary | Plan:
     """
-    Answers every item and writes `file_name`, or counts only (`dry_run`).
+    Answers every item and writes the task's file, or counts only (`dry_run`).
 
-    The output is written when every item is answered or has failed for good; with `partial` also before.
+    The output is written when every item is answered or has failed for good; with `partial` also before. Nothing that leaves
+    this function, to a file or to the caller, holds a key.
+
+    Args:
+        task (`Task`): What is asked for.
+        settings (`RequestSettings`): Model, endpoint and limits.
+        output_dir: Folder of the output and the journal.
+        dry_run, partial (`bool`): See above.
+        inputs: Files that were read, which no output may replace.
 
     Raises:
         AugmentationError: with the reason, after everything that was answered is safe in the journal.
     """
     output_dir = Path(output_dir)
-    if dry_run:
-        with Journal(output_dir / JOURNAL, read_only=True) as journal:
-            return plan(task, settings, journal)
-    check_writable(output_dir)
-    with Journal(output_dir / JOURNAL) as journal:
-        if settings.batch:
-            from .batch import BatchRunner
+    redact = Redactor.of_environment(settings.api_key_env)
+    try:
+        for name in (task.file_name, FAILED, JOURNAL):
+            check_output(output_dir / name, inputs)
+        if dry_run:
+            with Journal(output_dir / JOURNAL, read_only=True) as journal:
+                return plan(task, settings, journal, redact)
+        check_writable(output_dir)
+        with Journal(output_dir / JOURNAL) as journal:
+            return _run(task, settings, journal, output_dir, partial, redact)
+    except AugmentationError as error:
+        raise type(error)(redact(str(error))) from None
 
-            runner: Any = BatchRunner(task, settings, journal)
-        else:
-            runner = Runner(task, settings, journal)
-        try:
-            state: RunState = _run_coroutine(runner.run)
-        finally:
-            _write_failed(output_dir / FAILED, task, runner.state)
-        path, done = output_dir / file_name, 0
-        try:
-            done = write_json_lines(path, _rows(task, journal, set(range(len(task)) if partial else state.failed)))
-        except _Incomplete:
-            path = None
-            done = sum(output_row(task, journal, index) is not None for index in range(len(task)))
-        return RunSummary(
-            output=path,
-            total=len(task),
-            done=done,
-            failed=len(state.failed),
-            sent=state.sent,
-            answered=state.answered,
-            prompt_tokens=state.prompt_tokens,
-            completion_tokens=state.completion_tokens,
-            cost=state.spent if runner.price else None,
-            currency=runner.prices.currency,
-            stopped=state.stopped,
-        )
+
+def _run(
+    task: Task, settings: RequestSettings, journal: Journal, output_dir: Path, partial: bool, redact: Redactor
+) -> RunSummary:
+    notes = [] if settings.batch else _settle(task, settings, journal)
+    runner = _runner(task, settings, journal)
+    try:
+        state = _run_coroutine(runner.run)
+    except BaseException:
+        with contextlib.suppress(AugmentationError):  # the first problem is the one to tell
+            _write_failed(output_dir / FAILED, task, runner.state, redact)
+        raise
+    _write_failed(output_dir / FAILED, task, state, redact)
+    output: Path | None = output_dir / task.file_name
+    done, origins = 0, Origins()
+    try:
+        may_lack = set(range(len(task)) if partial else state.failed)
+        rows = _rows(task, journal, may_lack, origins)
+        done = write_json_lines(output_dir / task.file_name, map(redact, rows))
+    except _Incomplete:
+        output = None
+        done = sum(output_row(task, journal, index) is not None for index in range(len(task)))
+    return RunSummary(
+        output=output,
+        total=len(task),
+        done=done,
+        failed=len(state.failed),
+        sent=runner.budget.sent,
+        answered=state.answered,
+        prompt_tokens=state.prompt_tokens,
+        completion_tokens=state.completion_tokens,
+        cost=runner.budget.spent if runner.budget.price else None,
+        currency=runner.budget.prices.currency,
+        stopped=None if state.stopped is None else redact(state.stopped),
+        notes=redact([*notes, *state.notes, *runner.budget.notes, *origins.notes(runner.endpoint.host)]),
+    )
+
+
+def _runner(task: Task, settings: RequestSettings, journal: Journal) -> Any:
+    if not settings.batch:
+        return Runner(task, settings, journal)
+    from .batch import BatchRunner
+
+    return BatchRunner(task, settings, journal)
+
+
+def _settle(task: Task, settings: RequestSettings, journal: Journal) -> list[str]:
+    """Collects batches of an earlier run with `batch`; their requests must not be sent singly and paid twice."""
+    if not any_open(journal):
+        return []
+    from .batch import BatchRunner
+
+    return _run_coroutine(BatchRunner(task, settings, journal).settle).notes
+
+
+@dataclass
+class Origins:
+    """Where the answers behind the rows come from."""
+
+    hosts: set[str] = field(default_factory=set)
+    old: int = 0
+
+    def add(self, request: Request, row: dict[str, Any]) -> None:
+        """Counts a row."""
+        self.hosts.add(row["provenance"]["endpoint"])
+        self.old += row["provenance"]["request_key"] != request.key
+
+    def notes(self, host: str) -> list[str]:
+        """Says so where answers come from another endpoint than `host`; warns of answers of version 0.1."""
+        if self.old:
+            warnings.warn(
+                f"{self.old} answers in the journal are in the form of version 0.1; the next version will ask for them again.",
+                FutureWarning,
+                stacklevel=2,
+            )
+        others = sorted(self.hosts - {host})
+        return [f"Some answers in the journal come from {', '.join(others[:5])}, not from {host}."] if others else []
+
+
+def plan(task: Task, settings: RequestSettings, journal: Journal, redact: Redactor) -> Plan:
+    """Counts what a run would send; sends nothing."""
+    count, name = token_counter(settings.model)
+    batches = open_batches(journal, (task.request(index) for index in range(len(task))))
+    missing: dict[str, int] = {}
+    answered = under_way = prompt = completion = 0
+    for index in range(len(task)):
+        request = task.request(index)
+        if request in journal:
+            answered += 1
+        elif any(batch.covers(request) for batch in batches):
+            under_way += 1
+        elif request.key not in missing:  # equal requests are sent once
+            missing[request.key] = index
+            prompt += prompt_tokens(request, count)
+            completion += request.expected_tokens
+    indices = list(missing.values())
+    number = min(SHOWN_PROMPTS, len(indices))
+    shown = [task.request(indices[place * len(indices) // number]).messages for place in range(number)]
+    prices = PriceList(settings.prices)
+    price = prices.get(settings.model)
+    return Plan(
+        total=len(task),
+        missing=len(indices),
+        answered=answered,
+        under_way=under_way,
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        counted_with=name,
+        cost=price.cost(prompt, completion, settings.batch) if price else None,
+        currency=prices.currency,
+        model=redact(settings.model),
+        prompts=redact(shown),
+    )
 
 
 class _Incomplete(Exception):
     """An item that has not failed has no answer."""
 
 
-def _rows(task: Task, journal: Journal, may_lack: set[int]) -> Iterator[dict[str, Any]]:
+def _rows(task: Task, journal: Journal, may_lack: set[int], origins: Origins) -> Iterator[dict[str, Any]]:
     """Output rows in the task's order, whatever the order in which the answers came."""
     for index in range(len(task)):
         row = output_row(task, journal, index)
         if row is not None:
+            origins.add(task.request(index), row)
             yield row
         elif index not in may_lack:
             raise _Incomplete
@@ -237,11 +217,11 @@ def _rows(task: Task, journal: Journal, may_lack: set[int]) -> Iterator[dict[str
 def output_row(task: Task, journal: Journal, index: int) -> dict[str, Any] | None:
     """The output row of an item, from the journal alone; None where an answer is missing or of no use."""
     request = task.request(index)
-    entry = journal.get(request.key)
+    entry = journal.answer(request)
     if entry is None:
         return None
     further = task.follow_up(index, request, entry)
-    second = journal.get(further.key) if further else None
+    second = journal.answer(further) if further else None
     if further and second is None:
         return None
     try:
@@ -250,20 +230,26 @@ def output_row(task: Task, journal: Journal, index: int) -> dict[str, Any] | Non
         return None
 
 
-def _write_failed(path: Path, task: Task, state: RunState) -> None:
+def _write_failed(path: Path, task: Task, state: RunState, redact: Redactor) -> None:
     """Failed items of this command; those of other commands in the same folder stay."""
-    others = [row for _, row in read_json_lines(path) if row.get("command") != task.name] if path.exists() else []
+    names = (task.name, task.old_name)
+    others = []
+    if path.exists():
+        try:
+            others = [row for _, row in read_json_lines(path) if row.get("command") not in names]
+        except AugmentationError:  # a list that cannot be read is written anew
+            pass
     own = [
         {"command": task.name, **task.identity(index), "reason": reason}
         for index, reason in sorted(state.failed.items())
     ]
     if others or own:
-        write_json_lines(path, [*others, *own])
+        write_json_lines(path, map(redact, [*others, *own]))
     else:
         path.unlink(missing_ok=True)
 
 
-def _run_coroutine(function: Callable) -> Any:
+def _run_coroutine(function: Callable[[], Coroutine[Any, Any, RunState]]) -> RunState:
     """`asyncio.run`, also from within a running loop (a notebook)."""
     try:
         asyncio.get_running_loop()

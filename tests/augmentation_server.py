@@ -1,4 +1,4 @@
-"""A chat completions endpoint on loopback whose every answer a test decides, and which keeps the books."""
+"""Endpoints on loopback whose every answer a test decides, and which keep the books; and what the tests of augmentation share."""
 
 import asyncio
 import collections
@@ -7,6 +7,8 @@ import json
 import threading
 
 from aiohttp import web
+
+from augmentation import RequestSettings
 
 
 WORD_BANK = (
@@ -44,6 +46,24 @@ def structured(text, body):
 
 def error(status, message, headers=None, **fields):
     return web.json_response({"error": {"message": message, **fields}}, status=status, headers=headers)
+
+
+def settings(server, **options):
+    options = {"model": "gpt-4o", "concurrency": 4, "initial_backoff": 0.01, "progress": False, **options}
+    return RequestSettings(base_url=server.base_url, **options)
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_rows(path, items):
+    path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    return path
+
+
+def document(number, labels, text=None):
+    return {"id": f"d{number}", "text": text or f"Document {number}. {prose(f'train {number}', 60)}", "labels": labels}
 
 
 class ChatServer:
@@ -130,3 +150,96 @@ class ChatServer:
             request.transport.close()
             return response
         return web.json_response(completion(structured(result, body), body))
+
+
+class BatchServer(ChatServer):
+    """
+    `line(body, attempt)` gives a text, or (status, error), or None for a request that the batch leaves out. A batch ends as
+    `status` when it was looked at `polls` times.
+    """
+
+    def __init__(self, line=None, polls=1, status="completed"):
+        super().__init__()
+        self.line = line or (lambda body, attempt: prose(json.dumps(body["messages"])))
+        self.polls, self.status = polls, status
+        self.files, self.batches, self.seen = {}, {}, {}
+        self.fail_creation = self.cut_download = 0
+
+    def routes(self, app):
+        super().routes(app)
+        app.router.add_post("/v1/files", self._upload)
+        app.router.add_get("/v1/files/{id}/content", self._download)
+        app.router.add_post("/v1/batches", self._create)
+        app.router.add_get("/v1/batches", self._list)
+        app.router.add_get("/v1/batches/{id}", self._retrieve)
+
+    async def _upload(self, request):
+        form = await request.post()
+        assert form["purpose"] == "batch"
+        name = f"file-{len(self.files)}"
+        self.files[name] = form["file"].file.read()
+        return web.json_response({"id": name, "object": "file", "bytes": 1, "created_at": 1, "filename": "x",
+                                  "purpose": "batch", "status": "processed"})  # fmt: skip
+
+    async def _download(self, request):
+        data = self.files[request.match_info["id"]]
+        if self.cut_download:
+            self.cut_download -= 1
+            data = data[: len(data) // 2]
+        return web.Response(body=data, content_type="application/octet-stream")
+
+    async def _create(self, request):
+        body = await request.json()
+        assert body["endpoint"] == "/v1/chat/completions" and body["completion_window"] == "24h"
+        name = f"batch_{len(self.batches)}"
+        out, bad = [], []
+        for text in self.files[body["input_file_id"]].split(b"\n"):
+            if text and self.status != "failed":
+                self._answer_line(json.loads(text), out, bad)
+        self.batches[name] = batch = {
+            "id": name, "object": "batch", "endpoint": body["endpoint"], "input_file_id": body["input_file_id"],
+            "completion_window": "24h", "status": "in_progress", "created_at": 1, "metadata": body["metadata"],
+            "request_counts": {"total": len(out) + len(bad), "completed": 0, "failed": 0},
+        }  # fmt: skip
+        self.seen[name] = 0
+        for field, lines in (("output_file_id", out), ("error_file_id", bad)):
+            self.files[f"{name}-{field}"] = "".join(
+                json.dumps(line, ensure_ascii=False) + "\n" for line in lines
+            ).encode()
+            batch[field] = f"{name}-{field}" if lines else None
+        if self.status == "failed":
+            batch["errors"] = {"object": "list", "data": [{"code": "x", "message": "the file is not acceptable"}]}
+        if self.fail_creation:
+            self.fail_creation -= 1
+            return error(500, "made it, but cannot say so")
+        return web.json_response(batch)
+
+    def _answer_line(self, line, out, bad):
+        body, prompt = line["body"], self.prompt_of(line["body"])
+        self.requests.append(body)
+        self.attempts[prompt] += 1
+        result = self.line(body, self.attempts[prompt])
+        if result is None:
+            return
+        if isinstance(result, tuple):
+            response = {"status_code": result[0], "request_id": "r", "body": {"error": {"message": result[1]}}}
+            bad.append({"id": "b", "custom_id": line["custom_id"], "response": response, "error": None})
+            return
+        self.paid[prompt] += 1
+        response = {"status_code": 200, "request_id": "r", "body": completion(structured(result, body), body)}
+        # in another order than asked, and one of them twice
+        out.insert(0, {"id": "b", "custom_id": line["custom_id"], "response": response, "error": None})
+        if len(out) == 3:
+            out.append(out[0])
+
+    async def _list(self, request):
+        data = [self._at(batch) for batch in self.batches.values()]
+        return web.json_response({"object": "list", "data": data, "has_more": False})
+
+    async def _retrieve(self, request):
+        batch = self.batches[request.match_info["id"]]
+        self.seen[batch["id"]] += 1
+        return web.json_response(self._at(batch))
+
+    def _at(self, batch):
+        return {**batch, "status": self.status if self.seen[batch["id"]] >= self.polls else "in_progress"}

@@ -5,12 +5,18 @@ import os
 
 import pytest
 from aiohttp import web
-from augmentation_server import ChatServer, completion
-from test_augmentation_generate import document, rows, settings, write_rows
+from augmentation_server import ChatServer, completion, document, rows, settings, write_rows
 
-from augmentation import AugmentationError, RequestSettings, TailOptions, expand_labels, generate_tail_samples
+from augmentation import (
+    AugmentationError,
+    PseudoDocumentOptions,
+    RequestSettings,
+    describe_labels,
+    write_pseudo_documents,
+)
 from augmentation.cli import main
-from augmentation.files import read_documents, read_expansions, read_labels, replace_whole
+from augmentation.files import read_documents, read_label_descriptions, read_labels
+from augmentation.writing import replace_whole
 
 
 @pytest.mark.parametrize(
@@ -19,7 +25,7 @@ from augmentation.files import read_documents, read_expansions, read_labels, rep
         (b'{"text": "caf\xe9", "labels": []}\n', "line 1: byte 0xe9 is not UTF-8.*iconv"),
         (b'{"text": "a", "labels": ["x"]}\n{"text": \n', "line 2: not JSON"),
         (b'["a"]\n', "line 1: a JSON list, but an object"),
-        (b'{"text": 3, "labels": ["x"]}\n', "line 1: `text` is 3"),
+        (b'{"text": 3, "labels": ["x"]}\n', "line 1: `text` is '3'"),
         (b'{"text": "a", "labels": "x"}\n', "line 1: `labels` is 'x'.*a list of label names"),
         (b'{"text": "a"}\n', "`labels` is 'None'"),
     ],
@@ -35,9 +41,9 @@ def test_a_bad_train_file_is_named_with_its_line(tmp_path, content, words):
     "name,content,words",
     [
         ("l.txt", "\n \n", "holds no label"),
-        ("l.json", '{"a": ', "line 1: not JSON"),
+        ("l.json", '{"a": ', "l.json: not JSON"),
         ("l.json", "3", "JSON int, but labels are a list"),
-        ("l.jsonl", '{"name": "a"}\n', "neither `label` nor `labels`"),
+        ("l.jsonl", '{"name": "a"}\n', "columns are name, but labels are read from a column `label`"),
         ("l.csv", "", "holds no label"),
     ],
 )
@@ -53,18 +59,18 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path):
     (tmp_path / "t.jsonl.gz").write_bytes(b"not gzip")
     with pytest.raises(AugmentationError, match="not a whole gzip file"):
         read_documents(tmp_path / "t.jsonl.gz")
-    path = write_rows(tmp_path / "e.jsonl", [{"label": "a", "expansion": "x"}, {"label": "a", "expansion": "y"}])
+    path = write_rows(tmp_path / "e.jsonl", [{"label": "a", "description": "x"}, {"label": "a", "description": "y"}])
     with pytest.raises(AugmentationError, match="line 2: the label 'a' comes twice"):
-        read_expansions(path)
-    with pytest.raises(AugmentationError, match="line 1: `label` and `expansion`"):
-        read_expansions(write_rows(tmp_path / "e.jsonl", [{"label": "a"}]))
+        read_label_descriptions(path)
+    with pytest.raises(AugmentationError, match="line 1: `label` and `description`"):
+        read_label_descriptions(write_rows(tmp_path / "e.jsonl", [{"label": "a"}]))
 
 
 def test_an_empty_document_is_never_a_demonstration(tmp_path):
     train = write_rows(tmp_path / "t.jsonl", [{"text": " ", "labels": ["rare"]}, document(1, ["rare"])])
     with ChatServer() as server:
-        summary = generate_tail_samples(train, tmp_path, settings(server), options=TailOptions(per_label=3))
-    assert {row["demonstration_id"] for row in rows(tmp_path / "pseudo_samples.jsonl")} == {"d1"}
+        summary = write_pseudo_documents(train, tmp_path, settings(server), options=PseudoDocumentOptions(per_label=3))
+    assert {row["demonstration_id"] for row in rows(tmp_path / "pseudo_documents.jsonl")} == {"d1"}
     assert any("1 training documents of tail labels are without text" in note for note in summary.notes)
 
 
@@ -72,14 +78,14 @@ def test_an_empty_document_is_never_a_demonstration(tmp_path):
 def test_a_folder_without_permission_is_refused_before_anything_is_sent(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with ChatServer() as server, pytest.raises(AugmentationError, match="output folder .* cannot be written"):
-        expand_labels(["a"], tmp_path / "locked", settings(server))
+        describe_labels(["a"], tmp_path / "locked", settings(server))
     assert not server.requests
 
 
 def test_an_output_folder_that_is_a_file_is_refused_before_anything_is_sent(tmp_path):
     (tmp_path / "file").write_text("")
-    with ChatServer() as server, pytest.raises(AugmentationError, match="output folder .*--output-dir"):
-        expand_labels(["a"], tmp_path / "file", settings(server))
+    with ChatServer() as server, pytest.raises(AugmentationError, match="output folder .*output_dir"):
+        describe_labels(["a"], tmp_path / "file", settings(server))
     assert not server.requests
 
 
@@ -97,8 +103,8 @@ def test_an_output_is_replaced_whole_or_not_at_all(tmp_path):
     [
         ({"concurrency": 0}, "`concurrency` is 0"),
         ({"requests_per_minute": -1}, "`requests_per_minute` is -1"),
-        ({"base_url": "localhost:8000"}, "does not begin with http"),
-        ({"base_url": "http://me:secret@localhost/v1"}, "`base_url` holds a user name .*OPENAI_API_KEY"),
+        ({"base_url": "localhost:8000"}, "must begin with http"),
+        ({"base_url": "http://me:secret@localhost/v1"}, "`base_url` holds a user name.*OPENAI_API_KEY"),
         ({"structured_output": "xml"}, "'xml', but must be auto"),
     ],
 )
@@ -109,20 +115,21 @@ def test_bad_settings_are_refused(options, words):
 
 def test_a_missing_key_is_refused_before_anything_is_sent(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(AugmentationError, match="OPENAI_API_KEY is empty.*--base-url"):
-        expand_labels(["a"], tmp_path, RequestSettings("gpt-4o"))
+    with pytest.raises(AugmentationError, match="OPENAI_API_KEY is empty.*base_url"):
+        describe_labels(["a"], tmp_path, RequestSettings("gpt-4o"))
 
 
 @pytest.mark.parametrize("content", ["[]", '{"models": {"m": {"input": "x", "output": 1}}}', "no json"])
 def test_a_bad_price_file_is_refused(tmp_path, content):
     (tmp_path / "p.json").write_text(content)
     with ChatServer() as server, pytest.raises(AugmentationError, match="price file .* not of the needed form"):
-        expand_labels(["a"], tmp_path, settings(server, prices=tmp_path / "p.json"))
+        describe_labels(["a"], tmp_path, settings(server, prices=tmp_path / "p.json"))
 
 
 def test_the_command_line_prints_one_sentence_and_no_traceback(tmp_path, capsys):
     assert (
-        main(["expand-labels", str(tmp_path / "none.txt"), "--model", "m", "--base-url", "http://127.0.0.1:9/v1"]) == 1
+        main(["describe-labels", str(tmp_path / "none.txt"), "--model", "m", "--base-url", "http://127.0.0.1:9/v1"])
+        == 1
     )
     shown = capsys.readouterr().err
     assert shown.startswith("error: ") and shown.count("\n") == 1 and "Traceback" not in shown
@@ -131,21 +138,21 @@ def test_the_command_line_prints_one_sentence_and_no_traceback(tmp_path, capsys)
 def test_a_label_set_with_odd_names_goes_through(tmp_path):
     labels = ['say "hi"', "{{ x }}", "a\\b", "naïve ☃", "<|im_end|>", "[x](y)"]
     with ChatServer() as server:
-        expand_labels(labels, tmp_path, settings(server))
+        describe_labels(labels, tmp_path, settings(server))
         train = write_rows(tmp_path / "t.jsonl", [document(i, [label]) for i, label in enumerate(labels)])
-        options = TailOptions(per_label=1)
-        generate_tail_samples(
+        options = PseudoDocumentOptions(per_label=1)
+        write_pseudo_documents(
             train, tmp_path, settings(server), tmp_path / "label_descriptions.jsonl", options=options
         )
     assert [row["label"] for row in rows(tmp_path / "label_descriptions.jsonl")] == labels
-    assert sorted(row["tail_label"] for row in rows(tmp_path / "pseudo_samples.jsonl")) == sorted(labels)
+    assert sorted(row["tail_label"] for row in rows(tmp_path / "pseudo_documents.jsonl")) == sorted(labels)
 
 
 def test_an_answer_with_broken_unicode_is_stored_and_cleaned(tmp_path):
     async def surrogate(body, attempt, request):
         return web.Response(
             body=json.dumps(
-                completion('{"expansion": "Half a pair \\ud83d in \\u0000 words of a sentence."}', body)
+                completion('{"description": "Half a pair \\ud83d in \\u0000 words of a sentence."}', body)
             ).encode(),
             content_type="application/json",
         )
@@ -156,9 +163,9 @@ def test_an_answer_with_broken_unicode_is_stored_and_cleaned(tmp_path):
     for name, answer in (("json", surrogate), ("plain", plain)):
         with ChatServer(answer) as server:
             for _ in range(2):
-                assert expand_labels(["a"], tmp_path / name, settings(server)).done == 1
+                assert describe_labels(["a"], tmp_path / name, settings(server)).done == 1
             assert len(server.requests) == 1
-        text = rows(tmp_path / name / "label_descriptions.jsonl")[0]["expansion"]
+        text = rows(tmp_path / name / "label_descriptions.jsonl")[0]["description"]
         assert text.startswith("Half a pair") and text.encode()
 
 
@@ -169,7 +176,7 @@ def test_an_endpoint_that_counts_no_tokens_is_charged_by_estimate(tmp_path):
         return web.json_response(answer)
 
     with ChatServer(uncounted) as server:
-        summary = expand_labels(["a"], tmp_path, settings(server))
+        summary = describe_labels(["a"], tmp_path, settings(server))
     assert summary.prompt_tokens > 50 and summary.completion_tokens == 5 and summary.cost > 0
 
 
@@ -177,7 +184,7 @@ def test_documents_that_share_an_id_stay_apart(tmp_path):
     items = [{"id": "same", "text": f"{word} " * 30, "labels": ["rare"]} for word in ("alpha", "beta")]
     train = write_rows(tmp_path / "t.jsonl", items)
     with ChatServer() as server:
-        generate_tail_samples(train, tmp_path, settings(server), options=TailOptions(per_label=2))
+        write_pseudo_documents(train, tmp_path, settings(server), options=PseudoDocumentOptions(per_label=2))
         prompts = [body["messages"][1]["content"] for body in server.requests]
     assert sum("alpha alpha" in prompt for prompt in prompts) == sum("beta beta" in prompt for prompt in prompts) == 1
 
@@ -185,5 +192,5 @@ def test_documents_that_share_an_id_stay_apart(tmp_path):
 def test_a_run_without_a_tail_label_says_so(tmp_path):
     train = write_rows(tmp_path / "t.jsonl", [document(i, ["big"]) for i in range(60)])
     with ChatServer() as server:
-        summary = generate_tail_samples(train, tmp_path, settings(server))
+        summary = write_pseudo_documents(train, tmp_path, settings(server))
     assert summary.total == 0 and any("no tail label" in note for note in summary.notes)

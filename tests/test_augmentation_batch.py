@@ -6,11 +6,9 @@ import signal
 import time
 
 import pytest
-from aiohttp import web
-from augmentation_server import ChatServer, completion, error, prose, structured
-from test_augmentation_generate import rows, settings
+from augmentation_server import BatchServer, ChatServer, prose, rows, settings
 
-from augmentation import AugmentationError, expand_labels
+from augmentation import AugmentationError, describe_labels
 from augmentation.cli import main
 from augmentation.journal import Journal
 
@@ -18,104 +16,11 @@ from augmentation.journal import Journal
 LABELS = [f"label {i}" for i in range(9)]
 
 
-class BatchServer(ChatServer):
-    """
-    `line(body, attempt)` gives a text, or (status, error), or None for a request that the batch leaves out. A batch ends as
-    `status` when it was looked at `polls` times.
-    """
-
-    def __init__(self, line=None, polls=1, status="completed"):
-        super().__init__()
-        self.line = line or (lambda body, attempt: prose(json.dumps(body["messages"])))
-        self.polls, self.status = polls, status
-        self.files, self.batches, self.seen = {}, {}, {}
-        self.fail_creation = self.cut_download = 0
-
-    def routes(self, app):
-        super().routes(app)
-        app.router.add_post("/v1/files", self._upload)
-        app.router.add_get("/v1/files/{id}/content", self._download)
-        app.router.add_post("/v1/batches", self._create)
-        app.router.add_get("/v1/batches", self._list)
-        app.router.add_get("/v1/batches/{id}", self._retrieve)
-
-    async def _upload(self, request):
-        form = await request.post()
-        assert form["purpose"] == "batch"
-        name = f"file-{len(self.files)}"
-        self.files[name] = form["file"].file.read()
-        return web.json_response({"id": name, "object": "file", "bytes": 1, "created_at": 1, "filename": "x",
-                                  "purpose": "batch", "status": "processed"})  # fmt: skip
-
-    async def _download(self, request):
-        data = self.files[request.match_info["id"]]
-        if self.cut_download:
-            self.cut_download -= 1
-            data = data[: len(data) // 2]
-        return web.Response(body=data, content_type="application/octet-stream")
-
-    async def _create(self, request):
-        body = await request.json()
-        assert body["endpoint"] == "/v1/chat/completions" and body["completion_window"] == "24h"
-        name = f"batch_{len(self.batches)}"
-        out, bad = [], []
-        for text in self.files[body["input_file_id"]].split(b"\n"):
-            if text and self.status != "failed":
-                self._answer_line(json.loads(text), out, bad)
-        self.batches[name] = batch = {
-            "id": name, "object": "batch", "endpoint": body["endpoint"], "input_file_id": body["input_file_id"],
-            "completion_window": "24h", "status": "in_progress", "created_at": 1, "metadata": body["metadata"],
-            "request_counts": {"total": len(out) + len(bad), "completed": 0, "failed": 0},
-        }  # fmt: skip
-        self.seen[name] = 0
-        for field, lines in (("output_file_id", out), ("error_file_id", bad)):
-            self.files[f"{name}-{field}"] = "".join(
-                json.dumps(line, ensure_ascii=False) + "\n" for line in lines
-            ).encode()
-            batch[field] = f"{name}-{field}" if lines else None
-        if self.status == "failed":
-            batch["errors"] = {"object": "list", "data": [{"code": "x", "message": "the file is not acceptable"}]}
-        if self.fail_creation:
-            self.fail_creation -= 1
-            return error(500, "made it, but cannot say so")
-        return web.json_response(batch)
-
-    def _answer_line(self, line, out, bad):
-        body, prompt = line["body"], self.prompt_of(line["body"])
-        self.requests.append(body)
-        self.attempts[prompt] += 1
-        result = self.line(body, self.attempts[prompt])
-        if result is None:
-            return
-        if isinstance(result, tuple):
-            response = {"status_code": result[0], "request_id": "r", "body": {"error": {"message": result[1]}}}
-            bad.append({"id": "b", "custom_id": line["custom_id"], "response": response, "error": None})
-            return
-        self.paid[prompt] += 1
-        response = {"status_code": 200, "request_id": "r", "body": completion(structured(result, body), body)}
-        # in another order than asked, and one of them twice
-        out.insert(0, {"id": "b", "custom_id": line["custom_id"], "response": response, "error": None})
-        if len(out) == 3:
-            out.append(out[0])
-
-    async def _list(self, request):
-        data = [self._at(batch) for batch in self.batches.values()]
-        return web.json_response({"object": "list", "data": data, "has_more": False})
-
-    async def _retrieve(self, request):
-        batch = self.batches[request.match_info["id"]]
-        self.seen[batch["id"]] += 1
-        return web.json_response(self._at(batch))
-
-    def _at(self, batch):
-        return {**batch, "status": self.status if self.seen[batch["id"]] >= self.polls else "in_progress"}
-
-
 def run(server, folder, labels=LABELS, **options):
-    return expand_labels(labels, folder, settings(server, batch=True, batch_poll_seconds=0.02, **options))
+    return describe_labels(labels, folder, settings(server, batch=True, batch_poll_seconds=0.02, **options))
 
 
-def expansions(folder):
+def described(folder):
     return [row["label"] for row in rows(folder / "label_descriptions.jsonl")]
 
 
@@ -123,16 +28,16 @@ def test_a_batch_answers_every_item_at_half_the_price(tmp_path):
     with BatchServer(polls=3) as server:
         summary = run(server, tmp_path)
         assert len(server.batches) == 1 and not server.headers  # nothing went to the chat endpoint
-    assert expansions(tmp_path) == LABELS
+    assert described(tmp_path) == LABELS
     assert summary.cost == pytest.approx(len(LABELS) * 450e-6 / 2)
     assert rows(tmp_path / "label_descriptions.jsonl")[0]["provenance"]["batch"] is True
 
 
 def test_a_batch_and_single_requests_share_the_journal(tmp_path):
     with BatchServer() as server:
-        expand_labels(LABELS[:4], tmp_path, settings(server))
+        describe_labels(LABELS[:4], tmp_path, settings(server))
         assert run(server, tmp_path).sent == len(LABELS) - 4
-    assert expansions(tmp_path) == LABELS
+    assert described(tmp_path) == LABELS
 
 
 def test_what_failed_or_was_left_out_is_submitted_again_and_only_that(tmp_path):
@@ -146,7 +51,7 @@ def test_what_failed_or_was_left_out_is_submitted_again_and_only_that(tmp_path):
         run(server, tmp_path)
         assert len(server.batches) == 3 and sum(server.attempts.values()) == len(LABELS) + 2 + 1
         assert sum(server.paid.values()) == len(LABELS)
-    assert expansions(tmp_path) == LABELS
+    assert described(tmp_path) == LABELS
 
 
 def test_what_fails_for_good_is_listed_with_its_reason(tmp_path):
@@ -157,12 +62,12 @@ def test_what_fails_for_good_is_listed_with_its_reason(tmp_path):
 
     with BatchServer(line) as server:
         summary = run(server, tmp_path)
-    assert summary.failed == 2 and expansions(tmp_path) == [x for x in LABELS if x not in ("label 3", "label 5")]
+    assert summary.failed == 2 and described(tmp_path) == [x for x in LABELS if x not in ("label 3", "label 5")]
     reasons = {row["label"]: row["reason"] for row in rows(tmp_path / "failed_requests.jsonl")}
     assert "against the policy" in reasons["label 3"] and "always broken" in reasons["label 5"]
 
 
-def test_expansions_that_are_too_long_go_into_a_second_batch(tmp_path):
+def test_descriptions_that_are_too_long_go_into_a_second_batch(tmp_path):
     def line(body, attempt):
         return (
             "word " * 50
@@ -183,7 +88,7 @@ def test_an_endpoint_without_json_schema_is_found_out_in_a_batch_too(tmp_path):
     with BatchServer(line) as server:
         run(server, tmp_path)
         assert len(server.batches) == 2
-    assert expansions(tmp_path) == LABELS
+    assert described(tmp_path) == LABELS
 
 
 def test_a_creation_whose_answer_is_lost_makes_no_second_batch(tmp_path):
@@ -198,7 +103,7 @@ def test_a_download_that_is_cut_is_repeated(tmp_path):
         server.cut_download = 2
         run(server, tmp_path)
         assert sum(server.paid.values()) == len(LABELS)
-    assert expansions(tmp_path) == LABELS
+    assert described(tmp_path) == LABELS
 
 
 def test_a_refused_batch_is_one_sentence(tmp_path):
@@ -216,19 +121,19 @@ def test_an_expired_batch_keeps_its_answers_and_the_rest_is_submitted_again(tmp_
     with BatchServer(line, status="expired") as server:
         run(server, tmp_path)
         assert sum(server.attempts.values()) == len(LABELS) + 1
-    assert expansions(tmp_path) == LABELS
+    assert described(tmp_path) == LABELS
 
 
 def test_limits_hold_for_batches(tmp_path):
     with BatchServer() as server:
-        assert "--max-requests" in run(server, tmp_path, max_requests=4).stopped
+        assert "max_requests" in run(server, tmp_path, max_requests=4).stopped
         assert len(server.requests) == 4
         most = 4 * (160 * 10 + 300 * 2.5) / 1e6 / 2
-        assert "--max-cost" in run(server, tmp_path, max_cost=most).stopped
+        assert "max_cost" in run(server, tmp_path, max_cost=most).stopped
         assert 4 < len(server.requests) < len(LABELS)
         run(server, tmp_path)
         assert len(server.requests) == len(LABELS)
-    assert expansions(tmp_path) == LABELS
+    assert described(tmp_path) == LABELS
 
 
 def test_an_endpoint_without_the_batch_api_is_told_from_one_that_has_it(tmp_path):
@@ -238,10 +143,12 @@ def test_an_endpoint_without_the_batch_api_is_told_from_one_that_has_it(tmp_path
 
 def test_a_killed_process_is_followed_by_one_that_takes_up_its_batch(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["augmentation.cli", "augmentation.expansion", "augmentation.batch", "openai"])
+    context.set_forkserver_preload(
+        ["augmentation.cli", "augmentation.label_descriptions", "augmentation.batch", "openai"]
+    )
     (tmp_path / "labels.txt").write_text("\n".join(LABELS))
     with BatchServer(polls=10**9) as server:
-        command = ["expand-labels", str(tmp_path / "labels.txt"), "--model", "gpt-4o", "--base-url", server.base_url]
+        command = ["describe-labels", str(tmp_path / "labels.txt"), "--model", "gpt-4o", "--base-url", server.base_url]
         command += ["--output-dir", str(tmp_path), "--batch", "--batch-poll-seconds", "0.05", "--quiet"]
         for moment in ("the batch is made", "it is polled"):
             process = context.Process(target=main, args=(command,))
@@ -257,7 +164,7 @@ def test_a_killed_process_is_followed_by_one_that_takes_up_its_batch(tmp_path):
         server.polls = 0
         assert main(command) == 0
         assert len(server.batches) == 1 and sum(server.paid.values()) == len(LABELS)
-    assert expansions(tmp_path) == LABELS
+    assert described(tmp_path) == LABELS
     with Journal(path, read_only=True) as journal:
         assert len(journal) == len(LABELS)
 
@@ -272,7 +179,7 @@ def test_ctrl_c_leaves_the_batch_to_the_next_run(tmp_path):
         server.polls = 0
         assert run(server, tmp_path).sent == 0
         assert len(server.batches) == 1
-    assert expansions(tmp_path) == LABELS
+    assert described(tmp_path) == LABELS
 
 
 def test_many_requests_are_divided_into_files_within_the_limits(tmp_path, monkeypatch):
@@ -280,4 +187,4 @@ def test_many_requests_are_divided_into_files_within_the_limits(tmp_path, monkey
     with BatchServer() as server:
         run(server, tmp_path)
         assert len(server.batches) == 3
-    assert expansions(tmp_path) == LABELS
+    assert described(tmp_path) == LABELS

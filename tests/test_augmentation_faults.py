@@ -1,4 +1,4 @@
-"""expand-labels against an endpoint that fails in every way, and against kills: nothing is lost and nothing is paid twice."""
+"""describe-labels against an endpoint that fails in every way, and against kills: nothing is lost and nothing is paid twice."""
 
 import asyncio
 import collections
@@ -15,10 +15,9 @@ import time
 
 import pytest
 from aiohttp import web
-from augmentation_server import ChatServer, completion, error, prose
-from test_augmentation_generate import rows, settings
+from augmentation_server import ChatServer, completion, error, prose, rows, settings
 
-from augmentation import AugmentationError, RequestSettings, expand_labels
+from augmentation import AugmentationError, RequestSettings, describe_labels
 from augmentation.cli import main
 from augmentation.journal import Journal
 
@@ -27,7 +26,7 @@ LABELS = [f"label {i}" for i in range(12)]
 
 
 def run(server, folder, labels=LABELS, **options):
-    return expand_labels(labels, folder, settings(server, **options))
+    return describe_labels(labels, folder, settings(server, **options))
 
 
 def assert_each_item_ends_once(folder, labels, failed=()):
@@ -148,14 +147,14 @@ def test_a_refused_prompt_is_not_retried(tmp_path):
 def test_json_cut_by_the_token_limit_is_asked_for_again(tmp_path):
     async def truncated(body, attempt, request):
         if len(body["messages"]) == 2:
-            return web.json_response(completion('{"expansion": "Half a sentence about \\u00e', body, "length"))
+            return web.json_response(completion('{"description": "Half a sentence about \\u00e', body, "length"))
         return prose("whole")
 
     with ChatServer(truncated) as server:
         run(server, tmp_path, ["a"])
         assert server.requests[1]["messages"][2]["content"] == "Half a sentence about"
         assert "cut off" in server.requests[1]["messages"][3]["content"]
-    assert rows(tmp_path / "label_descriptions.jsonl")[0]["expansion"] == prose("whole")
+    assert rows(tmp_path / "label_descriptions.jsonl")[0]["description"] == prose("whole")
 
 
 # ------------------------------------------------------------------------------------------------ breaking off
@@ -172,7 +171,7 @@ def test_a_hopeless_refusal_stops_the_run_after_one_request_with_one_sentence(tm
 
     (tmp_path / "labels.txt").write_text("\n".join(LABELS))
     with ChatServer(refuse) as server:
-        command = ["expand-labels", str(tmp_path / "labels.txt"), "--model", "gpt-4o", "--base-url", server.base_url]
+        command = ["describe-labels", str(tmp_path / "labels.txt"), "--model", "gpt-4o", "--base-url", server.base_url]
         assert main([*command, "--output-dir", str(tmp_path), "--concurrency", "64", "--quiet"]) == 1
         assert len(server.requests) == 1
     shown = capsys.readouterr().err.strip()
@@ -182,8 +181,8 @@ def test_a_hopeless_refusal_stops_the_run_after_one_request_with_one_sentence(tm
 
 def test_an_endpoint_that_cannot_be_reached_stops_the_run_with_one_sentence(tmp_path):
     options = {"initial_backoff": 0.01, "progress": False}
-    with pytest.raises(AugmentationError, match=r"127.0.0.1:9 cannot be reached .*--base-url"):
-        expand_labels(LABELS, tmp_path, RequestSettings("m", base_url="http://127.0.0.1:9/v1", **options))
+    with pytest.raises(AugmentationError, match=r"127.0.0.1:9 cannot be reached .*base_url"):
+        describe_labels(LABELS, tmp_path, RequestSettings("m", base_url="http://127.0.0.1:9/v1", **options))
 
 
 def test_the_run_breaks_off_when_everything_fails(tmp_path):
@@ -217,7 +216,7 @@ def test_a_retry_after_of_a_day_stops_the_run(tmp_path):
 def test_the_limit_of_requests_is_never_exceeded_and_the_next_run_goes_on(tmp_path):
     with ChatServer() as server:
         summary = run(server, tmp_path, max_requests=5)
-        assert len(server.requests) == 5 and "--max-requests" in summary.stopped and summary.output is None
+        assert len(server.requests) == 5 and "max_requests" in summary.stopped and summary.output is None
         assert not (tmp_path / "label_descriptions.jsonl").exists()
         assert run(server, tmp_path).sent == len(LABELS) - 5
     assert_each_item_ends_once(tmp_path, LABELS)
@@ -225,7 +224,7 @@ def test_the_limit_of_requests_is_never_exceeded_and_the_next_run_goes_on(tmp_pa
 
 def test_partial_writes_what_is_there(tmp_path):
     with ChatServer() as server:
-        expand_labels(LABELS, tmp_path, settings(server, max_requests=5), partial=True)
+        describe_labels(LABELS, tmp_path, settings(server, max_requests=5), partial=True)
     assert len(rows(tmp_path / "label_descriptions.jsonl")) == 5
 
 
@@ -239,14 +238,14 @@ def test_the_limit_of_cost_is_never_exceeded_over_all_runs(tmp_path):
     with ChatServer(longest) as server:
         for _ in range(3):
             summary = run(server, tmp_path, max_cost=6.5 * each, concurrency=8)
-            assert "--max-cost" in summary.stopped
+            assert "max_cost" in summary.stopped
         assert 3 <= len(server.requests) <= 6
 
 
 def test_a_limit_of_cost_without_a_price_is_refused(tmp_path):
-    with ChatServer() as server, pytest.raises(AugmentationError, match="price of 'own' is unknown.*--prices"):
+    with ChatServer() as server, pytest.raises(AugmentationError, match="price of 'own' is unknown.*prices"):
         options = {"base_url": server.base_url, "max_cost": 1.0, "progress": False}
-        expand_labels(LABELS, tmp_path, RequestSettings("own", **options))
+        describe_labels(LABELS, tmp_path, RequestSettings("own", **options))
 
 
 def test_concurrency_is_used_and_kept(tmp_path):
@@ -279,7 +278,15 @@ def test_ctrl_c_finishes_what_is_under_way_and_saves_it(tmp_path):
 
     (tmp_path / "labels.txt").write_text("\n".join(f"l{i}" for i in range(60)))
     with ChatServer(slow) as server:
-        command = [sys.executable, "-m", "augmentation", "expand-labels", tmp_path / "labels.txt", "--model", "gpt-4o"]
+        command = [
+            sys.executable,
+            "-m",
+            "augmentation",
+            "describe-labels",
+            tmp_path / "labels.txt",
+            "--model",
+            "gpt-4o",
+        ]
         command += ["--base-url", server.base_url, "--output-dir", tmp_path, "--concurrency", "4"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while len(server.requests) < 7:
@@ -329,7 +336,7 @@ def test_of_two_answers_with_one_key_the_first_counts(tmp_path):
 
 def test_two_processes_on_one_journal_are_kept_apart(tmp_path):
     with ChatServer() as server, Journal(tmp_path / "journal.jsonl"):
-        with pytest.raises(AugmentationError, match="in use by another process.*--output-dir"):
+        with pytest.raises(AugmentationError, match="in use by another process.*output_dir"):
             run(server, tmp_path)
         assert not server.requests
 
@@ -350,19 +357,22 @@ import resource, sys
 from augmentation.cli import main
 from augmentation.language import is_language
 is_language("The model of the languages is unpacked to a file.", "en")
-resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 sys.exit(main(sys.argv[1:]))
 """
     (tmp_path / "labels.txt").write_text("\n".join(LABELS))
     with ChatServer() as server:
-        command = ["expand-labels", tmp_path / "labels.txt", "--model", "m", "--base-url", server.base_url]
+        command = ["describe-labels", tmp_path / "labels.txt", "--model", "m", "--base-url", server.base_url]
         command += ["--output-dir", tmp_path, "--concurrency", "1", "--quiet"]
         done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
         assert done.returncode == 1 and "cannot be written" in done.stderr
+        assert "Paid answers are kept" in done.stderr
         stored = rows(tmp_path / "journal.jsonl")
         assert 0 < len(stored) < len(LABELS)
-        assert run(server, tmp_path).sent > 0
+        assert describe_labels(LABELS, tmp_path, settings(server, model="m")).sent > 0
+        assert sum(server.paid.values()) == len(LABELS)  # what did not fit was not bought again
+        assert not (tmp_path / "journal.jsonl.rescued").exists()
     assert_each_item_ends_once(tmp_path, LABELS)
 
 
@@ -379,7 +389,7 @@ def test_the_key_appears_in_no_file_and_in_no_message(tmp_path, monkeypatch, cap
         (tmp_path / "labels.txt").write_text("\n".join(LABELS))
         main(
             [
-                "expand-labels",
+                "describe-labels",
                 str(tmp_path / "labels.txt"),
                 "--model",
                 "m",
@@ -401,7 +411,9 @@ def test_the_key_appears_in_no_file_and_in_no_message(tmp_path, monkeypatch, cap
 def kill_at_random_moments(tmp_path, times, labels):
     """Runs one command over and over, killing it; checks the books after each kill."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["augmentation.cli", "augmentation.expansion", "augmentation.runner", "openai"])
+    context.set_forkserver_preload(
+        ["augmentation.cli", "augmentation.label_descriptions", "augmentation.runner", "openai"]
+    )
     rng, bill = random.Random(times), collections.Counter()
     path = tmp_path / "journal.jsonl"
     (tmp_path / "labels.txt").write_text("\n".join(labels))
@@ -411,7 +423,7 @@ def kill_at_random_moments(tmp_path, times, labels):
         return await ChatServer.good(body, attempt, request)
 
     with ChatServer(jittery) as server:
-        command = ["expand-labels", str(tmp_path / "labels.txt"), "--model", "gpt-4o", "--base-url", server.base_url]
+        command = ["describe-labels", str(tmp_path / "labels.txt"), "--model", "gpt-4o", "--base-url", server.base_url]
         command += ["--output-dir", str(tmp_path), "--concurrency", "4", "--quiet"]
         kills = lost = 0
         while kills < times:

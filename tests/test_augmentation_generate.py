@@ -1,4 +1,4 @@
-"""expand-labels and tail-samples against an endpoint that behaves."""
+"""describe-labels and write-pseudo-documents against an endpoint that behaves."""
 
 import json
 import subprocess
@@ -6,39 +6,20 @@ import sys
 
 import pytest
 from aiohttp import web
-from augmentation_server import ChatServer, completion, error, prose, structured
+from augmentation_server import ChatServer, completion, document, error, prose, rows, settings, structured, write_rows
 
 from augmentation import (
     AugmentationError,
     PromptBuilder,
-    RequestSettings,
-    TailOptions,
-    expand_labels,
-    generate_tail_samples,
+    PseudoDocumentOptions,
+    describe_labels,
+    write_pseudo_documents,
 )
 from augmentation.cli import main
-from augmentation.prompts import approximate_tokens
+from augmentation.tokens import approximate_tokens
 
 
 LONG = "word " * 40
-
-
-def settings(server, **options):
-    options = {"concurrency": 4, "initial_backoff": 0.01, "progress": False, **options}
-    return RequestSettings("gpt-4o", base_url=server.base_url, **options)
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write_rows(path, items):
-    path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
-    return path
-
-
-def document(number, labels, text=None):
-    return {"id": f"d{number}", "text": text or f"Document {number}. {prose(f'train {number}', 60)}", "labels": labels}
 
 
 @pytest.fixture
@@ -53,11 +34,11 @@ def train(tmp_path):
     return write_rows(tmp_path / "train.jsonl", items)
 
 
-# ------------------------------------------------------------------------------------------------ expand-labels
+# ------------------------------------------------------------------------------------------------ describe-labels
 
 
-def test_every_label_gets_one_expansion_with_its_provenance(server, tmp_path):
-    summary = expand_labels(["b", "a"], tmp_path, settings(server), PromptBuilder("news"))
+def test_every_label_gets_one_description_with_its_provenance(server, tmp_path):
+    summary = describe_labels(["b", "a"], tmp_path, settings(server), PromptBuilder("news"))
     found = rows(tmp_path / "label_descriptions.jsonl")
     assert [row["label"] for row in found] == ["b", "a"]
     assert summary.done == 2 and summary.sent == 2 and summary.output.name == "label_descriptions.jsonl"
@@ -70,10 +51,10 @@ def test_every_label_gets_one_expansion_with_its_provenance(server, tmp_path):
 
 
 def test_a_rerun_sends_nothing_and_writes_the_same_bytes(server, tmp_path):
-    expand_labels(["a", "b", "c"], tmp_path, settings(server))
+    describe_labels(["a", "b", "c"], tmp_path, settings(server))
     first = (tmp_path / "label_descriptions.jsonl").read_bytes()
     (tmp_path / "label_descriptions.jsonl").unlink()
-    summary = expand_labels(["a", "b", "c"], tmp_path, settings(server))
+    summary = describe_labels(["a", "b", "c"], tmp_path, settings(server))
     assert summary.sent == 0 and len(server.requests) == 3
     assert (tmp_path / "label_descriptions.jsonl").read_bytes() == first
 
@@ -89,46 +70,46 @@ def test_the_output_does_not_depend_on_the_order_in_which_answers_come(tmp_path)
     outputs = []
     for run in range(2):
         with ChatServer(shuffled) as server:
-            expand_labels([f"label {i}" for i in range(20)], tmp_path / str(run), settings(server, concurrency=20))
+            describe_labels([f"label {i}" for i in range(20)], tmp_path / str(run), settings(server, concurrency=20))
         found = rows(tmp_path / str(run) / "label_descriptions.jsonl")
-        outputs.append([(row["label"], row["expansion"]) for row in found])
+        outputs.append([(row["label"], row["description"]) for row in found])
     assert outputs[0] == outputs[1]
 
 
-def test_an_expansion_that_is_too_long_is_asked_for_once_more_saying_so(tmp_path):
+def test_a_description_that_is_too_long_is_asked_for_once_more_saying_so(tmp_path):
     async def long_first(body, attempt, request):
         return LONG if len(body["messages"]) == 2 else prose("short")
 
     with ChatServer(long_first) as server:
-        expand_labels(["a"], tmp_path, settings(server))
+        describe_labels(["a"], tmp_path, settings(server))
         assert "at most 30" in server.requests[1]["messages"][-1]["content"]
         assert server.requests[1]["messages"][-2] == {"role": "assistant", "content": LONG.strip()}
     (row,) = rows(tmp_path / "label_descriptions.jsonl")
-    assert row["expansion"] == prose("short") and row["marks"] == "" and row["provenance"]["requests"] == 2
+    assert row["description"] == prose("short") and row["marks"] == "" and row["provenance"]["requests"] == 2
     assert row["provenance"]["usage"]["prompt_tokens"] == 200
 
 
-def test_an_expansion_that_stays_too_long_is_kept_and_marked_after_two_requests(tmp_path):
+def test_a_description_that_stays_too_long_is_kept_and_marked_after_two_requests(tmp_path):
     async def always_long(body, attempt, request):
         return LONG
 
     with ChatServer(always_long) as server:
-        expand_labels(["a"], tmp_path, settings(server))
+        describe_labels(["a"], tmp_path, settings(server))
         assert len(server.requests) == 2
     (row,) = rows(tmp_path / "label_descriptions.jsonl")
-    assert "too_long" in row["marks"] and row["expansion"] == LONG.strip()
+    assert "too_long" in row["marks"] and row["description"] == LONG.strip()
 
 
-def test_an_expansion_in_another_language_is_asked_for_again_and_then_marked(tmp_path):
+def test_a_description_in_another_language_is_asked_for_again_and_then_marked(tmp_path):
     german = "Dieses Etikett beschreibt Arbeiten über das Wiederfinden von Dokumenten in großen Sammlungen."
 
     async def answer(body, attempt, request):
         return german
 
     with ChatServer(answer) as server:
-        expand_labels(["a"], tmp_path, settings(server))
+        describe_labels(["a"], tmp_path, settings(server))
         assert "not in English" in server.requests[1]["messages"][-1]["content"]
-        expand_labels(["a"], tmp_path / "de", settings(server), PromptBuilder(language="de"))
+        describe_labels(["a"], tmp_path / "de", settings(server), PromptBuilder(language="de"))
         assert len(server.requests) == 3
     assert rows(tmp_path / "label_descriptions.jsonl")[0]["marks"] == "wrong_language"
     assert rows(tmp_path / "de" / "label_descriptions.jsonl")[0]["marks"] == ""
@@ -140,9 +121,9 @@ def test_an_answer_that_stays_useless_is_a_failed_item_that_is_not_bought_again(
         return useless if "bad" in body["messages"][1]["content"] else prose("good")
 
     with ChatServer(answer) as server:
-        summary = expand_labels(["good", "bad"], tmp_path, settings(server))
+        summary = describe_labels(["good", "bad"], tmp_path, settings(server))
         assert summary.done == 1 and summary.failed == 1 and len(server.requests) == 3
-        expand_labels(["good", "bad"], tmp_path, settings(server))
+        describe_labels(["good", "bad"], tmp_path, settings(server))
         assert len(server.requests) == 3
     assert [row["label"] for row in rows(tmp_path / "label_descriptions.jsonl")] == ["good"]
     (failed,) = rows(tmp_path / "failed_requests.jsonl")
@@ -162,18 +143,18 @@ def test_an_answer_that_stays_useless_is_a_failed_item_that_is_not_bought_again(
 )
 def test_labels_are_read_from_every_documented_form(server, tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    expand_labels(tmp_path / name, tmp_path / "out", settings(server))
+    describe_labels(tmp_path / name, tmp_path / "out", settings(server))
     assert [row["label"] for row in rows(tmp_path / "out" / "label_descriptions.jsonl")] == ["a", "b"]
 
 
-# ------------------------------------------------------------------------------------------------- tail-samples
+# ------------------------------------------------------------------------------------------------- write-pseudo-documents
 
 
-def test_a_pseudo_sample_carries_the_label_set_of_its_demonstration_and_demonstrations_take_turns(
+def test_a_pseudo_document_carries_the_label_set_of_its_demonstration_and_demonstrations_take_turns(
     server, train, tmp_path
 ):
-    generate_tail_samples(train, tmp_path, settings(server), options=TailOptions(per_label=6))
-    found = rows(tmp_path / "pseudo_samples.jsonl")
+    write_pseudo_documents(train, tmp_path, settings(server), options=PseudoDocumentOptions(per_label=6))
+    found = rows(tmp_path / "pseudo_documents.jsonl")
     assert [row["tail_label"] for row in found] == ["rare"] * 6
     assert all(row["labels"] == ["big", "rare"] for row in found)
     assert sorted(row["demonstration_id"] for row in found) == ["d0", "d0", "d1", "d1", "d2", "d2"]
@@ -182,64 +163,72 @@ def test_a_pseudo_sample_carries_the_label_set_of_its_demonstration_and_demonstr
     assert {"text", "labels", "tail_label", "demonstration_id", "provenance"} <= set(found[0])
 
 
-def test_the_prompt_holds_the_demonstration_its_length_and_all_its_labels_with_expansions(server, train, tmp_path):
-    expansions = write_rows(
-        tmp_path / "e.jsonl", [{"label": "big", "expansion": "Large."}, {"label": "rare", "expansion": "Seldom."}]
+def test_the_prompt_holds_the_demonstration_its_length_and_all_its_labels_with_descriptions(server, train, tmp_path):
+    descriptions = write_rows(
+        tmp_path / "e.jsonl", [{"label": "big", "description": "Large."}, {"label": "rare", "description": "Seldom."}]
     )
-    generate_tail_samples(train, tmp_path, settings(server), expansions, options=TailOptions(per_label=1))
+    write_pseudo_documents(train, tmp_path, settings(server), descriptions, options=PseudoDocumentOptions(per_label=1))
     prompt = server.requests[0]["messages"][1]["content"]
-    number = rows(tmp_path / "pseudo_samples.jsonl")[0]["demonstration_id"][1:]
+    number = rows(tmp_path / "pseudo_documents.jsonl")[0]["demonstration_id"][1:]
     text = document(int(number), [])["text"]
     assert text in prompt and '"big": "Large."' in prompt and '"rare": "Seldom."' in prompt
     assert f"About {approximate_tokens(text)} tokens" in prompt
 
 
 def test_only_labels_below_the_threshold_are_tail_labels(server, train, tmp_path):
-    generate_tail_samples(train, tmp_path / "a", settings(server), options=TailOptions(tail_threshold=3, per_label=1))
-    generate_tail_samples(train, tmp_path / "b", settings(server), options=TailOptions(tail_threshold=4, per_label=1))
-    assert rows(tmp_path / "a" / "pseudo_samples.jsonl") == []
-    assert [row["tail_label"] for row in rows(tmp_path / "b" / "pseudo_samples.jsonl")] == ["rare"]
+    write_pseudo_documents(
+        train, tmp_path / "a", settings(server), options=PseudoDocumentOptions(tail_threshold=3, per_label=1)
+    )
+    write_pseudo_documents(
+        train, tmp_path / "b", settings(server), options=PseudoDocumentOptions(tail_threshold=4, per_label=1)
+    )
+    assert rows(tmp_path / "a" / "pseudo_documents.jsonl") == []
+    assert [row["tail_label"] for row in rows(tmp_path / "b" / "pseudo_documents.jsonl")] == ["rare"]
 
 
 def test_documents_of_the_excluded_files_never_enter_a_prompt(server, train, tmp_path):
     texts = [document(i, [])["text"] for i in range(3)]
     near = texts[1].replace("Document", "document,", 1) + " Once more."
     excluded = write_rows(tmp_path / "test.jsonl", [{"id": "d0"}, {"text": near}])
-    summary = generate_tail_samples(
-        train, tmp_path, settings(server), options=TailOptions(per_label=4), exclude=[excluded]
+    summary = write_pseudo_documents(
+        train, tmp_path, settings(server), options=PseudoDocumentOptions(per_label=4), exclude=[excluded]
     )
-    assert {row["demonstration_id"] for row in rows(tmp_path / "pseudo_samples.jsonl")} == {"d2"}
+    assert {row["demonstration_id"] for row in rows(tmp_path / "pseudo_documents.jsonl")} == {"d2"}
     prompts = json.dumps(server.requests)
     assert texts[0] not in prompts and texts[1] not in prompts and texts[2] in prompts
     assert any("id of an excluded" in note for note in summary.notes)
     assert any("nearly the same" in note for note in summary.notes)
 
 
-def test_a_label_without_documents_is_left_out_with_a_note_or_uses_its_expansion_alone(server, train, tmp_path):
+def test_a_label_without_documents_is_left_out_with_a_note_or_uses_its_description_alone(server, train, tmp_path):
     (tmp_path / "labels.txt").write_text("big\nrare\nother\nunseen\n")
-    expansions = write_rows(tmp_path / "e.jsonl", [{"label": "unseen", "expansion": "Never seen."}])
-    options = {"expansions": expansions, "labels": tmp_path / "labels.txt"}
-    summary = generate_tail_samples(train, tmp_path, settings(server), options=TailOptions(per_label=1), **options)
-    assert any("unseen" in note and "--allow-no-demonstration" in note for note in summary.notes)
-    assert {row["tail_label"] for row in rows(tmp_path / "pseudo_samples.jsonl")} == {"rare"}
-    allowed = TailOptions(per_label=1, allow_no_demonstration=True)
-    generate_tail_samples(train, tmp_path, settings(server), options=allowed, **options)
-    found = {row["tail_label"]: row for row in rows(tmp_path / "pseudo_samples.jsonl")}
+    descriptions = write_rows(tmp_path / "e.jsonl", [{"label": "unseen", "description": "Never seen."}])
+    options = {"label_descriptions": descriptions, "labels": tmp_path / "labels.txt"}
+    summary = write_pseudo_documents(
+        train, tmp_path, settings(server), options=PseudoDocumentOptions(per_label=1), **options
+    )
+    assert any("unseen" in note and "allow_no_demonstration" in note for note in summary.notes)
+    assert {row["tail_label"] for row in rows(tmp_path / "pseudo_documents.jsonl")} == {"rare"}
+    allowed = PseudoDocumentOptions(per_label=1, allow_no_demonstration=True)
+    write_pseudo_documents(train, tmp_path, settings(server), options=allowed, **options)
+    found = {row["tail_label"]: row for row in rows(tmp_path / "pseudo_documents.jsonl")}
     assert found["unseen"]["labels"] == ["unseen"] and found["unseen"]["demonstration_id"] is None
     assert (
         "Never seen." in server.requests[-1]["messages"][1]["content"] + server.requests[-2]["messages"][1]["content"]
     )
 
 
-def test_an_unknown_label_in_the_expansions_is_reported_with_the_nearest_name(server, train, tmp_path):
-    expansions = write_rows(tmp_path / "e.jsonl", [{"label": "rares", "expansion": "Typo."}])
-    summary = generate_tail_samples(train, tmp_path, settings(server), expansions, options=TailOptions(per_label=1))
+def test_an_unknown_label_in_the_descriptions_is_reported_with_the_nearest_name(server, train, tmp_path):
+    descriptions = write_rows(tmp_path / "e.jsonl", [{"label": "rares", "description": "Typo."}])
+    summary = write_pseudo_documents(
+        train, tmp_path, settings(server), descriptions, options=PseudoDocumentOptions(per_label=1)
+    )
     assert any("'rares'" in note and "'rare'" in note for note in summary.notes)
 
 
-def test_more_samples_per_label_reuse_the_answers_that_are_there(server, train, tmp_path):
-    generate_tail_samples(train, tmp_path, settings(server), options=TailOptions(per_label=4))
-    summary = generate_tail_samples(train, tmp_path, settings(server), options=TailOptions(per_label=6))
+def test_more_pseudo_documents_per_label_reuse_the_answers_that_are_there(server, train, tmp_path):
+    write_pseudo_documents(train, tmp_path, settings(server), options=PseudoDocumentOptions(per_label=4))
+    summary = write_pseudo_documents(train, tmp_path, settings(server), options=PseudoDocumentOptions(per_label=6))
     assert summary.sent == 2 and summary.done == 6
 
 
@@ -247,18 +236,20 @@ def test_a_document_of_a_megabyte_is_cut_to_the_budget_and_marked(server, tmp_pa
     train = write_rows(
         tmp_path / "train.jsonl", [document(0, ["rare"], "lorem ipsum dolor " * 60_000), document(1, ["rare"])]
     )
-    generate_tail_samples(train, tmp_path, settings(server), options=TailOptions(per_label=2, max_document_tokens=300))
-    found = {row["demonstration_id"]: row for row in rows(tmp_path / "pseudo_samples.jsonl")}
+    write_pseudo_documents(
+        train, tmp_path, settings(server), options=PseudoDocumentOptions(per_label=2, max_document_tokens=300)
+    )
+    found = {row["demonstration_id"]: row for row in rows(tmp_path / "pseudo_documents.jsonl")}
     assert found["d0"]["marks"] == "demonstration_cut" and found["d1"]["marks"] == ""
     assert max(len(body["messages"][1]["content"]) for body in server.requests) < 6000
     assert max(body["max_tokens"] for body in server.requests) < 800
 
 
-def test_the_pseudo_samples_are_read_by_the_datasets_library_beside_the_train_file(server, train, tmp_path):
+def test_the_pseudo_documents_are_read_by_the_datasets_library_beside_the_train_file(server, train, tmp_path):
     from datasets import load_dataset
 
-    generate_tail_samples(train, tmp_path, settings(server), options=TailOptions(per_label=2))
-    data = load_dataset("json", data_files=str(tmp_path / "pseudo_samples.jsonl"), cache_dir=str(tmp_path / "cache"))
+    write_pseudo_documents(train, tmp_path, settings(server), options=PseudoDocumentOptions(per_label=2))
+    data = load_dataset("json", data_files=str(tmp_path / "pseudo_documents.jsonl"), cache_dir=str(tmp_path / "cache"))
     assert data["train"]["labels"][0] == ["big", "rare"]
 
 
@@ -272,7 +263,7 @@ def test_an_endpoint_without_json_schema_is_found_out_and_then_asked_for_plain_t
         return prose(json.dumps(body["messages"]))
 
     with ChatServer(answer) as server:
-        expand_labels([f"l{i}" for i in range(10)], tmp_path, settings(server))
+        describe_labels([f"l{i}" for i in range(10)], tmp_path, settings(server))
         assert sum("response_format" in body for body in server.requests) == 1
     assert len(rows(tmp_path / "label_descriptions.jsonl")) == 10
 
@@ -284,8 +275,8 @@ def test_a_plain_or_fenced_answer_to_a_json_request_is_understood(tmp_path):
         return web.json_response(completion(text, body))
 
     with ChatServer(answer) as server:
-        expand_labels(["a", "b"], tmp_path, settings(server))
-    assert [row["expansion"] for row in rows(tmp_path / "label_descriptions.jsonl")] == [prose("x")] * 2
+        describe_labels(["a", "b"], tmp_path, settings(server))
+    assert [row["description"] for row in rows(tmp_path / "label_descriptions.jsonl")] == [prose("x")] * 2
 
 
 def test_a_model_that_takes_other_parameter_names_is_served(tmp_path):
@@ -297,7 +288,7 @@ def test_a_model_that_takes_other_parameter_names_is_served(tmp_path):
         return prose("x")
 
     with ChatServer(answer) as server:
-        expand_labels(["a", "b"], tmp_path, settings(server))
+        describe_labels(["a", "b"], tmp_path, settings(server))
         assert server.requests[-1]["max_completion_tokens"] == 160 and len(server.requests) == 4
     origin = rows(tmp_path / "label_descriptions.jsonl")[0]["provenance"]
     assert origin["parameters"] == {"max_completion_tokens": 160}
@@ -308,15 +299,24 @@ def test_the_thoughts_of_a_reasoning_model_are_no_part_of_the_answer(tmp_path):
         return web.json_response(completion(f"<think>hm, {LONG}</think>\n{prose('x')}", body))
 
     with ChatServer(answer) as server:
-        expand_labels(["a"], tmp_path, settings(server))
-    assert rows(tmp_path / "label_descriptions.jsonl")[0]["expansion"] == prose("x")
+        describe_labels(["a"], tmp_path, settings(server))
+    assert rows(tmp_path / "label_descriptions.jsonl")[0]["description"] == prose("x")
 
 
 # ----------------------------------------------------------------------------------------- dry run, command line
 
 
 def test_a_dry_run_shows_numbers_cost_and_five_prompts_and_sends_nothing(server, train, tmp_path, capsys):
-    command = ["tail-samples", str(train), "--model", "gpt-4o", "--base-url", server.base_url, "--per-label", "7"]
+    command = [
+        "write-pseudo-documents",
+        str(train),
+        "--model",
+        "gpt-4o",
+        "--base-url",
+        server.base_url,
+        "--per-label",
+        "7",
+    ]
     assert main([*command, "--output-dir", str(tmp_path / "out"), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "7 requests to send" in shown and "Estimated cost" in shown and shown.count("[user]") == 5
@@ -327,12 +327,12 @@ def test_a_dry_run_shows_numbers_cost_and_five_prompts_and_sends_nothing(server,
 
 
 def test_a_dry_run_counts_only_what_the_journal_lacks_and_uses_the_users_prices(server, tmp_path):
-    expand_labels(["a", "b"], tmp_path, settings(server))
+    describe_labels(["a", "b"], tmp_path, settings(server))
     prices = tmp_path / "prices.json"
     prices.write_text('{"models": {"gpt-4o": {"input": 1000000, "output": 0}}}')
-    plan = expand_labels(["a", "b", "c"], tmp_path, settings(server, prices=prices), dry_run=True)
+    plan = describe_labels(["a", "b", "c"], tmp_path, settings(server, prices=prices), dry_run=True)
     assert plan.missing == 1 and plan.cost == plan.prompt_tokens > 50
-    half = expand_labels(["a", "b", "c"], tmp_path, settings(server, prices=prices, batch=True), dry_run=True)
+    half = describe_labels(["a", "b", "c"], tmp_path, settings(server, prices=prices, batch=True), dry_run=True)
     assert half.cost == plan.cost / 2
 
 
@@ -354,7 +354,7 @@ def test_the_module_runs_without_torch_and_without_the_rest_of_the_project(serve
             sys.executable,
             "-c",
             code,
-            "tail-samples",
+            "write-pseudo-documents",
             train,
             "--exclude",
             train,
@@ -375,11 +375,11 @@ def test_a_notebook_with_a_running_event_loop_can_call_the_functions(server, tmp
     import asyncio
 
     async def cell():
-        return expand_labels(["a"], tmp_path, settings(server))
+        return describe_labels(["a"], tmp_path, settings(server))
 
     assert asyncio.run(cell()).done == 1
 
 
 def test_an_unknown_tail_label_is_refused_with_the_nearest_name(server, train, tmp_path):
     with pytest.raises(AugmentationError, match="'rarr'.*did you mean 'rare'"):
-        generate_tail_samples(train, tmp_path, settings(server), options=TailOptions(tail_labels=["rarr"]))
+        write_pseudo_documents(train, tmp_path, settings(server), options=PseudoDocumentOptions(tail_labels=["rarr"]))

@@ -4,13 +4,14 @@ import json
 import re
 
 import pytest
+from augmentation_server import rows, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_augmentation_generate import rows, write_rows
 
 from augmentation import AugmentationError, PromptBuilder
-from augmentation.client import answer_text
-from augmentation.prompts import approximate_tokens, cut_to_tokens, fenced, quoted, template_names
+from augmentation.answers import answer_text
+from augmentation.prompts import fenced, quoted, template_names
+from augmentation.tokens import approximate_tokens, cut_to_tokens
 
 
 HOSTILE = [
@@ -34,15 +35,15 @@ def test_a_hostile_document_or_label_leaves_the_template_as_it_is(name, hostile)
     builder = PromptBuilder(name)
 
     def frame(document, label):
-        system, user = builder.sample([(label, label), ("b", "B.")], document, 120)
+        system, user = builder.pseudo_document([(label, label), ("b", "B.")], document, 120)
         text = user["content"].replace(fenced(document), "DOCUMENT").replace(quoted(label), "LABEL")
         return system["content"], text
 
     assert frame(hostile, hostile) == frame("A harmless document.", "harmless")
-    system, user = builder.expand(hostile, hostile)
-    assert user["content"].replace(quoted(hostile), "LABEL") == builder.expand("x", "x")[1]["content"].replace(
-        '"x"', "LABEL"
-    )
+    system, user = builder.label_description(hostile, hostile)
+    assert user["content"].replace(quoted(hostile), "LABEL") == builder.label_description("x", "x")[1][
+        "content"
+    ].replace('"x"', "LABEL")
 
 
 @given(st.text(max_size=300))
@@ -60,27 +61,27 @@ def test_no_document_can_close_its_own_fence_and_no_label_can_leave_its_line(tex
 
 def test_the_prompts_ask_for_what_the_paper_asks_for():
     builder = PromptBuilder("scientific_abstract")
-    expand = builder.expand("cs.IR")[1]["content"]
-    assert '"cs.IR"' in expand and "one sentence" in expand and "at most 30 tokens" in expand
-    sample = builder.sample([("cs.IR", "Search."), ("cs.CL", "")], "The demonstration.", 150)[1]["content"]
+    describe = builder.label_description("cs.IR")[1]["content"]
+    assert '"cs.IR"' in describe and "one sentence" in describe and "at most 30 tokens" in describe
+    write = builder.pseudo_document([("cs.IR", "Search."), ("cs.CL", "")], "The demonstration.", 150)[1]["content"]
     for part in ('- "cs.IR": "Search."', '- "cs.CL"', "The demonstration.", "150 tokens", "background", "results"):
-        assert part in sample
-    law = PromptBuilder("eu_law").sample([("a", "")], "Text.", 900)[1]["content"]
+        assert part in write
+    law = PromptBuilder("eu_law").pseudo_document([("a", "")], "Text.", 900)[1]["content"]
     assert all(part in law for part in ("provisions", "title", "summary", "date in the past"))
 
 
 def test_the_generic_template_is_driven_by_the_description_and_the_genre():
     builder = PromptBuilder(dataset_description="tickets of a help desk", genre="ticket", language="fr")
-    text = builder.sample([("a", "")], "Text.", 50)[1]["content"]
+    text = builder.pseudo_document([("a", "")], "Text.", 50)[1]["content"]
     assert "tickets of a help desk" in text and "one new ticket in French" in text
-    assert "tickets of a help desk" in builder.expand("a")[1]["content"]
+    assert "tickets of a help desk" in builder.label_description("a")[1]["content"]
 
 
 def test_a_user_adds_a_template_as_a_file(tmp_path):
     own = tmp_path / "tickets.jinja"
     own.write_text("{% extends 'generic.jinja' %}{% block style %}- Begin with a complaint.{% endblock %}")
     builder = PromptBuilder(str(own))
-    assert "Begin with a complaint." in builder.sample([("a", "")], "Text.", 50)[1]["content"]
+    assert "Begin with a complaint." in builder.pseudo_document([("a", "")], "Text.", 50)[1]["content"]
     assert builder.name == "tickets"
     before = builder.template_hash
     own.write_text(own.read_text() + " ")
@@ -94,14 +95,14 @@ def test_a_user_adds_a_template_as_a_file(tmp_path):
         ("{{ nothing.at.all }}", "undefined"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{# empty #}", "empty part"),
-        ("{% extends 'missing.jinja' %}", "'missing.jinja' not found"),
+        ("{% extends 'missing.jinja' %}", "no prompt template 'missing.jinja'"),
     ],
 )
 def test_a_broken_template_is_one_clear_sentence(tmp_path, content, words):
     path = tmp_path / "own.jinja"
     path.write_text(content)
     with pytest.raises(AugmentationError, match=words):
-        PromptBuilder(str(path)).expand("a")
+        PromptBuilder(str(path)).label_description("a")
 
 
 def test_an_unknown_template_or_language_is_refused_with_the_known_ones(tmp_path):
@@ -160,7 +161,8 @@ def test_the_text_is_found_in_every_form_of_an_answer(content, text, cut):
 
 
 def test_hostile_rows_survive_the_way_through_files(tmp_path):
-    from augmentation.files import read_documents, write_json_lines
+    from augmentation.files import read_documents
+    from augmentation.writing import write_json_lines
 
     path = write_rows(tmp_path / "d.jsonl", [{"text": text, "labels": ["x"]} for text in HOSTILE])
     documents = read_documents(path)

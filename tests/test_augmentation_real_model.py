@@ -5,18 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_augmentation_generate import rows
+from augmentation_server import rows
 
 from augmentation import (
     PromptBuilder,
+    PseudoDocumentOptions,
     RequestSettings,
     ReviewOptions,
-    TailOptions,
-    expand_labels,
-    generate_tail_samples,
+    describe_labels,
     review,
+    write_pseudo_documents,
 )
-from augmentation.files import write_json_lines
+from augmentation.writing import write_json_lines
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -29,7 +29,9 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("structured_output", ["json_schema", "text"])
-def test_a_served_model_expands_a_label_and_writes_a_sample_that_is_reviewed(tmp_path, monkeypatch, structured_output):
+def test_a_served_model_describes_a_label_and_writes_a_pseudo_document_that_is_reviewed(
+    tmp_path, monkeypatch, structured_output
+):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     sys.modules.pop("augment_demo", None)
     from augment_demo import MODEL, served_model
@@ -43,15 +45,15 @@ def test_a_served_model_expands_a_label_and_writes_a_sample_that_is_reviewed(tmp
             structured_output=structured_output, progress=False,
         )  # fmt: skip
         prompts = PromptBuilder("scientific_abstract")
-        assert expand_labels(train, tmp_path, settings, prompts).done == 1
-        expansions = tmp_path / "label_descriptions.jsonl"
-        options = TailOptions(per_label=1)
-        summary = generate_tail_samples(train, tmp_path, settings, expansions, prompts, options)
-        again = generate_tail_samples(train, tmp_path, settings, expansions, prompts, options)
+        assert describe_labels(train, tmp_path, settings, prompts).done == 1
+        descriptions = tmp_path / "label_descriptions.jsonl"
+        options = PseudoDocumentOptions(per_label=1)
+        summary = write_pseudo_documents(train, tmp_path, settings, descriptions, prompts, options)
+        again = write_pseudo_documents(train, tmp_path, settings, descriptions, prompts, options)
     assert summary.done == 1 and again.sent == 0
-    (expansion,) = rows(expansions)
-    assert expansion["expansion"] and expansion["provenance"]["model"] == MODEL
-    (sample,) = rows(tmp_path / "pseudo_samples.jsonl")
-    assert sample["text"] and sample["provenance"]["usage"]["completion_tokens"] > 0
-    checked = review(tmp_path / "pseudo_samples.jsonl", tmp_path, train, (), ReviewOptions(), prompts)
+    (described,) = rows(descriptions)
+    assert described["description"] and described["provenance"]["model"] == MODEL
+    (written,) = rows(tmp_path / "pseudo_documents.jsonl")
+    assert written["text"] and written["provenance"]["usage"]["completion_tokens"] > 0
+    checked = review(tmp_path / "pseudo_documents.jsonl", tmp_path, train, (), ReviewOptions(), prompts)
     assert checked.kept + sum(checked.rejected.values()) == 1

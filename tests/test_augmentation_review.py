@@ -3,18 +3,17 @@
 import json
 
 import pytest
-from augmentation_server import ChatServer, prose
-from test_augmentation_generate import document, rows, settings, write_rows
+from augmentation_server import ChatServer, document, prose, rows, settings, write_rows
 
 from augmentation import (
     AugmentationError,
+    PseudoDocumentOptions,
     ReviewOptions,
-    TailOptions,
-    expand_labels,
+    describe_labels,
     export_sft,
-    generate_tail_samples,
     report,
     review,
+    write_pseudo_documents,
 )
 from augmentation.cli import main
 from augmentation.near_duplicates import NearDuplicateIndex
@@ -31,27 +30,27 @@ GOOD = [
 ]
 
 
-def sample(text, number=0, **columns):
+def pseudo(text, number=0, **columns):
     return {"id": f"pseudo:rare:{number}", "text": text, "labels": ["big", "rare"], "tail_label": "rare",
             "demonstration_id": "d0", "marks": "", **columns}  # fmt: skip
 
 
-def judge(tmp_path, samples, exclude=(), train=TRAIN, **options):
-    """{text: reason or None} of a review, after checking that each sample ends in exactly one file."""
-    path = write_rows(tmp_path / "samples.jsonl", samples)
+def judge(tmp_path, documents, exclude=(), train=TRAIN, **options):
+    """{text: reason or None} of a review, after checking that each ends in exactly one file."""
+    path = write_rows(tmp_path / "pseudo.jsonl", documents)
     files = [write_rows(tmp_path / "test.jsonl", exclude)] if exclude else []
     scores = options.pop("scores", None)
     summary = review(
         path, tmp_path, write_rows(tmp_path / "train.jsonl", train), files, ReviewOptions(**options), scores=scores
     )
     kept, rejected = rows(summary.kept_file), rows(summary.rejected_file)
-    assert len(kept) + len(rejected) == len(samples) == summary.kept + sum(summary.rejected.values())
-    assert kept == [row for row in samples if row in kept] or scores
-    return [{row["id"]: row["reason"] for row in rejected}.get(row["id"]) for row in samples]
+    assert len(kept) + len(rejected) == len(documents) == summary.kept + sum(summary.rejected.values())
+    assert kept == [row for row in documents if row in kept] or scores
+    return [{row["id"]: row["reason"] for row in rejected}.get(row["id"]) for row in documents]
 
 
-def test_good_samples_are_kept_as_they_are(tmp_path):
-    assert judge(tmp_path, [sample(text, i) for i, text in enumerate(GOOD)]) == [None, None]
+def test_good_pseudo_documents_are_kept_as_they_are(tmp_path):
+    assert judge(tmp_path, [pseudo(text, i) for i, text in enumerate(GOOD)]) == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -76,23 +75,23 @@ def test_good_samples_are_kept_as_they_are(tmp_path):
         ("near_duplicate_of_train", TRAIN[2]["text"].replace("Document 2", "Paper two", 1)),
     ],
 )  # fmt: skip
-def test_a_bad_sample_is_rejected_with_its_reason_and_good_ones_beside_it_are_kept(tmp_path, reason, text):
-    assert judge(tmp_path, [sample(GOOD[0], 0), sample(text, 1), sample(GOOD[1], 2)]) == [None, reason, None]
+def test_a_bad_pseudo_document_is_rejected_with_its_reason_and_good_ones_beside_it_are_kept(tmp_path, reason, text):
+    assert judge(tmp_path, [pseudo(GOOD[0], 0), pseudo(text, 1), pseudo(GOOD[1], 2)]) == [None, reason, None]
 
 
-def test_a_cut_off_sample_is_rejected(tmp_path):
-    assert judge(tmp_path, [sample(GOOD[0], marks="cut_off")]) == ["cut_off"]
+def test_a_cut_off_pseudo_document_is_rejected(tmp_path):
+    assert judge(tmp_path, [pseudo(GOOD[0], marks="cut_off")]) == ["cut_off"]
 
 
-def test_of_samples_that_are_nearly_the_same_the_first_is_kept(tmp_path):
+def test_of_pseudo_documents_that_are_nearly_the_same_the_first_is_kept(tmp_path):
     near = GOOD[0].replace("We measure", "We now measure")
-    samples = [sample(GOOD[0], 0), sample(GOOD[0] + " ", 1), sample(near, 2)]
-    assert judge(tmp_path, samples) == [None, "duplicate_of_sample", "near_duplicate_of_sample"]
+    documents = [pseudo(GOOD[0], 0), pseudo(GOOD[0] + " ", 1), pseudo(near, 2)]
+    assert judge(tmp_path, documents) == [None, "duplicate_of_pseudo_document", "near_duplicate_of_pseudo_document"]
 
 
-def test_a_sample_close_to_an_excluded_document_is_rejected(tmp_path):
+def test_a_pseudo_document_close_to_an_excluded_document_is_rejected(tmp_path):
     excluded = [{"text": GOOD[1]}, {"text": GOOD[0].replace("three seasons", "two seasons")}]
-    found = judge(tmp_path, [sample(GOOD[0], 0), sample(GOOD[1], 1)], excluded)
+    found = judge(tmp_path, [pseudo(GOOD[0], 0), pseudo(GOOD[1], 1)], excluded)
     assert found == ["near_duplicate_of_excluded", "duplicate_of_excluded"]
 
 
@@ -104,21 +103,23 @@ def test_agreement_with_a_model_needs_its_mean_score_of_the_intended_labels(tmp_
             {"id": "pseudo:rare:0", "labels": [{"label": "big", "score": 0.9}, {"label": "rare", "score": 0.5}]},
         ],
     )
-    samples = [sample(GOOD[0], 0), sample(GOOD[1], 1)]
-    assert judge(tmp_path, samples, scores=scores, min_agreement=0.6) == [None, "disagreement"]
-    assert rows(tmp_path / "pseudo_samples_kept.jsonl")[0]["agreement"] == 0.7
-    called = judge(tmp_path, samples, scores=lambda texts: [{"big": 1.0, "rare": 1.0}] * len(texts), min_agreement=0.6)
+    documents = [pseudo(GOOD[0], 0), pseudo(GOOD[1], 1)]
+    assert judge(tmp_path, documents, scores=scores, min_agreement=0.6) == [None, "disagreement"]
+    assert rows(tmp_path / "pseudo_documents_kept.jsonl")[0]["agreement"] == 0.7
+    called = judge(
+        tmp_path, documents, scores=lambda texts: [{"big": 1.0, "rare": 1.0}] * len(texts), min_agreement=0.6
+    )
     assert called == [None, None]
     by_line = write_rows(
         tmp_path / "s.jsonl", [{"index": 1, "labels": []}, {"index": 0, "labels": [{"label": "big", "score": 1}]}]
     )
-    assert judge(tmp_path, samples, scores=by_line, min_agreement=0.5) == [None, "disagreement"]
+    assert judge(tmp_path, documents, scores=by_line, min_agreement=0.5) == [None, "disagreement"]
 
 
-def test_scores_that_lack_a_sample_are_refused(tmp_path):
+def test_scores_that_lack_a_pseudo_document_are_refused(tmp_path):
     scores = write_rows(tmp_path / "scores.jsonl", [{"id": "other", "labels": []}])
-    with pytest.raises(AugmentationError, match="no scores for the sample 'pseudo:rare:0'"):
-        judge(tmp_path, [sample(GOOD[0])], scores=scores)
+    with pytest.raises(AugmentationError, match="no scores for the pseudo-document 'pseudo:rare:0'"):
+        judge(tmp_path, [pseudo(GOOD[0])], scores=scores)
 
 
 def test_near_duplicates_agree_with_the_jaccard_similarity_of_all_pairs():
@@ -149,12 +150,12 @@ def test_near_duplicates_agree_with_the_jaccard_similarity_of_all_pairs():
 def test_reviewed_answers_become_chats_with_the_prompt_that_was_sent(tmp_path):
     train = write_rows(tmp_path / "train.jsonl", TRAIN)
     with ChatServer() as server:
-        generate_tail_samples(
-            train, tmp_path, settings(server), options=TailOptions(per_label=2, tail_labels=["rare"])
+        write_pseudo_documents(
+            train, tmp_path, settings(server), options=PseudoDocumentOptions(per_label=2, tail_labels=["rare"])
         )
-        expand_labels(["rare"], tmp_path, settings(server))
+        describe_labels(["rare"], tmp_path, settings(server))
         sent = [body["messages"] for body in server.requests]
-    files = [tmp_path / "pseudo_samples.jsonl", tmp_path / "label_descriptions.jsonl"]
+    files = [tmp_path / "pseudo_documents.jsonl", tmp_path / "label_descriptions.jsonl"]
     assert export_sft(files, tmp_path / "journal.jsonl", tmp_path / "sft.jsonl") == 3
     chats = [row["messages"] for row in rows(tmp_path / "sft.jsonl")]
     assert sorted(map(json.dumps, (chat[:-1] for chat in chats))) == sorted(map(json.dumps, sent))
@@ -163,7 +164,7 @@ def test_reviewed_answers_become_chats_with_the_prompt_that_was_sent(tmp_path):
     assert [row["prompt"] + row["completion"] for row in rows(tmp_path / "pc.jsonl")] == chats
     with pytest.raises(AugmentationError, match="not in the journal"):
         export_sft(
-            write_rows(tmp_path / "x.jsonl", [sample(GOOD[0])]), tmp_path / "journal.jsonl", tmp_path / "y.jsonl"
+            write_rows(tmp_path / "x.jsonl", [pseudo(GOOD[0])]), tmp_path / "journal.jsonl", tmp_path / "y.jsonl"
         )
     assert not (tmp_path / "y.jsonl").exists()
 
@@ -172,14 +173,16 @@ def test_the_report_counts_labels_before_and_after_and_what_was_paid(tmp_path, c
     items = [document(i, ["big"] + (["rare"] if i < 2 else []) + (["mid"] if i < 7 else [])) for i in range(20)]
     train = write_rows(tmp_path / "train.jsonl", items)
     with ChatServer() as server:
-        options = TailOptions(per_label=3, tail_labels=["rare"])
-        generate_tail_samples(train, tmp_path, settings(server), options=options)
-    result = report(train, tmp_path, tmp_path / "pseudo_samples.jsonl", [tmp_path / "journal.jsonl"], tail_threshold=5)
+        options = PseudoDocumentOptions(per_label=3, tail_labels=["rare"])
+        write_pseudo_documents(train, tmp_path, settings(server), options=options)
+    result = report(
+        train, tmp_path, tmp_path / "pseudo_documents.jsonl", [tmp_path / "journal.jsonl"], tail_threshold=5
+    )
     assert (result.tail_labels_before, result.tail_labels_after, result.pseudo_documents) == (1, 0, 3)
     means = {row["before"]: row["after"] for row in result.deciles}
     assert means == {
         2.0: 5.0,
-        7.0: pytest.approx(7.0 + sum("mid" in r["labels"] for r in rows(tmp_path / "pseudo_samples.jsonl"))),
+        7.0: pytest.approx(7.0 + sum("mid" in r["labels"] for r in rows(tmp_path / "pseudo_documents.jsonl"))),
         20.0: 23.0,
     }
     (paid,) = result.models
@@ -192,7 +195,7 @@ def test_the_report_counts_labels_before_and_after_and_what_was_paid(tmp_path, c
 
 
 def test_the_review_command_prints_a_table(tmp_path, capsys):
-    path = write_rows(tmp_path / "s.jsonl", [sample(GOOD[0], 0), sample("", 1)])
+    path = write_rows(tmp_path / "s.jsonl", [pseudo(GOOD[0], 0), pseudo("", 1)])
     train = write_rows(tmp_path / "train.jsonl", TRAIN)
     assert main(["review", str(path), "--train", str(train), "--output-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
@@ -201,7 +204,7 @@ def test_the_review_command_prints_a_table(tmp_path, capsys):
 
 def test_the_test_servers_texts_pass_the_review(tmp_path):
     train = write_rows(tmp_path / "train.jsonl", TRAIN)
-    assert judge(tmp_path, [sample(prose("a", 60), 0), sample(prose("b", 60), 1)], train=rows(train)) == [None, None]
+    assert judge(tmp_path, [pseudo(prose("a", 60), 0), pseudo(prose("b", 60), 1)], train=rows(train)) == [None, None]
 
 
 def test_near_duplicates_are_found_under_names_that_repeat_and_in_chinese():

@@ -1,0 +1,186 @@
+"""The endpoints of the OpenAI Batch API, with retries and with a doubtful eye on what they answer."""
+
+import io
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from .client import Endpoint
+from .errors import AugmentationError, FatalError, ItemError, NotFound, TryAgain
+
+
+FINISHED = ("completed", "failed", "expired", "cancelled")
+UNDER_WAY = ("validating", "in_progress", "finalizing", "cancelling")
+MAX_LISTED = 10_000  # batches looked at to find one by its token
+MAX_BACKOFF = 60.0  # seconds
+
+T = TypeVar("T")
+
+
+@dataclass
+class BatchLook:
+    """What a look at a batch shows."""
+
+    status: str
+    completed: int = 0
+    total: int = 0
+    files: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return self.status in FINISHED
+
+
+class BatchApi:
+    """
+    Uploads, creates, finds, looks at and downloads batches.
+
+    Every method raises `NotFound` where the endpoint does not know what is asked for, another `AugmentationError` where it
+    cannot be talked to.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint, self.settings = endpoint, endpoint.settings
+
+    async def upload(self, token: str, data: bytes) -> str:
+        """Uploads an input file; returns its id."""
+        client = self.endpoint.client
+        try:
+            return await self._call(
+                lambda: client.files.create(file=(f"{token}.jsonl", io.BytesIO(data)), purpose="batch"), _id_of
+            )
+        except NotFound:
+            raise FatalError(
+                f"{self.endpoint.host} does not offer the Batch API (status 404 for an upload); leave out `batch`."
+            ) from None
+
+    async def create(self, file_id: str, token: str) -> str:
+        """Creates the batch of an uploaded file; returns its id, also where an answer was lost on the way."""
+        attempts = 0
+
+        async def create() -> Any:
+            nonlocal attempts
+            attempts += 1
+            found = (
+                await self.find(token) if attempts > 1 else None
+            )  # an attempt whose answer was lost may have made it
+            if found is not None:
+                return found
+            return await self.endpoint.client.batches.create(
+                input_file_id=file_id,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+                metadata={"sep_mldc": token},
+            )
+
+        return await self._call(create, lambda made: made if isinstance(made, str) and attempts > 1 else _id_of(made))
+
+    async def find(self, token: str) -> str | None:
+        """The id of the batch that was created with this token, or None."""
+
+        async def search() -> str | None:
+            seen = 0
+            async for batch in self.endpoint.client.batches.list(limit=100):
+                metadata = getattr(batch, "metadata", None)
+                if isinstance(metadata, dict) and metadata.get("sep_mldc") == token:
+                    return _id_of(batch)
+                seen += 1
+                if seen >= MAX_LISTED:
+                    break
+            return None
+
+        return await self._call(search)
+
+    async def look(self, batch_id: str) -> BatchLook:
+        """How far a batch is."""
+        return await self._call(lambda: self.endpoint.client.batches.retrieve(batch_id), self._look_of)
+
+    def _look_of(self, batch: Any) -> BatchLook:
+        status = getattr(batch, "status", None)
+        if status not in (*FINISHED, *UNDER_WAY):
+            raise TryAgain(f"the batch has no known status ({self.endpoint.redact.line(status, 40)})")
+        counts, errors = getattr(batch, "request_counts", None), getattr(batch, "errors", None)
+        files = (getattr(batch, name, None) for name in ("output_file_id", "error_file_id"))
+        listed = getattr(errors, "data", None)
+        return BatchLook(
+            status=status,
+            completed=_whole(getattr(counts, "completed", 0)),
+            total=_whole(getattr(counts, "total", 0)),
+            files=[name for name in files if isinstance(name, str) and name],
+            errors=[
+                self.endpoint.redact.line(getattr(error, "message", error))
+                for error in (listed if isinstance(listed, list) else [])[:3]
+            ],
+        )
+
+    async def lines(self, file_id: str) -> tuple[list[Any], int]:
+        """
+        The JSON values of a file, and how many of its lines are not JSON after all attempts.
+
+        A file that came incomplete is downloaded again.
+        """
+        best: tuple[list[Any], int] | None = None
+
+        def parse(content: Any) -> tuple[list[Any], int]:
+            nonlocal best
+            values, bad = [], 0
+            for line in content.content.split(b"\n"):
+                try:
+                    if line.strip():
+                        values.append(json.loads(line))
+                except (ValueError, RecursionError):
+                    bad += 1
+            if best is None or len(values) > len(best[0]):
+                best = values, bad
+            if bad:
+                raise TryAgain(f"the file {file_id} came incomplete")
+            return values, bad
+
+        try:
+            return await self._call(lambda: self.endpoint.client.files.content(file_id), parse)
+        except NotFound:
+            raise
+        except AugmentationError:
+            if best is None:
+                raise
+            return best
+
+    async def _call(self, function: Callable[[], Awaitable[Any]], read: Callable[[Any], T] | None = None) -> Any:
+        """Calls the endpoint and reads its answer, again after errors that may pass."""
+        backoff = self.settings.initial_backoff
+        try:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(TryAgain),
+                stop=stop_after_attempt(self.settings.max_retries + 1),
+                wait=wait_exponential_jitter(backoff, MAX_BACKOFF, jitter=backoff),
+                reraise=True,
+            ):
+                with attempt:
+                    try:
+                        answer = await function()
+                        return answer if read is None else read(answer)
+                    except self.endpoint.errors as error:
+                        raise self.endpoint.problem(error, {}) from None
+                    except (AttributeError, TypeError, ValueError, KeyError) as error:  # an answer of another form
+                        raise TryAgain(f"an answer of another form: {self.endpoint.redact.line(error, 80)}") from None
+        except (TryAgain, ItemError) as error:
+            raise AugmentationError(
+                f"{self.endpoint.host} does not answer as the Batch API does ({error}); run the same command again, or leave "
+                "out `batch`."
+            ) from None
+        raise AssertionError("tenacity returns or raises")
+
+
+def _id_of(thing: Any) -> str:
+    name = getattr(thing, "id", None)
+    if not isinstance(name, str) or not name:
+        raise TryAgain("the answer has no id")
+    return name
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,105 @@
+"""The lines of a journal: answers and notes, each with a digest of itself."""
+
+import hashlib
+import json
+from typing import Any
+
+
+DIGEST = "digest"
+
+_TEXT, _NUMBER = (str,), (int,)
+_ANSWER: dict[str, tuple[type, ...]] = {
+    "key": _TEXT,
+    "content": _TEXT,
+    "finish_reason": (str, type(None)),
+    "model": _TEXT,
+    "requested_model": _TEXT,
+    "endpoint": _TEXT,
+    "parameters": (dict,),
+    "usage": (dict,),
+    "time": _TEXT,
+    "batch": (bool,),
+    "messages": (list,),
+    "template": _TEXT,
+    "template_hash": _TEXT,
+}
+_NOTES: dict[str, dict[str, tuple[type, ...]]] = {
+    "batch_intent": {"token": _TEXT, "keys": (list,), "dialect": (dict,), "endpoint": _TEXT},
+    "batch": {"token": _TEXT, "id": _TEXT},
+    "batch_done": {"token": _TEXT},
+    "lost_answer": {"model": _TEXT, "prompt_tokens": _NUMBER, "completion_tokens": _NUMBER},
+}
+_DIALECT: dict[str, tuple[type, ...]] = {"structured": (bool,), "token_parameter": _TEXT, "dropped": (list,)}
+
+
+class JournalLineError(ValueError):
+    """A line that is damaged, changed or of another form."""
+
+
+def encode_line(entry: dict[str, Any]) -> bytes:
+    """An answer or a note as one line, with its digest; a lone surrogate stays a JSON escape."""
+    line = json.dumps({**entry, DIGEST: digest(entry)}, ensure_ascii=False) + "\n"
+    return line.encode("utf-8", "backslashreplace")
+
+
+def decode_line(line: bytes) -> dict[str, Any]:
+    """
+    The answer or note of a line. Lines without a digest are those of version 0.1.
+
+    Raises:
+        JournalLineError: if the line is cut, is not JSON, was changed, or lacks a field or has one of another type.
+    """
+    if not line.endswith(b"\n"):
+        raise JournalLineError("it is cut off")
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        raise JournalLineError("it is not JSON") from None
+    if not isinstance(entry, dict):
+        raise JournalLineError("it is not a JSON object")
+    stored = entry.pop(DIGEST, None)
+    if stored is not None and stored != digest(entry):
+        raise JournalLineError("it does not match its digest")
+    problem = _problem(entry)
+    if problem is not None:
+        raise JournalLineError(problem)
+    return entry
+
+
+def digest(entry: dict[str, Any]) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of an entry, whatever the order of its fields."""
+    text = json.dumps(entry, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _problem(entry: dict[str, Any]) -> str | None:
+    if "note" in entry:
+        form = _NOTES.get(entry["note"]) if isinstance(entry["note"], str) else None
+        if form is None:
+            return f"the note {str(entry['note'])[:40]!r} is not known"
+        found = _wrong_field(entry, form)
+        if found is None and "dialect" in form:
+            found = _wrong_field(entry["dialect"], _DIALECT)
+        if found is None and "keys" in form and not all(isinstance(key, str) for key in entry["keys"]):
+            found = "keys"
+    else:
+        found = _wrong_field(entry, _ANSWER)
+        if found is None and not all(
+            _is_count(entry["usage"].get(name)) for name in ("prompt_tokens", "completion_tokens")
+        ):
+            found = "usage"
+        if found is None and not all(map(_is_message, entry["messages"])):
+            found = "messages"
+    return None if found is None else f"`{found}` is missing or of another type"
+
+
+def _wrong_field(entry: dict[str, Any], form: dict[str, tuple[type, ...]]) -> str | None:
+    return next((name for name, types in form.items() if not isinstance(entry.get(name), types)), None)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
