@@ -23,8 +23,8 @@ import aiohttp
 import psutil
 from aiohttp import web
 
-from augmentation import RequestSettings, expand_labels
-from augmentation.files import write_json_lines
+from augmentation import RequestSettings, describe_labels
+from augmentation.writing import write_json_lines
 
 
 RESULT = Path(__file__).with_name("results") / "augmentation_throughput.json"
@@ -73,7 +73,7 @@ async def bare(base_url: str, requests: int, concurrency: int) -> float:
 
 
 def measure(requests: int, concurrency: int, latency: float) -> dict:
-    """Wall time, CPU time and memory of one run of `expand_labels` on as many labels as there are requests."""
+    """Wall time, CPU time and memory of one run of `describe_labels` on as many labels as there are requests."""
     server = subprocess.Popen(
         [sys.executable, __file__, "--serve", "--latency", str(latency)], stdout=subprocess.PIPE, text=True
     )
@@ -87,11 +87,11 @@ def measure(requests: int, concurrency: int, latency: float) -> dict:
         base_url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
         settings = RequestSettings("local", base_url=base_url, concurrency=concurrency, progress=False)
         with tempfile.TemporaryDirectory() as folder:
-            expand_labels(["warm up"], folder, settings)  # imports and the language model are loaded once
+            describe_labels(["warm up"], folder, settings)  # imports and the language model are loaded once
             watcher = threading.Thread(target=watch)
             watcher.start()
             cpu, began = time.process_time(), time.monotonic()
-            summary = expand_labels([f"label {i}" for i in range(requests)], folder, settings)
+            summary = describe_labels([f"label {i}" for i in range(requests)], folder, settings)
             wall, cpu = time.monotonic() - began, time.process_time() - cpu
             stop.set()
             watcher.join()
