@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import KINDS, MAX_LENGTH, tiny_batch, tiny_model, tiny_tokenizer
+from transformers.exporters import OnnxRuntimeDynamicConfig
 
-from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline
-from trainer.export import compare_logits, export_onnx, load_onnx, quantize_int8
+from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcOutput
+from trainer import export
+from trainer.export import compare_logits, export_onnx, integer_weights, load_onnx, quantize_int8
 
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.numeric
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "export_onnx.py"
 NUM_LABELS = 5
@@ -92,21 +96,90 @@ def test_export_does_not_write_into_a_folder_in_use(tmp_path):
     assert [path.name for path in occupied.iterdir()] == ["mine.txt"]
 
 
-def test_int8_is_smaller_and_ranks_like_the_model(model, exported, tmp_path):
-    quantised = quantize_int8(load_onnx(exported, num_threads=1))
-    quantised.save_pretrained(tmp_path)
+@pytest.fixture(scope="module")
+def quantized(exported):
+    return quantize_int8(load_onnx(exported, num_threads=1))
+
+
+def test_int8_is_smaller_and_ranks_like_the_model(model, exported, quantized, tmp_path):
+    quantized.save_pretrained(tmp_path)
     sizes = [(folder / "model.onnx.data").stat().st_size for folder in (exported, tmp_path)]
     assert sizes[1] < 0.4 * sizes[0]
     batches = [documents(*shape) for shape in SHAPES]
     scales = [
         value.const_value.size
-        for name, value in quantised.program.graph.initializers.items()
+        for name, value in quantized.program.graph.initializers.items()
         if "weight" in name and name.endswith("_scale")
     ]
-    assert max(scales) > 1, "one scale an output channel"
+    assert max(scales) > 1, "one scale per output channel"
     found = compare_logits(model.eval(), load_onnx(tmp_path, num_threads=1), batches)
     assert 1e-4 < found["max_difference"] and found["mean_difference"] < 0.1
     assert found["same_best_label"] > 0.8
+
+
+def products_without_vnni(activations: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """uint8 (B, K) times int8 (K, N) as AVX2 multiplies them: two products are added with saturation to 16 bits."""
+    products = activations.astype(np.int32)[:, :, None] * weights.astype(np.int32)[None]
+    if products.shape[1] % 2:
+        products = np.pad(products, ((0, 0), (0, 1), (0, 0)))
+    pairs = products[:, 0::2] + products[:, 1::2]
+    return pairs.clip(-(2**15), 2**15 - 1).sum(axis=1)
+
+
+def test_int8_products_are_exact_on_processors_without_vnni(quantized):
+    weights = integer_weights(quantized.program)
+    assert len(weights) >= 12, "every matrix of the two layers"
+    generator = np.random.default_rng(0)
+    for name, matrix in weights.items():
+        assert matrix.dtype == np.int8 and -64 <= matrix.min() and matrix.max() <= 64, name
+        # The largest activations next to the largest weights of each column are the worst case.
+        activations = generator.choice(np.array([0, 1, 254, 255], dtype=np.uint8), (64, len(matrix)))
+        activations[0] = 255
+        exact = activations.astype(np.int32) @ matrix.astype(np.int32)
+        np.testing.assert_array_equal(products_without_vnni(activations, matrix), exact, err_msg=name)
+
+
+def test_8_bit_weights_would_saturate_on_processors_without_vnni():
+    activations, weights = np.full((1, 2), 255, dtype=np.uint8), np.full((2, 1), 127, dtype=np.int8)
+    assert products_without_vnni(activations, weights) == 2**15 - 1 < 2 * 255 * 127
+
+
+def test_weights_beyond_7_bits_are_not_exported(exported, monkeypatch):
+    monkeypatch.setattr(
+        export, "OnnxRuntimeDynamicConfig", lambda reduce_range, **others: OnnxRuntimeDynamicConfig(**others)
+    )
+    with pytest.raises(RuntimeError, match="overflow on processors without VNNI"):
+        quantize_int8(load_onnx(exported, num_threads=1))
+
+
+def test_the_readme_of_an_export_says_what_was_measured_on_which_processor(model, exported, tmp_path):
+    readme = (exported / "README.md").read_text()
+    assert "On 10 random documents" in readme and platform.machine() in readme and "float32" in readme
+    assert "different label set at the thresholds of the model | 0 of 10 (0.0%)" in readme
+    export_onnx(model, tmp_path / "int8", int8=True, batches=[documents(7, 12), documents(33, 6)])
+    readme = (tmp_path / "int8" / "README.md").read_text()
+    found = compare_logits(
+        model.eval(), load_onnx(tmp_path / "int8", num_threads=1), [documents(7, 12), documents(33, 6)]
+    )
+    changed = round(40 * (1 - found["same_label_set"]))
+    assert f"different label set at the thresholds of the model | {changed} of 40" in readme
+    assert "On 40 documents" in readme and "int8 weights" not in readme and "no sum can saturate" in readme
+
+
+def test_a_comparison_counts_the_documents_whose_label_set_is_different(model):
+    batch = documents(7, 12)
+    with torch.no_grad():
+        output = model.eval()(**batch)
+    probabilities = torch.sigmoid(output.logits)
+    moved = output.logits.clone()
+    moved[3, 0] = -20 if probabilities[3, 0] >= 0.3 else 20  # across its threshold
+    found = compare_logits(model, lambda **inputs: SepMldcOutput(logits=moved), [batch])
+    assert found["same_label_set"] == pytest.approx(6 / 7) and found["num_documents"] == 7
+
+
+def test_a_model_that_ranks_has_no_label_sets_to_compare():
+    model = tiny_model(NUM_LABELS, classification_loss="softmax").eval()
+    assert compare_logits(model, model, [documents(7, 12)])["same_label_set"] is None
 
 
 @pytest.mark.slow

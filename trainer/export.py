@@ -1,16 +1,19 @@
 """ONNX export of trained models, through the exporters of transformers (extra `onnx`)."""
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import io
 import logging
 import os
+import platform
 import tempfile
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModel, PreTrainedTokenizerBase
@@ -30,6 +33,34 @@ TOLERANCE = 1e-4
 # Batch size and length of what an export is checked on: one token, one document, and shapes unlike the traced one.
 TRACED_SHAPE = (2, 9)
 CHECKED_SHAPES = ((1, 1), (1, 24), (5, 7), (3, 48))
+# 2 * 255 * 64 < 2**15: two products of a uint8 and such a weight add up in 16 bits, which is all that AVX2 has for them.
+MAX_INT8_WEIGHT = 64
+# Processor features that decide which integer kernels ONNX Runtime uses, as Linux spells them.
+INTEGER_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+README = """\
+# ONNX export, {precision}
+
+Written by `export_onnx` of sep-mldc with transformers {transformers} and onnxruntime {onnxruntime}.
+Load it with `trainer.export.load_onnx`, or with ONNX Runtime alone: `model.onnx` takes `input_ids` and `attention_mask` and returns `logits`.
+`config.json` has the label names and thresholds.
+
+## Checked against PyTorch in float32
+
+On {num_documents} {kind}, on a processor of type {processor}:
+
+| | |
+|---|---|
+| documents with a different label set at the thresholds of the model | {label_sets} |
+| documents with a different best label | {best_labels} |
+| difference of a logit: mean, largest | {mean_difference:.1e}, {max_difference:.1e} |
+"""
+INT8_README = """
+## int8
+
+Weights are stored in 7 bits (-64 to 64) with one scale per output channel; activations are quantized as they come.
+With 8-bit weights, processors without VNNI instructions (most x86 desktops and laptops before 2021, and many since) saturate in the
+16-bit sums of the products and return wrong logits. With 7 bits no sum can saturate, so every processor computes the same integers.
+"""
 
 
 class OnnxSepMldc(ExportedModel):
@@ -60,21 +91,25 @@ def export_onnx(
     tokenizer: PreTrainedTokenizerBase | None = None,
     int8: bool = False,
     tolerance: float = TOLERANCE,
+    batches: Iterable[dict[str, torch.Tensor]] | None = None,
 ) -> ExportedModel:
     """
     Write a model as ONNX, for any number of documents of any length, and check it in ONNX Runtime.
 
     The graph takes `input_ids` and `attention_mask` of shape `(B, T)` (int64, T up to the encoder's limit) and returns
     `logits` (B, L), `label_attention` (B, L; absent without label attention) and `document_embeds` (B, d) in float32.
-    The folder holds `model.onnx`, its weights `model.onnx.data`, `config.json` with the label names and thresholds, and the
-    tokenizer. It appears when all of it is written and checked, or not at all.
+    The folder holds `model.onnx`, its weights `model.onnx.data`, `config.json` with the label names and thresholds, the
+    tokenizer, and `README.md`, which says how far the export is from the model, on which documents and which processor. The
+    folder appears when all of it is written and checked, or not at all.
 
     Args:
         model ([`SepMldcForMultiLabelClassification`]): a model in float32.
         folder (`str` or path): where to write; must not exist, or be empty.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): saved along.
-        int8 (`bool`, defaults to `False`): quantise with [`quantize_int8`] after the check.
-        tolerance (`float`, defaults to 1e-4): largest difference to a logit of PyTorch, before quantisation.
+        int8 (`bool`, defaults to `False`): quantize with [`quantize_int8`] after the check in float32.
+        tolerance (`float`, defaults to 1e-4): largest difference from a logit of PyTorch, before quantization.
+        batches (iterable of `dict`, *optional*): documents to compare on for `README.md`, as `input_ids` and `attention_mask` of
+            shape `(B, T)`; random tokens if not given.
 
     Returns:
         [`~transformers.exporters.ExportedModel`]: the export, called like the model; as [`load_onnx`] returns it.
@@ -105,8 +140,8 @@ def export_onnx(
     try:
         with _quiet():
             exported = OnnxExporter().export(model, _random_documents(model, *TRACED_SHAPE), OnnxConfig(dynamic=True))
-        batches = [_random_documents(model, *shape) for shape in CHECKED_SHAPES]
-        difference = compare_logits(model, exported, batches)["max_difference"]
+        random_batches = [_random_documents(model, *shape) for shape in CHECKED_SHAPES]
+        difference = compare_logits(model, exported, random_batches)["max_difference"]
     finally:
         model.train(was_training)
     if not difference <= tolerance:
@@ -116,26 +151,58 @@ def export_onnx(
         )
     if int8:
         exported = quantize_int8(exported)
+    try:
+        found = compare_logits(model.eval(), exported, random_batches if batches is None else batches)
+    finally:
+        model.train(was_training)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         written = Path(scratch, "export")
         exported.save_pretrained(written)
         if tokenizer is not None:
             tokenizer.save_pretrained(written)
+        kind = "random documents" if batches is None else "documents"
+        Path(written, "README.md").write_text(_readme(found, kind, int8), encoding="utf-8")
         written.rename(folder)
     return exported
 
 
 def quantize_int8(exported: ExportedModel) -> ExportedModel:
     """
-    A copy of an export with weights in int8, one scale an output channel, and activations in int8 with scales found as it
-    runs (dynamic quantisation of ONNX Runtime). Its logits differ: see [`compare_logits`].
+    A copy of an export with int8 weights, one scale per output channel, and activations that are quantized as they come
+    (dynamic quantization of ONNX Runtime). Its logits differ: see [`compare_logits`].
+
+    Weights use 7 of the 8 bits. Processors without VNNI add two products of an activation (uint8) and a weight (int8) in 16
+    bits, which full 8-bit weights overflow: logits would be wrong there, though right on the machine that exports. With 7 bits no
+    sum can overflow, and every processor computes the same integers.
+    See https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html#when-and-why-do-i-need-to-try-u8u8.
+
+    Raises:
+        RuntimeError: the installed version of ONNX Runtime left weights outside the 7-bit range.
     """
-    quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True))
+    quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=True))
     component = exported.components["model"]
     with _quiet():
         program = quantizer.quantize(component.program, {}, ExportFormat.ONNX)
+    for name, weights in integer_weights(program).items():
+        if abs(weights.astype("int32")).max(initial=0) > MAX_INT8_WEIGHT:
+            raise RuntimeError(
+                f"{name} holds int8 weights from {weights.min()} to {weights.max()}, but beyond +-{MAX_INT8_WEIGHT} they overflow "
+                "on processors without VNNI. Install another version of onnxruntime."
+            )
     return type(exported)({"model": replace(component, program=program)}, exported.export_format, exported.config)
+
+
+def integer_weights(program: Any) -> dict[str, Any]:
+    """The constant operands of integer matrix products in a quantized graph: arrays (inputs, outputs) by name."""
+    constants = program.graph.initializers
+    names = {
+        node.inputs[1].name
+        for node in program.graph
+        if node.op_type
+        in ("MatMulInteger", "ConvInteger", "QAttention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+    }
+    return {name: constants[name].const_value.numpy() for name in names if name in constants}
 
 
 def load_onnx(folder: str, num_threads: int | None = None, **kwargs) -> OnnxSepMldc:
@@ -174,13 +241,15 @@ def compare_logits(
         batches (iterable of `dict`): `input_ids` and `attention_mask` of shape `(B, T)`.
 
     Returns:
-        `dict`: `max_difference`, `mean_difference` of the logits (absolute), and `same_best_label`, the share of documents
-        whose best label is the same.
+        `dict`: `max_difference` and `mean_difference` of the logits (absolute); `same_best_label` and `same_label_set`, the
+        shares of documents whose best label and whose label set at the thresholds of the model (0.5 if it has none) are the
+        same; `num_documents`. For a model that only ranks labels (trained with the softmax loss, not calibrated),
+        `same_label_set` is `None`.
 
     Raises:
         ValueError: there are no batches.
     """
-    largest, total, size, same, documents = 0.0, 0.0, 0, 0, 0
+    largest, total, size, same_best, same_set, documents = 0.0, 0.0, 0, 0, 0, 0
     for batch in batches:
         expected = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits.cpu()
         logits = exported(**batch).logits.cpu()
@@ -188,11 +257,64 @@ def compare_logits(
         # A NaN is the largest difference there is; `max` of Python would lose it.
         largest = torch.maximum(torch.tensor(largest), difference.max()).item()
         total, size = total + difference.sum().item(), size + difference.numel()
-        same += (logits.argmax(dim=1) == expected.argmax(dim=1)).sum().item()
+        same_best += (logits.argmax(dim=1) == expected.argmax(dim=1)).sum().item()
+        same_set += (_label_sets(model, logits) == _label_sets(model, expected)).all(dim=1).sum().item()
         documents += len(logits)
     if not documents:
-        raise ValueError("`batches` is empty, but a comparison needs one batch of documents at least. Pass some.")
-    return {"max_difference": largest, "mean_difference": total / size, "same_best_label": same / documents}
+        raise ValueError("`batches` is empty, but a comparison needs at least one batch of documents. Pass some.")
+    return {
+        "max_difference": largest,
+        "mean_difference": total / size,
+        "same_best_label": same_best / documents,
+        "same_label_set": None if _is_ranking(model) else same_set / documents,
+        "num_documents": documents,
+    }
+
+
+def _is_ranking(model: SepMldcForMultiLabelClassification) -> bool:
+    return model.config.classification_loss == "softmax" and model.config.score_calibration is None
+
+
+def _label_sets(model: SepMldcForMultiLabelClassification, logits: torch.Tensor) -> torch.Tensor:
+    """Which labels reach their threshold, (B, L), of logits (B, L)."""
+    calibration = model.config.score_calibration
+    probabilities = torch.sigmoid(
+        logits if calibration is None else calibration["scale"] * logits + calibration["bias"]
+    )
+    thresholds = model.config.thresholds
+    return probabilities >= (0.5 if thresholds is None else torch.tensor(thresholds))
+
+
+def _readme(found: dict[str, Any], kind: str, int8: bool) -> str:
+    """README.md of an export: what was compared, on which documents and which processor."""
+    count = found["num_documents"]
+
+    def different(same: float | None) -> str:
+        if same is None:
+            return "none: the model ranks labels and has no probabilities"
+        return f"{round((1 - same) * count)} of {count} ({100 * (1 - same):.1f}%)"
+
+    text = README.format(
+        precision="int8" if int8 else "float32",
+        transformers=importlib.metadata.version("transformers"),
+        onnxruntime=importlib.metadata.version("onnxruntime"),
+        kind=kind,
+        processor=processor_features(),
+        label_sets=different(found["same_label_set"]),
+        best_labels=different(found["same_best_label"]),
+        **{name: found[name] for name in ("num_documents", "mean_difference", "max_difference")},
+    )
+    return text + (INT8_README if int8 else "")
+
+
+def processor_features() -> str:
+    """The architecture of this machine and those of its features that decide how integers are multiplied."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return f"{platform.machine()} (features unknown)"
+    features = [name for name in INTEGER_FEATURES if name in words]
+    return f"{platform.machine()} ({', '.join(features) or 'none of ' + ', '.join(INTEGER_FEATURES)})"
 
 
 def _check_packages() -> None:
@@ -216,7 +338,7 @@ def _random_documents(model: SepMldcForMultiLabelClassification, size: int, leng
 
 @contextlib.contextmanager
 def _quiet():
-    """torch tells its progress on stdout, where the caller's results go, and warns of operators that no encoder uses."""
+    """torch prints its progress to stdout, where the caller's results go, and warns about operators that no encoder uses."""
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     registration.setLevel(logging.ERROR)
