@@ -1,14 +1,39 @@
 """Configuration of SEP-MLDC models."""
 
-from typing import Literal
+import warnings
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 
-# Fields of checkpoints saved by version 0.1, under the names that they have now.
+# Names of fields in version 0.1 and their names now. The former ones are accepted for one release.
 FORMER_FIELDS = {"label_support": "label_counts", "lexical_features": "num_lexical_features"}
+
+
+def rename_former_fields(values: dict[str, Any], warn: bool = False) -> dict[str, Any]:
+    """
+    A copy of `values` with the former names of fields replaced by today's, with one `FutureWarning` if `warn`.
+
+    Raises:
+        ValueError: a field is given under both names.
+    """
+    former = [name for name in FORMER_FIELDS if name in values]
+    renamed = {FORMER_FIELDS.get(name, name): value for name, value in values.items()}
+    for name in former:
+        if FORMER_FIELDS[name] in values:
+            raise ValueError(
+                f"`{name}` and `{FORMER_FIELDS[name]}` are both given, but they are the same field. Pass `{FORMER_FIELDS[name]}` only."
+            )
+    if former and warn:
+        changes = ", ".join(f"`{name}` is now called `{FORMER_FIELDS[name]}`" for name in former)
+        warnings.warn(
+            f"{changes}. The former name will stop working in version 0.3. Use the new one.",
+            FutureWarning,
+            stacklevel=2,
+        )
+    return renamed
 
 
 @strict
@@ -103,9 +128,9 @@ class SepMldcConfig(PreTrainedConfig):
     num_train_documents: int | None = None
 
     def __post_init__(self, **kwargs):
-        for former, name in FORMER_FIELDS.items():
-            if former in kwargs:
-                setattr(self, name, kwargs.pop(former))
+        former = {name: kwargs.pop(name) for name in FORMER_FIELDS if name in kwargs}
+        for name, value in rename_former_fields(former, warn=True).items():
+            setattr(self, name, value)
         if self.backbone_config is None:
             self.backbone_config = CONFIG_MAPPING["roberta"]()
         elif isinstance(self.backbone_config, dict):
@@ -142,6 +167,32 @@ class SepMldcConfig(PreTrainedConfig):
                     f"`thresholds` has {len(self.thresholds)} values for {len(self.id2label)} labels. Give one a label, or "
                     "none at all."
                 )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "SepMldcConfig":
+        """As in transformers. Former names of fields are accepted: silently in `config_dict`, with a warning in `kwargs`."""
+        return super().from_dict(rename_former_fields(config_dict), **rename_former_fields(kwargs, warn=True))
+
+    @property
+    def label_support(self) -> list[int] | None:
+        """Former name of `label_counts`."""
+        return self._former_field("label_support")
+
+    @property
+    def lexical_features(self) -> int | None:
+        """Former name of `num_lexical_features`."""
+        return self._former_field("lexical_features")
+
+    def _former_field(self, name: str):
+        return next(iter(rename_former_fields({name: getattr(self, FORMER_FIELDS[name])}, warn=True).values()))
+
+    @property
+    def is_ranking(self) -> bool:
+        """
+        Whether the logits only rank labels: after training with the softmax loss alone and without calibration, they say nothing
+        about the probability of a single label.
+        """
+        return self.classification_loss == "softmax" and self.score_calibration is None
 
     @property
     def hidden_size(self) -> int:

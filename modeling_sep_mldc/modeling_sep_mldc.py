@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -359,6 +360,30 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, TopKMixin, PreTraine
         total = (states * mask).sum(dim=1, dtype=torch.float32)
         return total / mask.sum(dim=1, dtype=torch.float32).clamp_min(1.0), output
 
+    def probabilities(self, logits: torch.Tensor, all_logits: torch.Tensor | None = None) -> torch.Tensor:
+        r"""
+        Probabilities of labels from their logits. This is the only place that applies `config.score_calibration`.
+
+        Each label has a probability of its own, $\sigma(a z + b)$ with the `scale` a and `bias` b of the calibration (1 and 0 without
+        one), so any selection of labels may be passed. A model that only ranks labels (`config.is_ranking`) has no such
+        probabilities; it returns each label's share of the softmax over all labels.
+
+        Args:
+            logits (`torch.Tensor` of shape `(B, L)` or `(B, k)`): logits of all labels, or of some, such as those that
+                `predict_top_k` returns.
+            all_logits (`torch.Tensor` of shape `(B, L)`, *optional*): the logits of all labels, of which `logits` is a selection.
+                Only read for a ranking, where without them the shares of `logits` sum to 1.
+
+        Returns:
+            `torch.Tensor`: of the shape of `logits`, in float32, between 0 and 1.
+        """
+        logits = logits.float()
+        if self.config.is_ranking:
+            others = logits if all_logits is None else all_logits.float()
+            return torch.exp(logits - torch.logsumexp(others, dim=-1, keepdim=True))
+        calibration = self.config.score_calibration
+        return torch.sigmoid(logits if calibration is None else calibration["scale"] * logits + calibration["bias"])
+
     def cut_for_encoder(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None) -> dict:
         """The part of documents (B, T) that the encoder sees: their first `config.encoder_max_length` tokens."""
         inputs = {
@@ -410,6 +435,14 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, TopKMixin, PreTraine
                 f"`labels` has {labels.shape[-1]} columns, but the model has {self.config.num_labels} labels. Pass a "
                 "multi-hot matrix with one column a label."
             )
+        if "return_table" in kwargs:
+            warnings.warn(
+                "`return_table` is now called `return_label_embeds`. The former name will stop working in version 0.3. Use the new "
+                "one.",
+                FutureWarning,
+                stacklevel=2,
+            )
+            kwargs["return_label_embeds"] = kwargs.pop("return_table")
         return_label_embeds = kwargs.pop("return_label_embeds", None)
         if return_label_embeds is None:
             return_label_embeds = self.training or labels is not None

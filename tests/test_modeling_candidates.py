@@ -98,7 +98,7 @@ def test_the_table_is_returned_in_training_and_with_labels_but_not_in_mere_predi
     assert model.train()(**batch).label_embeds is not None
 
 
-def test_return_table_false_leaves_out_the_table_and_changes_nothing_else():
+def test_label_embeds_are_left_out_on_request_and_that_changes_nothing_else():
     model = tiny_model()
     arguments = {**tiny_batch(), **tiny_candidates(model, [1, 3])}
     with_table, without = model(**arguments), model(**arguments, return_label_embeds=False)
