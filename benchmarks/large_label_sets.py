@@ -188,7 +188,7 @@ def draw(rows: list[dict]) -> None:
     axes[1].loglog(sizes, [row["peak_mib"] for row in rows], marker="o")
     axes[1].set(xlabel="labels", ylabel="MiB", title="Peak memory of the process")
     figure.tight_layout()
-    figure.savefig(RESULTS / "large_label_sets.png", dpi=90)
+    figure.savefig(RESULTS.parents[1] / "docs" / "large_label_sets.png", dpi=90)
 
 
 def main() -> None:
