@@ -1,11 +1,13 @@
 """Classification loss (Eq. 19), computed in chunks of labels when there are many."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 
-# A loss over more scores than this goes through them in chunks of so many (4 MiB in float32).
+# A loss over more scores than this reads them in chunks of this size (4 MiB in float32).
 LOSS_CHUNK_SIZE = 2**20
 
 
@@ -16,75 +18,108 @@ def multi_label_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> t
     $$\text{bce}: -\frac1B \sum_{i,l} y_{il}\log\sigma(z_{il}) + (1-y_{il})\log(1-\sigma(z_{il})) \qquad
       \text{softmax}: -\frac1B \sum_{i,l} y_{il} \log \text{softmax}(z_i)_l$$
 
-    More than `LOSS_CHUNK_SIZE` scores are read in chunks of labels, which keeps the logits themselves for backward and
-    writes one tensor of their size, the gradient. Value and gradient are the same.
+    In the decoupled softmax (Gupta et al., 2024, Dual-encoders for extreme multi-label classification, ICLR), the positives of a
+    document do not compete with each other:
+
+    $$\text{decoupled\_softmax}: -\frac1B \sum_{i,l} y_{il} \log \frac{\exp z_{il}}{\exp z_{il} + \sum_{k: y_{ik} = 0} \exp z_{ik}}$$
+
+    More than `LOSS_CHUNK_SIZE` scores are read in chunks of labels. That keeps the logits themselves for backward and writes one tensor
+    of their size, the gradient. Value and gradient are the same.
 
     Args:
         logits (`torch.Tensor` of shape `(B, L)`): scores.
-        labels (`torch.Tensor` of shape `(B, L)`): multi-hot targets, of any dtype; a byte a label is the smallest.
-        kind (`str`): `"bce"`, `"softmax"` or `"bce+softmax"`, their sum.
+        labels (`torch.Tensor` of shape `(B, L)`): multi-hot targets of any dtype. One byte per label is the smallest.
+        kind (`str`): `"bce"`, `"softmax"`, `"decoupled_softmax"`, or a sum: `"bce+softmax"`, `"bce+decoupled_softmax"`.
 
     Returns:
         `torch.Tensor`: a float32 scalar; 0 for a batch without documents.
     """
+    terms = kind.split("+")
     # A compiler fuses the casts, so it gets the formula as it stands.
     if logits.numel() > LOSS_CHUNK_SIZE and not torch.compiler.is_compiling():
-        return _ChunkedLoss.apply(logits, labels.to(logits.device), kind)
+        return _ChunkedLoss.apply(logits, labels.to(logits.device), terms)
     logits, labels = logits.float(), labels.to(device=logits.device, dtype=torch.float32)
     loss = logits.new_zeros(())
-    if "bce" in kind:
+    if "bce" in terms:
         loss = loss + F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-    if "softmax" in kind:
+    if "softmax" in terms:
         loss = loss - (labels * F.log_softmax(logits, dim=-1)).sum()
+    if "decoupled_softmax" in terms:
+        # A document that has every label has no negatives: the smallest float stands for log(0), whose gradient would be NaN.
+        negatives = logits.masked_fill(labels > 0, torch.finfo(logits.dtype).min).logsumexp(dim=-1, keepdim=True)
+        loss = loss + (labels * F.softplus(negatives - logits)).sum()
     return loss / max(len(logits), 1)
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """[`multi_label_loss`] whose temporaries are `LOSS_CHUNK_SIZE` scores large, forward and backward."""
+    """[`multi_label_loss`] whose temporaries hold `LOSS_CHUNK_SIZE` scores, forward and backward."""
 
     @staticmethod
-    def forward(ctx, logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
+    def forward(ctx, logits: torch.Tensor, labels: torch.Tensor, terms: list[str]) -> torch.Tensor:
         loss = torch.zeros((), device=logits.device)
-        if "softmax" in kind:
-            # Shifted by each document's largest score: exponentials cannot overflow, and nothing large is cancelled below.
-            largest = logits.amax(dim=-1, keepdim=True).float()
-            total, count = torch.zeros_like(largest), torch.zeros_like(largest)
-        for columns in _chunks(logits):
-            scores, targets = logits[:, columns].float(), labels[:, columns].float()
-            if "bce" in kind:
+        normalizers = []
+        for scores, targets in _chunks(logits, labels):
+            if "bce" in terms:
                 loss += F.binary_cross_entropy_with_logits(scores, targets, reduction="sum")
-            if "softmax" in kind:
-                shifted = scores - largest
-                loss -= (targets * shifted).sum()
+        if "softmax" in terms:
+            log_total = _log_sum_exp(logits, labels, negatives_only=False)
+            count = torch.zeros_like(log_total)
+            for scores, targets in _chunks(logits, labels):
+                loss -= (targets * (scores - log_total)).sum()
                 count += targets.sum(dim=-1, keepdim=True)
-                total += shifted.exp_().sum(dim=-1, keepdim=True)
-        saved = [logits, labels]
-        if "softmax" in kind:
-            loss += (count * total.log()).sum()
-            saved += [largest + total.log(), count]
-        ctx.save_for_backward(*saved)
-        ctx.kind = kind
+            normalizers += [log_total, count]
+        if "decoupled_softmax" in terms:
+            log_negatives = _log_sum_exp(logits, labels, negatives_only=True)
+            weight = torch.zeros_like(log_negatives)
+            for scores, targets in _chunks(logits, labels):
+                margins = log_negatives - scores
+                loss += (targets * F.softplus(margins)).sum()
+                weight += (targets * margins.sigmoid_()).sum(dim=-1, keepdim=True)
+            normalizers += [log_negatives, weight]
+        ctx.save_for_backward(logits, labels, *normalizers)
+        ctx.terms = terms
         return loss / len(logits)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        logits, labels, *normaliser = ctx.saved_tensors
+        logits, labels, *normalizers = ctx.saved_tensors
         scale = grad_output / len(logits)
         gradient = torch.empty_like(logits)
-        for columns in _chunks(logits):
-            scores, targets = logits[:, columns].float(), labels[:, columns].float()
-            if normaliser:
-                log_total, count = normaliser
-                rest = (scores - log_total).exp_().mul_(count).sub_(targets)
-                if "bce" in ctx.kind:
-                    rest += scores.sigmoid().sub_(targets)
-            else:
-                rest = scores.sigmoid().sub_(targets)
-            gradient[:, columns] = rest.mul_(scale)
+        at = 0
+        for scores, targets in _chunks(logits, labels):
+            rest = torch.zeros_like(scores)
+            if "bce" in ctx.terms:
+                rest += scores.sigmoid().sub_(targets)
+            if "softmax" in ctx.terms:
+                log_total, count = normalizers[:2]
+                rest += (scores - log_total).exp_().mul_(count).sub_(targets)
+            if "decoupled_softmax" in ctx.terms:
+                log_negatives, weight = normalizers[-2:]
+                rest -= (log_negatives - scores).sigmoid_().mul_(targets)
+                share = (scores - log_negatives).masked_fill_(targets > 0, -torch.inf).exp_()
+                rest += share.mul_(weight)
+            gradient[:, at : at + scores.shape[1]] = rest.mul_(scale)
+            at += scores.shape[1]
         return gradient, None, None
 
 
-def _chunks(logits: torch.Tensor):
+def _log_sum_exp(logits: torch.Tensor, labels: torch.Tensor, negatives_only: bool) -> torch.Tensor:
+    """log Σ exp of the scores of each document (B, 1), over all labels or over those that it does not have."""
+    largest = logits.new_full((len(logits), 1), torch.finfo(torch.float32).min, dtype=torch.float32)
+    total = torch.zeros_like(largest)
+    for scores, targets in _chunks(logits, labels):
+        if negatives_only:
+            scores = scores.masked_fill(targets > 0, torch.finfo(torch.float32).min)
+        new_largest = torch.maximum(largest, scores.amax(dim=-1, keepdim=True))
+        total = total * (largest - new_largest).exp() + (scores - new_largest).exp_().sum(dim=-1, keepdim=True)
+        largest = new_largest
+    return largest + total.log()
+
+
+def _chunks(logits: torch.Tensor, labels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Scores and targets of `LOSS_CHUNK_SIZE` pairs of document and label at a time, in float32."""
     width = max(LOSS_CHUNK_SIZE // len(logits), 1)
-    return (slice(start, start + width) for start in range(0, logits.shape[1], width))
+    for start in range(0, logits.shape[1], width):
+        columns = slice(start, start + width)
+        yield logits[:, columns].float(), labels[:, columns].float()

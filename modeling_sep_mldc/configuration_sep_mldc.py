@@ -50,7 +50,8 @@ class SepMldcConfig(PreTrainedConfig):
             last hidden state.
         classification_loss (`str`, defaults to `"bce"`):
             `"bce"` (binary cross-entropy, summed over labels, averaged over documents), `"softmax"` (cross-entropy
-            against the multi-hot target: a ranking, no probabilities) or `"bce+softmax"`, their sum.
+            against the multi-hot target: a ranking, no probabilities), `"decoupled_softmax"` (the same, but the positives of a
+            document do not compete with each other), or a sum: `"bce+softmax"`, `"bce+decoupled_softmax"`.
         classifier (`str`, defaults to `"mlp"`):
             `"mlp"` (the paper's), `"similarity"` (a learnt scale times the cosine of the projected input and the label
             embedding, plus a bias; no matrix of one row a label) or `"mlp+similarity"`, the sum of both logits.
@@ -110,7 +111,7 @@ class SepMldcConfig(PreTrainedConfig):
 
     backbone_config: dict | PreTrainedConfig | None = None
     pooling: Literal["mean", "cls"] = "mean"
-    classification_loss: Literal["bce", "softmax", "bce+softmax"] = "bce"
+    classification_loss: Literal["bce", "softmax", "decoupled_softmax", "bce+softmax", "bce+decoupled_softmax"] = "bce"
     classifier: Literal["mlp", "similarity", "mlp+similarity"] = "mlp"
     classifier_dropout: float | int = 0.5
     classifier_hidden_size: int | None = None
@@ -192,7 +193,7 @@ class SepMldcConfig(PreTrainedConfig):
         Whether the logits only rank labels: after training with the softmax loss alone and without calibration, they say nothing
         about the probability of a single label.
         """
-        return self.classification_loss == "softmax" and self.score_calibration is None
+        return "bce" not in self.classification_loss and self.score_calibration is None
 
     @property
     def hidden_size(self) -> int:

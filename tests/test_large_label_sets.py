@@ -11,7 +11,7 @@ from modeling_sep_mldc.classification_loss_sep_mldc import multi_label_loss
 from modeling_sep_mldc.label_table_sep_mldc import attention_weights
 
 
-KINDS = ("bce", "softmax", "bce+softmax")
+KINDS = ("bce", "softmax", "bce+softmax", "decoupled_softmax", "bce+decoupled_softmax")
 CLASSIFIERS = ("mlp", "similarity", "mlp+similarity")
 NUM_LABELS = 24
 # Labels a chunk: two equal chunks, a shorter last one, one label at a time.
@@ -31,8 +31,11 @@ def float64_loss(logits, labels, kind):
     loss = 0.0
     if "bce" in kind:
         loss = loss - (labels * logits.sigmoid().log() + (1 - labels) * (-logits).sigmoid().log()).sum()
-    if "softmax" in kind:
+    if "softmax" in kind.split("+"):
         loss = loss - (labels * logits.log_softmax(dim=-1)).sum()
+    if "decoupled_softmax" in kind:
+        negatives = logits.exp() * (1 - labels)
+        loss = loss - (labels * (logits.exp() / (logits.exp() + negatives.sum(dim=-1, keepdim=True))).log()).sum()
     return loss / len(logits)
 
 
@@ -102,6 +105,17 @@ def test_extreme_logits_give_a_finite_chunked_loss_and_gradient(monkeypatch, kin
     ours = value_and_gradient(multi_label_loss, logits, labels, kind)
     assert ours[0].isfinite() and ours[1].isfinite().all()
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["decoupled_softmax", "bce+decoupled_softmax"])
+def test_a_document_with_every_label_has_no_negatives_to_be_told_apart_from(monkeypatch, kind):
+    logits, labels = a_batch()
+    labels[0] = 1
+    for width in (NUM_LABELS, 5):
+        chunked(monkeypatch, len(logits), width)
+        loss, gradient = value_and_gradient(multi_label_loss, logits, labels, kind)
+        assert loss.isfinite() and gradient.isfinite().all()
+        assert kind != "decoupled_softmax" or not gradient[0].any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -239,17 +239,20 @@ def slow_loss(logits, labels, kind):
     total = 0.0
     for scores, targets in zip(logits.double().tolist(), labels.tolist()):
         normaliser = math.log(sum(math.exp(z) for z in scores))
+        negatives = sum(math.exp(z) for z, y in zip(scores, targets) if not y)
         for z, y in zip(scores, targets):
             probability = 1 / (1 + math.exp(-z))
             if "bce" in kind:
                 total -= math.log(probability if y else 1 - probability)
-            if "softmax" in kind and y:
+            if "softmax" in kind.split("+") and y:
                 total -= z - normaliser
+            if "decoupled_softmax" in kind and y:
+                total += math.log(math.exp(z) + negatives) - z
     return total / len(logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.int8, torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["bce", "softmax", "bce+softmax"])
+@pytest.mark.parametrize("kind", ["bce", "softmax", "bce+softmax", "decoupled_softmax", "bce+decoupled_softmax"])
 def test_loss_equals_a_loop_over_documents_and_labels_for_any_label_dtype(kind, dtype):
     logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(1))
     labels = tiny_batch(6, 9)["labels"]
