@@ -23,6 +23,7 @@ _ANSWER: dict[str, tuple[type, ...]] = {
     "template": _TEXT,
     "template_hash": _TEXT,
 }
+_MORE = {"structured", "seconds"}  # written, but not read
 _NOTES: dict[str, dict[str, tuple[type, ...]]] = {
     "batch_intent": {"token": _TEXT, "keys": (list,), "dialect": (dict,), "endpoint": _TEXT},
     "batch": {"token": _TEXT, "id": _TEXT},
@@ -60,7 +61,7 @@ def decode_line(line: bytes) -> dict[str, Any]:
     stored = entry.pop(DIGEST, None)
     if stored is not None and stored != digest(entry):
         raise JournalLineError("it does not match its digest")
-    problem = _problem(entry)
+    problem = _problem(entry, strict=stored is None)
     if problem is not None:
         raise JournalLineError(problem)
     return entry
@@ -72,7 +73,8 @@ def digest(entry: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-def _problem(entry: dict[str, Any]) -> str | None:
+def _problem(entry: dict[str, Any], strict: bool) -> str | None:
+    """What is wrong with the fields of a line; `strict` where no digest tells whether they are those that were written."""
     if "note" in entry:
         form = _NOTES.get(entry["note"]) if isinstance(entry["note"], str) else None
         if form is None:
@@ -90,6 +92,9 @@ def _problem(entry: dict[str, Any]) -> str | None:
             found = "usage"
         if found is None and not all(map(_is_message, entry["messages"])):
             found = "messages"
+        unknown = sorted(entry.keys() - _ANSWER.keys() - _MORE) if strict else []
+        if unknown:
+            return f"the field `{unknown[0]}` is not known"
     return None if found is None else f"`{found}` is missing or of another type"
 
 

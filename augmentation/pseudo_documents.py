@@ -248,6 +248,11 @@ class PseudoDocuments:
         label, number = self.tail[index // self.options.per_label], index % self.options.per_label
         return label, number, self.demonstrations.of(label, number)
 
+    def row_id(self, index: int) -> str:
+        """The id of an item's row."""
+        label, number, _ = self._place(index)
+        return f"pseudo:{label}:{number}"
+
     def identity(self, index: int) -> dict[str, Any]:
         label, number, document = self._place(index)
         return {"tail_label": label, "number": number, "demonstration_id": document.id if document else None}
@@ -280,7 +285,7 @@ class PseudoDocuments:
         )
 
     def row(self, index: int, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        label, number, document = self._place(index)
+        label, _, document = self._place(index)
         text, cut = answer_text(entries[-1], "text")
         if not text or is_refusal(text):
             raise ItemError(f"no usable answer, also when asked again: {text[:80]!r}")
@@ -288,7 +293,7 @@ class PseudoDocuments:
         if document and self.demonstrations.text(document)[1]:
             marks.append("demonstration_cut")
         return {
-            "id": f"pseudo:{label}:{number}",
+            "id": self.row_id(index),
             "text": text,
             "labels": list(document.labels) if document else [label],
             "tail_label": label,
