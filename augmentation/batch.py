@@ -242,7 +242,8 @@ class BatchRunner:
         """Stores the answers of a batch that has ended, and the reasons of what was not answered."""
         answered: set[str] = set()
         for file_id in look.files:
-            answered |= self._store(await self._lines(batch, file_id), batch, wanted)
+            at_least = look.completed if file_id == look.files[0] else 0
+            answered |= self._store(await self._lines(batch, file_id, at_least), batch, wanted)
         for key, (_, request) in wanted.items():
             if batch.covers(request):
                 if key not in answered:
@@ -262,9 +263,9 @@ class BatchRunner:
                 "`max_requests`."
             )
 
-    async def _lines(self, batch: OpenBatch, file_id: str) -> list[Any]:
+    async def _lines(self, batch: OpenBatch, file_id: str, at_least: int) -> list[Any]:
         try:
-            lines, bad = await self.api.lines(file_id)
+            lines, bad = await self.api.lines(file_id, at_least)
         except NotFound:
             self.state.notes.append(
                 f"The file {file_id} of {batch.name} is gone at {self.endpoint.host}; what it answered is sent again."

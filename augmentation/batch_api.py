@@ -117,11 +117,15 @@ class BatchApi:
             ],
         )
 
-    async def lines(self, file_id: str) -> tuple[list[Any], int]:
+    async def lines(self, file_id: str, at_least: int = 0) -> tuple[list[Any], int]:
         """
         The JSON values of a file, and how many of its lines are not JSON after all attempts.
 
         A file that came incomplete is downloaded again.
+
+        Args:
+            file_id (`str`): As the endpoint names it.
+            at_least (`int`): Number of lines that the batch has according to its counts.
         """
         best: tuple[list[Any], int] | None = None
 
@@ -136,7 +140,7 @@ class BatchApi:
                     bad += 1
             if best is None or len(values) > len(best[0]):
                 best = values, bad
-            if bad:
+            if bad or len(values) < at_least:
                 raise TryAgain(f"the file {file_id} came incomplete")
             return values, bad
 

@@ -2,11 +2,13 @@
 
 import json
 import multiprocessing
+import os
 import signal
+import threading
 import time
 
 import pytest
-from augmentation_server import BatchServer, ChatServer, prose, rows, settings
+from augmentation_server import BatchServer, ChatServer, error, prose, rows, settings
 
 from augmentation import AugmentationError, describe_labels
 from augmentation.cli import main
@@ -170,9 +172,6 @@ def test_a_killed_process_is_followed_by_one_that_takes_up_its_batch(tmp_path):
 
 
 def test_ctrl_c_leaves_the_batch_to_the_next_run(tmp_path):
-    import os
-    import threading
-
     with BatchServer(polls=10**9) as server:
         threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGINT)).start()
         assert run(server, tmp_path).stopped == "interrupted"
@@ -187,4 +186,182 @@ def test_many_requests_are_divided_into_files_within_the_limits(tmp_path, monkey
     with BatchServer() as server:
         run(server, tmp_path)
         assert len(server.batches) == 3
+    assert described(tmp_path) == LABELS
+
+
+# ----------------------------------------------------------------------------------- odd providers, open batches
+
+
+class OddFile(BatchServer):
+    """The output file begins with lines of other forms."""
+
+    first = (
+        b'"a string"\n', b"5\n", b"null\n", b"[1]\n", b'{"custom_id": ["a"]}\n', b'{"custom_id": "unknown"}\n', b"{}\n", b"\xff\xfe\n",
+        b"[" * 100_000 + b"\n", b"half a li\n",
+    )  # fmt: skip
+
+    async def _download(self, request):
+        response = await super()._download(request)
+        if "output" in request.match_info["id"]:
+            response.body = b"".join(self.first) + response.body
+        return response
+
+
+def test_odd_lines_of_an_output_file_cost_none_of_its_good_answers(tmp_path):
+    with OddFile() as server:
+        summary = run(server, tmp_path, max_retries=1)
+        assert sum(server.paid.values()) == len(LABELS)
+    assert described(tmp_path) == LABELS
+    assert any("3 lines of the file" in note for note in summary.notes)
+
+
+@pytest.mark.parametrize(
+    "response",
+    ["text", 5, None, [], {"status_code": "many"}, {"status_code": [200]}, {"status_code": 200, "body": "text"},
+     {"status_code": 200, "body": {"choices": []}}, {"status_code": 1e400}, {"status_code": 500, "body": [1]}],
+)  # fmt: skip
+def test_an_odd_response_in_a_line_counts_as_no_answer(tmp_path, response):
+    class Odd(BatchServer):
+        def _answer_line(self, line, out, bad):
+            if '"label 3"' in line["body"]["messages"][1]["content"]:
+                self.requests.append(line["body"])
+                out.append({"custom_id": line["custom_id"], "response": response, "error": None})
+            else:
+                super()._answer_line(line, out, bad)
+
+    with Odd() as server:
+        summary = run(server, tmp_path)
+        assert summary.failed == 1 and len(server.batches) == 4
+    assert described(tmp_path) == [label for label in LABELS if label != "label 3"]
+    assert "label 3" == rows(tmp_path / "failed_requests.jsonl")[0]["label"]
+
+
+def test_an_output_file_that_is_gone_is_a_note_and_its_requests_are_submitted_again(tmp_path):
+    class Gone(BatchServer):
+        async def _download(self, request):
+            if request.match_info["id"].startswith("batch_0"):
+                return error(404, "no such file")
+            return await super()._download(request)
+
+    with Gone() as server:
+        summary = run(server, tmp_path)
+        assert len(server.batches) == 2
+        assert any("batch_0-output_file_id of the batch batch_0 is gone" in note for note in summary.notes)
+        assert run(server, tmp_path).sent == 0
+    assert described(tmp_path) == LABELS
+
+
+class Forgetful(BatchServer):
+    """Does not know its batches (any more, or not with this key)."""
+
+    forgets = False
+
+    async def _retrieve(self, request):
+        return error(404, "no such batch") if self.forgets else await super()._retrieve(request)
+
+
+def left_under_way(server, folder):
+    """A run that stops while its batch is under way."""
+    server.polls = 10**9
+    asked = threading.Event()
+    retrieve = server._retrieve
+
+    async def notice(request):
+        asked.set()
+        return await retrieve(request)
+
+    server._retrieve = notice
+    threading.Thread(target=lambda: (asked.wait(20), os.kill(os.getpid(), signal.SIGINT)), daemon=True).start()
+    with server:
+        assert run(server, folder).stopped == "interrupted"
+        yield
+
+
+@pytest.fixture
+def under_way(tmp_path):
+    """A server whose batch is under way, and the folder of the run that submitted it."""
+    server = Forgetful()
+    running = left_under_way(server, tmp_path)
+    next(running)
+    yield server
+    next(running, None)
+
+
+def test_a_batch_that_is_not_known_stops_the_run_until_the_user_abandons_it(tmp_path, under_way):
+    under_way.forgets = True
+    for batch in (True, False):
+        with pytest.raises(AugmentationError, match="part of the batch batch_0.*does not know.*`abandon_batches`"):
+            describe_labels(LABELS, tmp_path, settings(under_way, batch=batch))
+    assert len(under_way.batches) == 1 and not under_way.headers
+    summary = describe_labels(LABELS, tmp_path, settings(under_way, abandon_batches=True))
+    assert summary.sent == len(LABELS) and any("abandoned" in note for note in summary.notes)
+    assert described(tmp_path) == LABELS
+
+
+def test_requests_under_way_in_a_batch_are_not_paid_again_without_batch(tmp_path, under_way):
+    with pytest.raises(AugmentationError, match="9 requests are under way in the batch batch_0 .*in_progress.*paid twice"):
+        describe_labels(LABELS, tmp_path, settings(under_way))
+    plan = describe_labels([*LABELS, "new"], tmp_path, settings(under_way), dry_run=True)
+    assert (plan.missing, plan.under_way) == (1, 9) and "9 under way in a batch" in str(plan)
+    assert not under_way.headers
+    under_way.polls = 0
+    assert describe_labels([*LABELS, "new"], tmp_path, settings(under_way)).sent == 1
+    assert max(under_way.paid.values()) == 1 and described(tmp_path) == [*LABELS, "new"]
+
+
+def test_a_batch_at_another_endpoint_is_not_paid_again_here(tmp_path, under_way):
+    with BatchServer() as other:
+        for batch in (True, False):
+            with pytest.raises(AugmentationError, match=f"sent to 127.0.0.1:{under_way.port}, not to.*`base_url` again"):
+                describe_labels(LABELS, tmp_path, settings(other, batch=batch))
+        assert not other.batches and not other.headers
+
+
+def test_a_batch_whose_intention_is_damaged_is_collected_before_anything_is_sent(tmp_path, under_way):
+    path = tmp_path / "journal.jsonl"
+    lines = path.read_text().splitlines()
+    assert json.loads(lines[0])["note"] == "batch_intent"
+    path.write_text("damaged\n" + "\n".join(lines[1:]) + "\n")
+    under_way.polls = 0
+    run(under_way, tmp_path)
+    assert len(under_way.batches) == 1 and max(under_way.paid.values()) == 1
+    assert described(tmp_path) == LABELS
+
+
+def test_a_cancelled_batch_is_sent_singly(tmp_path, under_way):
+    under_way.polls, under_way.status = 0, "cancelled"
+    for name in under_way.files:
+        if name.startswith("batch_"):
+            under_way.files[name] = b""
+    assert describe_labels(LABELS, tmp_path, settings(under_way)).sent == len(LABELS)
+    assert described(tmp_path) == LABELS
+
+
+@pytest.mark.parametrize("status", [None, "odd", 5, ["completed"]])
+def test_a_batch_without_a_known_status_is_one_sentence(tmp_path, status):
+    with (
+        BatchServer(status=status) as server,
+        pytest.raises(AugmentationError, match="does not answer as the Batch API does .*no known status"),
+    ):
+        run(server, tmp_path, max_retries=1)
+
+
+def test_a_file_that_ends_at_a_line_but_too_early_is_downloaded_again(tmp_path):
+    class Short(BatchServer):
+        short = 2
+
+        def _at(self, batch):
+            found = super()._at(batch)
+            return {**found, "request_counts": {**found["request_counts"], "completed": len(LABELS)}}
+
+        async def _download(self, request):
+            response = await super()._download(request)
+            if self.short:
+                self.short -= 1
+                response.body = b"\n".join(response.body.split(b"\n")[:4]) + b"\n"
+            return response
+
+    with Short() as server:
+        run(server, tmp_path)
+        assert sum(server.paid.values()) == len(LABELS)
     assert described(tmp_path) == LABELS
