@@ -299,7 +299,9 @@ def test_a_batch_that_is_not_known_stops_the_run_until_the_user_abandons_it(tmp_
 
 
 def test_requests_under_way_in_a_batch_are_not_paid_again_without_batch(tmp_path, under_way):
-    with pytest.raises(AugmentationError, match="9 requests are under way in the batch batch_0 .*in_progress.*paid twice"):
+    with pytest.raises(
+        AugmentationError, match="9 requests are under way in the batch batch_0 .*in_progress.*paid twice"
+    ):
         describe_labels(LABELS, tmp_path, settings(under_way))
     plan = describe_labels([*LABELS, "new"], tmp_path, settings(under_way), dry_run=True)
     assert (plan.missing, plan.under_way) == (1, 9) and "9 under way in a batch" in str(plan)
@@ -312,7 +314,9 @@ def test_requests_under_way_in_a_batch_are_not_paid_again_without_batch(tmp_path
 def test_a_batch_at_another_endpoint_is_not_paid_again_here(tmp_path, under_way):
     with BatchServer() as other:
         for batch in (True, False):
-            with pytest.raises(AugmentationError, match=f"sent to 127.0.0.1:{under_way.port}, not to.*`base_url` again"):
+            with pytest.raises(
+                AugmentationError, match=f"sent to 127.0.0.1:{under_way.port}, not to.*`base_url` again"
+            ):
                 describe_labels(LABELS, tmp_path, settings(other, batch=batch))
         assert not other.batches and not other.headers
 
