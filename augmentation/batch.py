@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from tqdm import tqdm
-
 from .batch_api import BatchApi, BatchLook
 from .batch_notes import OpenBatch, open_batches
 from .client import Endpoint
 from .errors import AugmentationError, FatalError, ItemError, NotFound, TryAgain
 from .journal import Journal
 from .pricing import Budget
+from .progress import progress_bar
 from .request import Request
 from .runner import RunState, Task, on_interrupt
 from .settings import RequestSettings
@@ -56,7 +55,7 @@ class BatchRunner:
 
     async def _until_done(self, round_of: Any) -> RunState:
         self._stop = asyncio.Event()
-        self._bar = tqdm(total=len(self.task), desc=self.task.name, unit="item", disable=not self.settings.progress)
+        self._bar = progress_bar(total=len(self.task), desc=self.task.name, unit="item", show=self.settings.progress)
 
         def interrupt() -> None:
             self.state.stopped = "interrupted"

@@ -49,8 +49,20 @@ def _prompts(args: argparse.Namespace) -> PromptBuilder:
     return PromptBuilder(args.template, args.dataset_description, args.genre, args.language)
 
 
+def _show(result: Any) -> None:
+    """Prints a result."""
+    try:
+        print(result, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise AugmentationError(
+            f"standard output cannot be written ({error.strerror}); all files are, so only the summary is lost."
+        ) from None
+
+
 def _finish(result: Any) -> int:
-    print(result)
+    _show(result)
     stopped = getattr(result, "stopped", None)
     if stopped == "interrupted":
         return INTERRUPTED
@@ -92,20 +104,20 @@ def _write_pseudo_documents(args: argparse.Namespace) -> int:
 
 def _review(args: argparse.Namespace) -> int:
     options = ReviewOptions(**_fields_of(ReviewOptions, args))
-    print(
+    _show(
         review(args.pseudo_documents, args.output_dir, args.train, args.exclude, options, _prompts(args), args.scores)
     )
     return DONE
 
 
 def _export_sft(args: argparse.Namespace) -> int:
-    print(f"{export_sft(args.reviewed, args.journal, args.output, args.form)} chats written: {args.output}")
+    _show(f"{export_sft(args.reviewed, args.journal, args.output, args.form)} chats written: {args.output}")
     return DONE
 
 
 def _report(args: argparse.Namespace) -> int:
     picture = not args.no_picture
-    print(
+    _show(
         report(
             args.train, args.output_dir, args.pseudo_documents, args.journal, args.prices, args.tail_threshold, picture
         )
@@ -115,7 +127,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _show_prompts(args: argparse.Namespace) -> int:
     if args.action == "list":
-        print("\n".join(template_names()))
+        _show("\n".join(template_names()))
         return DONE
     args.template = args.name
     builder = _prompts(args)
@@ -130,9 +142,9 @@ def _show_prompts(args: argparse.Namespace) -> int:
         labels = [(name, descriptions.get(name, "")) for name in document.labels]
     system, describe = builder.label_description(label)
     _, write = builder.pseudo_document(labels, text, approximate_tokens(text))
-    print(f"template {builder.name}, hash {builder.template_hash}\n")
+    _show(f"template {builder.name}, hash {builder.template_hash}\n")
     for title, message in (("system", system), ("describe-labels", describe), ("write-pseudo-documents", write)):
-        print(f"[{title}]\n{message['content']}\n")
+        _show(f"[{title}]\n{message['content']}\n")
     return DONE
 
 

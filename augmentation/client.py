@@ -125,12 +125,13 @@ class Endpoint:
     def problem(self, error: Exception, sent: dict[str, Any]) -> Exception:
         """What an exception of the `openai` client means."""
         openai = self._openai
-        if isinstance(error, openai.APITimeoutError):
-            return TryAgain(f"no answer within {self.settings.timeout:g} s", maybe_paid=True, reached=False)
         if isinstance(error, openai.APIStatusError):
             return self.judge(error.status_code, error.body, error.response.headers, sent)
         cause = error.__cause__ or error
-        never_sent = "connect" in type(cause).__name__.lower()
+        # the transport tells a refused connection as ConnectTimeout, which the client tells as a time-out
+        never_sent = type(cause).__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout")
+        if isinstance(error, openai.APITimeoutError) and not never_sent:
+            return TryAgain(f"no answer within {self.settings.timeout:g} s", maybe_paid=True, reached=False)
         return TryAgain(f"no connection ({self.redact.line(cause)})", maybe_paid=not never_sent, reached=False)
 
     def judge(self, status: int, body: Any, headers: Mapping[str, str], sent: dict[str, Any]) -> Exception:

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from .answers import is_refusal
 from .checks import check_number
 from .errors import AugmentationError
 from .files import Document, read_documents, read_json_lines
 from .language import is_language
 from .near_duplicates import THRESHOLD, NearDuplicateIndex, shingles, words
+from .progress import progress_bar
 from .prompts import PromptBuilder, template_names
 from .tokens import approximate_tokens
 from .writing import check_output, check_writable, write_json_lines
@@ -137,7 +136,7 @@ class Reviewer:
         self.train = {document.id: document.text for document in train}
         self._indices = {"excluded": NearDuplicateIndex(threshold), "train": NearDuplicateIndex(threshold)}
         for name, documents in (("excluded", excluded), ("train", train)):
-            for document in tqdm(documents, desc=f"hashing {name}", unit="doc", disable=len(documents) < 2000):
+            for document in progress_bar(documents, desc=f"hashing {name}", unit="doc", show=len(documents) >= 2000):
                 self._indices[name].add(document.id, document.text)
         self._indices["pseudo_document"] = NearDuplicateIndex(threshold)
         lengths = sorted(approximate_tokens(text) for text in list(self.train.values())[:1000] if text)

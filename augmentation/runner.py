@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
-from tqdm import tqdm
 
 from .client import Endpoint
 from .errors import Adapted, AugmentationError, FatalError, ItemError, TryAgain
 from .journal import Journal
 from .pricing import Budget, most_completion_tokens, prompt_tokens
+from .progress import progress_bar, remark
 from .request import Request
 from .settings import RequestSettings
 
@@ -137,8 +137,8 @@ class Runner:
         self._first = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._indices = iter(range(len(self.task)))
-        self._bar = tqdm(
-            total=len(self.task), desc=self.task.name, unit="item", disable=not self.settings.progress, smoothing=0.1
+        self._bar = progress_bar(
+            total=len(self.task), desc=self.task.name, unit="item", show=self.settings.progress, smoothing=0.1
         )
         workers = [asyncio.create_task(self._work()) for _ in range(min(self.settings.concurrency, len(self.task)))]
 
@@ -147,7 +147,7 @@ class Runner:
                 for worker in workers:
                     worker.cancel()
             self._end("interrupted")
-            tqdm.write("Finishing the requests under way; press Ctrl-C again to drop them.")
+            remark("Finishing the requests under way; press Ctrl-C again to drop them.")
 
         with on_interrupt(interrupt):
             results = await asyncio.gather(*workers, return_exceptions=True)

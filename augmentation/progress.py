@@ -1,0 +1,20 @@
+"""Progress bars and remarks on the screen, where there is one."""
+
+import contextlib
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, *, show: bool = True, **options: Any) -> Any:
+    """A `tqdm` bar; none where standard error is closed, as some service managers leave it."""
+    return tqdm(iterable, disable=not show or sys.stderr is None, **options)
+
+
+def remark(text: str) -> None:
+    """A line beside the progress bars."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            tqdm.write(text, file=sys.stderr)

@@ -1,0 +1,121 @@
+"""Standard streams that are closed or full, and outputs that are no files."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from augmentation_server import ChatServer, document, rows, settings, write_rows
+
+from augmentation import AugmentationError, describe_labels, export_sft, report, review
+from augmentation.cli import main
+from augmentation.journal import Journal
+
+
+@pytest.fixture
+def server():
+    with ChatServer() as running:
+        yield running
+
+
+def shell(line, folder):
+    command = f'"{sys.executable}" -m augmentation {line}'
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}
+    )
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_a_closed_standard_stream_changes_no_file(server, tmp_path, closed):
+    (tmp_path / "l.txt").write_text("a\nb\n")
+    done = shell(f"describe-labels l.txt --model m --base-url {server.base_url} --output-dir o {closed}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row["label"] for row in rows(tmp_path / "o" / "label_descriptions.jsonl")] == ["a", "b"]
+    with Journal(tmp_path / "o" / "journal.jsonl", read_only=True) as journal:
+        assert len(journal) == 2
+
+
+@pytest.mark.parametrize("path", ["/dev/stdin", "-"])
+def test_closed_standard_input_is_no_empty_file(server, tmp_path, path):
+    command = f"write-pseudo-documents {path} --model m --base-url {server.base_url} --output-dir o <&-"
+    done = shell(command, tmp_path)
+    assert done.returncode == 1 and f"error: {path} cannot be read" in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_documents_come_through_a_pipe(server, tmp_path):
+    train = write_rows(tmp_path / "train.jsonl", [document(i, ["rare"]) for i in range(2)])
+    command = f"write-pseudo-documents /dev/stdin --per-label 2 --model m --base-url {server.base_url} --output-dir o"
+    done = shell(f"{command} < {train}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path / "o" / "pseudo_documents.jsonl")) == 2
+
+
+def test_a_full_standard_output_loses_the_summary_only(server, tmp_path):
+    (tmp_path / "l.txt").write_text("a\n")
+    done = shell(
+        f"describe-labels l.txt --quiet --model m --base-url {server.base_url} --output-dir o > /dev/full", tmp_path
+    )
+    assert done.returncode == 1 and "error: standard output cannot be written" in done.stderr
+    assert len(rows(tmp_path / "o" / "label_descriptions.jsonl")) == 1
+
+
+@pytest.fixture
+def written(server, tmp_path):
+    """A folder with label descriptions and their journal."""
+    describe_labels(["a"], tmp_path, settings(server))
+    return tmp_path
+
+
+@pytest.mark.parametrize("output", ["/dev/null", "folder", "pipe"])
+def test_an_output_that_is_no_file_is_refused_and_stays(written, output):
+    path = written / output if "/" not in output else output
+    if output == "folder":
+        path.mkdir()
+    elif output == "pipe":
+        os.mkfifo(path)
+    before = os.stat(path).st_mode
+    with pytest.raises(AugmentationError, match="the output .* is a .*, but must be a file"):
+        export_sft(written / "label_descriptions.jsonl", written / "journal.jsonl", path)
+    assert os.stat(path).st_mode == before
+
+
+def test_an_output_behind_a_link_replaces_the_file_and_not_the_link(written):
+    (written / "link.jsonl").symlink_to(written / "real.jsonl")
+    for _ in range(2):
+        export_sft(written / "label_descriptions.jsonl", written / "journal.jsonl", written / "link.jsonl")
+    assert (written / "link.jsonl").is_symlink() and len(rows(written / "real.jsonl")) == 1
+
+
+def test_no_command_replaces_what_it_reads(written):
+    described, journal = written / "label_descriptions.jsonl", written / "journal.jsonl"
+    train = write_rows(written / "pseudo_documents_kept.jsonl", [document(0, ["a"])])
+    (written / "augmentation_report.json").hardlink_to(journal)
+    before = {path: path.read_bytes() for path in (described, journal, train)}
+    for function in (
+        lambda: export_sft(described, journal, described),
+        lambda: export_sft(described, journal, journal),
+        lambda: review(train, written, train),
+        lambda: report(train, written, journals=[journal], picture=False),
+    ):
+        with pytest.raises(AugmentationError, match="would be read and replaced"):
+            function()
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_endpoint_that_refuses_the_connection_is_told_from_one_that_is_slow_and_costs_nothing(tmp_path, capsys):
+    (tmp_path / "l.txt").write_text("a\n")
+    command = ["describe-labels", str(tmp_path / "l.txt"), "--model", "m", "--base-url", "http://127.0.0.1:9/v1"]
+    assert main([*command, "--output-dir", str(tmp_path), "--quiet"]) == 1
+    shown = capsys.readouterr().err
+    assert "cannot be reached (no connection" in shown and "no answer within" not in shown
+    assert (tmp_path / "journal.jsonl").read_bytes() == b""
+
+
+def test_something_unexpected_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789abcdefghij")
+    monkeypatch.setattr("augmentation.cli.template_names", lambda: [][1] or "sk-0123456789abcdefghij")
+    assert main(["prompts", "list"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: something unexpected happened (IndexError") and shown.count("\n") == 1
