@@ -44,11 +44,11 @@ def atomic_write(
     if mode not in ("w", "wb"):
         raise ValueError(f"`mode` is {mode!r}, but only 'w' and 'wb' replace a file as a whole. Use one of them.")
     encoding = encoding if encoding or "b" in mode else "utf-8"
-    target = os.path.realpath(path)
-    if is_special(target):
-        with open(target, mode, encoding=encoding, newline=newline) as file:
+    if is_special(path):  # asked of the path itself: what /dev/stdout links to may have no name of its own
+        with open(path, mode, encoding=encoding, newline=newline) as file:
             yield file
         return
+    target = os.path.realpath(path)
     folder, name = os.path.split(target)
     descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name[:100]}-", suffix=".tmp")
     try:
