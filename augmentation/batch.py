@@ -3,7 +3,6 @@
 import asyncio
 import collections
 import contextlib
-import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +18,7 @@ from .progress import progress_bar
 from .request import Request
 from .runner import RunState, Task, on_interrupt
 from .settings import RequestSettings
+from .writing import encoded
 
 
 MAX_REQUESTS, MAX_BYTES = 50_000, 190_000_000  # of one input file; the documented limits are 50,000 and 200 MB
@@ -184,7 +184,7 @@ class BatchRunner:
             self._set_aside(request)
             body = self.endpoint.body(request)
             line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
-            data = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+            data = encoded(line)
             if part and (len(part) == MAX_REQUESTS or size + len(data) > MAX_BYTES):
                 yield part
                 part, size = {}, 0

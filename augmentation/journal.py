@@ -12,10 +12,12 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
+from trainer.files import sync_folder
+
 from .errors import AugmentationError
 from .journal_lines import JournalLineError, decode_line, encode_line
 from .request import Request
-from .writing import check_output, check_writable, sync_folder
+from .writing import check_output, check_writable
 
 
 SYNC_SECONDS = (
@@ -140,7 +142,7 @@ class Journal:
 
     def _open_for_writing(self) -> None:
         check_writable(self.path.parent)
-        check_output(self.path)
+        check_output(self.path, special=False)
         lock = FileLock(f"{self.path}.lock")
         try:
             lock.acquire(timeout=0)

@@ -4,6 +4,8 @@ import hashlib
 import json
 from typing import Any
 
+from .writing import encoded
+
 
 DIGEST = "digest"
 
@@ -39,8 +41,7 @@ class JournalLineError(ValueError):
 
 def encode_line(entry: dict[str, Any]) -> bytes:
     """An answer or a note as one line, with its digest; a lone surrogate stays a JSON escape."""
-    line = json.dumps({**entry, DIGEST: digest(entry)}, ensure_ascii=False) + "\n"
-    return line.encode("utf-8", "backslashreplace")
+    return encoded({**entry, DIGEST: digest(entry)})
 
 
 def decode_line(line: bytes) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What augmentation has changed and cost: labels per decile before and after, tokens, money, a picture."""
 
 import collections
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from .errors import AugmentationError
 from .files import read_documents
 from .journal import Journal
 from .pricing import PriceList
-from .writing import check_output, replace_whole
+from .writing import check_output, encoded, replace_whole
 
 
 FILE_NAME, PICTURE = "augmentation_report.json", "label_histogram.png"
@@ -116,8 +115,7 @@ def report(
         currency=price_list.currency,
     )
     with replace_whole(outputs[0]) as stream:
-        json.dump(result.as_dict(), stream, indent=2, ensure_ascii=False)
-        stream.write("\n")
+        stream.write(encoded(result.as_dict(), indent=2))
     if picture:
         _draw(outputs[1], names, before, after, tail_threshold)
     result.files += map(str, outputs)
@@ -188,5 +186,5 @@ def _draw(
         xlim=(0, max(len(names) - 1, 1)),
     )
     axes.legend(loc="upper left", frameon=False)
-    with replace_whole(path, "wb") as stream:
+    with replace_whole(path) as stream:
         figure.savefig(stream, format="png", dpi=150)

@@ -74,7 +74,7 @@ def run_task(
     redact = Redactor.of_environment(settings.api_key_env)
     try:
         for name in (task.file_name, FAILED, JOURNAL):
-            check_output(output_dir / name, inputs)
+            check_output(output_dir / name, inputs, special=name == task.file_name)
         if dry_run:
             with Journal(output_dir / JOURNAL, read_only=True) as journal:
                 return plan(task, settings, journal, redact)

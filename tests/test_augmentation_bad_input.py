@@ -93,7 +93,7 @@ def test_an_output_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_text("old")
     with pytest.raises(RuntimeError), replace_whole(path) as stream:
-        stream.write("half")
+        stream.write(b"half")
         raise RuntimeError
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["out.jsonl"]
 

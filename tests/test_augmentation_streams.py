@@ -1,5 +1,6 @@
 """Standard streams that are closed or full, and outputs that are no files."""
 
+import json
 import os
 import subprocess
 import sys
@@ -68,17 +69,20 @@ def written(server, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("output", ["/dev/null", "folder", "pipe"])
-def test_an_output_that_is_no_file_is_refused_and_stays(written, output):
-    path = written / output if "/" not in output else output
-    if output == "folder":
-        path.mkdir()
-    elif output == "pipe":
-        os.mkfifo(path)
-    before = os.stat(path).st_mode
-    with pytest.raises(AugmentationError, match="the output .* is a .*, but must be a file"):
-        export_sft(written / "label_descriptions.jsonl", written / "journal.jsonl", path)
-    assert os.stat(path).st_mode == before
+def test_an_output_that_is_a_folder_is_refused(written):
+    with pytest.raises(AugmentationError, match="must be a file, but is something else"):
+        export_sft(written / "label_descriptions.jsonl", written / "journal.jsonl", written)
+
+
+def test_a_device_is_written_to_and_not_replaced(written, tmp_path):
+    command = f"export-sft {written}/label_descriptions.jsonl --journal {written}/journal.jsonl --output"
+    done = shell(f"{command} /dev/stdout", tmp_path)
+    assert json.loads(done.stdout.splitlines()[0])["messages"] and done.returncode == 0
+    before = os.stat("/dev/null").st_mode
+    export_sft(written / "label_descriptions.jsonl", written / "journal.jsonl", "/dev/null")
+    assert os.stat("/dev/null").st_mode == before
+    with pytest.raises(AugmentationError, match="/dev/full cannot be written .*No space left"):
+        export_sft(written / "label_descriptions.jsonl", written / "journal.jsonl", "/dev/full")
 
 
 def test_an_output_behind_a_link_replaces_the_file_and_not_the_link(written):
