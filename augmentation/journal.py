@@ -114,6 +114,7 @@ class Journal:
         self._lock: FileLock | None = None
         self._unsynced = False
         self._syncer: asyncio.Task | None = None
+        self._hurry: asyncio.Event | None = None
         self._problem: AugmentationError | None = None
         self._rescue_file: Path | None = None
 
@@ -288,7 +289,8 @@ class Journal:
         self._end += len(line)
         self._unsynced = True
         if self._syncer is None or self._syncer.done():
-            self._syncer = asyncio.create_task(self._sync())
+            self._hurry = asyncio.Event()
+            self._syncer = asyncio.create_task(self._sync(self._hurry))
 
     def _write(self, line: bytes) -> None:
         assert self._stream is not None, "the journal is open for reading only"
@@ -356,11 +358,12 @@ class Journal:
         Raises:
             AugmentationError: if it is not.
         """
-        if self._syncer is not None:
+        if self._syncer is not None and self._hurry is not None:
+            self._hurry.set()
             await self._syncer
         self.check()
 
-    async def _sync(self) -> None:
+    async def _sync(self, hurry: asyncio.Event) -> None:
         while self._unsynced and self._stream is not None:
             self._unsynced = False
             try:
@@ -368,7 +371,8 @@ class Journal:
             except OSError as error:
                 self._problem = self._problem or self._failure(error)
                 return
-            await asyncio.sleep(SYNC_SECONDS)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(hurry.wait(), SYNC_SECONDS)
 
     def _failure(self, error: OSError) -> AugmentationError:
         return AugmentationError(
