@@ -9,17 +9,15 @@ Fine-tune, evaluate and run SEP-MLDC on documents with several labels each.
 All arguments: `python examples/run_mldc.py --help`. They can stand in one JSON or YAML file instead.
 """
 
-import csv
-import json
 import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
-import transformers
-from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, set_seed
+from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_seed
 from transformers.utils import logging
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
@@ -27,6 +25,7 @@ from trainer import SepMldcTrainer, SepMldcTrainingArguments
 from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
 from trainer.baselines import linear_svm_baseline, majority_baseline, rows_of_table
 from trainer.checkpoints import last_whole_checkpoint
+from trainer.command_line import parse_arguments, run_program
 from trainer.data import (
     add_pseudo_documents,
     build_label_list,
@@ -40,160 +39,133 @@ from trainer.data import (
     num_real_documents,
     tokenize,
 )
+from trainer.data.document_files import read_records
+from trainer.devices import bfloat16_slowdown, is_bfloat16_native
+from trainer.hub import summarize_provenance
+from trainer.run_arguments import (
+    ARGUMENT_GROUPS,
+    FORMER_NAMES,
+    DataArguments,
+    LabelArguments,
+    LexicalArguments,
+    ModelArguments,
+    ReportArguments,
+    RunArguments,
+    ThresholdArguments,
+    check_arguments,
+    run_defaults,
+)
+from trainer.run_outputs import (
+    check_output_folder,
+    save_metrics,
+    write_json,
+    write_per_label_metrics,
+    write_predictions,
+)
 
 
 logger = logging.get_logger("run_mldc")
 TABLE = ["p@1", "p@3", "p@5", "ndcg@3", "ndcg@5", "psp@1", "psp@3", "psp@5", "f1_micro", "f1_macro"]
+OUTPUTS = ("predictions.jsonl", "per_label_metrics.csv", "all_results.json", "baseline_results.json", "README.md")
+
+
+class Settings(NamedTuple):
+    """All arguments, by group, and those that the user named."""
+
+    model: ModelArguments
+    data: DataArguments
+    labels: LabelArguments
+    thresholds: ThresholdArguments
+    lexical: LexicalArguments
+    report: ReportArguments
+    run: RunArguments
+    args: SepMldcTrainingArguments
+    named: dict[str, Any]
 
 
 @dataclass
-class ModelArguments:
-    """Which encoder, and which head on it."""
+class RunData:
+    """
+    What a run works on.
 
-    model_name_or_path: str = field(
-        metadata={
-            "help": "A text encoder (Hub name, folder, or package:NAME/FOLDER for one inside a Python package), or a trained "
-            "SEP-MLDC checkpoint to go on with, evaluate or run."
-        }
-    )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub model."})
-    pooling: str = field(default="mean", metadata={"help": "'mean' or 'cls'.", "choices": ["mean", "cls"]})
-    classification_loss: str = field(
-        default="bce", metadata={"help": "Loss of Eq. 19.", "choices": ["bce", "softmax", "bce+softmax"]}
-    )
-    classifier: str = field(
-        default="mlp+similarity",
-        metadata={"help": "Kind of head; 'mlp' is the paper's.", "choices": ["mlp", "similarity", "mlp+similarity"]},
-    )
-    classifier_dropout: float = field(default=0.5, metadata={"help": "Dropout of the head."})
-    classifier_bias_init: str = field(
-        default="prior",
-        metadata={
-            "help": "'prior' starts each bias at its label's log-odds in training.",
-            "choices": ["zero", "prior"],
-        },
-    )
-    label_attention: bool = field(default=True, metadata={"help": "Label-guided feature selection (Eq. 16-18)."})
-    freeze_layers: int = field(
-        default=0, metadata={"help": "Keep the encoder's embeddings and first so many layers as they are: faster."}
-    )
-    backbone_dropout: float | None = field(
-        default=None,
-        metadata={
-            "help": "Dropout inside the encoder; its own if not given. With 0, training on a CPU is much faster."
-        },
-    )
-    encoder_max_length: int | None = field(
-        default=None, metadata={"help": "Tokens that the encoder sees of a document; lexical scores see `max_length`."}
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "sdpa, flash_attention_2, eager, ...; the encoder's default if not given."}
-    )
+    Attributes:
+        documents (`dict[str, Dataset]`): `"train"`, `"validation"`, `"test"`, those that there are: texts and label names.
+        encoded (`dict[str, Dataset]`): the same documents as token ids and label ids.
+        labels (`list[str]` of length `num_labels`): in the order of their ids.
+        counts (`np.ndarray` of shape `(num_labels,)`, *optional*): real training documents of each label.
+        num_documents (`int`): real training documents.
+        descriptions (`dict[str, str]`): of the labels that have one.
+        pseudo_documents (`dict`, *optional*): where the pseudo-documents come from, for the model card.
+    """
+
+    documents: dict[str, Any]
+    encoded: dict[str, Any]
+    labels: list[str]
+    counts: np.ndarray | None
+    num_documents: int
+    descriptions: dict[str, str] = field(default_factory=dict)
+    pseudo_documents: dict | None = None
 
 
-@dataclass
-class DataArguments:
-    """Which documents and labels."""
-
-    train_file: list[str] | None = field(
-        default=None, metadata={"help": "csv, tsv, json, jsonl or parquet, each also .gz or .zst."}
-    )
-    validation_file: list[str] | None = field(default=None, metadata={"help": "As `train_file`."})
-    test_file: list[str] | None = field(default=None, metadata={"help": "As `train_file`."})
-    dataset_name: str | None = field(default=None, metadata={"help": "A data set of the Hub, instead of files."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    data_format: str = field(
-        default="auto", metadata={"help": "'auto' by file ending, or the paper's data sets: 'aapd', 'rcv1', 'eurlex'."}
-    )
-    text_columns: list[str] = field(default_factory=lambda: ["text"], metadata={"help": "Joined by a blank."})
-    label_column: list[str] = field(
-        default_factory=lambda: ["labels"],
-        metadata={"help": "A column of label lists or joined labels, or several 0/1 columns."},
-    )
-    id_column: str | None = field(default=None, metadata={"help": "Column of document ids for predictions.jsonl."})
-    label_delimiter: str | None = field(default=None, metadata={"help": "What joins labels in one string."})
-    label_list_file: str | None = field(
-        default=None, metadata={"help": "Label names, one a line, instead of train's."}
-    )
-    label_descriptions_file: str | None = field(
-        default=None, metadata={"help": "json, jsonl or csv of `label` and `expansion`: what the labels mean."}
-    )
-    pseudo_documents_file: str | None = field(
-        default=None, metadata={"help": "jsonl of `text` and `labels`: documents that an LLM wrote for rare labels."}
-    )
-    max_length: int | None = field(default=None, metadata={"help": "Documents are cut after so many tokens."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first so many training documents."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many documents."})
-    streaming: bool = field(
-        default=False,
-        metadata={
-            "help": "Read the training documents anew as they are needed, for files that are larger than memory and cache. One "
-            "pass before training counts their labels. Needs `--max_steps`."
-        },
-    )
-    shuffle_buffer_size: int = field(
-        default=10_000, metadata={"help": "A stream is shuffled within so many documents; 0 keeps its order."}
-    )
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
-    baselines: bool = field(
-        default=False, metadata={"help": "Also train and report a majority and a linear TF-IDF baseline."}
-    )
-    lexical_scores: bool = field(
-        default=False,
-        metadata={
-            "help": "After training, add a sparse linear classifier on the document's tokens, weighed on the validation "
-            "documents. Time and memory go with training documents x labels."
-        },
-    )
-    num_lexical_features: int = field(default=300, metadata={"help": "Token weights kept for each label."})
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after so many evaluations without a better `metric_for_best_model`."}
-    )
-    tune_thresholds: bool = field(
-        default=True, metadata={"help": "Tune decision thresholds on the validation documents after training."}
-    )
-    threshold_objective: str = field(
-        default="f1",
-        metadata={
-            "help": "What thresholds maximise: 'f1' (mean of micro and macro), 'macro', 'micro', or 'precision:0.9'."
-        },
-    )
-    score_calibration: str | None = field(
-        default=None, metadata={"help": "Also calibrate probabilities: 'temperature' or 'platt'."}
-    )
-    language: str | None = field(default=None, metadata={"help": "Of the documents, for the model card: en, de, ..."})
-    license: str | None = field(
-        default=None, metadata={"help": "Of the checkpoint, for the model card: apache-2.0, ..."}
-    )
-    num_examples: int = field(default=2, metadata={"help": "Show the labels of so many test documents in words."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Go ahead in a folder that holds a run."})
+def main() -> None:
+    settings = read_settings(sys.argv[1:])
+    backbone, tokenizer, trained = find_encoder(settings)
+    data = prepare_data(settings, backbone, tokenizer, trained)
+    if settings.run.dry_run:
+        return
+    model = build_model(settings, data, backbone, tokenizer, trained)
+    trainer = build_trainer(settings, data, model, tokenizer)
+    if settings.args.do_train:
+        fit(settings, data, trainer)
+    results = evaluate(settings, data, trainer)
+    if results:
+        report(settings, data, trainer, results)
+    if settings.args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.end()
 
 
-def parse_arguments():
-    parser = HfArgumentParser((ModelArguments, DataArguments, SepMldcTrainingArguments))
-    if len(sys.argv) >= 2 and sys.argv[1].endswith((".json", ".yaml", ".yml")):
-        # The file first, then what the command line adds to or changes in it.
-        path = Path(sys.argv[1])
-        if not path.is_file():
-            raise ValueError(f"There is no file {path}. Name a JSON or YAML file of arguments.")
-        if path.suffix == ".json":
-            values = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            import yaml
-
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        flat = []
-        for name, value in values.items():
-            flat += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        return parser.parse_args_into_dataclasses(args=flat + sys.argv[2:])
-    return parser.parse_args_into_dataclasses()
+# ---- Arguments ----
 
 
-def check_output_dir(args, overwrite: bool) -> None:
-    """Refuse to mix two runs in one folder."""
-    if args.resume_from_checkpoint in ("true", "True", "last"):
+def read_settings(argv: list[str]) -> Settings:
+    """Parse the arguments and check all that can be checked before anything is read."""
+    groups, named = parse_arguments(
+        ARGUMENT_GROUPS,
+        argv,
+        FORMER_NAMES,
+        run_defaults,
+        prog="run_mldc.py",
+        description=__doc__.strip().split("\n")[0],
+    )
+    check_arguments(*groups)
+    settings = Settings(*groups, named)
+    args = settings.args
+    if args.should_log:
+        logging.set_verbosity_info() if args.get_process_log_level() <= 20 else logging.set_verbosity_warning()
+    if any(word.partition("=")[0].replace("-", "_") == "__hub_token" for word in argv):
+        logger.warning(
+            "`--hub_token` stands on the command line, where process lists show it, and accelerate prints the whole command when a "
+            "run fails. Set the environment variable HF_TOKEN or use `hf auth login` instead."
+        )
+    if named.get("bf16") and args.use_cpu and not is_bfloat16_native(use_cpu=True):
+        logger.warning(
+            f"`--bf16` is emulated by this processor: in a short test it took {bfloat16_slowdown():.1f} times as long as float32. "
+            "Leave it out."
+        )
+    check_output_dir(settings)
+    set_seed(args.seed)
+    return settings
+
+
+def check_output_dir(settings: Settings) -> None:
+    """Refuse to mix two runs in one folder, and a folder that cannot be written."""
+    args = settings.args
+    if str(args.resume_from_checkpoint).lower() in ("true", "last"):
         args.resume_from_checkpoint = True
-    if not args.do_train or args.resume_from_checkpoint or overwrite or not os.path.isdir(args.output_dir):
+    if args.should_save and not settings.run.dry_run:
+        check_output_folder(args.output_dir, OUTPUTS)
+    if not args.do_train or args.resume_from_checkpoint or settings.run.overwrite_output_dir:
         return
     if last_whole_checkpoint(args.output_dir) or os.path.exists(os.path.join(args.output_dir, "all_results.json")):
         raise ValueError(
@@ -202,319 +174,340 @@ def check_output_dir(args, overwrite: bool) -> None:
         )
 
 
-def check_streaming(data_args, args) -> None:
-    """Refuse what a stream of training documents cannot do."""
-    if not data_args.streaming:
-        return
-    if args.do_train and args.max_steps <= 0:
-        raise ValueError(
-            "`--streaming` does not know how many documents there are. Say how long to train: `--max_steps`."
-        )
-    if data_args.dataset_name:
-        raise ValueError("`--streaming` reads files, but `--dataset_name` names a data set of the Hub. Use its files.")
-    if data_args.shuffle_buffer_size < 0:
-        raise ValueError(
-            f"`--shuffle_buffer_size` is {data_args.shuffle_buffer_size}, but a buffer holds 0 documents at least. Use 0 to keep "
-            "the order of the files."
-        )
-    for name, wrong in (
-        ("baselines", data_args.baselines),
-        ("pseudo_documents_file", data_args.pseudo_documents_file),
-        ("group_by_label_set", args.group_by_label_set),
-        ("lexical_scores", data_args.lexical_scores),
-    ):
-        if wrong:
-            raise ValueError(
-                f"`--{name}` needs all training documents at once, which `--streaming` never has. Leave one of the two out"
-                + (
-                    ", or write the pseudo-documents into the training files."
-                    if name == "pseudo_documents_file"
-                    else "."
-                )
-            )
+# ---- Data ----
 
 
-def load_documents(data_args):
-    if data_args.streaming and data_args.train_file:
-        stream = load_files(data_args, train_file=data_args.train_file, streaming=True)
-        others = {"validation_file": data_args.validation_file, "test_file": data_args.test_file}
-        return {**stream, **(load_files(data_args, **others) if any(others.values()) else {})}
-    return load_files(
-        data_args,
-        train_file=data_args.train_file,
-        validation_file=data_args.validation_file,
-        test_file=data_args.test_file,
-        dataset_name=data_args.dataset_name,
-        dataset_config_name=data_args.dataset_config_name,
+def find_encoder(settings: Settings):
+    """Folder or Hub name of the encoder, its tokenizer, and whether it is a trained SEP-MLDC checkpoint."""
+    backbone, revision = resolve_backbone(settings.model.model_name_or_path), settings.model.model_revision
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(backbone, revision=revision)
+        trained = AutoConfig.from_pretrained(backbone, revision=revision).model_type == "sep_mldc"
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The encoder {settings.model.model_name_or_path!r} cannot be loaded: {str(error).splitlines()[0]} Name a Hub model "
+            "or a folder with config, weights and tokenizer."
+        ) from error
+    return backbone, tokenizer, trained
+
+
+def prepare_data(settings: Settings, backbone: str, tokenizer, trained: bool) -> RunData:
+    """Read and check all input, learn the labels, tokenize. Whatever is wrong with the input is found here."""
+    args = settings.args
+    with args.main_process_first(desc="reading documents"):
+        documents = load_documents(settings)
+    check_splits(settings, documents)
+    streamed = isinstance(documents.get("train"), datasets.IterableDataset)
+    names, num_documents = None, 0
+    if streamed:
+        names, num_documents = count_label_names(first(documents["train"], settings.data.max_train_samples))
+    if trained:
+        labels = AutoConfig.from_pretrained(backbone, revision=settings.model.model_revision).labels
+    elif "train" in documents:
+        labels = build_label_list(names if streamed else documents["train"], settings.labels.label_list_file)
+    else:
+        raise ValueError("Labels are learned from training documents. Name them with `--train_file`.")
+    choose_metrics(settings, len(labels))
+    data = RunData(documents, {}, labels, None, num_documents)
+    if settings.labels.label_descriptions_file and not trained:
+        data.descriptions = load_label_descriptions(settings.labels.label_descriptions_file, labels)
+
+    # Only now: labels are learned from all training documents, so that a short trial has the same ones.
+    for split in documents:
+        limit = settings.data.max_train_samples if split == "train" else settings.data.max_eval_samples
+        documents[split] = first(documents[split], limit)
+    for split, dataset in documents.items():
+        check_known_labels(dataset, labels, split, settings, names)
+    if settings.labels.pseudo_documents_file and "train" in documents:
+        path = settings.labels.pseudo_documents_file
+        data.pseudo_documents = summarize_provenance(record for _, record in read_records(path))
+        pseudo = first(load_pseudo_documents(path, labels), settings.data.max_train_samples)
+        documents["train"] = add_pseudo_documents(documents["train"], pseudo)
+    with args.main_process_first(desc="tokenizing documents"):
+        for split, dataset in documents.items():
+            data.encoded[split] = encode(settings, dataset, labels, tokenizer, split)
+    if streamed:
+        data.counts = np.array([names[label] for label in labels])
+    elif "train" in documents:
+        data.counts = label_counts(data.encoded["train"], len(labels))
+        data.num_documents = num_real_documents(data.encoded["train"])
+    return data
+
+
+def load_documents(settings: Settings) -> dict[str, Any]:
+    data = settings.data
+    files = {"validation_file": data.validation_file, "test_file": data.test_file}
+    if data.streaming and data.train_file:
+        stream = load_files(settings, train_file=data.train_file, streaming=True)
+        return {**stream, **(load_files(settings, **files) if any(files.values()) else {})}
+    source = {"dataset_name": data.dataset_name, "dataset_config_name": data.dataset_config_name}
+    return dict(load_files(settings, train_file=data.train_file, **files, **source))
+
+
+def load_files(settings: Settings, **sources):
+    columns = settings.labels.label_column
+    return load_splits(
+        **sources,
+        text_columns=settings.data.text_columns,
+        label_column=columns[0] if len(columns) == 1 else columns,
+        id_column=settings.data.id_column,
+        label_delimiter=settings.labels.label_delimiter,
+        data_format=settings.data.data_format,
+        num_proc=settings.data.preprocessing_num_workers,
     )
 
 
-def load_files(data_args, **sources):
-    return load_splits(
-        **sources,
-        text_columns=data_args.text_columns,
-        label_column=data_args.label_column[0] if len(data_args.label_column) == 1 else data_args.label_column,
-        id_column=data_args.id_column,
-        label_delimiter=data_args.label_delimiter,
-        data_format=data_args.data_format,
-        num_proc=data_args.preprocessing_num_workers,
+def check_splits(settings: Settings, documents) -> None:
+    for flag, split in {"do_train": "train", "do_eval": "validation", "do_predict": "test"}.items():
+        if getattr(settings.args, flag) and split not in documents:
+            raise ValueError(
+                f"`--{flag}` needs {split} documents. Name them with `--{split}_file`, or leave the flag out."
+            )
+    if "validation" in documents or not settings.args.do_train:
+        return
+    for flag, wanted in (
+        ("lexical_scores", settings.lexical.lexical_scores),
+        ("eval_strategy", settings.args.eval_strategy != "no"),
+    ):
+        if wanted:
+            raise ValueError(
+                f"`--{flag}` needs validation documents. Name them with `--validation_file`, or leave it out."
+            )
+
+
+def check_known_labels(dataset, labels: list[str], split: str, settings: Settings, names=None) -> None:
+    """Say which labels of the documents the model cannot learn or predict; training documents need at least one that it can."""
+    if split != "train":
+        count_unknown_labels(dataset, labels, split)
+        return
+    names = count_label_names(dataset)[0] if names is None else names
+    known = set(labels)
+    unknown = {name: count for name, count in names.most_common() if name not in known}
+    if not unknown:
+        return
+    shown = ", ".join(f"{name!r} ({count})" for name, count in list(unknown.items())[:5])
+    source = settings.labels.label_list_file or settings.model.model_name_or_path
+    if len(unknown) == len(names):
+        raise ValueError(
+            f"None of the {len(names)} labels of the training documents ({shown}) is among the {len(labels)} labels of {source}. Use "
+            "the same names in both."
+        )
+    logger.warning(
+        f"train: {len(unknown)} labels are not among the {len(labels)} labels of {source}, so they are not learned and their "
+        f"documents count as negatives: {shown}{' ...' if len(unknown) > 5 else ''}. Add them to the label list, or to a trained model "
+        "with `model.add_labels`."
     )
 
 
 def first(dataset, limit: int | None):
-    if limit is not None and isinstance(dataset, datasets.IterableDataset):
+    if limit is None:
+        return dataset
+    if isinstance(dataset, datasets.IterableDataset):
         return dataset.take(limit)
-    return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+    return dataset.select(range(min(limit, len(dataset))))
 
 
-def load_model(model_args, data_args, args, backbone, tokenizer, labels, counts, num_documents):
+def encode(settings: Settings, dataset, labels: list[str], tokenizer, split: str):
+    dataset = encode_labels(dataset, {label: index for index, label in enumerate(labels)})
+    if isinstance(dataset, datasets.IterableDataset) and settings.data.shuffle_buffer_size:
+        dataset = dataset.shuffle(seed=settings.args.seed, buffer_size=settings.data.shuffle_buffer_size)
+    workers = settings.data.preprocessing_num_workers
+    return tokenize(dataset, tokenizer, settings.data.max_length, num_proc=workers)
+
+
+def choose_metrics(settings: Settings, num_labels: int) -> None:
+    """Check the k of the metrics against the number of labels, and choose what early stopping looks at."""
+    args = settings.args
+    ks = [k for k in args.ks if k <= num_labels]
+    if len(ks) < len(args.ks):
+        raise ValueError(
+            f"`--metric_ks` asks for k = {max(args.ks)}, but there are only {num_labels} labels. Leave out the larger k."
+        )
+    if settings.run.early_stopping_patience is not None and "metric_for_best_model" not in settings.named:
+        args.metric_for_best_model, args.greater_is_better = f"ndcg@{max(ks)}", True
+
+
+# ---- Model ----
+
+
+def build_model(settings: Settings, data: RunData, backbone: str, tokenizer, trained: bool):
     """A trained checkpoint as it is, or a new head on an encoder."""
-    if is_trained(backbone):
-        model = SepMldcForMultiLabelClassification.from_pretrained(backbone, revision=model_args.model_revision)
+    given = settings.model
+    if trained:
+        model = SepMldcForMultiLabelClassification.from_pretrained(backbone, revision=given.model_revision)
     else:
-        descriptions = {}
-        if data_args.label_descriptions_file:
-            descriptions = load_label_descriptions(data_args.label_descriptions_file, labels)
-        head = {
-            name: getattr(model_args, name)
-            for name in (
-                "pooling",
-                "classification_loss",
-                "classifier",
-                "classifier_dropout",
-                "classifier_bias_init",
-                "label_attention",
-            )
-        }
-        if model_args.attn_implementation:
-            head["attn_implementation"] = model_args.attn_implementation
+        dropout = dropout_settings(backbone, given.backbone_dropout, revision=given.model_revision)
+        attention = {"attn_implementation": given.attn_implementation} if given.attn_implementation else {}
         model = SepMldcForMultiLabelClassification.from_backbone(
             backbone,
             tokenizer,
-            labels,
-            descriptions,
-            label_frequencies=counts / max(num_documents, 1),
-            max_label_length=args.max_label_length,
-            backbone_kwargs={
-                "revision": model_args.model_revision,
-                **dropout_settings(backbone, model_args.backbone_dropout, revision=model_args.model_revision),
-            },
-            encoder_max_length=model_args.encoder_max_length,
-            label_counts=[int(count) for count in counts],
-            num_train_documents=num_documents,
-            **head,
+            data.labels,
+            data.descriptions,
+            pooling=given.pooling,
+            classification_loss=given.classification_loss,
+            classifier=given.classifier,
+            classifier_dropout=given.classifier_dropout,
+            classifier_bias_init=given.classifier_bias_init,
+            label_attention=given.label_attention,
+            label_frequencies=data.counts / max(data.num_documents, 1),
+            max_label_length=settings.args.max_label_length,
+            backbone_kwargs={"revision": given.model_revision, **dropout},
+            encoder_max_length=given.encoder_max_length,
+            label_counts=[int(count) for count in data.counts],
+            num_train_documents=data.num_documents,
+            **attention,
         )
-    freeze_layers(model.backbone, model_args.freeze_layers)
+    freeze_layers(model.backbone, given.freeze_layers)
     return model
 
 
-def is_trained(backbone: str) -> bool:
-    return transformers.AutoConfig.from_pretrained(backbone).model_type == "sep_mldc"
+def build_trainer(settings: Settings, data: RunData, model, tokenizer) -> SepMldcTrainer:
+    patience = settings.run.early_stopping_patience
+    trainer = SepMldcTrainer(
+        model=model,
+        args=settings.args,
+        train_dataset=data.encoded.get("train") if settings.args.do_train else None,
+        eval_dataset=data.encoded.get("validation"),
+        processing_class=tokenizer,
+        callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
+    )
+    sources = settings.data.dataset_name or [Path(name).name for name in settings.data.train_file or []]
+    trainer.model_card_kwargs = {
+        "datasets": sources,
+        "language": settings.report.language,
+        "license": settings.report.license,
+        "pseudo_document_provenance": data.pseudo_documents or (),
+        "max_length": settings.data.max_length,
+    }
+    check_metric_for_best_model(trainer)
+    return trainer
 
 
-def load_provenance(path: str) -> list[dict]:
-    """What the pseudo-documents say of how they were made, for the model card."""
-    rows = datasets.load_dataset("json", data_files=path, split="train")
-    return list(rows.remove_columns([name for name in ("text", "labels") if name in rows.column_names]))
+def check_metric_for_best_model(trainer: SepMldcTrainer) -> None:
+    """An unknown metric would be noticed after the first evaluation only."""
+    args = trainer.args
+    if not args.do_train or args.metric_for_best_model is None:
+        return
+    probe = trainer.new_streaming_metrics()
+    probe.update(np.zeros((1, trainer.model.config.num_labels)), label_indices=[[0]])
+    losses = ("loss", "classification_loss", "label_contrastive_loss", "document_contrastive_loss")
+    known = [*losses, *probe.compute()]
+    if args.metric_for_best_model.removeprefix("eval_") not in known:
+        raise ValueError(
+            f"`--metric_for_best_model` is {args.metric_for_best_model!r}, but an evaluation measures {', '.join(known)}. Choose one "
+            "of them."
+        )
 
 
-def write_predictions(path: Path, output, labels: list[str], ids) -> None:
-    scores, indices = output.predictions
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        for position, (row_scores, row_indices) in enumerate(zip(scores, indices)):
-            ranked = [
-                {"label": labels[index], "score": round(float(score), 6)}
-                for score, index in zip(row_scores, row_indices)
-            ]
-            file.write(json.dumps({"id": ids[position], "labels": ranked}, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+# ---- Training ----
 
 
-def write_per_label_metrics(path: Path, metrics, labels: list[str]) -> None:
-    columns = metrics.per_label()
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        names = [
-            name for name in ("train_count", "support", "precision", "recall", "f1", "threshold") if name in columns
-        ]
-        writer.writerow(["label", *names])
-        for index, label in enumerate(labels):
-            writer.writerow([label, *(round(float(columns[name][index]), 6) for name in names)])
-    os.replace(temporary, path)
+def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
+    """Train and save; only then what needs the trained model: lexical scores and thresholds."""
+    result = trainer.train(resume_from_checkpoint=settings.args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        save_metrics(settings.args.output_dir, "train", result.metrics)
+    validation = data.encoded.get("validation")
+    if validation is None:
+        return
+    if not any(len(ids) for ids in validation["label_indices"]):
+        logger.warning(
+            "None of the validation documents has a label that the model knows, so thresholds and lexical scores are left out. Check "
+            "the labels of `--validation_file`."
+        )
+        return
+    if settings.lexical.lexical_scores:
+        features = settings.lexical.num_lexical_features
+        trainer.fit_lexical_scores(data.encoded["train"], validation, num_features=features)
+    if settings.thresholds.tune_thresholds:
+        objective, calibration = settings.thresholds.threshold_objective, settings.thresholds.score_calibration
+        trainer.tune_thresholds(validation, objective=objective, calibration=calibration)
+    trainer.save_model()
 
 
-def show_examples(texts, output, labels: list[str], thresholds, count: int) -> None:
-    scores, indices = output.predictions
-    for text, row_scores, row_indices in list(zip(texts, scores, indices))[:count]:
+# ---- Evaluation ----
+
+
+def evaluate(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> dict[str, Any]:
+    """Measure on validation and test documents and write what was measured; the last of them is what is reported."""
+    args, results = settings.args, {}
+    if args.do_eval:
+        metrics = trainer.evaluate()
+        results = {"split": "validation", "metrics": metrics}
+        if trainer.is_world_process_zero():
+            save_metrics(args.output_dir, "eval", metrics)
+            write_per_label_metrics(args.output_dir, trainer.last_metrics, data.labels)
+    if args.do_predict:
+        output = trainer.predict(data.encoded["test"], metric_key_prefix="test")
+        results = {"split": "test", "metrics": output.metrics, "predictions": output.predictions}
+        if trainer.is_world_process_zero():
+            save_metrics(args.output_dir, "test", output.metrics)
+            encoded = data.encoded["test"]
+            write_predictions(
+                Path(args.output_dir) / "predictions.jsonl",
+                *output.predictions,
+                data.labels,
+                thresholds_of(trainer),
+                ids=encoded["id"] if "id" in encoded.column_names else None,
+                gold=data.documents["test"]["labels"],
+            )
+            write_per_label_metrics(args.output_dir, trainer.last_metrics, data.labels)
+    return results
+
+
+def thresholds_of(trainer: SepMldcTrainer) -> list[float] | None:
+    """Threshold of each label, or `None` for a model that only ranks labels."""
+    config = trainer.model.config
+    if config.is_ranking:
+        return None
+    return config.thresholds or [trainer.args.prediction_threshold] * config.num_labels
+
+
+# ---- Report ----
+
+
+def report(settings: Settings, data: RunData, trainer: SepMldcTrainer, results: dict[str, Any]) -> None:
+    """Show what was measured beside baselines, and some test documents with their labels."""
+    if not trainer.is_world_process_zero():
+        return
+    split, folder = results["split"], Path(settings.args.output_dir)
+    prefix = "test_" if split == "test" else "eval_"
+    systems = {"SEP-MLDC": {name.removeprefix(prefix): value for name, value in results["metrics"].items()}}
+    if settings.report.baselines and "train" in data.documents:
+        systems |= measure_baselines(data, split, trainer)
+        write_json(folder / "baseline_results.json", {k: v for k, v in systems.items() if k != "SEP-MLDC"})
+    print(f"\n{split} documents: {len(data.encoded[split])}, labels: {len(data.labels)}; all figures in percent\n")
+    print("\n".join(rows_of_table(systems, [name for name in TABLE if name in systems["SEP-MLDC"]])))
+    if split == "test":
+        show_examples(
+            data.documents["test"]["text"], results["predictions"], data.labels, thresholds_of(trainer), settings
+        )
+    trainer.create_model_card()
+    print(f"\nEverything is in {folder}/: the checkpoint, all_results.json, per_label_metrics.csv")
+
+
+def measure_baselines(data: RunData, split: str, trainer: SepMldcTrainer) -> dict[str, dict[str, float]]:
+    test = (list(data.documents[split]["text"]), list(data.encoded[split]["label_indices"]))
+    known = (list(data.documents["train"]["text"]), list(data.encoded["train"]["label_indices"]))
+    metrics = [trainer.new_streaming_metrics(thresholds=0.5) for _ in range(2)]
+    return {
+        "TF-IDF + LinearSVC": linear_svm_baseline(*known, *test, metrics[0]),
+        "majority labels": majority_baseline(known[1], test[1], metrics[1]),
+    }
+
+
+def show_examples(texts, predictions, labels: list[str], thresholds, settings: Settings) -> None:
+    for text, scores, indices in list(zip(texts, *predictions))[: settings.report.num_examples]:
         chosen = [
             f"{labels[index]} {score:.2f}"
-            for score, index in zip(row_scores, row_indices)
-            if score >= (thresholds[index] if thresholds else 0.5)
+            for score, index in zip(scores, indices)
+            if thresholds is not None and score >= thresholds[index]
         ]
-        chosen = chosen or [f"{labels[row_indices[0]]} {row_scores[0]:.2f} (below its threshold)"]
+        chosen = chosen or [f"{labels[indices[0]]} {scores[0]:.2f} (below its threshold)"]
         print(f"\n  {text[:300]}{'...' if len(text) > 300 else ''}\n  -> {', '.join(chosen)}")
 
 
-def main() -> None:
-    model_args, data_args, args = parse_arguments()
-    check_output_dir(args, data_args.overwrite_output_dir)
-    check_streaming(data_args, args)
-    set_seed(args.seed)
-    if args.should_log:
-        logging.set_verbosity_info() if args.get_process_log_level() <= 20 else logging.set_verbosity_warning()
-
-    # Everything that can be wrong with the input is found before the encoder is loaded.
-    backbone = resolve_backbone(model_args.model_name_or_path)
-    with args.main_process_first(desc="reading documents"):
-        documents = load_documents(data_args)
-    needed = {"do_train": "train", "do_eval": "validation", "do_predict": "test"}
-    for flag, split in needed.items():
-        if getattr(args, flag) and split not in documents:
-            raise ValueError(
-                f"`--{flag}` needs {split} documents. Name them with `--{split}_file`, or leave the flag out."
-            )
-    if args.do_train and data_args.lexical_scores and "validation" not in documents:
-        raise ValueError(
-            "`--lexical_scores` are weighed on validation documents. Name them with `--validation_file`, or leave the flag out."
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(backbone, revision=model_args.model_revision)
-        trained = is_trained(backbone)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"The encoder {model_args.model_name_or_path!r} cannot be loaded: {str(error).splitlines()[0]} Name a Hub model "
-            "or a folder with config, weights and tokenizer."
-        ) from error
-    streamed = isinstance(documents.get("train"), datasets.IterableDataset)
-    names = None
-    if streamed and not trained:
-        names, num_documents = count_label_names(first(documents["train"], data_args.max_train_samples))
-    if trained:
-        labels = transformers.AutoConfig.from_pretrained(backbone, revision=model_args.model_revision).labels
-    elif "train" in documents:
-        labels = build_label_list(names if streamed else documents["train"], data_args.label_list_file)
-    else:
-        raise ValueError("Labels are learnt from training documents. Name them with `--train_file`.")
-    too_large = [k for k in args.ks if k > len(labels)]
-    if too_large:
-        raise ValueError(
-            f"`--metric_ks` asks for k = {too_large[0]}, but there are only {len(labels)} labels. Lower it."
-        )
-
-    # Only now: labels are learnt from all training documents, so that a short trial has the same ones.
-    for split in documents:
-        limit = data_args.max_train_samples if split == "train" else data_args.max_eval_samples
-        documents[split] = first(documents[split], limit)
-    if data_args.pseudo_documents_file and "train" in documents:
-        pseudo = load_pseudo_documents(data_args.pseudo_documents_file, labels)
-        documents["train"] = add_pseudo_documents(documents["train"], first(pseudo, data_args.max_train_samples))
-    label2id = {label: index for index, label in enumerate(labels)}
-    encoded = {}
-    with args.main_process_first(desc="tokenising documents"):
-        for split, dataset in documents.items():
-            if split != "train":
-                count_unknown_labels(dataset, labels, split)
-            dataset = encode_labels(dataset, label2id)
-            if streamed and split == "train" and data_args.shuffle_buffer_size:
-                dataset = dataset.shuffle(seed=args.seed, buffer_size=data_args.shuffle_buffer_size)
-            encoded[split] = tokenize(
-                dataset, tokenizer, data_args.max_length, num_proc=data_args.preprocessing_num_workers
-            )
-
-    train = encoded.get("train")
-    if streamed:
-        counts = None if trained else np.array([names[label] for label in labels])
-    else:
-        counts = label_counts(train, len(labels)) if train is not None else None
-        num_documents = num_real_documents(train) if train is not None else 0
-    model = load_model(
-        model_args, data_args, args, backbone, tokenizer, labels, counts, 0 if counts is None else num_documents
-    )
-    callbacks = []
-    if data_args.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(data_args.early_stopping_patience))
-    trainer = SepMldcTrainer(
-        model=model,
-        args=args,
-        train_dataset=train if args.do_train else None,
-        eval_dataset=encoded.get("validation"),
-        processing_class=tokenizer,
-        callbacks=callbacks,
-    )
-
-    pseudo_rows = ()
-    if data_args.pseudo_documents_file:
-        pseudo_rows = load_provenance(data_args.pseudo_documents_file)
-    sources = data_args.dataset_name or [Path(name).name for name in data_args.train_file or []]
-    trainer.model_card_kwargs = {
-        "datasets": sources,
-        "language": data_args.language,
-        "license": data_args.license,
-        "pseudo_document_provenance": pseudo_rows,
-    }
-
-    if args.do_train:
-        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        if data_args.lexical_scores:
-            trainer.fit_lexical_scores(train, encoded["validation"], num_features=data_args.num_lexical_features)
-        if data_args.tune_thresholds and "validation" in encoded:
-            trainer.tune_thresholds(
-                encoded["validation"],
-                objective=data_args.threshold_objective,
-                calibration=data_args.score_calibration,
-            )
-        trainer.save_model()
-        trainer.save_metrics("train", result.metrics)
-        trainer.save_state()
-    if args.do_eval:
-        metrics = trainer.evaluate()
-        trainer.save_metrics("eval", metrics)
-        if trainer.is_world_process_zero():
-            write_per_label_metrics(Path(args.output_dir) / "per_label_metrics.csv", trainer.last_metrics, labels)
-    results, where = {}, "eval"
-    if args.do_predict:
-        output = trainer.predict(encoded["test"], metric_key_prefix="test")
-        trainer.save_metrics("test", output.metrics)
-        where = "test"
-        if trainer.is_world_process_zero():
-            ids = encoded["test"]["id"] if "id" in encoded["test"].column_names else range(len(encoded["test"]))
-            write_predictions(Path(args.output_dir) / "predictions.jsonl", output, labels, list(ids))
-            write_per_label_metrics(Path(args.output_dir) / "per_label_metrics.csv", trainer.last_metrics, labels)
-    if (args.do_eval or args.do_predict) and trainer.is_world_process_zero():
-        measured = output.metrics if args.do_predict else metrics
-        results["SEP-MLDC"] = {name.removeprefix(f"{where}_"): value for name, value in measured.items()}
-        split = "test" if args.do_predict else "validation"
-        if data_args.baselines and "train" in documents:
-            test = (list(documents[split]["text"]), list(encoded[split]["label_indices"]))
-            known = (list(documents["train"]["text"]), list(encoded["train"]["label_indices"]))
-            untuned = {"thresholds": 0.5}
-            results["TF-IDF + LinearSVC"] = linear_svm_baseline(
-                *known, *test, trainer.new_streaming_metrics(**untuned)
-            )
-            results["majority labels"] = majority_baseline(known[1], test[1], trainer.new_streaming_metrics(**untuned))
-            path = Path(args.output_dir) / "baseline_results.json"
-            path.write_text(
-                json.dumps({k: v for k, v in results.items() if k != "SEP-MLDC"}, indent=1), encoding="utf-8"
-            )
-        print(f"\n{split} documents: {len(encoded[split])}, labels: {len(labels)}; all figures in per cent\n")
-        print("\n".join(rows_of_table(results, [name for name in TABLE if name in results["SEP-MLDC"]])))
-        if args.do_predict:
-            show_examples(documents["test"]["text"], output, labels, model.config.thresholds, data_args.num_examples)
-        trainer.model_card_kwargs["metrics"] = measured
-        trainer.create_model_card()
-        print(f"\nEverything is in {args.output_dir}/: the checkpoint, all_results.json, per_label_metrics.csv")
-    if args.push_to_hub:
-        trainer.push_to_hub()
-    trainer.end()
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        # Wrong input is the user's business: one sentence says more than a stack of frames.
-        if os.environ.get("SEP_MLDC_DEBUG"):
-            raise
-        sys.exit(f"run_mldc.py: {error}")
+    run_program(main, "run_mldc.py")

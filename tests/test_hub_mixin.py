@@ -1,5 +1,6 @@
 """The card of each saved folder belongs to the weights beside it."""
 
+import pickle
 from concurrent.futures import Future
 
 import pytest
@@ -10,7 +11,8 @@ from transformers.utils import PushInProgress
 
 from modeling_sep_mldc import SepMldcConfig
 from trainer.hub import mixin as hub_mixin
-from trainer.hub.mixin import _base_model
+from trainer.hub.mixin import _arguments_with_folder, _base_model
+from trainer.training_arguments import SepMldcTrainingArguments
 
 
 def results(folder):
@@ -51,7 +53,22 @@ def test_the_card_of_the_best_model_has_the_measures_of_the_best_step(run, tmp_p
     trainer.save_model(tmp_path)
     card, measured = results(tmp_path)
     assert measured["validation", "psp@1"] == logged(trainer, 2, "eval_psp@1")
-    assert "measured at step 2" in card.text and not (tmp_path / "decile_recall.png").exists()
+    assert "measured at step 2" in card.text and (tmp_path / "decile_recall.png").exists()
+
+
+def test_what_was_predicted_stands_in_the_card_beside_what_was_evaluated_and_the_picture_stays(run, tmp_path):
+    trainer, _ = run
+    evaluated = trainer.evaluate()
+    predicted = trainer.predict(trainer.eval_dataset, metric_key_prefix="test").metrics
+    trainer.save_model(tmp_path)
+    card, measured = results(tmp_path)
+    assert measured["test", "p@1"] == predicted["test_p@1"]
+    assert f"| {100 * predicted['test_psp@1']:.2f} | {100 * evaluated['eval_psp@1']:.2f} |" in card.text
+    assert (tmp_path / "decile_recall.png").exists() and "measured after training" in card.text
+    # Documents without labels measure nothing, and take nothing away.
+    trainer.predict(trainer.eval_dataset.remove_columns("label_indices"))
+    trainer.save_model(tmp_path)
+    assert results(tmp_path)[1] == measured and (tmp_path / "decile_recall.png").exists()
 
 
 def test_what_the_trainer_cannot_know_is_taken_from_model_card_kwargs(run, tmp_path):
@@ -60,7 +77,7 @@ def test_what_the_trainer_cannot_know_is_taken_from_model_card_kwargs(run, tmp_p
     trainer.model_card_kwargs = {"license": "mit", "metrics": output.metrics, "pseudo_document_provenance": ()}
     trainer.create_model_card(language="en", dataset="user/documents", tags="law")
     card, measured = results(folder)
-    assert measured["test", "p@1"] == output.metrics["test_p@1"] and ("validation", "p@1") in measured
+    assert measured["test", "p@1"] == output.metrics["test_p@1"] and {split for split, _ in measured} == {"test"}
     assert (card.data.license, card.data.language, card.data.datasets) == ("mit", "en", ["user/documents"])
     assert "law" in card.data.tags and "None were used." in card.text
 
@@ -88,7 +105,7 @@ def test_a_push_that_fails_while_the_next_one_starts_is_told_too(run, tmp_path, 
             first.set_exception(ConnectionError("cut"))  # after the look at earlier pushes, before the new one is kept
             return second
 
-    monkeypatch.setattr(hub_mixin, "hf_api", Api)
+    monkeypatch.setattr("transformers.trainer.hf_api", Api)
     monkeypatch.setattr(trainer, "push_in_progress", PushInProgress([first]), raising=False)
     monkeypatch.setattr(trainer.args, "hub_always_push", True)
     monkeypatch.setattr(hub_mixin.logger, "propagate", True, raising=False)
@@ -98,3 +115,28 @@ def test_a_push_that_fails_while_the_next_one_starts_is_told_too(run, tmp_path, 
     trainer._finish_current_push()
     assert [record.message for record in caplog.records if "failed (cut)" in record.message] == [caplog.messages[0]]
     assert trainer.push_in_progress.jobs == [] and not list(folder.glob("_push-*"))
+
+
+# Last: each makes arguments of its own, which resets the state of accelerate that the trainer above uses.
+
+
+def test_each_of_several_evaluation_sets_stands_in_the_card(tmp_path):
+    tokenizer = make_tokenizer()
+    trainer = make_trainer(
+        tmp_path, tokenizer, make_model(tmp_path, tokenizer), "out", push_to_hub=False, hub_token=None
+    )
+    trainer.eval_dataset = {"mail": trainer.eval_dataset, "web": trainer.eval_dataset.select(range(3))}
+    trainer.train()
+    trainer.save_model()
+    card, measured = results(tmp_path / "out")
+    for name in ("mail", "web"):
+        assert measured[f"validation ({name})", "p@1"] == logged(trainer, 4, f"eval_{name}_p@1")
+
+
+def test_a_push_during_training_keeps_the_folder_of_the_run_in_its_arguments(tmp_path):
+    args = SepMldcTrainingArguments(str(tmp_path / "run"), hub_token="hf_secret", report_to=[])
+    moved = _arguments_with_folder(args, tmp_path / "staged")
+    assert moved.output_dir == str(tmp_path / "staged") and moved.hub_token == "hf_secret"
+    saved = pickle.loads(pickle.dumps(moved))
+    assert type(saved) is SepMldcTrainingArguments
+    assert saved.output_dir == str(tmp_path / "run") and saved.hub_token is None

@@ -94,7 +94,7 @@ def test_lexical_scores_are_fitted_after_training_and_raise_the_test_results(mon
     )
     assert config.backbone_config.hidden_dropout_prob == config.backbone_config.attention_probs_dropout_prob == 0
     card = (tmp_path / "with" / "README.md").read_text()
-    assert "lexical scores, token weights of each label" in card
+    assert "lexical scores, token weights per label" in card
 
 
 def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, files, tmp_path, capsys):
@@ -162,9 +162,9 @@ def test_joined_labels_and_several_text_columns_are_read_from_csv(monkeypatch, f
     options["text_columns"] = "title"
     flat = [word for name, value in options.items() for word in (f"--{name}", value)]
     monkeypatch.setattr(sys, "argv", ["run_mldc.py", *flat, "--validation_file", str(files / "train.csv")])
-    model_args, data_args, args = run_mldc.parse_arguments()
-    data_args.text_columns, data_args.test_file = ["title", "text"], None
-    documents = run_mldc.load_documents(data_args)
+    settings = run_mldc.read_settings(sys.argv[1:])
+    settings.data.text_columns, settings.data.test_file = ["title", "text"], None
+    documents = run_mldc.load_documents(settings)
     assert documents["train"][0]["text"].startswith("a title galaxy stars")
     assert documents["train"][0]["labels"] == ["stars", "robots"]
 
@@ -208,7 +208,7 @@ BAD_INPUT = {
     "k above L": (lambda f, t: {"metric_ks": "1,5"}, "k = 5, but there are only 3 labels"),
     "labels per step below one": (lambda f, t: {"labels_per_step": 0}, "`labels_per_step` is 0"),
     "no training documents": (lambda f, t: {"train_file": None}, "training documents|train documents"),
-    "a stream without end": (lambda f, t: {"streaming": True}, "Say how long to train: `--max_steps`"),
+    "a stream without end": (lambda f, t: {"streaming": True}, "Say how long to train with `--max_steps`"),
     "a stream and baselines": (
         lambda f, t: {"streaming": True, "max_steps": 2, "baselines": True},
         "`--baselines` needs all training documents at once",
@@ -223,7 +223,7 @@ BAD_INPUT = {
     ),
     "lexical scores without validation documents": (
         lambda f, t: {"lexical_scores": True, "validation_file": None, "do_eval": False},
-        "weighed on validation documents",
+        "`--lexical_scores` needs validation documents",
     ),
     "a stream with pseudo-documents": (
         lambda f, t: {"streaming": True, "max_steps": 2, "pseudo_documents_file": f / "pseudo.jsonl"},
@@ -286,7 +286,7 @@ def test_the_script_says_one_sentence_instead_of_a_stack_of_frames(files, tmp_pa
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "run_mldc.py"), *words], capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("run_mldc.py: `labels_per_step` is 0")
     assert "Traceback" not in done.stderr
 
@@ -318,7 +318,8 @@ def test_a_backbone_inside_a_package_is_found():
 def test_every_recipe_is_made_of_arguments_that_exist(monkeypatch, tmp_path, config):
     output = ["--output_dir", str(tmp_path), "--use_cpu", "True"]
     monkeypatch.setattr(sys, "argv", ["run_mldc.py", str(ROOT / "examples" / "configs" / config), *output])
-    model_args, data_args, args = run_mldc.parse_arguments()
+    settings = run_mldc.read_settings(sys.argv[1:])
+    model_args, data_args, args = settings.model, settings.data, settings.args
     assert args.do_train and data_args.train_file and model_args.model_name_or_path
     if config != "quickstart.json":  # the settings of the paper
         assert (args.learning_rate, args.contrastive_temperature, model_args.classifier_dropout) == (5e-5, 0.1, 0.5)

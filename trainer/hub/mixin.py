@@ -3,30 +3,24 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
-from transformers.trainer_utils import HubStrategy, SaveStrategy
-from transformers.utils import PushInProgress, logging
-from transformers.utils.hub import hf_api
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
 
-from ..checkpoints import MANIFEST_NAME, write_manifest
+from ..checkpoints import write_manifest
+from .callback import ModelCardCallback
 from .model_card import is_generated_card, save_model_card
-from .model_card_text import split_metrics
 
 
 logger = logging.get_logger(__name__)
 
-# What a checkpoint holds for resuming only; it has no place among the files that people load.
-TRAINING_STATE = (
-    "optimizer.*",
-    "scheduler.*",
-    "scaler.*",
-    "rng_state*",
-    "trainer_state.json",
-    "global_step*",
-    MANIFEST_NAME,
-)
+# What transformers does not copy by itself from a checkpoint when it pushes one.
+BESIDE_THE_WEIGHTS = ("README.md", "*.png", "*.py")
 
 
 class HubMixin:
@@ -36,7 +30,13 @@ class HubMixin:
     Attributes:
         model_card_kwargs (`dict`): what the card cannot know by itself: `datasets`, `language`, `license`, `base_model`,
             `pseudo_document_provenance`, further measured `metrics`, ... See [`~trainer.hub.model_card.build_model_card`].
+        model_card_callback ([`~trainer.hub.callback.ModelCardCallback`]): what was measured so far.
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_card_callback = ModelCardCallback(self)
+        self.add_callback(self.model_card_callback)
 
     @property
     def model_card_kwargs(self) -> dict:
@@ -59,8 +59,8 @@ class HubMixin:
         dataset_args=None,
     ) -> None:
         """
-        Write the model card into `args.output_dir`. What is given here holds for later cards too; `tasks` and
-        `dataset_args` are accepted for `Trainer`'s sake. A README that someone wrote or changed is kept, with a warning.
+        Write the model card into `args.output_dir`. What is given here holds for later cards too; `tasks` and `dataset_args` are
+        accepted because `Trainer` has them. A README that someone wrote or changed is kept, with a warning.
         """
         tags = [tags] if isinstance(tags, str) else tags
         given = {"language": language, "license": license, "tags": tags, "model_name": model_name}
@@ -71,110 +71,90 @@ class HubMixin:
 
     def _write_model_card(self, folder: str) -> None:
         config = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).config
-        metrics, note, is_latest = self._card_metrics()
-        deciles = None
-        if is_latest and self._streaming_metrics is not None and not self._predicting:
-            if self._streaming_metrics.num_seen and self._streaming_metrics.label_counts is not None:
-                deciles = self._streaming_metrics.deciles()
-        kwargs = dict(self.model_card_kwargs)
-        kwargs.setdefault("base_model", _base_model(config))
-        kwargs.setdefault("repo_id", self.hub_model_id or self.args.hub_model_id)
-        kwargs.setdefault("model_name", Path(self.args.output_dir).absolute().name)
+        collected = self.model_card_callback.card_of(self.state, self.args)
+        kwargs = {
+            "base_model": _base_model(config),
+            "repo_id": self.hub_model_id or self.args.hub_model_id,
+            "model_name": Path(self.args.output_dir).absolute().name,
+            "max_length": getattr(self.processing_class, "model_max_length", None),
+            "evaluation_sets": list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else (),
+            **{name: value for name, value in self.model_card_kwargs.items() if value is not None},
+        }
         further = kwargs.pop("metrics", {})
         try:
             save_model_card(
                 folder,
                 config,
                 training_args=self.args,
-                metrics={**metrics, **further},
-                metric_note=None if further else note,
+                metrics={**collected["metrics"], **further},
+                metric_note=None if further else collected["metric_note"],
                 log_history=self.state.log_history,
-                deciles=deciles,
+                deciles=collected["deciles"],
                 run_dir=self.args.output_dir,
                 **kwargs,
             )
         except FileExistsError as error:
             logger.warning(str(error))
 
-    def _card_metrics(self) -> tuple[dict, str | None, bool]:
-        """What was measured of the model as it is now, when, and whether this is the latest evaluation."""
-        history = self.state.log_history
-        measured = [index for index, entry in enumerate(history) if split_metrics(entry)]
-        if not measured:
-            return {}, None, False
-        ends = [index for index, entry in enumerate(history) if "train_runtime" in entry]
-        if not self.is_in_train and ends and measured[-1] > ends[-1]:
-            metrics = {}
-            for index in measured:
-                if index > ends[-1]:
-                    metrics.update(history[index])
-            return metrics, "after training", True
-        index = measured[-1]
-        if not self.is_in_train and self.args.load_best_model_at_end and self.state.best_global_step:
-            index = next((i for i in measured if history[i]["step"] == self.state.best_global_step), index)
-        return history[index], f"at step {history[index]['step']}", index == measured[-1]
-
-    def _save(self, output_dir=None, state_dict=None) -> None:
-        super()._save(output_dir, state_dict)
+    def save_model(self, output_dir=None, _internal_call=False) -> None:
+        super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             self._write_model_card(output_dir if output_dir is not None else self.args.output_dir)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """
-        Push a checkpoint beside the training: complete, with code, tokenizer and card.
+        Push a checkpoint during training as transformers does, but from a folder of its own that holds card and code too.
 
         transformers uploads the output folder, where weights are overwritten and log files grow meanwhile, and checkpoints
-        that are rotated away meanwhile: each lets the push fail, unseen. Here the files are set aside first.
+        that are rotated away meanwhile: each makes the push fail, unseen.
         """
-        args = self.args
-        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
-            return
-        if not args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if (
+            not self.is_world_process_zero()
+            or self.args.hub_strategy == HubStrategy.END
+            or (busy and not self.args.hub_always_push)
+        ):
             return
         self._warn_of_failed_pushes()
-        self.callback_handler.on_push_begin(args, self.state, self.control)
-        if self.push_in_progress is None or self.push_in_progress.is_done():
-            for left_over in Path(args.output_dir).glob("_push-*"):  # of a run that was killed
+        earlier = [] if self.push_in_progress is None else list(self.push_in_progress.jobs)
+        if not busy:
+            for left_over in Path(self.args.output_dir).glob("_push-*"):  # of a run that was killed
                 shutil.rmtree(left_over, ignore_errors=True)
-        staged = tempfile.mkdtemp(prefix="_push-", dir=args.output_dir)  # "_*" is never pushed
-        shutil.copytree(checkpoint_folder, staged, copy_function=_link_or_copy, dirs_exist_ok=True)
-        write_manifest(staged)
-        own_card = Path(args.output_dir, "README.md")
+        staged = Path(tempfile.mkdtemp(prefix="_push-", dir=self.args.output_dir))  # "_*" is never pushed
+        checkpoint = staged / Path(checkpoint_folder).name
+        shutil.copytree(checkpoint_folder, checkpoint, copy_function=_link_or_copy)
+        own_card = Path(self.args.output_dir, "README.md")
         if own_card.exists() and not is_generated_card(own_card.read_text(encoding="utf-8", errors="replace")):
-            os.remove(os.path.join(staged, "README.md"))
-            shutil.copy(own_card, staged)
-
-        at = f"step {self.state.global_step}"
-        if args.save_strategy == SaveStrategy.EPOCH:
-            at = f"epoch {int(self.state.epoch)}"
-        uploads = [{"commit_message": f"Training in progress, {at}", "ignore_patterns": list(TRAINING_STATE)}]
-        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            last = args.hub_strategy == HubStrategy.CHECKPOINT
-            target = "last-checkpoint" if last else Path(checkpoint_folder).name
-            uploads.append({"commit_message": f"Training in progress, {at}, checkpoint", "path_in_repo": target})
-        jobs = [
-            hf_api().upload_folder(
-                repo_id=self.hub_model_id,
-                folder_path=staged,
-                token=args.hub_token,
-                revision=args.hub_revision,
-                run_as_future=True,
-                **upload,
-            )
-            for upload in uploads
-        ]
+            (checkpoint / "README.md").unlink(missing_ok=True)
+            shutil.copy(own_card, checkpoint)
+        write_manifest(checkpoint)
+        for pattern in BESIDE_THE_WEIGHTS:
+            for path in checkpoint.glob(pattern):
+                shutil.copy(path, staged)
+        with self._output_dir(staged):
+            super()._push_from_checkpoint(str(checkpoint))
+        jobs = [job for job in self.push_in_progress.jobs if job not in earlier]
         # Uploads run one after the other, in the order they were asked for.
         jobs[-1].add_done_callback(lambda _: shutil.rmtree(staged, ignore_errors=True))
         # Earlier jobs stay until they were looked at: one may have failed since, and would never be told of.
-        earlier = [] if self.push_in_progress is None else self.push_in_progress.jobs
-        self.push_in_progress = PushInProgress(earlier + jobs)
+        self.push_in_progress.jobs = earlier + jobs
+
+    @contextmanager
+    def _output_dir(self, folder: Path) -> Iterator[None]:
+        """Inside, `args.output_dir` is another folder; what is saved of the arguments has the original one."""
+        original: Any = self.args
+        self.args = _arguments_with_folder(original, folder)
+        try:
+            yield
+        finally:
+            self.args = original
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()
         self._warn_of_failed_pushes()
 
     def _warn_of_failed_pushes(self) -> None:
-        """transformers never looks at the result of a push that runs beside the training."""
+        """transformers never looks at the result of a push during training."""
         push = getattr(self, "push_in_progress", None)
         if push is None:
             return
@@ -187,6 +167,13 @@ class HubMixin:
                 f"A push to {self.hub_model_id} during training failed ({job.exception()}), so the Hub has an older "
                 "checkpoint, or none. Push the final model with `trainer.push_to_hub()`."
             )
+
+
+def _arguments_with_folder(args, folder: Path):
+    """A copy of training arguments with another `output_dir` that is pickled as the original. It keeps the token."""
+    copy = object.__new__(type(args))
+    copy.__dict__.update(vars(args), output_dir=str(folder), __getstate__=args.__getstate__)
+    return copy
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -9,16 +9,20 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..metrics.label_groups import head_body_tail
 from .model_card_pictures import draw_pictures
-from .model_card_text import GROUP, escape_markdown, pretty_metric, split_metrics
+from .model_card_text import GROUP, escape_markdown, headline_metrics, pretty_metric, split_metrics
 
 
+# Their positions are counted from the id of the padding token + 1.
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-MAX_LABEL_ROWS = 200
+MAX_LABEL_ROWS = 50
 _FILE_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".gz", ".zst")
 _MARKER = (
     "<!-- Written by sep-mldc ({digest}). It is written anew at each save, until you change it: then it is yours. -->"
@@ -70,7 +74,7 @@ def summarize_provenance(rows: Iterable[Mapping]) -> dict:
     count, models, templates, dates = 0, set(), set(), set()
     for row in rows:
         count += 1
-        fields = row.get("provenance") or row
+        fields = row.get("provenance") if isinstance(row.get("provenance"), Mapping) else row
         if fields.get("model"):
             models.add(str(fields["model"]))
         if fields.get("template"):
@@ -104,8 +108,7 @@ _MODEL_SETTINGS = {
     "pooling": "pooling",
     "classification_loss": "classification loss (Eq. 19)",
     "classifier_dropout": "dropout of the classifier",
-    "encoder_max_length": "tokens that the encoder sees, at most",
-    "num_lexical_features": "lexical scores, token weights of each label",
+    "num_lexical_features": "lexical scores, token weights per label",
 }
 _LOSS_SETTINGS = {
     "label_loss_weight": "weight of the label contrastive loss, β",
@@ -122,6 +125,7 @@ _TRAINING_SETTINGS = {
     "gradient_accumulation_steps": "gradient accumulation steps",
     "world_size": "processes",
     "num_train_epochs": "epochs",
+    "max_steps": "steps",
     "optim": "optimizer",
     "lr_scheduler_type": "learning rate schedule",
     "warmup_steps": "warm-up steps",
@@ -133,18 +137,19 @@ _TRAINING_SETTINGS = {
 }
 
 
-def _label_rows(config, counts: Sequence[int] | None) -> list[dict]:
+def _label_table(config, counts: Sequence[int] | None) -> tuple[list[str], list[list]]:
+    """Header and rows of the most frequent labels; a column that would be empty is left out."""
     descriptions, names = config.label_descriptions or {}, [config.id2label[i] for i in range(config.num_labels)]
-    order = range(len(names)) if counts is None else sorted(range(len(names)), key=lambda i: -counts[i])
-    return [
-        {
-            "label": escape_markdown(names[i]),
-            "description": escape_markdown(descriptions.get(names[i], "")),
-            "support": "" if counts is None else int(counts[i]),
-            "threshold": f"{config.thresholds[i]:.3f}" if config.thresholds is not None else "",
-        }
-        for i in list(order)[:MAX_LABEL_ROWS]
-    ]
+    order = list(range(len(names)) if counts is None else sorted(range(len(names)), key=lambda i: -counts[i]))
+    order = order[:MAX_LABEL_ROWS]
+    columns: dict[str, list] = {"Label": [escape_markdown(names[i]) for i in order]}
+    if any(descriptions.get(names[i]) for i in order):
+        columns["Description"] = [escape_markdown(descriptions.get(names[i], "")) for i in order]
+    if counts is not None:
+        columns["Training documents"] = [int(counts[i]) for i in order]
+    if config.thresholds is not None:
+        columns["Threshold"] = [f"{config.thresholds[i]:.3f}" for i in order]
+    return list(columns), [list(row) for row in zip(*columns.values())]
 
 
 def _co2_grams(run_dir) -> float | None:
@@ -155,6 +160,11 @@ def _co2_grams(run_dir) -> float | None:
     with path.open(encoding="utf-8", newline="") as file:
         runs = {row["run_id"]: float(row["emissions"]) for row in csv.DictReader(file)}  # kg, cumulative in a run
     return 1000 * sum(runs.values())
+
+
+def _unused_limit(training_args) -> str:
+    """Which of "epochs" and "steps" did not say how long to train."""
+    return "num_train_epochs" if (getattr(training_args, "max_steps", None) or 0) > 0 else "max_steps"
 
 
 def _environment() -> list[tuple[str, str]]:
@@ -183,6 +193,8 @@ def build_model_card(
     repo_id: str | None = None,
     model_name: str | None = None,
     run_dir: str | os.PathLike | None = None,
+    max_length: int | None = None,
+    evaluation_sets: Sequence[str] = (),
     pictures: Iterable[str] = (),
 ) -> ModelCard:
     """
@@ -190,10 +202,11 @@ def build_model_card(
 
     Args:
         config ([`SepMldcConfig`]):
-            Labels, descriptions, supports, thresholds and how they were found are read from it.
+            Labels, descriptions, counts, thresholds and how they were found are read from it.
         metrics (`dict[str, float]`, *optional*):
             As the trainer logs them, in [0, 1]: `eval_...` is the validation split, `test_...` the test split. Losses,
-            speeds and values that are not finite are left out.
+            speeds and values that are not finite are left out. The metadata gets the eight of [`headline_metrics`], of the test
+            documents, or of the validation documents where there is no test.
         metric_note (`str`, *optional*):
             When they were measured ("at step 500").
         training_args ([`SepMldcTrainingArguments`], *optional*):
@@ -206,13 +219,17 @@ def build_model_card(
         base_model, datasets (`str`, or a list for `datasets`, *optional*):
             Hub names enter the metadata and are linked; of local folders and files the last part is named.
         license, language, tags (*optional*):
-            For the metadata. No licence and no language are made up.
+            For the metadata. No license and no language are made up.
         repo_id (`str`, *optional*):
             The Hub name that the usage examples load.
         model_name (`str`, *optional*):
             The title; by default the last part of `repo_id`, or of `run_dir`.
         run_dir (path, *optional*):
             The folder of the training run, where codecarbon's `emissions.csv` may lie.
+        max_length (`int`, *optional*):
+            Tokens after which documents were cut.
+        evaluation_sets (`Sequence[str]`, *optional*):
+            Names of several evaluation sets, whose metrics are called `eval_NAME_...`.
         pictures (`Iterable[str]`, *optional*):
             File names of the pictures that lie beside the card.
 
@@ -220,7 +237,7 @@ def build_model_card(
         [`~huggingface_hub.ModelCard`]: with the measured values as `data.eval_results`.
 
     Raises:
-        ValueError: if `label_counts` does not have one value a label.
+        ValueError: `label_counts` does not have one value per label.
     """
     counts = label_counts if label_counts is not None else config.label_counts
     if counts is not None and len(counts) != config.num_labels:
@@ -230,7 +247,8 @@ def build_model_card(
         )
     datasets = [datasets] if isinstance(datasets, str) else list(datasets or [])
     name = model_name or (repo_id or "").split("/")[-1] or Path(run_dir or "").name or "sep-mldc"
-    splits = split_metrics(metrics or {})
+    splits = split_metrics(metrics or {}, evaluation_sets)
+    headline = [split for split in splits if split.startswith("test")] or list(splits)
     dataset_ids = [dataset for dataset in datasets if hub_id(dataset)]
     dataset_name = ", ".join(re.split(r"[/\\]", dataset.rstrip("/\\"))[-1] for dataset in datasets) or "not stated"
     eval_results = [
@@ -242,10 +260,10 @@ def build_model_card(
             dataset_split=split,
             metric_type=metric,
             metric_name=pretty_metric(metric),
-            metric_value=value,
+            metric_value=splits[split][metric],
         )
-        for split, values in splits.items()
-        for metric, value in values.items()
+        for split in headline
+        for metric in headline_metrics(splits[split])
     ]
     co2 = _co2_grams(run_dir)
     data = ModelCardData(
@@ -268,8 +286,15 @@ def build_model_card(
     if summary is not None and not isinstance(summary, Mapping):
         summary = summarize_provenance(summary)
     backbone = config.backbone_config
-    plain = {m: None for values in splits.values() for m in values if not GROUP.search(m)}
-    rows = _label_rows(config, counts)
+    plain = {m: None for values in splits.values() for m in values if not GROUP.search(m) and "psndcg" not in m}
+    shown = [split for split in splits if any(m in splits[split] for m in plain)]
+    metric_rows = [(pretty_metric(m), [_percent(splits[split].get(m)) for split in shown]) for m in plain]
+    label_header, label_rows = _label_table(config, counts)
+    group_header, group_rows = _group_table(splits, counts)
+    losses = dict(_LOSS_SETTINGS)
+    if getattr(training_args, "label_encoding", None) == "embedding":
+        del losses["labels_per_step"]
+    settings = {name: title for name, title in _TRAINING_SETTINGS.items() if name != _unused_limit(training_args)}
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -281,21 +306,26 @@ def build_model_card(
         num_train_documents=config.num_train_documents,
         repo_id=repo_id or "user/model",
         repo_id_known=repo_id is not None,
-        num_rows=len(rows),
-        label_rows=rows,
-        has_support=counts is not None,
+        num_rows=len(label_rows),
+        label_header=label_header,
+        label_rows=label_rows,
+        has_counts=counts is not None,
+        has_descriptions=bool(config.label_descriptions),
         has_thresholds=config.thresholds is not None,
         threshold_rows=[(escape_markdown(k), _setting(v)) for k, v in (config.threshold_info or {}).items()],
-        probabilities="bce" in config.classification_loss or config.score_calibration is not None,
-        splits=list(splits),
+        probabilities=not config.is_ranking,
+        splits=shown,
         metric_note=metric_note,
-        metric_rows=[(pretty_metric(m), [_percent(splits[split].get(m)) for split in splits]) for m in plain],
-        group_rows=_group_rows(splits),
-        loss_rows=_rows(config, _MODEL_SETTINGS) + _rows(training_args, _LOSS_SETTINGS),
-        training_rows=_rows(training_args, _TRAINING_SETTINGS),
-        synthetic=_synthetic(summary, config.num_train_documents),
-        no_synthetic_text="Not stated." if summary is None else "None were used.",
-        max_length=getattr(backbone, "max_position_embeddings", "few hundred"),
+        metric_rows=metric_rows,
+        terms=[text for start, text in TERMS.items() if any(name.startswith(start) for name, _ in metric_rows)],
+        group_header=group_header,
+        group_rows=group_rows,
+        loss_rows=_rows(config, _MODEL_SETTINGS) + _rows(training_args, losses),
+        training_rows=_rows(training_args, settings),
+        pseudo=_pseudo_documents(summary, config.num_train_documents),
+        no_pseudo_text="Not stated." if summary is None else "None were used.",
+        encoder_tokens=_encoder_tokens(config, max_length),
+        lexical_tokens=max_length if config.num_lexical_features and config.encoder_max_length else None,
         environment=_environment(),
         co2=f"{co2:.3g}" if co2 else None,
         pictures=set(pictures),
@@ -306,21 +336,49 @@ def build_model_card(
     return card
 
 
-def _group_rows(splits) -> list[tuple[str, str, list[str]]]:
-    rows = {}
+def _group_table(splits, counts: Sequence[int] | None) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the metrics by label frequency; a group without labels is left out."""
+    groups = ["head", "body", "tail"]
+    if counts is not None:
+        members = head_body_tail(np.asarray(counts))
+        groups = [group for group in groups if len(members[group])]
+    rows: dict[tuple[str, str], dict[str, float]] = {}
     for split, values in splits.items():
         for metric, value in values.items():
             match = GROUP.search(metric)
-            if match:
+            if match and match.group(2) in groups:
                 base = (metric[: match.start()] + metric[match.end() :]).strip("_/")
                 rows.setdefault((base, split), {})[match.group(2)] = value
-    return [
-        (pretty_metric(base), split, [_percent(values.get(group)) for group in ("head", "body", "tail")])
+    groups = [group for group in groups if any(group in values for values in rows.values())]
+    if len(groups) < 2:  # one group is all labels: its figures stand above
+        return [], []
+    return ["Metric", "Split", *(group.capitalize() for group in groups)], [
+        [pretty_metric(base), split, *(_percent(values.get(group)) for group in groups)]
         for (base, split), values in rows.items()
     ]
 
 
-def _synthetic(summary: Mapping | None, num_real: int | None) -> dict | None:
+TERMS = {
+    "P@": "**P@k**: share of the k best-scored labels that are correct.",
+    "Recall@": "**Recall@k**: share of a document's labels that are among the k best-scored ones.",
+    "nDCG@": "**nDCG@k**: like P@k, but a correct label counts more the higher it is ranked; 100 for a perfect ranking.",
+    "PSP@": "**PSP@k**: P@k that counts rare labels more (propensity-scored), relative to the best possible ranking.",
+    "Micro F1": "**Micro F1**: F1 of all assignments of labels to documents together; frequent labels dominate.",
+    "Macro F1": "**Macro F1**: mean of the F1 of each label; all labels count the same.",
+}
+
+
+def _encoder_tokens(config, max_length: int | None) -> int | None:
+    """Number of tokens that the encoder reads of a document in training, special tokens included."""
+    backbone = config.backbone_config
+    positions = getattr(backbone, "max_position_embeddings", None)
+    if positions is not None and backbone.model_type in _POSITIONS_AFTER_PADDING:
+        positions -= (getattr(backbone, "pad_token_id", None) or 0) + 1
+    known = [n for n in (positions, max_length, config.encoder_max_length) if n is not None and 0 < n < 10**6]
+    return min(known, default=None)
+
+
+def _pseudo_documents(summary: Mapping | None, num_real: int | None) -> dict | None:
     if not summary or not summary["count"]:
         return None
     rows = [("written by", ", ".join(summary["models"])), ("prompts", ", ".join(summary["templates"]))]

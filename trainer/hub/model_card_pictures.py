@@ -10,7 +10,7 @@ from .model_card_text import GROUP, METRIC, pretty_metric
 def draw_pictures(log_history: Sequence[Mapping] | None, deciles: Sequence[Mapping] | None) -> dict[str, bytes]:
     """
     The pictures of a card as PNG, by file name: `training_curve.png` from the trainer's `state.log_history`,
-    `decile_recall.png` from `StreamingMetrics.deciles()`. None without matplotlib (extra `plot`), or with nothing to draw.
+    `decile_recall.png` from `StreamingMetrics.deciles()`. Empty without matplotlib (extra `plot`) or data.
     """
     try:
         import matplotlib  # noqa: F401
@@ -46,7 +46,7 @@ def _training_curve(log_history) -> bytes | None:
     losses = ["loss", "eval_loss", "classification_loss", "label_contrastive_loss", "document_contrastive_loss"]
     measured = [key for key in dict.fromkeys(k for entry in log_history for k in entry) if key.startswith("eval_")]
     measured = [k for k in measured if METRIC.search(k) and not GROUP.search(k)][:6]
-    panels = [("loss", _series(log_history, losses)), ("measured on validation", _series(log_history, measured))]
+    panels = [("loss", _series(log_history, losses)), ("validation", _series(log_history, measured))]
     panels = [(title, series) for title, series in panels if series]
     if not panels:
         return None
@@ -73,8 +73,8 @@ def _decile_recall(deciles) -> bytes | None:
     ticks = [f"{decile['min_train_count']}-{decile['max_train_count']}" for decile in deciles]
     axes.set_xticks(range(len(ticks)), ticks, rotation=45, ha="right")
     axes.set(
-        xlabel="training documents of a label: ten parts of the labels, most frequent first",
-        ylabel="found among the first k, %",
+        xlabel="training documents per label (tenths of the labels, most frequent first)",
+        ylabel="recall among the best k, %",
         ylim=(-2, 102),
     )
     axes.legend(fontsize="small")

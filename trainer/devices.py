@@ -1,0 +1,45 @@
+"""What the machine can do: whether there is an accelerator, and whether bfloat16 is fast on it."""
+
+import time
+
+import torch
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+
+
+def has_accelerator() -> bool:
+    """Whether PyTorch can use a GPU, an NPU, a TPU, ..."""
+    return torch.accelerator.is_available() or is_torch_xla_available()
+
+
+def is_bfloat16_native(use_cpu: bool = False) -> bool:
+    """
+    Whether the device computes in bfloat16 instead of emulating it: a GPU that supports it, or a processor with AVX512-BF16 or
+    AMX (x86), or with the bfloat16 instructions of Arm.
+
+    Args:
+        use_cpu (`bool`, defaults to `False`): ask for the processor although there is an accelerator.
+    """
+    if has_accelerator() and not use_cpu:
+        return is_torch_xla_available() or is_torch_bf16_gpu_available()
+    abilities = torch.cpu.get_capabilities()
+    return any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16", "sve_bf16"))
+
+
+def bfloat16_slowdown(size: int = 512, repeats: int = 7) -> float:
+    """
+    Measure how many times as long as in float32 a product of two matrices takes in bfloat16 on this processor: below 1 where
+    it has the instructions, far above where it emulates them. Takes milliseconds, or up to some seconds where it is slow.
+
+    Args:
+        size (`int`, defaults to 512): rows and columns of the matrices.
+        repeats (`int`, defaults to 7): measurements of each; the fastest counts, because other programs only slow one down.
+    """
+    matrices = {dtype: torch.ones(size, size, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    fastest = dict.fromkeys(matrices, float("inf"))
+    for repeat in range(repeats + 1):
+        for dtype, matrix in matrices.items():
+            start = time.perf_counter()
+            matrix @ matrix
+            if repeat:  # the first one prepares
+                fastest[dtype] = min(fastest[dtype], time.perf_counter() - start)
+    return fastest[torch.bfloat16] / fastest[torch.float32]

@@ -1,0 +1,89 @@
+"""Collects during a run what its model card tells."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from transformers import TrainerCallback
+
+from .model_card_text import split_metrics
+
+
+class Measurement(NamedTuple):
+    """
+    What one evaluation or prediction measured.
+
+    Attributes:
+        step (`int`): global step of the model that was measured.
+        during_training (`bool`): whether the training went on afterwards.
+        metrics (`dict[str, float]`): as the trainer logs them (`eval_...`, `test_...`).
+        deciles (`list[dict]`, *optional*): `StreamingMetrics.deciles()`, for the picture of recall by label frequency.
+    """
+
+    step: int
+    during_training: bool
+    metrics: dict[str, float]
+    deciles: list[dict[str, float]] | None
+
+
+class ModelCardCallback(TrainerCallback):
+    """
+    Keeps what was measured of a model, and when, until a card is written.
+
+    Args:
+        trainer (`SepMldcTrainer`): whose `last_metrics` give the picture of a measurement.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.measurements: list[Measurement] = []
+        self.is_training = self.was_trained = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.is_training = self.was_trained = True
+        # A resumed run knows from its history what was measured before.
+        self.measurements = [
+            Measurement(entry["step"], True, entry, None) for entry in state.log_history if split_metrics(entry)
+        ]
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.is_training = False
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        self._keep(state, metrics or {})
+
+    def on_predict(self, args, state, control, metrics=None, **kwargs):
+        self._keep(state, metrics or {})
+
+    def _keep(self, state, metrics: Mapping[str, float]) -> None:
+        if not split_metrics(metrics):
+            return
+        try:
+            deciles = self.trainer.last_metrics.deciles()
+        except ValueError:  # no label counts, or metrics of the user's own
+            deciles = None
+        self.measurements.append(Measurement(state.global_step, self.is_training, dict(metrics), deciles))
+
+    def card_of(self, state, args) -> dict[str, Any]:
+        """
+        What was measured of the model as it is now: `metrics`, `metric_note` (when) and `deciles`, for `save_model_card`.
+
+        These are the measurements after the training, or else those of the last step, or of the best step where the trainer has
+        loaded the best model.
+        """
+        measured = [m for m in self.measurements if not m.during_training]
+        note = "after training" if self.was_trained else None
+        if self.is_training or not measured:
+            measured = [m for m in self.measurements if m.during_training]
+            steps = [m.step for m in measured]
+            if not steps:
+                return {"metrics": {}, "metric_note": None, "deciles": None}
+            best = args.load_best_model_at_end and not self.is_training and state.best_global_step in steps
+            step = state.best_global_step if best else steps[-1]
+            measured, note = [m for m in measured if m.step == step], f"at step {step}"
+        metrics: dict[str, float] = {}
+        for measurement in measured:
+            metrics.update(measurement.metrics)
+        pictures = [m for m in measured if m.deciles]
+        # The picture of the test documents, if there is one, else the latest.
+        pictures.sort(key=lambda m: "test" in split_metrics(m.metrics))
+        return {"metrics": metrics, "metric_note": note, "deciles": pictures[-1].deciles if pictures else None}

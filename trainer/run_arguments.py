@@ -1,0 +1,316 @@
+"""The arguments of `examples/run_mldc.py`, in groups by what they control, and the checks that need nothing but them."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .devices import has_accelerator, is_bfloat16_native
+from .thresholds import check_threshold_settings
+from .training_arguments import SepMldcTrainingArguments
+
+
+# Names of version 0.1.
+FORMER_NAMES = {
+    "pseudo_samples_file": "pseudo_documents_file",
+    "lexical_features": "num_lexical_features",
+}
+
+
+@dataclass
+class ModelArguments:
+    """Which encoder, and which head on it."""
+
+    _argument_group_name = "Model"
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "A text encoder (Hub name, folder, or package:NAME/FOLDER for one inside a Python package), or a trained "
+            "SEP-MLDC checkpoint to train further, evaluate or run. Required."
+        },
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub model."})
+    pooling: str = field(default="mean", metadata={"help": "'mean' or 'cls'.", "choices": ["mean", "cls"]})
+    classification_loss: str = field(
+        default="bce", metadata={"help": "Loss of Eq. 19.", "choices": ["bce", "softmax", "bce+softmax"]}
+    )
+    classifier: str = field(
+        default="mlp+similarity",
+        metadata={"help": "Kind of head. 'mlp' is the paper's.", "choices": ["mlp", "similarity", "mlp+similarity"]},
+    )
+    classifier_dropout: float = field(default=0.5, metadata={"help": "Dropout probability of the head."})
+    classifier_bias_init: str = field(
+        default="prior",
+        metadata={
+            "help": "'prior' initializes the bias of each label with its log-odds in the training documents.",
+            "choices": ["zero", "prior"],
+        },
+    )
+    label_attention: bool = field(default=True, metadata={"help": "Label-guided feature selection (Eq. 16-18)."})
+    freeze_layers: int = field(
+        default=0, metadata={"help": "Number of lowest encoder layers, with the embeddings, that are not trained."}
+    )
+    backbone_dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Dropout probability inside the encoder. Defaults to the encoder's own. With 0, training on a CPU is much "
+            "faster."
+        },
+    )
+    encoder_max_length: int | None = field(
+        default=None,
+        metadata={"help": "Maximum number of tokens that the encoder reads. Lexical scores read `max_length` tokens."},
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "'sdpa', 'flash_attention_2', 'eager', ... Defaults to the encoder's own."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which documents."""
+
+    _argument_group_name = "Documents"
+
+    train_file: list[str] | None = field(
+        default=None, metadata={"help": "csv, tsv, json, jsonl or parquet, each also .gz or .zst."}
+    )
+    validation_file: list[str] | None = field(default=None, metadata={"help": "As `train_file`."})
+    test_file: list[str] | None = field(default=None, metadata={"help": "As `train_file`."})
+    dataset_name: str | None = field(default=None, metadata={"help": "A data set of the Hub, instead of files."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    data_format: str = field(
+        default="auto",
+        metadata={
+            "help": "'auto' (by file extension), or a format of the paper's data sets: 'aapd', 'rcv1', 'eurlex'."
+        },
+    )
+    text_columns: list[str] = field(
+        default_factory=lambda: ["text"], metadata={"help": "Columns of the text, joined by a blank."}
+    )
+    id_column: str | None = field(default=None, metadata={"help": "Column of document ids, for predictions.jsonl."})
+    max_length: int | None = field(default=None, metadata={"help": "Maximum number of tokens per document."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first documents only."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate and predict the first documents only."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training documents from their files whenever they are needed, for files larger than memory and "
+            "disk cache. They are read once before training to count labels. Needs `max_steps`."
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=10_000,
+        metadata={"help": "Number of documents among which a stream is shuffled. 0 keeps its order."},
+    )
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Number of tokenizing processes."})
+
+
+@dataclass
+class LabelArguments:
+    """Which labels, and what they mean."""
+
+    _argument_group_name = "Labels"
+
+    label_column: list[str] = field(
+        default_factory=lambda: ["labels"],
+        metadata={"help": "A column of label lists or joined labels, or several 0/1 columns."},
+    )
+    label_delimiter: str | None = field(default=None, metadata={"help": "Separator of labels joined in one text."})
+    label_list_file: str | None = field(
+        default=None, metadata={"help": "Label names, one per line. Defaults to those of the training documents."}
+    )
+    label_descriptions_file: str | None = field(
+        default=None, metadata={"help": "json, jsonl or csv of `label` and `description`: what the labels mean."}
+    )
+    pseudo_documents_file: str | None = field(
+        default=None,
+        metadata={"help": "jsonl of `text` and `labels`: documents written by a language model for rare labels."},
+    )
+
+
+@dataclass
+class ThresholdArguments:
+    """Which of the ranked labels are assigned."""
+
+    _argument_group_name = "Thresholds"
+
+    tune_thresholds: bool = field(
+        default=True, metadata={"help": "Tune decision thresholds on the validation documents after training."}
+    )
+    threshold_objective: str = field(
+        default="f1",
+        metadata={
+            "help": "What thresholds maximize: 'f1' (mean of micro and macro F1), 'macro', 'micro', or 'precision:0.9'."
+        },
+    )
+    score_calibration: str | None = field(
+        default=None, metadata={"help": "Also calibrate probabilities: 'temperature' or 'platt'."}
+    )
+
+
+@dataclass
+class LexicalArguments:
+    """Scores of words beside those of the encoder."""
+
+    _argument_group_name = "Lexical scores"
+
+    lexical_scores: bool = field(
+        default=False,
+        metadata={
+            "help": "After training, add a sparse linear classifier on the tokens of a document, weighted on the validation "
+            "documents. Time and memory grow with training documents times labels."
+        },
+    )
+    num_lexical_features: int = field(default=300, metadata={"help": "Number of token weights kept per label."})
+
+
+@dataclass
+class ReportArguments:
+    """What a run tells."""
+
+    _argument_group_name = "Report"
+
+    baselines: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Also train and report a majority and a linear TF-IDF baseline. Defaults to yes where that takes less than "
+            "a tenth of the training time."
+        },
+    )
+    num_examples: int = field(default=2, metadata={"help": "Number of test documents shown with their labels."})
+    language: str | None = field(
+        default=None, metadata={"help": "Language of the documents, for the model card: en, de, ..."}
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "License of the checkpoint, for the model card: apache-2.0, ..."}
+    )
+
+
+@dataclass
+class RunArguments:
+    """How the run itself behaves."""
+
+    _argument_group_name = "Run"
+
+    dry_run: bool = field(default=False, metadata={"help": "Check everything, say what would be done, and stop."})
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after this number of evaluations without a better `metric_for_best_model`."},
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Allow an output folder that holds a run."})
+
+
+ARGUMENT_GROUPS = (
+    ModelArguments,
+    DataArguments,
+    LabelArguments,
+    ThresholdArguments,
+    LexicalArguments,
+    ReportArguments,
+    RunArguments,
+    SepMldcTrainingArguments,
+)
+
+
+def run_defaults(named: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Defaults of a run that depend on the machine and on what the user named: the device, the precision, how often the loss is
+    logged, and what early stopping needs.
+
+    Args:
+        named (`dict[str, Any]`): the arguments that the user named; they win.
+    """
+    use_cpu = named.get("use_cpu", not has_accelerator())
+    defaults: dict[str, Any] = {"use_cpu": use_cpu, "logging_steps": 0.02}
+    if not any(named.get(name) for name in ("fp16", "fp16_full_eval", "bf16_full_eval")):
+        defaults["bf16"] = is_bfloat16_native(use_cpu)
+    evaluates = named.get("eval_strategy", "no")
+    if named.get("early_stopping_patience") is not None and evaluates != "no":
+        defaults |= {"save_strategy": evaluates, "load_best_model_at_end": True}
+        if "eval_steps" in named:
+            defaults["save_steps"] = named["eval_steps"]
+        if named.get("save_strategy", evaluates) != evaluates:
+            defaults["load_best_model_at_end"] = False
+    return defaults
+
+
+def check_arguments(
+    model: ModelArguments,
+    data: DataArguments,
+    labels: LabelArguments,
+    thresholds: ThresholdArguments,
+    lexical: LexicalArguments,
+    report: ReportArguments,
+    run: RunArguments,
+    args: SepMldcTrainingArguments,
+) -> None:
+    """
+    Check what can be checked without reading anything.
+
+    Raises:
+        ValueError: a value out of its range, or arguments that exclude each other.
+    """
+    if not model.model_name_or_path:
+        raise ValueError("No encoder is named. Name a Hub model or a folder with `--model_name_or_path`.")
+    whole: list[tuple[Any, str, int, str]] = [
+        (data, "max_length", 1, "Leave it out to use the encoder's own."),
+        (data, "max_train_samples", 1, "Leave it out to use all documents."),
+        (data, "max_eval_samples", 1, "Leave it out to use all documents."),
+        (data, "preprocessing_num_workers", 1, "Leave it out to use this process alone."),
+        (data, "shuffle_buffer_size", 0, "Use 0 to keep the order of the files."),
+        (model, "freeze_layers", 0, "Use 0 to train all layers."),
+        (model, "encoder_max_length", 1, "Leave it out to use `max_length`."),
+        (lexical, "num_lexical_features", 1, "Leave out `--lexical_scores` to have none."),
+        (report, "num_examples", 0, "Use 0 to show none."),
+        (run, "early_stopping_patience", 1, "Leave it out to train to the end."),
+    ]
+    for group, name, least, remedy in whole:
+        _check_range(
+            group, name, lambda value, least=least: value >= least, f"a whole number of at least {least}", remedy
+        )
+    for name in ("classifier_dropout", "backbone_dropout"):
+        _check_range(
+            model, name, lambda value: 0 <= value < 1, "a probability of at least 0 and below 1", "Use 0 for none."
+        )
+    check_threshold_settings(thresholds.threshold_objective, None, thresholds.score_calibration)
+    if run.early_stopping_patience is not None and args.eval_strategy == "no":
+        raise ValueError(
+            f"`--early_stopping_patience` is {run.early_stopping_patience}, but nothing is evaluated during training. Add "
+            "`--eval_strategy epoch`, or leave it out."
+        )
+    if not (args.do_train or args.do_eval or args.do_predict or run.dry_run):
+        raise ValueError("There is nothing to do. Add `--do_train`, `--do_eval`, `--do_predict` or `--dry_run`.")
+    if data.streaming:
+        _check_streaming(data, labels, lexical, report, args)
+
+
+def _check_range(group: Any, name: str, rule: Callable[[float], bool], wanted: str, remedy: str) -> None:
+    value = getattr(group, name)
+    if value is not None and not (math.isfinite(value) and rule(value)):
+        raise ValueError(f"`--{name}` is {value}, but it must be {wanted}. {remedy}")
+
+
+def _check_streaming(data, labels, lexical, report, args) -> None:
+    if args.do_train and args.max_steps <= 0:
+        raise ValueError(
+            "`--streaming` does not know the number of documents. Say how long to train with `--max_steps`."
+        )
+    if data.dataset_name:
+        raise ValueError("`--streaming` reads files, but `--dataset_name` names a data set of the Hub. Use its files.")
+    for name, named in (
+        ("baselines", report.baselines),
+        ("pseudo_documents_file", labels.pseudo_documents_file),
+        ("group_by_label_set", args.group_by_label_set),
+        ("lexical_scores", lexical.lexical_scores),
+    ):
+        if named:
+            further = (
+                ", or write the pseudo-documents into the training files" if name == "pseudo_documents_file" else ""
+            )
+            raise ValueError(
+                f"`--{name}` needs all training documents at once, which `--streaming` never has. Leave one of the two out{further}."
+            )

@@ -1,0 +1,132 @@
+"""What a run leaves in its output folder: results, predictions and tables, each written whole or not at all."""
+
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .files import atomic_write, write_csv
+
+
+def check_output_folder(folder: str | os.PathLike, files: Iterable[str] = ()) -> None:
+    """
+    Check that a folder takes output, before anything is computed for it. It is made if it is missing.
+
+    Args:
+        folder (path): the output folder.
+        files (`Iterable[str]`): names that will be written into it.
+
+    Raises:
+        OSError: the folder is a file or cannot be written, one of `files` is a directory, or anything in the folder is a pipe or
+            a device, which would never let go of the writer.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise OSError(f"The output folder {os.fspath(folder)!r} is a file. Choose another `output_dir`.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        raise OSError(
+            f"The output folder {os.fspath(folder)!r} cannot be written ({error.strerror or error}). Choose another `output_dir`."
+        ) from None
+    for name in files:
+        if (path / name).is_dir():
+            raise OSError(f"{path / name} is a folder, but a file of that name will be written. Rename the folder.")
+    for entry in path.iterdir():
+        try:
+            mode = entry.stat().st_mode
+        except OSError:  # a link to nothing: writing makes its target
+            continue
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise OSError(
+                f"{entry} is a device or a pipe, but must be a file. Remove it, or choose another `output_dir`."
+            )
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write a value as indented JSON with sorted keys."""
+    with atomic_write(path) as file:
+        json.dump(value, file, indent=4, sort_keys=True, ensure_ascii=False, default=float)
+
+
+def save_metrics(folder: str | os.PathLike, split: str, metrics: Mapping[str, Any], combined: bool = True) -> None:
+    """
+    Write `{split}_results.json` and add the metrics to `all_results.json`, as `Trainer.save_metrics` does, but whole or not at
+    all. An `all_results.json` that holds no JSON object (cut by a full disk or a kill) is replaced.
+
+    Args:
+        folder (path): the output folder.
+        split (`str`): `"train"`, `"eval"`, `"test"`, ...
+        metrics (`dict[str, float]`): what training, evaluation or prediction returned.
+        combined (`bool`, defaults to `True`): also update `all_results.json`.
+    """
+    write_json(Path(folder) / f"{split}_results.json", dict(metrics))
+    if not combined:
+        return
+    path = Path(folder) / "all_results.json"
+    try:
+        former = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        former = {}
+    write_json(path, {**(former if isinstance(former, dict) else {}), **metrics})
+
+
+def write_per_label_metrics(folder: str | os.PathLike, metrics: Any, labels: Sequence[str]) -> None:
+    """
+    Write `per_label_metrics.csv`.
+
+    Args:
+        folder (path): the output folder.
+        metrics ([`~trainer.metrics.StreamingMetrics`]): of an evaluation, such as `trainer.last_metrics`.
+        labels (`list[str]` of length `num_labels`): names.
+    """
+    columns = metrics.per_label()
+    names = [n for n in ("train_count", "support", "precision", "recall", "f1", "threshold") if n in columns]
+    rows = ([label, *(round(float(columns[name][i]), 6) for name in names)] for i, label in enumerate(labels))
+    write_csv(Path(folder) / "per_label_metrics.csv", ["label", *names], rows)
+
+
+def write_predictions(
+    path: str | os.PathLike,
+    scores,
+    indices,
+    labels: Sequence[str],
+    thresholds: Sequence[float] | None = None,
+    ids: Sequence[Any] | None = None,
+    gold: Iterable[Sequence[str]] | None = None,
+    top_k: int | None = None,
+) -> None:
+    """
+    Write predictions as JSON Lines, one document per line: `id`, `labels` (the best ones with their scores), `assigned` (the
+    names of those that reach their threshold) and `gold` (the labels of the document, if they are known).
+
+    Args:
+        path (path): the file.
+        scores, indices (arrays of shape `(num_documents, k)`): probabilities and label ids, best first, as `predict` returns them.
+        labels (`list[str]` of length `num_labels`): names.
+        thresholds (`list[float]` of length `num_labels`, *optional*): without them nothing is assigned.
+        ids (`list`, *optional*): of the documents; their numbers from 0 on if not given.
+        gold (iterable of `list[str]`, *optional*): labels of each document.
+        top_k (`int`, *optional*): number of labels in `labels`; all k if not given. `assigned` is chosen among all k.
+    """
+    ids = range(len(scores)) if ids is None else list(ids)
+    gold = None if gold is None else iter(gold)
+    with atomic_write(path) as file:
+        for identity, row_scores, row_indices in zip(ids, scores, indices):
+            ranked = [
+                {"label": labels[index], "score": round(float(score), 6)}
+                for score, index in zip(row_scores[:top_k], row_indices[:top_k])
+            ]
+            row: dict[str, Any] = {"id": identity, "labels": ranked}
+            if thresholds is not None:
+                reached = (i for score, i in zip(row_scores, row_indices) if score >= thresholds[i])
+                row["assigned"] = [labels[i] for i in reached]
+            if gold is not None:
+                row["gold"] = list(next(gold))
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
