@@ -30,6 +30,8 @@ _MODULES = {
     "inverse_propensities": ".metrics",
     "ranking_metrics": ".metrics",
     "tune_thresholds": ".thresholds",
+    "RecommendedSettings": ".recipes",
+    "recommend_settings": ".recipes",
     "compare_logits": ".export",
     "export_onnx": ".export",
     "load_onnx": ".export",
@@ -37,6 +39,8 @@ _MODULES = {
 }
 __getattr__, __dir__ = attach(__name__, _MODULES)
 __all__ = [
+    "RecommendedSettings",
+    "recommend_settings",
     "LogitBatch",
     "SepMldcDataCollator",
     "SepMldcTrainer",
@@ -74,6 +78,7 @@ if TYPE_CHECKING:
     from .export import compare_logits, export_onnx, load_onnx, quantize_int8
     from .losses import document_contrastive_loss, document_similarity, label_contrastive_loss, label_similarity
     from .metrics import StreamingMetrics, inverse_propensities, ranking_metrics
+    from .recipes import RecommendedSettings, recommend_settings
     from .sep_mldc_trainer import LogitBatch, SepMldcTrainer
     from .thresholds import tune_thresholds
     from .training_arguments import SepMldcTrainingArguments

@@ -5,12 +5,24 @@ One place decides what a user gets without naming a setting. The rules come from
 three data sets at 300 to 6,000 documents, chosen on validation data. See docs/settings.md for the measurements.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 
 RECIPES = ("best", "fast", "paper")
+PAPER = "the paper's"
+# From this number of labels on, the classifier is label similarity alone.
+MANY_LABELS = 1000
+# Up to this number of documents, batches are small.
+SMALL = 2000
+FEWEST_STEPS = 300
+EVALUATIONS = 6
+# With fewer validation documents, choosing a checkpoint by them is noise.
+ENOUGH_VALIDATION = 300
 # Which settings belong to the model (`SepMldcConfig`, `from_backbone`); all others are training arguments or steps of `run_mldc.py`.
 MODEL_SETTINGS = (
     "pooling",
@@ -19,8 +31,9 @@ MODEL_SETTINGS = (
     "classifier_dropout",
     "classifier_bias_init",
     "label_attention",
+    "encoder_max_length",
 )
-PIPELINE_SETTINGS = ("max_length", "freeze_layers", "backbone_dropout", "lexical_scores", "early_stopping_patience")
+PIPELINE_SETTINGS = ("freeze_layers", "backbone_dropout", "lexical_scores", "early_stopping_patience")
 
 
 @dataclass(frozen=True)
@@ -76,3 +89,177 @@ class RecommendedSettings(Mapping[str, Any]):
             (name, str(named[name]), "named by the user") if name in named else (name, str(setting.value), setting.why)
             for name, setting in self.settings.items()
         ]
+
+
+def recommend_settings(
+    num_documents: int,
+    num_labels: int,
+    *,
+    document_lengths: Sequence[int] | np.ndarray | None = None,
+    num_validation_documents: int = 0,
+    num_layers: int = 12,
+    max_tokens: int = 512,
+    device: str = "cpu",
+    bf16: bool = False,
+    recipe: str = "best",
+) -> RecommendedSettings:
+    r"""
+    Settings for a training run, as a pure function of the size of the data and the abilities of the device.
+
+    Args:
+        num_documents (`int`): training documents, without pseudo-documents.
+        num_labels (`int`): number of labels.
+        document_lengths (`Sequence[int]`, *optional*): lengths of training documents, in tokens. A sample is enough.
+        num_validation_documents (`int`, defaults to 0): documents with labels that are not trained on.
+        num_layers (`int`, defaults to 12): layers of the encoder.
+        max_tokens (`int`, defaults to 512): how many tokens the encoder can read.
+        device (`str`, defaults to `"cpu"`): `"cpu"`, or a type of accelerator such as `"cuda"`.
+        bf16 (`bool`, defaults to `False`): whether the device computes in bfloat16 without emulation.
+        recipe (`str`, defaults to `"best"`): `"best"`; `"fast"`, which trains the classifier on embeddings that are computed once; or
+            `"paper"`, the settings of the SEP-MLDC paper.
+
+    Returns:
+        [`RecommendedSettings`]: values and reasons. Its `model` and `training` are keyword arguments of `from_backbone` and
+        `SepMldcTrainingArguments`.
+
+    Raises:
+        ValueError: a number that is too small, or an unknown recipe.
+
+    Example:
+
+    ```python
+    >>> settings = recommend_settings(num_documents=1000, num_labels=400, num_validation_documents=100)
+    >>> settings["classifier"], settings["num_train_epochs"], settings["freeze_layers"]
+    ('mlp+similarity', 11.1, 8)
+    >>> settings.settings["freeze_layers"].why
+    'two thirds of the layers on a CPU: a third of the time for about one point of nDCG@5'
+
+    ```
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"`recipe` is {recipe!r}, but it must be one of {', '.join(map(repr, RECIPES))}.")
+    for name, value in (("num_documents", num_documents), ("num_labels", num_labels), ("num_layers", num_layers)):
+        if value < 1:
+            raise ValueError(f"`{name}` is {value}, but it must be at least 1.")
+    settings = _model_settings(num_labels, recipe)
+    settings |= _encoder_settings(document_lengths, num_layers, max_tokens, device, recipe)
+    settings |= _optimizer_settings(num_documents, num_labels, device, recipe, settings)
+    settings |= _validation_settings(num_documents, num_validation_documents, recipe, settings)
+    settings["bf16"] = Setting(bf16, "the device computes in bfloat16" if bf16 else "bfloat16 would be emulated")
+    return RecommendedSettings(recipe, settings)
+
+
+def _model_settings(num_labels: int, recipe: str) -> dict[str, Setting]:
+    if recipe == "paper":
+        return {
+            "classifier": Setting("mlp", PAPER),
+            "classification_loss": Setting("bce", f"{PAPER}, Eq. 19 read as binary cross-entropy"),
+            "classifier_dropout": Setting(0.5, PAPER),
+            "classifier_bias_init": Setting("zero", PAPER),
+            "label_attention": Setting(True, f"{PAPER}, Eq. 16-18"),
+            "label_encoding": Setting("encoder", f"{PAPER}, Eq. 5"),
+            "label_loss_weight": Setting(0.01, f"{PAPER}, β of Eq. 21"),
+            "document_loss_weight": Setting(0.01, f"{PAPER}, γ of Eq. 21"),
+            "lexical_scores": Setting(False, "not in the paper"),
+        }
+    many = num_labels >= MANY_LABELS and recipe == "best"
+    return {
+        "classifier": Setting("similarity", f"from {MANY_LABELS:,} labels: +0.5 to +2 points of nDCG@5")
+        if many
+        else Setting("mlp+similarity", "ahead of either part alone for fewer labels"),
+        "classification_loss": Setting(
+            "bce+decoupled_softmax", "best P@1 at every size, and calibrated probabilities"
+        ),
+        "classifier_dropout": Setting(
+            *(0.2, "goes with `similarity`") if many else (0.5, "goes with `mlp+similarity`")
+        ),
+        "classifier_bias_init": Setting("prior", "no step is spent on learning how rare the labels are"),
+        "label_attention": Setting(True, "+0.8 points of PSP@5 and +1.3 of macro F1"),
+        "label_encoding": Setting("embedding", "as good as encoding label texts in each step, and faster"),
+        "label_loss_weight": Setting(0.0, "no effect at any weight with this classifier"),
+        "document_loss_weight": Setting(0.0, "no effect at any weight with this classifier"),
+        "lexical_scores": Setting(True, "ahead of the encoder alone and of a linear model at every size"),
+    }
+
+
+def _encoder_settings(
+    lengths: Sequence[int] | np.ndarray | None, num_layers: int, max_tokens: int, device: str, recipe: str
+) -> dict[str, Setting]:
+    limit = min(max_tokens, 256 if device == "cpu" else 512)
+    if lengths is None or not len(lengths):
+        length = Setting(limit, "the lengths of the documents are not known")
+    else:
+        # Multiples of 32: nearby data sets get the same shapes.
+        needed = 32 * math.ceil(float(np.quantile(np.asarray(lengths), 0.95)) / 32)
+        why = f"95% of the documents have at most {needed} tokens"
+        length = Setting(max(min(needed, limit), 32), why if needed <= limit else f"the limit on {device}; {why}")
+    if recipe == "fast":
+        frozen = Setting(num_layers, "embeddings are computed once")
+    elif device == "cpu" and recipe == "best":
+        frozen = Setting(
+            2 * num_layers // 3, "two thirds of the layers on a CPU: a third of the time for about one point of nDCG@5"
+        )
+    else:
+        frozen = Setting(0, PAPER if recipe == "paper" else "all layers are trained on an accelerator")
+    return {
+        "encoder_max_length": length,
+        "freeze_layers": frozen,
+        "backbone_dropout": Setting(None, "the encoder's own")
+        if recipe == "paper"
+        else Setting(0.0, "no effect on quality; attention is faster without"),
+    }
+
+
+def _optimizer_settings(
+    num_documents: int, num_labels: int, device: str, recipe: str, settings: Mapping[str, Setting]
+) -> dict[str, Setting]:
+    if recipe == "paper":
+        return {
+            "learning_rate": Setting(5e-5, PAPER),
+            "head_learning_rate": Setting(5e-5, PAPER),
+            "per_device_train_batch_size": Setting(32, "not in the paper"),
+            "num_train_epochs": Setting(10.0, "not in the paper"),
+            "warmup_steps": Setting(0.1, "not in the paper"),
+            "weight_decay": Setting(0.01, "not in the paper"),
+        }
+    batch = 16 if num_documents <= SMALL else 32
+    if recipe == "fast":
+        epochs = min(max(850 / math.sqrt(num_documents), 5), 40)
+    else:
+        # Below 3 epochs only for more documents than were measured.
+        fewest = min(3.0, max(1.0, 90_000 / num_documents))
+        epochs = min(max(350 / math.sqrt(num_documents) * (num_labels / 400) ** 0.25, fewest), 20)
+        epochs = max(epochs, FEWEST_STEPS * batch / num_documents)
+    similarity = settings["classifier"].value == "similarity"
+    partly_frozen = device == "cpu" and num_documents <= 1000
+    return {
+        "num_train_epochs": Setting(round(epochs, 1), "fewer for many documents, more for many labels"),
+        "per_device_train_batch_size": Setting(batch, f"{'up to' if batch == 16 else 'above'} {SMALL:,} documents"),
+        "learning_rate": Setting(
+            2e-4 if partly_frozen else 1e-4, "few documents, lower layers frozen" if partly_frozen else "flat optimum"
+        ),
+        "head_learning_rate": Setting(3e-3 if similarity else 1e-3, f"goes with `{settings['classifier'].value}`"),
+        "warmup_steps": Setting(0.1, "a tenth of the steps"),
+        "weight_decay": Setting(0.01, "not sensitive"),
+    }
+
+
+def _validation_settings(
+    num_documents: int, num_validation_documents: int, recipe: str, settings: Mapping[str, Setting]
+) -> dict[str, Setting]:
+    batch = settings["per_device_train_batch_size"].value
+    steps = math.ceil(settings["num_train_epochs"].value * math.ceil(num_documents / batch))
+    every = max(math.ceil(steps / EVALUATIONS), 1)
+    logging = Setting(max(steps // 50, 1), "2% of the run")
+    if num_validation_documents < ENOUGH_VALIDATION:
+        why = f"below {ENOUGH_VALIDATION} validation documents, the last weights are as good as the best"
+        return {"eval_strategy": Setting("no", why), "save_strategy": Setting("no", why), "logging_steps": logging}
+    return {
+        "eval_strategy": Setting("steps", f"{EVALUATIONS} evaluations"),
+        "eval_steps": Setting(every, f"{EVALUATIONS} evaluations"),
+        "save_strategy": Setting("steps", "as `eval_strategy`"),
+        "save_steps": Setting(every, "as `eval_steps`"),
+        "save_total_limit": Setting(2, "the best and the last checkpoint"),
+        "load_best_model_at_end": Setting(True, "up to one point of nDCG@5 where a model overfits"),
+        "logging_steps": logging,
+    }

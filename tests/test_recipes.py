@@ -1,0 +1,99 @@
+"""Recommended settings are a pure function of the data and the device, and every one of them is an argument that exists."""
+
+import dataclasses
+import inspect
+
+import numpy as np
+import pytest
+
+from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
+from trainer import SepMldcTrainingArguments, recommend_settings
+from trainer.recipes import ENOUGH_VALIDATION, FEWEST_STEPS, MANY_LABELS, RECIPES
+
+
+SIZES = [(30, 3), (300, 76), (1110, 10), (3000, 427), (6000, 3201), (22_713, 76), (328_774, 20_559)]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_setting_is_an_argument_that_exists_and_has_a_reason(size, recipe, device, tmp_path):
+    settings = recommend_settings(*size, device=device, recipe=recipe, num_validation_documents=500)
+    config_fields = {field.name for field in dataclasses.fields(SepMldcConfig)}
+    named = set(inspect.signature(SepMldcForMultiLabelClassification.from_backbone).parameters)
+    assert set(settings.model) <= config_fields | named
+    SepMldcConfig(**{name: value for name, value in settings.model.items() if name in config_fields})
+    args = SepMldcTrainingArguments(str(tmp_path), use_cpu=True, **{**settings.training, "bf16": False})
+    assert args.num_train_epochs >= 1
+    assert all(reason for _, _, reason in settings.rows())
+    assert recommend_settings(*size, device=device, recipe=recipe, num_validation_documents=500) == settings
+
+
+def test_more_documents_need_fewer_epochs_and_more_labels_need_more():
+    epochs = [recommend_settings(n, 400)["num_train_epochs"] for n in (300, 1000, 3000, 10_000, 100_000, 1_000_000)]
+    assert epochs == sorted(epochs, reverse=True) and epochs[0] <= 20 and epochs[-1] == 1
+    assert recommend_settings(6000, 3201)["num_train_epochs"] > recommend_settings(6000, 76)["num_train_epochs"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_run_is_shorter_than_the_fewest_steps(size):
+    settings = recommend_settings(*size)
+    steps = settings["num_train_epochs"] * size[0] / settings["per_device_train_batch_size"]
+    assert steps >= 0.98 * FEWEST_STEPS  # epochs are rounded
+
+
+def test_the_length_covers_most_documents_within_what_device_and_encoder_can_read():
+    lengths = np.arange(1, 101)
+    assert recommend_settings(100, 5, document_lengths=lengths)["encoder_max_length"] == 96
+    long = 40 * lengths
+    assert recommend_settings(100, 5, document_lengths=long)["encoder_max_length"] == 256
+    assert recommend_settings(100, 5, document_lengths=long, device="cuda")["encoder_max_length"] == 512
+    assert (
+        recommend_settings(100, 5, document_lengths=long, device="cuda", max_tokens=128)["encoder_max_length"] == 128
+    )
+
+
+def test_the_classifier_and_what_goes_with_it_follow_the_number_of_labels():
+    few, many = recommend_settings(3000, MANY_LABELS - 1), recommend_settings(3000, MANY_LABELS)
+    assert (few["classifier"], few["classifier_dropout"], few["head_learning_rate"]) == ("mlp+similarity", 0.5, 1e-3)
+    assert (many["classifier"], many["classifier_dropout"], many["head_learning_rate"]) == ("similarity", 0.2, 3e-3)
+
+
+def test_layers_are_frozen_on_a_cpu_and_all_of_them_in_the_fast_recipe():
+    assert recommend_settings(3000, 76, num_layers=6)["freeze_layers"] == 4
+    assert recommend_settings(3000, 76, num_layers=6, device="cuda")["freeze_layers"] == 0
+    assert recommend_settings(3000, 76, num_layers=6, device="cuda", recipe="fast")["freeze_layers"] == 6
+
+
+def test_few_validation_documents_choose_no_checkpoint():
+    few = recommend_settings(3000, 76, num_validation_documents=ENOUGH_VALIDATION - 1)
+    assert few["eval_strategy"] == "no" and "load_best_model_at_end" not in few
+    enough = recommend_settings(3000, 76, num_validation_documents=ENOUGH_VALIDATION)
+    assert enough["load_best_model_at_end"] and enough["eval_steps"] == enough["save_steps"]
+
+
+def test_the_recipe_of_the_paper_has_its_settings():
+    paper = recommend_settings(10_000, 54, recipe="paper", device="cuda")
+    assert paper["classifier"] == "mlp" and paper["classifier_dropout"] == 0.5 and paper["learning_rate"] == 5e-5
+    assert paper["label_loss_weight"] == paper["document_loss_weight"] == 0.01
+    assert not paper["lexical_scores"] and paper["freeze_layers"] == 0
+
+
+def test_what_the_user_named_wins_and_is_said_to():
+    rows = {name: (value, why) for name, value, why in recommend_settings(3000, 76).rows({"learning_rate": 3e-5})}
+    assert rows["learning_rate"] == ("3e-05", "named by the user")
+    assert rows["head_learning_rate"][0] == "0.001"
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"num_documents": 0}, "`num_documents` is 0"),
+        ({"num_labels": 0}, "`num_labels` is 0"),
+        ({"num_layers": 0}, "`num_layers` is 0"),
+        ({"recipe": "quick"}, "`recipe` is 'quick', but it must be one of 'best', 'fast', 'paper'"),
+    ],
+)
+def test_impossible_sizes_and_unknown_recipes_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        recommend_settings(**{"num_documents": 100, "num_labels": 5, **wrong})
