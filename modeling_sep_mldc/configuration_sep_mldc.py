@@ -4,8 +4,9 @@ import warnings
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from .encoder_sep_mldc import max_tokens
 
 
 # Names of fields in version 0.1 and their names now. The former ones are accepted for one release.
@@ -210,6 +211,15 @@ class SepMldcConfig(PreTrainedConfig):
         """The texts that are encoded as label embeddings, `"{label}: {expansion}"` or the bare name (Eq. 1-2)."""
         descriptions = self.label_descriptions or {}
         return [f"{label}: {descriptions[label]}" if descriptions.get(label) else label for label in self.labels]
+
+    def max_tokens(self, tokenizer: PreTrainedTokenizerBase | None = None) -> int:
+        """
+        Number of tokens of a document that the encoder reads, special tokens included. Lexical scores read all tokens.
+
+        It is the least of the encoder's positions, `encoder_max_length` and the tokenizer's `model_max_length`, and 512 where
+        none of them sets a limit.
+        """
+        return max_tokens(self.backbone_config, tokenizer, self.encoder_max_length)
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """The encoder's configuration (vocabulary size, maximum length, ...)."""

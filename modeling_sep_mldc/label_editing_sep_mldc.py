@@ -119,6 +119,7 @@ class LabelEditingMixin:
         names = [*config.labels, *labels]
         texts = [f"{name}: {text}" if text else name for name, text in labels.items()]
         old = self.label_embeddings.detach().float()
+        max_label_length = min(max_label_length, config.max_tokens(tokenizer))
         new = self.encode_labels(tokenize_label_texts(tokenizer, texts, max_label_length))
         weights = neighbour_weights(new, old)
 

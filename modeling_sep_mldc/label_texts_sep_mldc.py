@@ -12,14 +12,15 @@ def tokenize_label_texts(
     """Token ids of label texts, cut after `max_length` tokens and not padded, with what padding needs later."""
     max_length = min(max_length, tokenizer.model_max_length)
     input_ids = tokenizer(texts, truncation=True, max_length=max_length, padding=False)["input_ids"]
-    return {"input_ids": input_ids, "pad_token_id": tokenizer.pad_token_id or 0}
+    return {"input_ids": input_ids, "pad_token_id": tokenizer.pad_token_id or 0, "max_length": max_length}
 
 
 def pad_label_inputs(label_inputs: dict, indices: list[int], device: torch.device | str = "cpu") -> dict:
     """`{"input_ids", "attention_mask"}` (n, T) of the label texts `indices`, padded to the longest of them."""
     rows = [label_inputs["input_ids"][index] for index in indices]
-    # Multiples of eight keep the number of distinct shapes small (matrix units, compiled graphs).
-    length = 8 * math.ceil(max(len(row) for row in rows) / 8)
+    # Multiples of eight keep the number of distinct shapes small (matrix units, compiled graphs), within the encoder's limit.
+    longest = max(len(row) for row in rows)
+    length = min(8 * math.ceil(longest / 8), max(longest, label_inputs.get("max_length", 8 * longest)))
     input_ids = torch.full((len(rows), length), label_inputs["pad_token_id"])
     attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
     for position, row in enumerate(rows):

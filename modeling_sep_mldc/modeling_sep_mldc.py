@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .classification_loss_sep_mldc import multi_label_loss
 from .configuration_sep_mldc import SepMldcConfig
+from .encoder_sep_mldc import TextEncodingMixin, encoder_class, new_encoder, set_padding_token
 from .label_editing_sep_mldc import LabelEditingMixin
 from .label_table_sep_mldc import LabelTable, attention_weights
 from .label_texts_sep_mldc import tokenize_label_texts
@@ -102,26 +103,7 @@ class SepMldcClassifier(nn.Module):
         return logits
 
 
-def _backbone_class(config: SepMldcConfig) -> type[PreTrainedModel]:
-    try:
-        backbone_class = AutoModel._model_mapping[type(config.backbone_config)]
-    except KeyError:
-        backbone_class = None
-    if not isinstance(backbone_class, type):
-        raise ValueError(
-            f"The backbone has model_type {config.backbone_config.model_type!r}, for which `AutoModel` has no single model. "
-            "Choose a text encoder such as BERT, RoBERTa, DeBERTa-v2 or ModernBERT."
-        )
-    return backbone_class
-
-
-def _without_pooler(backbone_class: type[PreTrainedModel]) -> dict[str, bool]:
-    # A pooler that never runs would be parameters without gradient, which stops DistributedDataParallel.
-    takes_it = "add_pooling_layer" in inspect.signature(backbone_class.__init__).parameters
-    return {"add_pooling_layer": False} if takes_it else {}
-
-
-class SepMldcForMultiLabelClassification(LabelEditingMixin, TopKMixin, PreTrainedModel):
+class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, TopKMixin, PreTrainedModel):
     r"""
     SEP-MLDC: document embedding e_x = f(x), label-guided feature selection and a multi-label classifier.
 
@@ -136,28 +118,30 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, TopKMixin, PreTraine
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+    # As in other composite models: what is asked for is checked by the encoder's class.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
     # The loss is a mean over the batch's documents: the Trainer must divide it by the accumulation steps.
     accepts_loss_kwargs = False
     _auto_class = "AutoModel"
 
     def __init__(self, config: SepMldcConfig):
-        backbone_class = _backbone_class(config)
-        # Which attention implementations are allowed is the backbone's affair; `PreTrainedModel.__init__` reads these.
-        for flag in ("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend"):
-            object.__setattr__(self, flag, getattr(backbone_class, flag, False))
         super().__init__(config)
         if config.num_labels < 1:
             raise ValueError("The configuration has no labels, but one is needed. Give `num_labels` or `id2label`.")
-        self.backbone = AutoModel.from_config(config.backbone_config, **_without_pooler(backbone_class))
+        self.backbone = new_encoder(config.backbone_config)
         self.label_embeddings = nn.Parameter(torch.zeros(config.num_labels, config.hidden_size), requires_grad=False)
         self.classifier = SepMldcClassifier(config)
         self.lexical = None
         if config.num_lexical_features is not None:
             vocab_size = config.get_text_config().vocab_size
             self.lexical = LexicalScores(vocab_size, config.num_labels, config.num_lexical_features)
-        self.backbone_takes_token_type_ids = (
-            "token_type_ids" in inspect.signature(backbone_class.forward).parameters
-            and getattr(config.backbone_config, "type_vocab_size", 1) > 1
+        arguments = inspect.signature(type(self.backbone).forward).parameters
+        self.takes_use_cache = "use_cache" in arguments
+        self.takes_token_type_ids = (
+            "token_type_ids" in arguments and getattr(config.backbone_config, "type_vocab_size", 1) > 1
         )
         self.post_init()
 
@@ -219,10 +203,12 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, TopKMixin, PreTraine
                 f"`label_descriptions` explains {unknown[0]!r}, which is not among the {len(labels)} labels. Remove it or "
                 "correct its name."
             )
+        set_padding_token(tokenizer)
         backbone_kwargs = dict(backbone_kwargs or {})
         # The weights are trained from here on: half precision is a matter of autocast, not of storage.
         backbone_kwargs.setdefault("dtype", torch.float32)
-        encoder = AutoModel.from_pretrained(backbone, **backbone_kwargs)
+        encoder_config = AutoConfig.from_pretrained(backbone, **backbone_kwargs)
+        encoder = encoder_class(encoder_config).from_pretrained(backbone, **backbone_kwargs)
         if os.path.isdir(backbone):
             # A folder of this machine means nothing to whoever loads the checkpoint.
             encoder.config._name_or_path = os.path.basename(os.path.normpath(backbone))
@@ -240,6 +226,7 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, TopKMixin, PreTraine
                 f"{backbone} has no weights for {report.missing_keys[0]!r}. Choose a checkpoint of a "
                 f"{config.backbone_config.model_type} encoder."
             )
+        max_label_length = min(max_label_length, config.max_tokens(tokenizer))
         model.set_label_embeddings(
             model.encode_labels(tokenize_label_texts(tokenizer, config.label_texts, max_label_length))
         )
@@ -332,34 +319,6 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, TopKMixin, PreTraine
         """Whether logits depend on the label embeddings."""
         return self.config.label_attention or self.classifier.uses_label_embeds
 
-    def encode(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **encoder_kwargs,
-    ) -> tuple[torch.Tensor, ModelOutput]:
-        """
-        f: texts to embeddings (B, d), pooled as the config says, in float32; and the encoder's own output.
-        """
-        tokens = input_ids if input_ids is not None else inputs_embeds
-        if attention_mask is None:
-            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-        if token_type_ids is not None and self.backbone_takes_token_type_ids:
-            encoder_kwargs["token_type_ids"] = token_type_ids
-        if inputs_embeds is not None:
-            encoder_kwargs["inputs_embeds"] = inputs_embeds
-        else:
-            encoder_kwargs["input_ids"] = input_ids
-        output = self.backbone(attention_mask=attention_mask, **encoder_kwargs)
-        states = output.last_hidden_state
-        if self.config.pooling == "cls":
-            return states[:, 0].float(), output
-        mask = attention_mask.unsqueeze(-1).to(states.dtype)
-        total = (states * mask).sum(dim=1, dtype=torch.float32)
-        return total / mask.sum(dim=1, dtype=torch.float32).clamp_min(1.0), output
-
     def probabilities(self, logits: torch.Tensor, all_logits: torch.Tensor | None = None) -> torch.Tensor:
         r"""
         Probabilities of labels from their logits. This is the only place that applies `config.score_calibration`.
@@ -383,23 +342,6 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, TopKMixin, PreTraine
             return torch.exp(logits - torch.logsumexp(others, dim=-1, keepdim=True))
         calibration = self.config.score_calibration
         return torch.sigmoid(logits if calibration is None else calibration["scale"] * logits + calibration["bias"])
-
-    def cut_for_encoder(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None) -> dict:
-        """The part of documents (B, T) that the encoder sees: their first `config.encoder_max_length` tokens."""
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "inputs_embeds": inputs_embeds,
-        }
-        limit = self.config.encoder_max_length
-        if limit is None:
-            return inputs
-        if torch.compiler.is_exporting():
-            # A graph of any length has no min(T, n): there the rest is masked instead of cut.
-            positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-            return {**inputs, "attention_mask": attention_mask * (positions < limit)}
-        return {name: None if value is None else value[:, :limit] for name, value in inputs.items()}
 
     @can_return_tuple
     def forward(
@@ -449,7 +391,11 @@ class SepMldcForMultiLabelClassification(LabelEditingMixin, TopKMixin, PreTraine
         if kwargs:
             raise TypeError(f"forward() got an unexpected keyword argument {next(iter(kwargs))!r}")
         document_embeds, encoder_output = self.encode(
-            **self.cut_for_encoder(input_ids, attention_mask, token_type_ids, inputs_embeds),
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds,
+            max_length=self.config.encoder_max_length,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )

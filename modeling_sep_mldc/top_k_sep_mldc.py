@@ -59,8 +59,9 @@ class TopKMixin:
         training = self.training
         self.eval()
         try:
-            seen = self.cut_for_encoder(input_ids, attention_mask, token_type_ids, inputs_embeds)
-            features = self.encode(**seen)[0]
+            features, _ = self.encode(
+                input_ids, attention_mask, token_type_ids, inputs_embeds, max_length=self.config.encoder_max_length
+            )
             if self.config.label_attention:
                 features = torch.cat([self._attended_in_chunks(features, chunks), features], dim=-1)
             features = features.to(self.classifier.bias.dtype)

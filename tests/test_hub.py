@@ -17,6 +17,7 @@ CLIENT = Path(__file__).with_name("hub_client.py")
 CODE = {
     "classification_loss_sep_mldc.py",
     "configuration_sep_mldc.py",
+    "encoder_sep_mldc.py",
     "label_editing_sep_mldc.py",
     "label_table_sep_mldc.py",
     "label_texts_sep_mldc.py",

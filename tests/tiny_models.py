@@ -12,6 +12,21 @@ from modeling_sep_mldc.label_texts_sep_mldc import pad_label_inputs, tokenize_la
 
 
 KINDS = ("bert", "roberta", "distilbert", "deberta-v2", "modernbert", "electra", "mpnet")
+# Encoders of every kind that `AutoModel` offers cheaply: other positions, other padding, decoders, encoder-decoders.
+FAMILIES = (
+    *KINDS,
+    "albert",
+    "camembert",
+    "deberta",
+    "big_bird",
+    "longformer",
+    "roformer",
+    "xlnet",
+    "t5",
+    "gpt2",
+    "qwen2",
+    "llama",
+)
 HIDDEN_SIZE = 32
 NUM_LAYERS = 2
 MAX_LENGTH = 128
@@ -72,8 +87,10 @@ def tiny_backbone_config(
             bos_token_id=tokenizer.cls_token_id,
             eos_token_id=tokenizer.sep_token_id,
         )
-    elif kind == "roberta":
+    elif kind in ("roberta", "camembert", "longformer"):
         values["type_vocab_size"] = 1  # As published.
+        if kind == "longformer":
+            values["attention_window"] = 8
     elif kind == "electra":
         values["embedding_size"] = HIDDEN_SIZE // 2
     elif kind == "deberta-v2":
@@ -87,7 +104,37 @@ def tiny_backbone_config(
             position_biased_input=False,
             type_vocab_size=0,
         )
+    elif kind == "deberta":
+        values.update(relative_attention=True, pos_att_type="p2c|c2p", position_biased_input=False, type_vocab_size=0)
+    elif kind in ("albert", "roformer"):
+        values["embedding_size"] = HIDDEN_SIZE
+    elif kind == "big_bird":
+        values["attention_type"] = "original_full"
+    elif kind in ("xlnet", "t5", "gpt2", "qwen2", "llama"):
+        values = _decoder_values(kind, tokenizer, values)
     return CONFIG_MAPPING[kind](**{**values, **overrides})
+
+
+def _decoder_values(kind: str, tokenizer: BertTokenizer, values: dict) -> dict:
+    """Fields of the configurations that share little with BERT's."""
+    common = {name: values[name] for name in ("vocab_size", "pad_token_id")}
+    common |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    if kind in ("qwen2", "llama"):
+        kept = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "initializer_range")
+        return {
+            **common,
+            **{name: values[name] for name in kept},
+            "num_key_value_heads": 1,
+            "max_position_embeddings": MAX_LENGTH,
+        }
+    if kind == "gpt2":
+        sizes = {"n_embd": HIDDEN_SIZE, "n_layer": NUM_LAYERS, "n_head": 2, "n_positions": MAX_LENGTH}
+        return {**common, **sizes, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "initializer_range": 0.2}
+    if kind == "xlnet":
+        sizes = {"d_model": HIDDEN_SIZE, "n_layer": NUM_LAYERS, "n_head": 2, "d_inner": 2 * HIDDEN_SIZE}
+        return {**common, **sizes, "dropout": 0.0, "initializer_range": 0.2}
+    sizes = {"d_model": HIDDEN_SIZE, "num_layers": NUM_LAYERS, "num_heads": 2, "d_kv": 16, "d_ff": 2 * HIDDEN_SIZE}
+    return {**common, **sizes, "dropout_rate": 0.0, "decoder_start_token_id": tokenizer.pad_token_id}
 
 
 def tiny_backbone(folder, kind: str = "bert", seed: int = 0, **config_kwargs) -> str:

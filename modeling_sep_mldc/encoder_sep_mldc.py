@@ -1,0 +1,179 @@
+"""The text encoder of a SEP-MLDC model: which class it has, how many tokens it reads, and how its states become embeddings."""
+
+import inspect
+import json
+from functools import lru_cache
+
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    MODEL_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import ModelOutput
+
+
+# Tokens that an encoder reads if neither its configuration nor its tokenizer states a limit (XLNet, T5).
+DEFAULT_MAX_TOKENS = 512
+
+
+def encoder_class(backbone_config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """
+    The class of the text encoder with this configuration: that of `AutoModel`, or the encoder half of T5 and its relatives.
+
+    Raises:
+        ValueError: the configuration is not that of a text encoder.
+    """
+    kind = backbone_config.model_type
+    remedy = "Choose a text encoder such as BERT, RoBERTa, DeBERTa-v2 or ModernBERT."
+    found = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(backbone_config), None)
+    if found is None:
+        if backbone_config.is_encoder_decoder:
+            raise ValueError(
+                f"The backbone has model_type {kind!r}, an encoder-decoder model without an encoder class of its own. {remedy} T5 works "
+                "too: only its encoder is used."
+            )
+        found = MODEL_MAPPING.get(type(backbone_config), None)
+    if not isinstance(found, type):
+        raise ValueError(f"The backbone has model_type {kind!r}, for which `AutoModel` has no single model. {remedy}")
+    arguments = inspect.signature(found.forward).parameters
+    if found.main_input_name != "input_ids" or "attention_mask" not in arguments:
+        raise ValueError(
+            f"The backbone has model_type {kind!r}, which does not take `input_ids` with an `attention_mask`. {remedy}"
+        )
+    return found
+
+
+def new_encoder(backbone_config: PreTrainedConfig) -> PreTrainedModel:
+    """An encoder with random weights, without pooler: one that never runs would stop `DistributedDataParallel`."""
+    found = encoder_class(backbone_config)
+    takes_it = "add_pooling_layer" in inspect.signature(found.__init__).parameters
+    return found(backbone_config, **({"add_pooling_layer": False} if takes_it else {}))
+
+
+def num_positions(encoder: PreTrainedModel) -> int | None:
+    """Largest number of tokens that an encoder has positions for, or `None` if it states no limit."""
+    stated = getattr(encoder.config, "max_position_embeddings", None) or -1
+    limits = [stated] if stated > 0 else []
+    for name, module in encoder.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            # RoBERTa and its relatives count positions from the id of the padding token + 1.
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - first)
+    return min(limits, default=None)
+
+
+@lru_cache(maxsize=16)
+def _num_positions_of(model_type: str, backbone_json: str) -> int | None:
+    config_class = CONFIG_MAPPING[model_type]
+    with torch.device("meta"):
+        return num_positions(new_encoder(config_class.from_dict(json.loads(backbone_json))))
+
+
+def max_tokens(
+    backbone_config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    encoder_max_length: int | None = None,
+) -> int:
+    """
+    Number of tokens of a text that an encoder reads, special tokens included: the least of its positions, the tokenizer's
+    `model_max_length` and `encoder_max_length`; 512 where none of them sets a limit.
+    """
+    limits = [_num_positions_of(backbone_config.model_type, backbone_config.to_json_string()), encoder_max_length]
+    # Tokenizers without a limit state 1e30.
+    if tokenizer is not None and tokenizer.model_max_length < 10**9:
+        limits.append(int(tokenizer.model_max_length))
+    return min((limit for limit in limits if limit is not None), default=DEFAULT_MAX_TOKENS)
+
+
+def set_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Give a tokenizer without padding token (GPT-2, Llama) one that it has: padding is masked, so any token does.
+
+    Raises:
+        ValueError: the tokenizer has no end-of-text, separator or unknown token either.
+    """
+    if tokenizer.pad_token_id is not None:
+        return
+    for name in ("eos_token", "sep_token", "unk_token"):
+        if getattr(tokenizer, name, None) is not None:
+            tokenizer.pad_token = getattr(tokenizer, name)
+            return
+    raise ValueError(
+        f"{type(tokenizer).__name__} has no padding token, which batches need, and no end-of-text token to take its place. Set "
+        "`tokenizer.pad_token`."
+    )
+
+
+def padding_last(attention_mask: torch.Tensor, *values: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """
+    The attention mask (B, T) and tensors (B, T, ...) with each row rotated so that its first attended token comes first.
+
+    Encoders count positions from the left and `"cls"` is the first token, so padding on the left would change what a document
+    scores. The steps are the same for every batch: no data-dependent shape, no device sync.
+    """
+    length = attention_mask.shape[1]
+    first = (attention_mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
+    order = torch.arange(length, device=attention_mask.device) + first
+    order = torch.where(order < length, order, order - length)
+    rotated = [attention_mask.gather(1, order)]
+    for value in values:
+        if value is not None:
+            index = order if value.dim() == 2 else order.unsqueeze(-1).expand_as(value)
+            value = value.gather(1, index)
+        rotated.append(value)
+    return rotated
+
+
+class TextEncodingMixin:
+    """Embeddings of texts for [`SepMldcForMultiLabelClassification`]."""
+
+    def encode(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        max_length: int | None = None,
+        **encoder_kwargs,
+    ) -> tuple[torch.Tensor, ModelOutput]:
+        """
+        Encode and pool texts, f of Eq. 1-5. Scores do not depend on the side of the padding.
+
+        Args:
+            input_ids, attention_mask, token_type_ids (`torch.Tensor` of shape `(B, T)`), inputs_embeds (`torch.Tensor` of shape
+                `(B, T, d)`): the texts, as in `forward`.
+            max_length (`int`, *optional*): only the first `max_length` attended tokens are read.
+            encoder_kwargs: passed on to the encoder.
+
+        Returns:
+            `tuple(torch.Tensor, ModelOutput)`: embeddings of shape `(B, d)` in float32, pooled as the configuration says, and the
+            encoder's output for the tokens that it read, padding last.
+        """
+        tokens = input_ids if input_ids is not None else inputs_embeds
+        if attention_mask is None:
+            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        if not self.takes_token_type_ids:
+            token_type_ids = None
+        attention_mask, *values = padding_last(attention_mask, input_ids, token_type_ids, inputs_embeds)
+        if max_length is not None and torch.compiler.is_exporting():
+            # A graph of any length has no min(T, n): there the rest is masked instead of cut.
+            positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+            attention_mask = attention_mask * (positions < max_length)
+        elif max_length is not None:
+            attention_mask = attention_mask[:, :max_length]
+            values = [None if value is None else value[:, :max_length] for value in values]
+        inputs = dict(zip(("input_ids", "token_type_ids", "inputs_embeds"), values))
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        if self.takes_use_cache:
+            encoder_kwargs.setdefault("use_cache", False)  # decoders would keep keys and values for generation
+        output = self.backbone(attention_mask=attention_mask, **inputs, **encoder_kwargs)
+        states = output.last_hidden_state
+        if self.config.pooling == "cls":
+            return states[:, 0].float(), output
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)
+        total = (states * mask).sum(dim=1, dtype=torch.float32)
+        return total / mask.sum(dim=1, dtype=torch.float32).clamp_min(1.0), output
