@@ -103,8 +103,10 @@ def watch(trainer: SepMldcTrainer, clock: Clock) -> None:
     for name in ("label_contrastive_loss", "document_contrastive_loss"):
         setattr(sep_mldc_trainer, name, clock.timed(getattr(sep_mldc_trainer, name), "forward"))
     sep_mldc_trainer.present_labels = clock.timed(sep_mldc_trainer.present_labels, "present_labels")
-    trainer._pick_candidates = clock.timed(trainer._pick_candidates, "choice of labels")
-    trainer._store_pending_rows = clock.timed(trainer._store_pending_rows, "storing label embeddings")
+    if trainer.label_schedule is not None:
+        schedule = trainer.label_schedule
+        schedule.select = clock.timed(schedule.select, "choice of labels")
+        schedule.commit = clock.timed(schedule.commit, "storing label embeddings")
     trainer.data_collator = clock.timed(trainer.data_collator, "collator")
     trainer._get_train_sampler = clock.timed(trainer._get_train_sampler, "sampler")
     trainer.get_batch_samples = clock.timed(trainer.get_batch_samples, "reading documents")

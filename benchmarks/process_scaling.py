@@ -117,10 +117,11 @@ def make_trainer(task: dict, batch_size: int, steps: int, dropout: float, callba
     )
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(12, 30, (num_labels,), generator=generator).tolist()
-    trainer.label_inputs = {
-        "input_ids": [torch.randint(5, len(words), (count,), generator=generator).tolist() for count in lengths],
-        "pad_token_id": 0,
-    }
+    if trainer.label_schedule is not None:
+        trainer.label_schedule.label_inputs = {
+            "input_ids": [torch.randint(5, len(words), (count,), generator=generator).tolist() for count in lengths],
+            "pad_token_id": 0,
+        }
     return trainer
 
 

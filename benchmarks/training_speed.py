@@ -109,10 +109,11 @@ def build(system: str, options, num_labels: int) -> Trainer:
         trainer = SepMldcTrainer(model, args, processing_class=tokenizer)
         generator = torch.Generator().manual_seed(1)
         lengths = torch.randint(LABEL_TOKENS - 12, LABEL_TOKENS + 12, (num_labels,), generator=generator).tolist()
-        trainer.label_inputs = {
-            "input_ids": [torch.randint(1000, 30000, (n,), generator=generator).tolist() for n in lengths],
-            "pad_token_id": 0,
-        }
+        if trainer.label_schedule is not None:
+            trainer.label_schedule.label_inputs = {
+                "input_ids": [torch.randint(1000, 30000, (n,), generator=generator).tolist() for n in lengths],
+                "pad_token_id": 0,
+            }
         model.set_label_embeddings(torch.randn(num_labels, config.hidden_size, generator=generator))
     trainer.create_optimizer()
     trainer.model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)

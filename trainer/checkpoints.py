@@ -1,57 +1,151 @@
-"""Which checkpoints are whole: a manifest is written last, and resuming trusts only folders that match theirs."""
+"""Whole checkpoints: a manifest with a digest of each file is written last, and a resume trusts only what matches it."""
 
+import hashlib
 import json
 import os
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from accelerate import PartialState
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 
 MANIFEST_NAME = "checkpoint_manifest.json"
+CHECKPOINT_FOLDER = re.compile(rf"^{PREFIX_CHECKPOINT_DIR}-(\d+)$")
 
 
 def write_manifest(folder: str | os.PathLike) -> None:
-    """Record name and size of every file of a finished checkpoint. Written to a temporary name first, then renamed."""
+    """
+    Record name, size and SHA-256 of every file of a finished checkpoint, after each of them has reached the disk. The manifest
+    itself is written to a temporary name and then renamed.
+    """
     folder = Path(folder)
-    files = {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_NAME
-    }
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MANIFEST_NAME:
+            _flush(path)
+            files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": _digest(path)}
     temporary = folder / f".{MANIFEST_NAME}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump({"files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, folder / MANIFEST_NAME)
+    for directory in (folder, folder.absolute().parent):
+        _flush(directory)
 
 
-def is_whole(folder: str | os.PathLike) -> bool:
-    """Whether a checkpoint folder holds every file that its manifest names, in full length."""
+def remove_manifest(folder: str | os.PathLike) -> None:
+    """Mark a folder as unfinished before it is written to again."""
+    (Path(folder) / MANIFEST_NAME).unlink(missing_ok=True)
+
+
+def damaged_files(folder: str | os.PathLike) -> list[str]:
+    """
+    Names of the files of a checkpoint that are missing or differ from the manifest, the manifest's own name where there is none
+    that can be read. Empty for a whole checkpoint.
+    """
     folder = Path(folder)
     try:
         files = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
-        return all((folder / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        # Manifests of version 0.1 hold sizes only.
+        recorded = {name: value if isinstance(value, dict) else {"size": value} for name, value in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [MANIFEST_NAME]
+    # Sizes first, so that a cut file is found without reading the others.
+    damaged = [name for name, record in recorded.items() if _size(folder / name) != record.get("size")]
+    if damaged:
+        return damaged
+    return [
+        name for name, record in recorded.items() if "sha256" in record and _digest(folder / name) != record["sha256"]
+    ]
+
+
+def is_whole(folder: str | os.PathLike) -> bool:
+    """Whether a checkpoint folder holds every file that its manifest names, unchanged."""
+    return not damaged_files(folder)
 
 
 def last_whole_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
-    The newest checkpoint of a run that was saved to its end, or `None`.
+    The newest checkpoint of a run that was saved to its end and is undamaged, or `None`.
 
-    `transformers.trainer_utils.get_last_checkpoint` takes the highest number, also of a folder that a kill left half
-    written.
+    `transformers.trainer_utils.get_last_checkpoint` takes the highest number, even a folder that a kill left half-written.
     """
-    pattern = re.compile(rf"^{PREFIX_CHECKPOINT_DIR}-(\d+)$")
     if not os.path.isdir(output_dir):
         return None
-    numbers = sorted(
-        (int(match[1]) for name in os.listdir(output_dir) if (match := pattern.match(name))), reverse=True
-    )
-    for number in numbers:
-        folder = os.path.join(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{number}")
-        if is_whole(folder):
-            return folder
-    return None
+    numbers = [int(match[1]) for name in os.listdir(output_dir) if (match := CHECKPOINT_FOLDER.match(name))]
+    folders = (os.path.join(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{n}") for n in sorted(numbers, reverse=True))
+    return next((folder for folder in folders if is_whole(folder)), None)
+
+
+class CheckpointGuard(TrainerCallback):
+    """
+    Completes each checkpoint with its manifest, and deletes older ones (`save_total_limit`) only afterwards, so that at any time
+    there is a whole one.
+    """
+
+    def __init__(self):
+        self._folder: str | None = None
+        self._postponed = ExitStack()
+
+    def begin(self, folder: str, args) -> None:
+        """Before the first file of a checkpoint is written."""
+        self.close()
+        self._folder = folder
+        if args.should_save:
+            remove_manifest(folder)
+        self._postponed.enter_context(args.postponed_rotation())
+
+    def close(self) -> None:
+        """Also where a save failed: `save_total_limit` of the arguments is as before."""
+        self._folder = None
+        self._postponed.close()
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = self._folder
+        self.close()
+        if folder is None:
+            return
+        PartialState().wait_for_everyone()  # every process has written its random state
+        if args.should_save:
+            write_manifest(folder)
+            rotate_checkpoints(
+                output_dir=os.path.dirname(folder),
+                save_total_limit=args.save_total_limit,
+                best_model_checkpoint=state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+
+def _digest(path: Path) -> str | None:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _flush(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # a folder on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:  # a file system that cannot
+        pass
+    finally:
+        os.close(descriptor)

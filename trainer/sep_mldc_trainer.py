@@ -1,36 +1,36 @@
 """Trainer of SEP-MLDC models."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from tqdm.auto import tqdm
-from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
-from transformers.training_args import ParallelMode
+from transformers import EarlyStoppingCallback
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, PredictionOutput, TrainOutput, has_length
 from transformers.utils import logging
 
-from modeling_sep_mldc.label_texts_sep_mldc import pad_label_inputs, tokenize_label_texts
-
-from .checkpoints import MANIFEST_NAME, last_whole_checkpoint, write_manifest
+from .checkpoints import MANIFEST_NAME, CheckpointGuard, damaged_files, last_whole_checkpoint
 from .data.collator import SepMldcDataCollator
 from .data.sampler import DocumentSampler
 from .frozen_layers import cached_frozen_layers
 from .hub.mixin import HubMixin
+from .label_schedule import LabelSchedule
 from .losses.contrastive import (
     document_contrastive_loss,
     label_contrastive_loss,
     present_labels,
     share_of_anchors_with_positive,
 )
+from .losses.terms import TermMeans
 from .metrics.streaming import StreamingMetrics
+from .run_record import EpochOrder, RestoreCallbacks, RunRecord, check_same_run, read_record, run_fingerprint
 from .thresholds import check_threshold_settings, tune_thresholds_from_batches
 from .training_arguments import SepMldcTrainingArguments
+from .transformers_internals import TransformersInternals
 
 
 logger = logging.get_logger(__name__)
@@ -56,27 +56,53 @@ class LogitBatch(NamedTuple):
     inputs: dict[str, torch.Tensor]
 
 
-class SepMldcTrainer(HubMixin, Trainer):
+class SepMldcTrainer(HubMixin, TransformersInternals):
     r"""
     `Trainer` for [`SepMldcForMultiLabelClassification`]: L = L_ce + β L1 + γ L2 (Eq. 21).
 
-    It decides which labels are encoded in a step, stores their fresh embeddings after backward, refreshes all of them
-    before evaluation and saving, and logs every term. With several processes it gathers embeddings and labels, so that N
+    It decides which labels are encoded in a step, stores their embeddings after backward, encodes all of them before
+    evaluation and saving, and logs every term. With several processes it gathers embeddings and labels, so that N
     processes with batches of b documents compute what one computes with N·b.
 
     Evaluation and prediction never hold an N x L matrix: `evaluate` accumulates counts, `predict` returns the best
-    `prediction_top_k` labels of each document, `(scores, label ids)`, in the order of the file. Passing one's own
-    `compute_metrics` switches to the protocol of transformers' `batch_eval_metrics`.
+    `prediction_top_k` labels per document, `(probabilities, label ids)`, in the order of the documents. `compute_metrics` of
+    one's own switches to the protocol of transformers' `batch_eval_metrics`.
 
     Args:
-        model, args, train_dataset, eval_dataset, processing_class, ...: as in `Trainer`. Documents carry `input_ids`, ... and
-            `label_indices` (or multi-hot `labels`); `processing_class` is the tokenizer, needed to encode label texts.
+        model (`SepMldcForMultiLabelClassification`): to train.
+        args ([`SepMldcTrainingArguments`]): settings.
+        data_collator (`Callable`, *optional*): a [`SepMldcDataCollator`] by default.
+        train_dataset, eval_dataset (`Dataset`, *optional*): documents with `input_ids`, ... and `label_indices` (ids of the
+            labels) or `labels` (multi-hot). `eval_dataset` may be a dictionary of data sets.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): the tokenizer; needed for `label_encoding="encoder"`.
+        model_init (`Callable`, *optional*): as in `Trainer`.
+        compute_loss_func (`Callable`, *optional*): `(outputs, labels, num_items_in_batch)` to a loss that takes the place of the
+            classification loss L_ce; the contrastive terms are added. As in `Trainer`, it is not divided by
+            `gradient_accumulation_steps`.
+        compute_metrics, callbacks, optimizers, kwargs: as in `Trainer`.
 
     Raises:
-        ValueError: `label_encoding="encoder"` without a tokenizer, or under a wrapper that cannot run it (see message).
+        ValueError: arguments of another class, `label_encoding="encoder"` without a tokenizer or under a wrapper that cannot
+            run it, or a k of `metric_ks` above the number of labels.
     """
 
-    def __init__(self, model=None, args=None, data_collator=None, processing_class=None, **kwargs):
+    further_columns = ("label_indices",)
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: SepMldcTrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable | None = None,
+        callbacks: list | None = None,
+        *more,
+        **kwargs,
+    ):
         args = args if args is not None else SepMldcTrainingArguments(output_dir="outputs")
         if not isinstance(args, SepMldcTrainingArguments):
             raise ValueError(
@@ -88,18 +114,34 @@ class SepMldcTrainer(HubMixin, Trainer):
                 '`label_encoding="encoder"` encodes label texts during training and needs a tokenizer. Pass '
                 '`processing_class=tokenizer`, or choose `label_encoding="embedding"`.'
             )
-        self._label_inputs = None
-        self._terms: dict[str, torch.Tensor] = {}
-        self._num_terms = 0
-        self._streaming_metrics: StreamingMetrics | None = None
+        self.label_schedule: LabelSchedule | None = None
+        if args.label_encoding == "encoder":
+            self.label_schedule = LabelSchedule(
+                processing_class, args.labels_per_step, args.max_label_length, args.seed
+            )
+        self._terms = TermMeans()
+        self._metrics: StreamingMetrics | None = None
+        self._measured: StreamingMetrics | None = None
+        self._evaluated: StreamingMetrics | None = None
         self._predicting = False
-        self._pending_rows: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._labels_are_fresh = False
-        self._micro_step = (-1, 0)
+        self._encoded: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._unlogged_loss: torch.Tensor | float = 0.0
         self._last_logged_step = 0
-        self._sampler: DocumentSampler | None = None
+        self._epoch_order, self._restore, self._checkpoint_guard = EpochOrder(), RestoreCallbacks(), CheckpointGuard()
+        own = [self._restore, RunRecord(), self._epoch_order, self._checkpoint_guard]
         super().__init__(
-            model=model, args=args, data_collator=data_collator, processing_class=processing_class, **kwargs
+            model,
+            args,
+            data_collator,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            model_init,
+            compute_loss_func,
+            compute_metrics,
+            [*own, *(callbacks or [])],
+            *more,
+            **kwargs,
         )
         if data_collator is None and processing_class is not None:
             self.data_collator = SepMldcDataCollator(
@@ -109,29 +151,30 @@ class SepMldcTrainer(HubMixin, Trainer):
                 label_dtype=torch.uint8,
             )
         if args.label_encoding == "encoder":
-            if args.n_gpu > 1:
-                raise ValueError(
-                    f"{args.n_gpu} GPUs in one process would split the label texts among them. Start one process a GPU with "
-                    '`accelerate launch`, or choose `label_encoding="embedding"`.'
-                )
-            if self.is_fsdp_enabled or _is_sharded(self.model):
-                raise ValueError(
-                    '`label_encoding="encoder"` writes label embeddings between steps, which FSDP shards. Choose '
-                    '`label_encoding="embedding"`, or DDP.'
-                )
-        too_large = [k for k in args.ks if k > self.model.config.num_labels]
-        if too_large:
-            raise ValueError(
-                f"`metric_ks` asks for k = {too_large[0]}, but there are only {self.model.config.num_labels} labels. Leave out "
-                "the larger k."
-            )
+            self._check_label_encoding()
+            self.label_schedule.prepare(self.model.config.label_texts)
+        args.cutoffs(self.model.config.num_labels)
         self._configure_label_table(self.model)
+
+    def _check_label_encoding(self) -> None:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs in one process would split the label texts among them. Start one process per GPU with "
+                '`accelerate launch`, or choose `label_encoding="embedding"`.'
+            )
+        if self.is_fsdp_enabled or _is_sharded(self.model):
+            raise ValueError(
+                '`label_encoding="encoder"` writes label embeddings between steps, which FSDP shards. Choose '
+                '`label_encoding="embedding"`, or DDP.'
+            )
 
     # ---- Label embeddings ----
 
     def call_model_init(self, trial=None) -> nn.Module:
         model = super().call_model_init(trial)
         self._configure_label_table(model)
+        if self.label_schedule is not None:
+            self.label_schedule.invalidate()
         return model
 
     def _configure_label_table(self, model: nn.Module) -> None:
@@ -139,137 +182,94 @@ class SepMldcTrainer(HubMixin, Trainer):
         used = model.uses_label_embeds or self.args.label_loss_weight > 0
         model.label_embeddings.requires_grad_(self.args.label_encoding == "embedding" and used)
 
-    @property
-    def label_inputs(self) -> dict:
-        """Token ids of all label texts."""
-        if self._label_inputs is None:
-            texts = self.model.config.label_texts
-            self._label_inputs = tokenize_label_texts(self.processing_class, texts, self.args.max_label_length)
-        return self._label_inputs
-
-    @label_inputs.setter
-    def label_inputs(self, value: dict) -> None:
-        self._label_inputs = value
-        self._labels_are_fresh = False
+    def _bare_model(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def refresh_label_embeddings(self) -> None:
-        """Encode all label texts with the encoder as it is now and store the embeddings. Nothing to do for trained ones."""
-        if self.args.label_encoding != "encoder" or self._labels_are_fresh:
+        """
+        Encode all label texts with the encoder as it is now and store the embeddings; nothing to do under
+        `label_encoding="embedding"`. Evaluation, prediction and saving call it.
+        """
+        if self.label_schedule is None:
             return
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self._bare_model()
         hidden = self.args.disable_tqdm or not self.is_local_process_zero() or model.config.num_labels < 1000
-        with (
-            self.accelerator.autocast(),
-            tqdm(total=model.config.num_labels, desc="Encoding labels", disable=hidden, leave=False) as bar,
-        ):
-            rows = model.encode_labels(self.label_inputs, max(self.args.eval_batch_size, 64), progress=bar.update)
-        model.set_label_embeddings(rows)
-        self._labels_are_fresh = True
-
-    def _pick_candidates(self, labels: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        Which labels to encode in this step, ascending ids (C,), C <= `labels_per_step`: those present in the global batch,
-        then a random rest. The same on every process, a pure function of (seed, global step, micro-step, batch).
-        """
-        step, micro = self._micro_step
-        self._micro_step = (self.state.global_step, micro + 1 if step == self.state.global_step else 0)
-        seed = (self.args.seed * 1_000_003 + self.state.global_step) * 1009 + self._micro_step[1]
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        num_labels, cap = labels.shape[1], self.args.labels_per_step
-        present = (present_labels(labels) if present is None else present).cpu()
-        if num_labels <= cap:
-            return torch.arange(num_labels)
-        if len(present) >= cap:
-            chosen = present[torch.randperm(len(present), generator=generator)[:cap]]
-        else:
-            # Drawn with spares, because some will be present already: no permutation of all labels.
-            spare = torch.randint(num_labels, (cap + 4 * len(present),), generator=generator)
-            rest = list(dict.fromkeys(spare[~torch.isin(spare, present)].tolist()))[: cap - len(present)]
-            chosen = torch.cat([present, torch.tensor(rest, dtype=torch.long)])
-        return chosen.sort().values
-
-    def _store_pending_rows(self) -> None:
-        if self._pending_rows is None:
-            return
-        indices, rows = self._pending_rows
-        self._pending_rows = None
-        if self.args.world_size > 1:
-            dist.broadcast(rows, src=0)  # dropout differs between processes; the table must not
-        self.accelerator.unwrap_model(self.model, keep_torch_compile=False).set_label_embeddings(rows, indices)
-        self._labels_are_fresh = False
+        with tqdm(total=model.config.num_labels, desc="Encoding labels", disable=hidden, leave=False) as bar:
+            batch_size = max(self.args.eval_batch_size, 64)
+            self.label_schedule.refresh(model, batch_size, self.accelerator.autocast, bar.update)
 
     # ---- Losses ----
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model, inputs, return_outputs: bool = False, num_items_in_batch: torch.Tensor | int | None = None
+    ):
         """Classification loss of the model, plus β L1 + γ L2 over the documents of all processes."""
-        args, training = self.args, model.training
+        args = self.args
         labels = inputs.get("labels")
         if labels is None:
             raise ValueError(
                 "The documents have no `labels` or `label_indices`, but a loss needs them. Add one of them."
             )
-        distributed = training and args.world_size > 1
+        distributed = model.training and args.world_size > 1
         all_labels = self.accelerator.gather(labels.to(torch.uint8)) if distributed else labels
+        contrastive = args.label_loss_weight > 0 or args.document_loss_weight > 0
+        present = present_labels(all_labels) if contrastive else None  # once per step: its length makes a GPU wait
 
-        candidates = present = None
-        if args.label_loss_weight > 0 or args.document_loss_weight > 0:
-            present = present_labels(all_labels)  # once a step: its length makes a GPU wait
-        if (
-            training
-            and args.label_encoding == "encoder"
-            and (self.model.uses_label_embeds or args.label_loss_weight > 0)
-        ):
-            candidates = self._pick_candidates(all_labels, present)
-            padded = pad_label_inputs(self.label_inputs, candidates.tolist(), labels.device)
-            candidates = candidates.to(labels.device)
-            inputs = {
-                **inputs,
-                "candidate_input_ids": padded["input_ids"],
-                "candidate_attention_mask": padded["attention_mask"],
-                "candidate_indices": candidates,
-            }
-        if training and _is_sharded(model):
+        candidates = None
+        uses_labels = self.model.uses_label_embeds or args.label_loss_weight > 0
+        if model.training and self.label_schedule is not None and uses_labels:
+            candidates = self.label_schedule.select(all_labels, self.state.global_step, present)
+            inputs = {**inputs, **self.label_schedule.inputs(candidates, labels.device)}
+            candidates = inputs["candidate_indices"]
+        if model.training and _is_sharded(model):
             # The label loss reads `label_embeds` after forward: the root's parameters must not be freed before backward.
             model.set_reshard_after_forward(False, recurse=False)
         outputs = model(**inputs, return_label_embeds=candidates is None)
-        loss = outputs["loss"]
-        terms = {"classification_loss": loss.detach()}
+        if candidates is not None:
+            self._encoded = (candidates, outputs["candidate_embeds"].detach())
 
-        if args.label_loss_weight > 0 or args.document_loss_weight > 0:
-            # Both losses are the same without the labels that nothing in the batch has: nothing of size B x L is made.
-            all_labels = all_labels.index_select(1, present)
+        loss = outputs["loss"]
+        if self.compute_loss_func is not None:
+            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+        terms = {"classification_loss": loss.detach()}
+        if contrastive:
+            added = self._contrastive_terms(outputs, all_labels, present, candidates, distributed, terms)
+            if self.compute_loss_func is not None and model.training:
+                added = added / self.current_gradient_accumulation_steps  # transformers leaves that to such a loss
+            loss = loss + added
+        self._terms.add(terms)
+        return (loss, outputs) if return_outputs else loss
+
+    def _contrastive_terms(
+        self, outputs, labels, present, candidates, distributed: bool, terms: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """β L1 + γ L2 of the documents of all processes; `terms` gets what is logged."""
+        args = self.args
+        # Both losses are the same without the labels that no document of the batch has: nothing of size B x L is made.
+        labels = labels.index_select(1, present)
+        weighted = []
         if args.label_loss_weight > 0:
             rows = self._label_rows(outputs, candidates, present)
-            term = label_contrastive_loss(rows, all_labels, args.contrastive_temperature, args.contrastive_weighting)
-            loss = loss + args.label_loss_weight * term
+            term = label_contrastive_loss(rows, labels, args.contrastive_temperature, args.contrastive_weighting)
             terms["label_contrastive_loss"] = term.detach()
+            weighted.append(args.label_loss_weight * term)
         if args.document_loss_weight > 0:
-            embeds = (
-                self._gather_with_gradient(outputs["document_embeds"]) if distributed else outputs["document_embeds"]
-            )
-            term = document_contrastive_loss(
-                embeds, all_labels, args.contrastive_temperature, args.contrastive_weighting
-            )
+            embeds = outputs["document_embeds"]
+            embeds = self._gather_with_gradient(embeds) if distributed else embeds
+            term = document_contrastive_loss(embeds, labels, args.contrastive_temperature, args.contrastive_weighting)
             terms["document_contrastive_loss"] = term.detach()
-            terms["anchors_with_positive"] = share_of_anchors_with_positive(all_labels)
+            terms["anchors_with_positive"] = share_of_anchors_with_positive(labels)
             if distributed:
                 # DDP averages gradients over N processes, each of which has the gradient of its own documents only.
                 term = args.world_size * term - (args.world_size - 1) * term.detach()
-            loss = loss + args.document_loss_weight * term
-
-        self._num_terms += 1
-        for name, value in terms.items():
-            self._terms[name] = self._terms[name] + value if name in self._terms else value.clone()
-        if candidates is not None:
-            self._pending_rows = (candidates, outputs["candidate_embeds"].detach())
-        return (loss, outputs) if return_outputs else loss
+            weighted.append(args.document_loss_weight * term)
+        return sum(weighted)
 
     def _label_rows(self, outputs, candidates: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor:
-        """Embeddings of the present labels: fresh rows with gradient where there are any, stored ones elsewhere."""
+        """Embeddings of the present labels: encoded ones with gradient where there are any, stored ones elsewhere."""
         if candidates is None:
             return outputs["label_embeds"].index_select(0, present)
-        stored = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).label_embeddings.detach()
-        rows = stored.index_select(0, present).float()
+        rows = self._bare_model().label_embeddings.detach().index_select(0, present).float()
         position = torch.searchsorted(candidates, present).clamp_max(len(candidates) - 1)
         encoded = candidates[position] == present
         return torch.where(encoded.unsqueeze(1), outputs["candidate_embeds"][position], rows)
@@ -282,12 +282,15 @@ class SepMldcTrainer(HubMixin, Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        # After backward: a write before it would change a tensor that autograd has saved.
-        self._store_pending_rows()
-        self._labels_are_fresh = False
+        self._unlogged_loss = self._unlogged_loss + loss
+        if self.label_schedule is not None:
+            encoded, self._encoded = self._encoded, None
+            if encoded is not None:
+                self.label_schedule.commit(self._bare_model(), *encoded)
+            self.label_schedule.invalidate()
         return loss
 
-    # ---- Optimiser ----
+    # ---- Optimizer ----
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         return [
@@ -297,7 +300,7 @@ class SepMldcTrainer(HubMixin, Trainer):
         ]
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """As in transformers, with `head_learning_rate` for all that is not the backbone."""
+        """As in transformers, with `head_learning_rate` for all parameters outside the backbone."""
         created = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if created and self.args.head_learning_rate is not None:
@@ -314,13 +317,8 @@ class SepMldcTrainer(HubMixin, Trainer):
 
     # ---- Order of documents ----
 
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if "label_indices" not in self._signature_columns:
-            self._signature_columns.append("label_indices")
-
-    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+    def train_sampler(self, dataset) -> Sampler | None:
+        """The order of the training documents, a pure function of (seed, epoch, global batch size); `None` for a stream."""
         if dataset is None or not has_length(dataset):
             return None
         if self.args.train_sampling_strategy == "sequential":
@@ -336,22 +334,11 @@ class SepMldcTrainer(HubMixin, Trainer):
             else:
                 label_sets = [torch.as_tensor(document["labels"]).nonzero().flatten().tolist() for document in dataset]
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        self._sampler = DocumentSampler(
+        sampler = DocumentSampler(
             len(dataset), self.args.train_batch_size * self.args.world_size, lengths, label_sets, seed
         )
-        return self._sampler
-
-    def _get_eval_sampler(self, eval_dataset) -> Sampler | None:
-        # File order: what `predict` returns must line up with the documents.
-        if eval_dataset is None or not has_length(eval_dataset) or self.args.world_size > 1:
-            return None
-        return SequentialSampler(eval_dataset)
-
-    def _run_epoch(self, *args, epoch, **kwargs):
-        # accelerate's loader does not pass the epoch on when it skips the batches of a resumed epoch.
-        if self._sampler is not None:
-            self._sampler.set_epoch(epoch)
-        return super()._run_epoch(*args, epoch=epoch, **kwargs)
+        self._epoch_order.sampler = sampler
+        return sampler
 
     # ---- Evaluation and prediction ----
 
@@ -370,11 +357,15 @@ class SepMldcTrainer(HubMixin, Trainer):
 
     @contextmanager
     def _every_document(self) -> Iterator[None]:
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        """Loaders made inside give all documents in their order: what `predict` returns must line up with them."""
+        names = ("dataloader_drop_last", "train_sampling_strategy")
+        former = {name: getattr(self.args, name) for name in names}
+        self.args.dataloader_drop_last, self.args.train_sampling_strategy = False, "random"
         try:
             yield
         finally:
-            self.args.dataloader_drop_last = drop_last
+            for name, value in former.items():
+                setattr(self.args, name, value)
 
     def new_streaming_metrics(self, **kwargs) -> StreamingMetrics:
         """An accumulator with this model's labels, thresholds and training counts."""
@@ -383,7 +374,7 @@ class SepMldcTrainer(HubMixin, Trainer):
         if config.classification_loss == "softmax" and config.score_calibration is None:
             thresholds = None  # no probabilities of single labels, so no decisions
         settings = {
-            "ks": self.args.ks,
+            "ks": self.args.cutoffs(config.num_labels),
             "label_counts": config.label_counts,
             "num_documents": config.num_train_documents,
             "thresholds": thresholds,
@@ -392,35 +383,56 @@ class SepMldcTrainer(HubMixin, Trainer):
 
     @property
     def last_metrics(self) -> StreamingMetrics:
-        """The accumulator of the last evaluation or prediction: `per_label()`, `deciles()`, ..."""
-        if self._streaming_metrics is None or not self._streaming_metrics.num_seen:
+        """
+        The accumulator of the last evaluation or prediction of documents with labels: `per_label()`, `deciles()`, ...
+
+        Raises:
+            ValueError: there has been none.
+        """
+        if self._measured is None:
             raise ValueError(
                 "Nothing has been evaluated yet. Call `evaluate` or `predict` on documents with labels first."
             )
-        return self._streaming_metrics
+        return self._measured
+
+    @property
+    def last_evaluation(self) -> StreamingMetrics | None:
+        """The accumulator of the last `evaluate`, whatever has been predicted since; `None` before the first."""
+        return self._evaluated
+
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix: str = "test") -> PredictionOutput:
+        """
+        As in transformers; `predictions` are the best `prediction_top_k` labels per document, `(probabilities, label ids)` of
+        shape `(num_documents, k)` each, in the order of the documents.
+        """
+        self._predicting = True
+        try:
+            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self._predicting = False
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
-    ):
+    ) -> EvalLoopOutput:
         self.refresh_label_embeddings()
-        training_terms, self._terms = self._terms, {}
-        training_count, self._num_terms = self._num_terms, 0
-        self._predicting = description == "Prediction"
-        self._streaming_metrics = self.new_streaming_metrics() if self.compute_metrics is None else None
+        of_training, self._terms = self._terms, TermMeans()
+        self._metrics = self.new_streaming_metrics() if self.compute_metrics is None else None
         try:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-            metrics = self._averaged_terms()
-            if self._streaming_metrics is not None and self._streaming_metrics.num_seen > 0:
-                metrics.update(self._streaming_metrics.compute())
+            values = self._terms.pop(self.accelerator)
+            if self._metrics is not None and self._metrics.num_seen > 0:
+                values.update(self._metrics.compute())
+                self._measured = self._metrics
+                self._evaluated = self._evaluated if self._predicting else self._metrics
         finally:
-            self._terms, self._num_terms = training_terms, training_count
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+            self._terms, self._metrics = of_training, None
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
         return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        if self._streaming_metrics is None:
+        if self._metrics is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         loss = None
@@ -433,7 +445,7 @@ class SepMldcTrainer(HubMixin, Trainer):
         logits = outputs["logits"].float()
         if inputs.get("labels") is not None:
             logits_of_all, labels_of_all = self.gather_function((logits, inputs["labels"]))
-            self._streaming_metrics.update(self._calibrated(logits_of_all), labels_of_all)
+            self._metrics.update(self._calibrated(logits_of_all), labels_of_all)
         if not self._predicting:
             return loss, None, None
         scores, indices = logits.topk(min(self.args.prediction_top_k, logits.shape[1]), dim=-1)
@@ -582,22 +594,21 @@ class SepMldcTrainer(HubMixin, Trainer):
 
     # ---- Logging ----
 
-    def _averaged_terms(self) -> dict[str, float]:
-        """Mean of each loss term since the last call, over batches and processes."""
-        if not self._num_terms:
-            return {}
-        names = sorted(self._terms)
-        means = torch.stack([self._terms[name].float() for name in names]) / self._num_terms
-        means = self.accelerator.reduce(means, reduction="mean")
-        self._terms, self._num_terms = {}, 0
-        return dict(zip(names, means.tolist()))
-
-    def log(self, logs, start_time=None) -> None:
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in transformers, with every term of the loss; `train_loss` is the mean over the whole run, also after a resume."""
         if "loss" in logs and self.is_in_train:
             self._stop_if_not_finite(logs["loss"])
-            self._last_logged_step = self.state.global_step
-            logs.update(self._averaged_terms())
+            self._record.loss_sum += self._mean_of_processes(self._unlogged_loss)
+            self._unlogged_loss, self._last_logged_step = 0.0, self.state.global_step
+            logs.update(self._terms.pop(self.accelerator))
+        if "train_loss" in logs:
+            total = self._record.loss_sum + self._mean_of_processes(self._unlogged_loss)
+            logs["train_loss"] = total / max(self.state.global_step, 1)
         super().log(logs, start_time)
+
+    def _mean_of_processes(self, value: torch.Tensor | float) -> float:
+        value = torch.as_tensor(value, dtype=torch.float32, device=self.args.device)
+        return self.accelerator.reduce(value, reduction="mean").item()
 
     def _stop_if_not_finite(self, loss: float) -> None:
         if not torch.isfinite(torch.tensor(loss)):
@@ -608,54 +619,129 @@ class SepMldcTrainer(HubMixin, Trainer):
                 f"{'resume from ' + whole if whole else 'start again'}."
             )
 
-    # ---- Checkpoints ----
+    # ---- Training and checkpoints ----
 
-    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
-        """As in transformers; `resume_from_checkpoint=True` takes the newest checkpoint that was saved to its end."""
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
+        """
+        As in transformers. `resume_from_checkpoint=True` takes the newest checkpoint that was saved to its end and is undamaged.
+        A resumed run has the `train_loss` and the patience of early stopping of the whole run.
+
+        Raises:
+            ValueError: there is no whole checkpoint, it is damaged or belongs to another run (other labels, label descriptions
+                or model settings), or `metric_for_best_model` is unknown.
+            FloatingPointError: the loss became NaN or infinite.
+        """
+        self._check_metric_for_best_model()
+        checkpoint = self._checked_checkpoint(resume_from_checkpoint)
+        self._record.fingerprint = run_fingerprint(self._bare_model(), self.args, self.train_dataset)
+        self._record.loss_sum = 0.0
+        if checkpoint is not None:
+            check_same_run(checkpoint, self.model.config.labels, self._record.fingerprint)
+            self._record.loss_sum = read_record(checkpoint).get("loss_sum", 0.0)
+        self._restore.callbacks = list(self.callback_handler.callbacks)
+        self._terms, self._unlogged_loss, self._last_logged_step = TermMeans(), 0.0, 0
+        if self.label_schedule is not None:
+            self.label_schedule.restart()
+            self.label_schedule.prepare(self.model.config.label_texts)
+        try:
+            with self._cached_frozen_layers():
+                output = super().train(checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self._checkpoint_guard.close()
+        return output._replace(training_loss=output.metrics["train_loss"])
+
+    def _cached_frozen_layers(self) -> AbstractContextManager:
+        datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        if self.args.eval_strategy == IntervalStrategy.NO:
+            datasets = []
+        model = self.model
+        return cached_frozen_layers(
+            model.backbone, [self.train_dataset, *datasets], self.args, model.config.encoder_max_length
+        )
+
+    @property
+    def _record(self) -> RunRecord:
+        # Looked up, because `restore_callback_states_from_checkpoint` replaces it.
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, RunRecord))
+
+    def _checked_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        if not resume_from_checkpoint:
+            return None
+        whole = last_whole_checkpoint(self.args.output_dir)
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
+            if whole is None:
                 raise ValueError(
                     f"{self.args.output_dir} holds no whole checkpoint to resume from. Start without `resume_from_checkpoint`."
                 )
-        self._labels_are_fresh = False
-        self._terms, self._num_terms, self._micro_step = {}, 0, (-1, 0)
-        datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        if self.args.eval_strategy == "no":
-            datasets = []
-        config = self.model.config
-        with cached_frozen_layers(
-            self.model.backbone, [self.train_dataset, *datasets], self.args, config.encoder_max_length
-        ):
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            return whole
+        damaged = damaged_files(resume_from_checkpoint)
+        if damaged and damaged != [MANIFEST_NAME]:  # a folder of another trainer has no manifest
+            remedy = f"Resume from {whole}." if whole else "Start without `resume_from_checkpoint`."
+            raise ValueError(
+                f"{resume_from_checkpoint} is damaged: {', '.join(damaged)} is missing or not as it was saved. {remedy}"
+            )
+        return resume_from_checkpoint
 
-    def save_model(self, output_dir=None, _internal_call=False) -> None:
+    def _check_metric_for_best_model(self) -> None:
+        """What transformers would find out after the first evaluation."""
+        args = self.args
+        early = any(isinstance(callback, EarlyStoppingCallback) for callback in self.callback_handler.callbacks)
+        if early and (args.metric_for_best_model is None or args.eval_strategy == IntervalStrategy.NO):
+            missing = "`metric_for_best_model`" if args.metric_for_best_model is None else "`eval_strategy`"
+            raise ValueError(
+                f"Early stopping is on, but {missing} is not given, and it watches a metric of evaluations during the training. "
+                'Set `eval_strategy="epoch"` and, for example, `metric_for_best_model="ndcg@5"`.'
+            )
+        if args.metric_for_best_model is None or args.eval_strategy == IntervalStrategy.NO:
+            return
+        if self.compute_metrics is not None:
+            return  # its names are not known
+        names = self.metric_names()
+        sets = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
+        if sets:
+            names = [f"{dataset}_{name}" for dataset in sets for name in names]
+        if args.metric_for_best_model.removeprefix("eval_") not in names:
+            raise ValueError(
+                f"`metric_for_best_model` is {args.metric_for_best_model!r}, but an evaluation of this model measures only "
+                f"{', '.join(names)}. Choose one of these."
+            )
+
+    def metric_names(self) -> list[str]:
+        """Names of what `evaluate` measures on documents with labels, without the prefix `eval_`."""
+        args, metrics = self.args, self.new_streaming_metrics()
+        names = ["loss", "classification_loss"]
+        if args.label_loss_weight > 0:
+            names.append("label_contrastive_loss")
+        if args.document_loss_weight > 0:
+            names += ["document_contrastive_loss", "anchors_with_positive"]
+        metrics.update(torch.zeros(1, metrics.num_labels), label_indices=[[0]])
+        return names + list(metrics.compute())
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers, with the label embeddings of the encoder as it is now."""
+        if self.is_in_train and _internal_call and output_dir is not None:
+            self._begin_checkpoint(output_dir)
         self.refresh_label_embeddings()
         super().save_model(output_dir, _internal_call)
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def _begin_checkpoint(self, folder: str) -> None:
         # Each process looks at its own part of sharded weights; all stop if one of them must.
         parts = (getattr(weight, "to_local", lambda weight=weight: weight)() for weight in self.model.parameters())
         weights = sum(part.detach().float().sum() for part in parts)
-        pending = self.accelerator.gather((self._tr_loss.detach() + 0 * weights).reshape(1)).sum()
-        self._stop_if_not_finite(pending.item())
+        pending = self._mean_of_processes(self._unlogged_loss + 0 * weights)
+        self._stop_if_not_finite(pending)
+        self._record.loss_sum += pending
+        self._unlogged_loss = 0.0
+        self._checkpoint_guard.begin(folder, self.args)
 
-        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        if self.args.should_save and os.path.exists(os.path.join(folder, MANIFEST_NAME)):
-            os.remove(os.path.join(folder, MANIFEST_NAME))
-        # Older checkpoints go only once this one is known to be whole.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        if self.args.parallel_mode == ParallelMode.DISTRIBUTED:
-            dist.barrier()  # every process has written its random state
-        if self.args.should_save:
-            write_manifest(folder)
-            rotate_checkpoints(
-                output_dir=os.path.dirname(folder),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+    def end(self) -> None:
+        """
+        The last call of a script with several processes: waits for all of them, frees the model's communication and destroys
+        the process group. Without it, Python frees them in an order that can leave one process waiting for ever.
+        """
+        self.accelerator.wait_for_everyone()
+        self.model_wrapped = self.model
+        self.callback_handler.model = self.model
+        self.accelerator.free_memory()
+        gc.collect()  # DistributedDataParallel is part of reference cycles
+        super().end()

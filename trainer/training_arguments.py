@@ -1,19 +1,43 @@
 """Arguments of [`SepMldcTrainer`]."""
 
+import math
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
+
+
+DEFAULT_KS = (1, 3, 5)
+SECRET_NAME = re.compile(r"(token|secret|password|api_key)$", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+
+if TYPE_CHECKING:
+    Cutoff = int
+else:
+
+    def Cutoff(text: str) -> int | str:
+        """Reads one value of `--metric_ks`; "1,3,5", the former form, is taken apart by the arguments."""
+        return text if "," in text else int(text)
 
 
 @dataclass
 class SepMldcTrainingArguments(TrainingArguments):
     r"""
-    `TrainingArguments` with what SEP-MLDC adds: weights of the two contrastive losses (Eq. 21), how label embeddings are
-    trained, and the order of documents.
+    `TrainingArguments` with what SEP-MLDC adds: the weights of the two contrastive losses (Eq. 21), the training of label
+    embeddings, the order of documents, and the settings of evaluation and prediction.
 
-    Other defaults than in transformers: `train_sampling_strategy="group_by_length"`, `batch_eval_metrics=True`,
-    `logging_nan_inf_filter=False` (a NaN loss stops the run instead of being averaged away) and `dispatch_batches=False` of
-    `accelerator_config` (of a stream, each process reads its own batches, padded to their own length).
+    These defaults differ from transformers: `train_sampling_strategy="group_by_length"`, `batch_eval_metrics=True`,
+    `logging_nan_inf_filter=False` (a NaN loss stops the run instead of being averaged away) and `dispatch_batches=False` in
+    `accelerator_config` (each process reads its own batches of a stream, padded to their own length).
+
+    `label_smoothing_factor` is refused: transformers defines label smoothing for a single label per document.
+
+    Raises:
+        ValueError: an argument is out of its range, NaN or infinite.
 
     Example:
 
@@ -32,7 +56,9 @@ class SepMldcTrainingArguments(TrainingArguments):
     document_loss_weight: float = field(
         default=0.01, metadata={"help": "γ, the weight of the document loss L2 (Eq. 21)."}
     )
-    contrastive_temperature: float = field(default=0.1, metadata={"help": "τ of both contrastive losses."})
+    contrastive_temperature: float = field(
+        default=0.1, metadata={"help": "τ, the temperature of both contrastive losses."}
+    )
     contrastive_weighting: str = field(
         default="jaccard",
         metadata={
@@ -45,25 +71,25 @@ class SepMldcTrainingArguments(TrainingArguments):
     label_encoding: str = field(
         default="embedding",
         metadata={
-            "help": "'embedding': the label embeddings start at f(label text) and are trained as parameters. 'encoder': label "
-            "texts are encoded again during training, `labels_per_step` a step: slower, and no better where we measured.",
+            "help": "'embedding': label embeddings are initialized from the label texts and trained as parameters. 'encoder': "
+            "`labels_per_step` label texts are encoded in each training step; slower, and not better in our measurements.",
             "choices": ["encoder", "embedding"],
         },
     )
     labels_per_step: int = field(
         default=8,
         metadata={
-            "help": "At most so many label texts are encoded in a step: the batch's positive labels first, then random "
-            "others. The remaining label embeddings are the stored, slightly stale ones."
+            "help": "Maximum number of label texts encoded per step: the positive labels of the batch first, then random "
+            "ones. All other labels use their stored embeddings, which are slightly out of date."
         },
     )
-    max_label_length: int = field(default=64, metadata={"help": "Label texts are cut after so many tokens."})
+    max_label_length: int = field(default=64, metadata={"help": "Maximum number of tokens per label text."})
 
-    # Optimisation
+    # Optimization
     head_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Learning rate of the classifier and of trained label embeddings; `learning_rate` if not given."
+            "help": "Learning rate of the classifier and of trained label embeddings. Defaults to `learning_rate`."
         },
     )
 
@@ -71,14 +97,15 @@ class SepMldcTrainingArguments(TrainingArguments):
     train_sampling_strategy: str = field(
         default="group_by_length",
         metadata={
-            "help": "'group_by_length': batches of documents of like length; 'random'; or 'sequential'.",
+            "help": "'group_by_length': documents of similar length share a batch; 'random'; or 'sequential'.",
             "choices": ["group_by_length", "random", "sequential"],
         },
     )
     pad_to_multiple_of: int | None = field(
         default=None,
         metadata={
-            "help": "Pad batches to a multiple of so many tokens: few distinct lengths, and so few graphs with `torch_compile`."
+            "help": "Pad batches to a multiple of this number of tokens. Few distinct lengths mean few graphs with "
+            "`torch_compile`."
         },
     )
     cache_frozen_layers: bool | None = field(
@@ -96,33 +123,88 @@ class SepMldcTrainingArguments(TrainingArguments):
     )
 
     # Evaluation and prediction
-    batch_eval_metrics: bool = field(default=True, metadata={"help": "Metrics are accumulated batch by batch."})
-    metric_ks: str = field(
-        default="1,3,5", metadata={"help": "The k of P@k, R@k, nDCG@k and PSP@k, joined by commas."}
+    batch_eval_metrics: bool = field(default=True, metadata={"help": "Accumulate metrics batch by batch."})
+    metric_ks: list[Cutoff] | None = field(
+        default=None,
+        metadata={
+            "help": "The k of P@k, R@k, nDCG@k and PSP@k, for example `--metric_ks 1 3 5`. Defaults to those of 1, 3 and 5 "
+            "that do not exceed the number of labels."
+        },
     )
-    prediction_top_k: int = field(default=10, metadata={"help": "`predict` returns so many labels a document."})
+    prediction_top_k: int = field(
+        default=10, metadata={"help": "Number of labels per document that `predict` returns."}
+    )
     prediction_threshold: float = field(
-        default=0.5, metadata={"help": "Decision threshold of the F1 metrics while the model has no tuned ones."}
+        default=0.5,
+        metadata={
+            "help": "Decision threshold on the probability for the F1 metrics, until thresholds have been tuned."
+        },
     )
+
+    # Logging
     logging_nan_inf_filter: bool = field(
         default=False,
-        metadata={"help": "Kept off: a NaN or infinite loss stops the run with the steps it happened in."},
+        metadata={"help": "Must stay off: a NaN or infinite loss stops the run and names its steps."},
     )
 
     def __post_init__(self):
+        self.metric_ks = _checked_ks(self.metric_ks)
+        self._check_ranges()
         super().__post_init__()
         if self.accelerator_config is not None and self.accelerator_config.dispatch_batches is None:
-            # Concerns streams only. Dispatching would concatenate batches that are padded to different lengths.
+            # Streams only: dispatching would concatenate batches that are padded to different lengths.
             self.accelerator_config.dispatch_batches = False
-        for name in ("label_loss_weight", "document_loss_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"`{name}` is {getattr(self, name)}, but a loss weight is at least 0. Use 0 to switch it off."
-                )
-        if self.contrastive_temperature <= 0:
-            raise ValueError(
-                f"`contrastive_temperature` is {self.contrastive_temperature}, but a temperature is above 0. The paper uses 0.1."
+        self._check_combinations()
+
+    def _check_ranges(self) -> None:
+        at_least_zero = "Use 0 to switch it off."
+        for name, remedy in (
+            ("label_loss_weight", at_least_zero),
+            ("document_loss_weight", at_least_zero),
+            ("learning_rate", "Use 5e-5, for example."),
+            ("head_learning_rate", "Use 1e-3, for example, or leave it out."),
+            ("weight_decay", at_least_zero),
+            ("max_grad_norm", at_least_zero),
+        ):
+            self._check(name, lambda value: value >= 0, "a number of at least 0", remedy)
+        self._check("contrastive_temperature", lambda value: value > 0, "a number above 0", "The paper uses 0.1.")
+        self._check(
+            "prediction_threshold",
+            lambda value: 0 < value < 1,
+            "a probability between 0 and 1",
+            "Use 0.5, for example.",
+        )
+        self._check(
+            "labels_per_step",
+            lambda value: value >= 1,
+            "a whole number of at least 1",
+            'Use `label_encoding="embedding"` to encode no label texts.',
+            whole=True,
+        )
+        for name, example in (
+            ("max_label_length", 64),
+            ("prediction_top_k", 10),
+            ("pad_to_multiple_of", 32),
+            ("per_device_train_batch_size", 16),
+            ("per_device_eval_batch_size", 32),
+            ("gradient_accumulation_steps", 1),
+        ):
+            self._check(
+                name,
+                lambda value: value >= 1,
+                "a whole number of at least 1",
+                f"Use {example}, for example.",
+                whole=True,
             )
+        self._check(
+            "num_train_epochs",
+            lambda value: value > 0 or (self.max_steps or 0) > 0,
+            "a number above 0",
+            "Use 3, for example, or give `max_steps`.",
+        )
+        self._check(
+            "max_steps", lambda value: value >= 1 or value == -1, "a whole number of at least 1", "Leave it out."
+        )
         for name, choices in (
             ("contrastive_weighting", ("jaccard", "complement", "uniform")),
             ("label_encoding", ("encoder", "embedding")),
@@ -130,35 +212,109 @@ class SepMldcTrainingArguments(TrainingArguments):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but it must be one of {', '.join(choices)}.")
-        if self.labels_per_step < 1:
-            raise ValueError(
-                f"`labels_per_step` is {self.labels_per_step}, but one label at least must be encoded a step. Use "
-                '`label_encoding="embedding"` to encode none.'
-            )
-        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
-            raise ValueError(
-                f"`pad_to_multiple_of` is {self.pad_to_multiple_of}, but a length is a multiple of 1 at least. Use 32, for "
-                "example, or leave it out."
-            )
-        if self.head_learning_rate is not None and self.head_learning_rate < 0:
-            raise ValueError(f"`head_learning_rate` is {self.head_learning_rate}, but a learning rate is at least 0.")
+
+    def _check(self, name: str, rule, wanted: str, remedy: str, whole: bool = False) -> None:
+        value = getattr(self, name)
+        if value is None:
+            return
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or (whole and value != int(value)) or not rule(value):
+            raise ValueError(f"`{name}` is {value!r}, but it must be {wanted}. {remedy}")
+
+    def _check_combinations(self) -> None:
         if self.logging_nan_inf_filter:
             raise ValueError(
-                "`logging_nan_inf_filter` would hide a NaN loss from the check that stops the run. Leave it off."
+                "`logging_nan_inf_filter` is True, but it would hide a NaN loss from the check that stops the run. Leave it off."
             )
-        try:
-            self.ks = tuple(sorted({int(k) for k in str(self.metric_ks).split(",")}))
-        except ValueError:
-            self.ks = ()
-        if not self.ks or self.ks[0] < 1:
+        if self.label_smoothing_factor != 0:
             raise ValueError(
-                f'`metric_ks` is {self.metric_ks!r}, but whole numbers from 1 on are needed, such as "1,3,5".'
+                f"`label_smoothing_factor` is {self.label_smoothing_factor!r}, but label smoothing is defined for a single label "
+                "per document. Leave it out, or pass a loss of your own to the trainer as `compute_loss_func`."
+            )
+        if self.group_by_label_set and self.train_sampling_strategy == "sequential":
+            raise ValueError(
+                '`group_by_label_set` is True, but `train_sampling_strategy="sequential"` keeps the order of the documents. Use '
+                '"group_by_length" or "random", or leave `group_by_label_set` out.'
             )
 
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The k of the ranking metrics, whatever the number of labels; see `cutoffs`."""
+        return tuple(self.metric_ks or DEFAULT_KS)
+
+    def cutoffs(self, num_labels: int) -> tuple[int, ...]:
+        """
+        The k of the ranking metrics of a model with `num_labels` labels.
+
+        Raises:
+            ValueError: a k of `metric_ks` exceeds the number of labels.
+        """
+        if self.metric_ks is None:
+            return tuple(k for k in DEFAULT_KS if k <= num_labels)
+        too_large = [k for k in self.metric_ks if k > num_labels]
+        if too_large:
+            raise ValueError(
+                f"`metric_ks` contains k = {too_large[0]}, but there are only {num_labels} labels. Leave out the larger k."
+            )
+        return tuple(self.metric_ks)
+
+    @contextmanager
+    def postponed_rotation(self) -> Iterator[int | None]:
+        """
+        Inside, `save_total_limit` is `None`, so that transformers deletes no older checkpoint; yields the limit. A copy that
+        is pickled meanwhile (`training_args.bin`) has the limit.
+        """
+        limit = self.save_total_limit
+        self.save_total_limit, self._postponed_limit = None, limit
+        try:
+            yield limit
+        finally:
+            self.save_total_limit = limit
+            del self._postponed_limit
+
     def __getstate__(self):
-        # `training_args.bin` is this object's pickle, next to weights that get published.
-        state = dict(self.__dict__)
-        for name in state:
-            if name.endswith("_token"):
-                state[name] = None
+        # `training_args.bin` is the pickle of this object, next to weights that get published.
+        state = _without_secrets(self.__dict__)
+        if "_postponed_limit" in state:
+            state["save_total_limit"] = state.pop("_postponed_limit")
         return state
+
+
+def _checked_ks(value: Any) -> list[int] | None:
+    """`metric_ks` as ascending whole numbers; takes the former form "1,3,5" as well."""
+    if value is None:
+        return None
+    parts = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    try:
+        ks = []
+        for part in parts:
+            if isinstance(part, str) and "," in part:
+                warnings.warn(
+                    f"`metric_ks` as a text ({part!r}) is deprecated. Pass a list of ints, such as [1, 3, 5], on the command "
+                    "line `--metric_ks 1 3 5`.",
+                    FutureWarning,
+                    stacklevel=4,
+                )
+            texts = part.split(",") if isinstance(part, str) else [part]
+            ks += [int(text) for text in texts if int(text) == float(text)] if not isinstance(part, bool) else []
+    except (TypeError, ValueError):
+        ks = []
+    if not ks or min(ks) < 1:
+        raise ValueError(
+            f"`metric_ks` is {value!r}, but a list of whole numbers from 1 on is needed, such as [1, 3, 5]."
+        )
+    return sorted(set(ks))
+
+
+def _without_secrets(values: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which values that are, or are named like, a token or a password are `None`."""
+    clean: dict[str, Any] = {}
+    for name, value in values.items():
+        secret = SECRET_NAME.search(str(name)) and isinstance(value, str)
+        if secret or (isinstance(value, str) and SECRET_VALUE.search(value)):
+            clean[name] = None
+        elif type(value) is dict:
+            clean[name] = _without_secrets(value)
+        else:
+            clean[name] = value
+    return clean

@@ -1,0 +1,30 @@
+"""Means of the terms of a loss, for logging."""
+
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+
+
+class TermMeans:
+    """Sums terms batch by batch, as tensors on their device, so that a step waits for no device."""
+
+    def __init__(self):
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+
+    def add(self, terms: Mapping[str, torch.Tensor]) -> None:
+        """Add the terms of one batch."""
+        self._count += 1
+        for name, value in terms.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+
+    def pop(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over batches and processes since the last call; empty without a batch."""
+        if not self._count:
+            return {}
+        names = sorted(self._sums)
+        means = torch.stack([self._sums[name].float() for name in names]) / self._count
+        means = accelerator.reduce(means, reduction="mean")
+        self._sums, self._count = {}, 0
+        return dict(zip(names, means.tolist()))

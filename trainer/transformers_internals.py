@@ -1,0 +1,60 @@
+"""
+The private parts of transformers' `Trainer` that this project overrides, each with its reason; nothing else in `trainer/`
+overrides or reads one, except for pushes to the Hub, see `trainer/hub`.
+
+All else goes through public ways: callbacks, `save_model`, `log`, `training_step`, `evaluation_loop`.
+`tests/test_transformers_internals.py` fails when the installed transformers no longer has one of these, or with other arguments.
+"""
+
+import inspect
+from typing import Any
+
+from torch.utils.data import Sampler
+from transformers import Trainer
+
+
+# Name -> the parameters that we rely on.
+OVERRIDDEN = {
+    "_get_train_sampler": ("self", "train_dataset"),
+    "_set_signature_columns_if_needed": ("self",),
+}
+# Attributes of a trainer that an override reads.
+ATTRIBUTES = ("_signature_columns",)
+
+
+class TransformersInternals(Trainer):
+    """A `Trainer` with public names for what it otherwise offers under private ones."""
+
+    # Columns that the data collator needs although the model's forward has no such argument.
+    further_columns: tuple[str, ...] = ()
+
+    def train_sampler(self, dataset: Any) -> Sampler | None:
+        """The order of the training documents; for a subclass to override."""
+        return super()._get_train_sampler(dataset)
+
+    # Reason: `get_train_dataloader` is public, but builds loader and sampler in one; overriding it would copy how transformers
+    # sets up workers, seeds and processes.
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        return self.train_sampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    # Reason: columns are dropped by the names of the model's arguments. `remove_unused_columns=False` would keep all others too,
+    # so that each batch reads the texts from the disk; `label_names` adds a column but then demands it as a target.
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        missing = [name for name in self.further_columns if name not in self._signature_columns]
+        self._signature_columns = [*self._signature_columns, *missing]
+
+
+def changed_internals() -> list[str]:
+    """One sentence for each private part that the installed transformers does not have as it is needed here."""
+    changes = []
+    for name, expected in OVERRIDDEN.items():
+        method = getattr(Trainer, name, None)
+        if method is None:
+            changes.append(f"`Trainer.{name}` is gone.")
+        elif tuple(inspect.signature(method).parameters) != expected:
+            found = ", ".join(inspect.signature(method).parameters)
+            changes.append(f"`Trainer.{name}` takes ({found}), not ({', '.join(expected)}).")
+    source = inspect.getsource(Trainer)
+    changes += [f"`Trainer.{name}` is gone." for name in ATTRIBUTES if f"self.{name}" not in source]
+    return changes
