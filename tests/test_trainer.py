@@ -51,7 +51,8 @@ def test_label_loss_uses_stored_rows_for_labels_that_were_not_encoded(tmp_path):
     batch = batch_of(trainer)
     model.train()
     loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
-    indices = trainer._pending_rows[0]
+    trainer.label_schedule.restart()
+    indices = trainer.label_schedule.select(batch["labels"], 0)
     assert len(indices) == 2
     rows = model.label_embeddings.detach().index_copy(0, indices, outputs.candidate_embeds.detach())
     expected = outputs.loss + label_contrastive_loss(rows, batch["labels"])
@@ -69,9 +70,13 @@ def test_fresh_rows_are_stored_after_backward_and_others_are_kept(tmp_path):
     def spy(*args, **kwargs):
         result = compute(*args, **kwargs)
         assert torch.equal(trainer.model.label_embeddings, before)  # forward never writes
-        picked.append(trainer._pending_rows)
         return result
 
+    def keep(model, candidates, embeds):
+        picked.append((candidates, embeds))
+        commit(model, candidates, embeds)
+
+    commit, trainer.label_schedule.commit = trainer.label_schedule.commit, keep
     trainer.compute_loss = spy
     trainer.training_step(trainer.model, batch_of(trainer))
     indices, rows = picked[0]
@@ -80,54 +85,18 @@ def test_fresh_rows_are_stored_after_backward_and_others_are_kept(tmp_path):
     assert torch.equal(trainer.model.label_embeddings[others], before[others])
 
 
-def test_candidates_are_the_positives_first_then_a_random_rest(tmp_path):
-    trainer = make_trainer(tmp_path, labels_per_step=4)
-    labels = torch.zeros(3, NUM_LABELS)
-    labels[0, 1] = labels[1, 5] = 1
-    picks = []
-    for step in range(30):
-        trainer.state.global_step = step
-        chosen = trainer._pick_candidates(labels).tolist()
-        assert {1, 5} <= set(chosen) and len(chosen) <= 4 and chosen == sorted(set(chosen))
-        picks.append(tuple(chosen))
-    assert {label for pick in picks for label in pick} == set(range(NUM_LABELS))
-    labels[2] = 1
-    trainer.args.labels_per_step = 2
-    assert len(trainer._pick_candidates(labels)) == 2
-
-
-def test_candidates_depend_on_seed_step_and_micro_step_alone(tmp_path):
-    labels = torch.zeros(3, 200)
-    labels[0, 1] = 1
-
-    def picks(seed, steps):
-        trainer = make_trainer(tmp_path, model=tiny_model(num_labels=NUM_LABELS), seed=seed, labels_per_step=20)
-        result = []
-        for step in steps:
-            trainer.state.global_step = step
-            torch.rand(1)
-            result.append(tuple(trainer._pick_candidates(labels).tolist()))
-        return result
-
-    first = picks(1, [3, 3, 4])
-    assert first == picks(1, [3, 3, 4])
-    assert first[2] == picks(1, [4])[0]
-    assert len(set(first)) == 3
-    assert picks(2, [3])[0] != first[0]
-
-
 def test_no_label_is_encoded_when_nothing_uses_label_embeddings(tmp_path):
     model = tiny_model(num_labels=NUM_LABELS, label_attention=False, classifier="mlp")
     trainer = make_trainer(tmp_path, model=model, label_loss_weight=0.0)
     model.train()
-    trainer.compute_loss(model, batch_of(trainer))
-    assert trainer._pending_rows is None
+    loss, outputs = trainer.compute_loss(model, batch_of(trainer), return_outputs=True)
+    assert loss.requires_grad and outputs.candidate_embeds is None
 
 
 def test_label_embeddings_are_refreshed_before_evaluation_and_saving(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.train()
-    expected = trainer.model.encode_labels(trainer.label_inputs)
+    expected = trainer.model.encode_labels(trainer.label_schedule.label_inputs)
     assert not torch.allclose(trainer.model.label_embeddings, expected)
     trainer.evaluate()
     assert torch.allclose(trainer.model.label_embeddings, expected, atol=1e-6)
@@ -136,7 +105,7 @@ def test_label_embeddings_are_refreshed_before_evaluation_and_saving(tmp_path):
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
     saved = type(trainer.model).from_pretrained(tmp_path / "saved")
-    assert torch.allclose(saved.label_embeddings, saved.encode_labels(trainer.label_inputs), atol=1e-6)
+    assert torch.allclose(saved.label_embeddings, saved.encode_labels(trainer.label_schedule.label_inputs), atol=1e-6)
 
 
 def test_trained_label_embeddings_are_not_overwritten(tmp_path):
@@ -181,7 +150,7 @@ def test_every_term_is_logged_in_training_and_evaluation(tmp_path):
 
 
 def test_evaluation_equals_metrics_of_the_whole_score_matrix(tmp_path):
-    trainer = make_trainer(tmp_path, per_device_eval_batch_size=4, metric_ks="1,3")
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=4, metric_ks=[1, 3])
     metrics = trainer.evaluate()
     trainer.model.eval()
     with torch.no_grad():
@@ -367,7 +336,7 @@ def test_collator_makes_float_labels_for_other_losses_and_the_trainer_a_byte_a_l
     trainer.model.train()
     losses = []
     for batch in (floats, small):
-        trainer._micro_step = (-1, 0)  # the same labels are encoded
+        trainer.label_schedule.restart()  # the same labels are encoded
         losses.append(trainer.compute_loss(trainer.model, batch))
     torch.testing.assert_close(*losses)
 
@@ -432,7 +401,7 @@ def test_wrong_arguments_are_refused_with_value_rule_and_remedy(tmp_path, wrong,
 def test_wrong_set_ups_are_refused(tmp_path):
     model = tiny_model(num_labels=NUM_LABELS)
     with pytest.raises(ValueError, match="k = 7, but there are only 6 labels"):
-        make_trainer(tmp_path, metric_ks="1,7")
+        make_trainer(tmp_path, metric_ks=[1, 7])
     with pytest.raises(ValueError, match="needs a tokenizer"):
         SepMldcTrainer(
             model=model, args=SepMldcTrainingArguments(str(tmp_path), label_encoding="encoder", use_cpu=True)
@@ -493,3 +462,36 @@ def test_threshold_objectives_and_bad_arguments(tmp_path):
         trainer.tune_thresholds(validation, calibration="cold")
     with pytest.raises(ValueError, match="these have none"):
         trainer.tune_thresholds(validation.remove_columns("label_indices"))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (
+            "labels",
+            ["label 0", "label 1"],
+            r"`labels` is \['label 0', 'label 1'\], but a multi-hot row is needed: 6 numbers",
+        ),
+        ("labels", [0, 2], "a multi-hot row is needed"),
+        ("labels", [0, 1, 2, 3, 4, 5], "Put label ids into a column `label_indices`"),
+        ("labels", [0, 1, 0, 0, 0, float("nan")], "a multi-hot row is needed"),
+        ("labels", None, "`labels` is None"),
+        ("label_indices", ["label 0"], r"`label_indices` is \['label 0'\], but a list of label ids is needed"),
+        ("label_indices", "label 0", "Turn label names into ids with `trainer.encode_labels`"),
+        ("label_indices", [0.5], "a list of label ids is needed"),
+        ("label_indices", None, "a document without labels has an empty list"),
+        ("label_indices", [0, -1], "holds -1, but the labels are 0 to 5"),
+    ],
+)
+@pytest.mark.parametrize("group", [False, True])
+def test_names_and_wrong_ids_are_refused_in_one_sentence(tmp_path, column, value, message, group):
+    rows = [dict(row) for row in tiny_documents(8)]
+    for row in rows:
+        row["labels" if column == "labels" else "label_indices"] = value
+        if column == "labels":
+            del row["label_indices"]
+    trainer = make_trainer(
+        tmp_path, documents=datasets.Dataset.from_list(rows), group_by_label_set=group, label_encoding="embedding"
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer.train()

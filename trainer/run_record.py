@@ -5,7 +5,6 @@ import json
 import os
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl
 from transformers.utils import CONFIG_NAME, logging
@@ -209,13 +208,8 @@ def _documents(dataset) -> list | None:
     sample = []
     for index in range(0, count, step):
         document = dataset[index]
-        sample.append(
-            [
-                torch.as_tensor(document[name]).tolist()
-                for name in ("input_ids", "label_indices", "labels")
-                if name in document
-            ]
-        )
+        values = (document[name] for name in ("input_ids", "label_indices", "labels") if name in document)
+        sample.append([value.tolist() if hasattr(value, "tolist") else value for value in values])
     return [count, _digest(sample)]
 
 

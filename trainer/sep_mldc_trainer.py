@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from tqdm.auto import tqdm
@@ -14,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, Predict
 from transformers.utils import logging
 
 from .checkpoints import MANIFEST_NAME, CheckpointGuard, damaged_files, last_whole_checkpoint
-from .data.collator import SepMldcDataCollator
+from .data.collator import SepMldcDataCollator, check_label_indices, check_multi_hot
 from .data.sampler import DocumentSampler
 from .frozen_layers import cached_frozen_layers
 from .hub.mixin import HubMixin
@@ -329,10 +330,12 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
             name = self.args.length_column_name
             lengths = dataset[name] if name in columns else [len(document["input_ids"]) for document in dataset]
         if self.args.group_by_label_set:
+            num_labels = self.model.config.num_labels
             if "label_indices" in columns:
-                label_sets = dataset["label_indices"]
+                label_sets = [check_label_indices(ids, num_labels) for ids in dataset["label_indices"]]
             else:
-                label_sets = [torch.as_tensor(document["labels"]).nonzero().flatten().tolist() for document in dataset]
+                rows = (check_multi_hot(document["labels"], num_labels) for document in dataset)
+                label_sets = [row.nonzero()[0].tolist() for row in rows]
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         sampler = DocumentSampler(
             len(dataset), self.args.train_batch_size * self.args.world_size, lengths, label_sets, seed
@@ -434,7 +437,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         if self._metrics is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = self._prepare_inputs(inputs)
+        inputs = send_to_device(inputs, self.args.device)
         loss = None
         with torch.no_grad(), self.compute_loss_context_manager():
             if inputs.get("labels") is not None:
@@ -476,7 +479,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         model.eval()
         try:
             for inputs in tqdm(loader, desc=description, disable=self.args.disable_tqdm, leave=False):
-                inputs = self._prepare_inputs(inputs)
+                inputs = send_to_device(inputs, self.args.device)
                 labels = inputs.pop("labels", None)
                 with torch.no_grad(), self.accelerator.autocast():
                     logits = model(**inputs)["logits"].float()
@@ -663,6 +666,12 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
     def _record(self) -> RunRecord:
         # Looked up, because `restore_callback_states_from_checkpoint` replaces it.
         return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, RunRecord))
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """As in transformers, but nothing after the last step: a resume of a finished run would train one step more."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _checked_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
         if not resume_from_checkpoint:

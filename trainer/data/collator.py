@@ -1,8 +1,10 @@
-"""Batches of tokenised documents with multi-hot labels."""
+"""Batches of tokenized documents with multi-hot labels."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -10,19 +12,21 @@ from transformers import PreTrainedTokenizerBase
 @dataclass
 class SepMldcDataCollator:
     """
-    Pads token ids and makes `labels` a multi-hot matrix (B, L). The only place where labels become dense.
+    Pads token ids and makes `labels` a multi-hot matrix (B, L). Labels become dense here and nowhere else.
 
-    A feature carries `labels` (already multi-hot) or `label_indices` (the ids of its labels, possibly none).
+    Each document carries `label_indices` (the ids of its labels, possibly none) or `labels` (multi-hot already), or neither.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): pads.
         num_labels (`int`, *optional*): L; needed for `label_indices`.
-        pad_to_multiple_of (`int`, *optional*): pads lengths up to a multiple of this.
-        label_dtype (`torch.dtype`, defaults to `torch.float32`): of the `labels` made from `label_indices`. Float is what the losses
-            of transformers need; this project's take any, and `SepMldcTrainer` uses `torch.uint8`, a quarter of the size.
+        pad_to_multiple_of (`int`, *optional*): pad lengths up to a multiple of this.
+        label_dtype (`torch.dtype`, defaults to `torch.float32`): dtype of the `labels` made from `label_indices`. The losses of
+            transformers need float; those of this project accept any dtype, and `SepMldcTrainer` uses `torch.uint8`, a quarter of
+            the size.
 
     Raises:
-        ValueError: `label_indices` without `num_labels`, or an id outside 0 .. L - 1.
+        ValueError: `label_indices` without `num_labels`, label names instead of ids, an id outside 0 .. L - 1, or `labels` that are
+            not multi-hot.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -39,29 +43,90 @@ class SepMldcDataCollator:
                 return_tensors="pt",
             )
         )
-        if "label_indices" in features[0]:
-            batch["labels"] = self.multi_hot([feature["label_indices"] for feature in features])
-        elif "labels" in features[0]:
-            batch["labels"] = torch.stack(
-                [torch.as_tensor(feature["labels"], dtype=torch.float32) for feature in features]
-            )
+        if any("label_indices" in feature for feature in features):
+            batch["labels"] = self.multi_hot([feature.get("label_indices") for feature in features])
+        elif any("labels" in feature for feature in features):
+            width = self.num_labels
+            rows = []
+            for feature in features:
+                rows.append(torch.as_tensor(check_multi_hot(feature.get("labels"), width), dtype=torch.float32))
+                width = len(rows[0])
+            batch["labels"] = torch.stack(rows)
         return batch
 
-    def multi_hot(self, label_indices: list[list[int]]) -> torch.Tensor:
+    def multi_hot(self, label_indices: Sequence[Sequence[int]]) -> torch.Tensor:
         """Multi-hot (B, L) of lists of label ids."""
         if self.num_labels is None:
             raise ValueError(
-                "The documents carry `label_indices`, but the collator does not know how many labels there are. Create it with "
+                "The documents carry `label_indices`, but the collator does not know the number of labels. Create it with "
                 "`SepMldcDataCollator(tokenizer, num_labels=...)`."
             )
-        rows = [row for row, indices in enumerate(label_indices) for _ in indices]
-        columns = [int(index) for indices in label_indices for index in indices]
-        if columns and not (0 <= min(columns) and max(columns) < self.num_labels):
-            wrong = min(columns) if min(columns) < 0 else max(columns)
-            raise ValueError(
-                f"`label_indices` holds {wrong}, but the labels are 0 to {self.num_labels - 1}. Encode the documents with the "
-                "model's own label list."
-            )
+        rows, columns = [], []
+        for row, indices in enumerate(label_indices):
+            ids = check_label_indices(indices, self.num_labels)
+            rows += [row] * len(ids)
+            columns += ids
         labels = torch.zeros(len(label_indices), self.num_labels, dtype=self.label_dtype)
         labels[torch.tensor(rows, dtype=torch.long), torch.tensor(columns, dtype=torch.long)] = 1
         return labels
+
+
+def check_label_indices(value: Any, num_labels: int) -> list[int]:
+    """
+    The ids of a document's labels as a list of ints.
+
+    Raises:
+        ValueError: they are no list of whole numbers from 0 to `num_labels` - 1.
+    """
+    ids = _as_list(value)
+    if ids is None or not all(_is_whole(index) for index in ids):
+        raise ValueError(
+            f"`label_indices` is {_shown(value)}, but a list of label ids is needed. Turn label names into ids with "
+            "`trainer.encode_labels`; a document without labels has an empty list."
+        )
+    wrong = next((index for index in ids if not 0 <= index < num_labels), None)
+    if wrong is not None:
+        raise ValueError(
+            f"`label_indices` holds {wrong}, but the labels are 0 to {num_labels - 1}. Encode the documents with the "
+            "model's own label list."
+        )
+    return [int(index) for index in ids]
+
+
+def check_multi_hot(value: Any, num_labels: int | None = None) -> np.ndarray:
+    """
+    A document's multi-hot labels as an array of shape `(num_labels,)`.
+
+    Raises:
+        ValueError: they are no list of `num_labels` zeros and ones.
+    """
+    try:
+        row = np.asarray(value, dtype=None if hasattr(value, "__array__") else np.float32)
+    except (TypeError, ValueError):
+        row = np.empty(0)
+    right = row.ndim == 1 and len(row) == (len(row) if num_labels is None else num_labels) and row.dtype.kind in "biuf"
+    if not right or not len(row) or not ((row >= 0) & (row <= 1)).all():
+        length = "one number per label" if num_labels is None else f"{num_labels} numbers"
+        raise ValueError(
+            f"`labels` is {_shown(value)}, but a multi-hot row is needed: {length}, "
+            "1 for the labels of the document and 0 for all others. Put label ids into a column `label_indices` instead; "
+            "`trainer.encode_labels` makes it from label names."
+        )
+    return row
+
+
+def _as_list(value: Any) -> list | None:
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        return None
+    return list(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
