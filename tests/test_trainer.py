@@ -1,7 +1,7 @@
 """SepMldcTrainer on tiny models: losses, label schedule, learning rates, evaluation, prediction, stopping."""
 
+import inspect
 import math
-import pickle
 
 import datasets
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from tiny_models import tiny_backbone_config, tiny_model, tiny_tokenizer
 from tiny_training import NUM_LABELS, batch_of, make_trainer, tiny_documents, trained_trainer
 from torch._dynamo.testing import CompileCounter
-from transformers import TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArguments
 from trainer.losses import document_contrastive_loss, label_contrastive_loss
@@ -225,8 +225,6 @@ def test_own_compute_metrics_gets_logits_and_labels_batch_by_batch(tmp_path):
 
 
 def test_best_model_is_selected_on_any_metric_and_early_stopping_stops(tmp_path):
-    from transformers import EarlyStoppingCallback
-
     trainer = make_trainer(
         tmp_path,
         max_steps=20,
@@ -379,25 +377,6 @@ def test_pad_to_multiple_of_bounds_the_lengths_and_so_the_compiled_graphs_of_tra
     assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"labels_per_step": 0}, "`labels_per_step` is 0"),
-        ({"label_loss_weight": -1.0}, "`label_loss_weight` is -1.0"),
-        ({"contrastive_temperature": 0.0}, "`contrastive_temperature` is 0.0"),
-        ({"contrastive_weighting": "cosine"}, "`contrastive_weighting` is 'cosine'"),
-        ({"label_encoding": "both"}, "`label_encoding` is 'both'"),
-        ({"pad_to_multiple_of": 0}, "`pad_to_multiple_of` is 0"),
-        ({"head_learning_rate": -0.1}, "`head_learning_rate` is -0.1"),
-        ({"metric_ks": "1,x"}, "`metric_ks` is '1,x'"),
-        ({"logging_nan_inf_filter": True}, "`logging_nan_inf_filter`"),
-    ],
-)
-def test_wrong_arguments_are_refused_with_value_rule_and_remedy(tmp_path, wrong, message):
-    with pytest.raises(ValueError, match=message):
-        SepMldcTrainingArguments(str(tmp_path), use_cpu=True, **wrong)
-
-
 def test_wrong_set_ups_are_refused(tmp_path):
     model = tiny_model(num_labels=NUM_LABELS)
     with pytest.raises(ValueError, match="k = 7, but there are only 6 labels"):
@@ -415,10 +394,125 @@ def test_wrong_set_ups_are_refused(tmp_path):
         trainer.train(resume_from_checkpoint=True)
 
 
-def test_pickled_arguments_hold_no_token(tmp_path):
-    args = SepMldcTrainingArguments(str(tmp_path), use_cpu=True, hub_token="hf_secret")
-    assert b"hf_secret" not in pickle.dumps(args)
-    assert args.hub_token == "hf_secret"
+def test_positional_arguments_are_in_the_order_of_transformers(tmp_path):
+    own, theirs = (list(inspect.signature(kind.__init__).parameters) for kind in (SepMldcTrainer, Trainer))
+    named = own[: own.index("more")]
+    assert named == theirs[: len(named)] and len(named) > 8
+    args = SepMldcTrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    train, evaluation = tiny_documents(), tiny_documents(5)
+    trainer = SepMldcTrainer(tiny_model(num_labels=NUM_LABELS), args, None, train, evaluation, tiny_tokenizer())
+    assert trainer.train_dataset is train and trainer.eval_dataset is evaluation
+    assert trainer.processing_class is not None and isinstance(trainer.data_collator, SepMldcDataCollator)
+    optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1.0)
+    rest = (None, None, None, None, (optimizer, None))
+    assert SepMldcTrainer(trainer.model, args, None, train, evaluation, None, *rest).optimizer is optimizer
+
+
+def test_a_loss_of_ones_own_takes_the_place_of_the_classification_loss(tmp_path):
+    def squared(outputs, labels, num_items_in_batch=None):
+        return (outputs.logits.sigmoid() - labels).pow(2).mean()
+
+    trainer = make_trainer(tmp_path, label_encoding="embedding", label_loss_weight=0.5)
+    trainer.compute_loss_func = squared
+    trainer.current_gradient_accumulation_steps = 2
+    batch = batch_of(trainer)
+    for training, share in ((True, 0.5), (False, 1.0)):
+        trainer.model.train(training)
+        loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+        contrastive = 0.5 * label_contrastive_loss(trainer.model.label_embeddings, batch["labels"])
+        contrastive = contrastive + 0.01 * document_contrastive_loss(outputs.document_embeds, batch["labels"])
+        # transformers does not divide such a loss by the number of accumulated batches.
+        expected = squared(outputs, batch["labels"]) + share * contrastive
+        torch.testing.assert_close(loss, expected)
+    given = SepMldcTrainer(
+        tiny_model(num_labels=NUM_LABELS), trainer.args, train_dataset=tiny_documents(), compute_loss_func=squared
+    )
+    assert given.compute_loss_func is squared
+
+
+@pytest.mark.parametrize(
+    ("arguments", "patience", "message"),
+    [
+        (
+            {"metric_for_best_model": "ndcg5"},
+            None,
+            r"`metric_for_best_model` is 'ndcg5', but .* ndcg@1, ndcg@3, ndcg@5",
+        ),
+        ({"metric_for_best_model": "eval_psp@1"}, None, "measures only"),  # nothing is known of label frequencies
+        ({}, 2, "Early stopping is on, but `metric_for_best_model` is not given"),
+        ({"eval_strategy": "no", "metric_for_best_model": "loss"}, 2, "`eval_strategy` is not given"),
+        ({"metric_for_best_model": "loss", "dictionary": True}, None, "only mail_loss, mail_classification_loss"),
+    ],
+)
+def test_unknown_metrics_and_early_stopping_without_one_are_found_before_training(
+    tmp_path, arguments, patience, message
+):
+    evaluation = {"mail": tiny_documents(4)} if arguments.pop("dictionary", False) else None
+    arguments = {"eval_strategy": "steps", "eval_steps": 1, **arguments}
+    callbacks = [EarlyStoppingCallback(patience)] if patience else None
+    trainer = make_trainer(tmp_path, evaluation=evaluation, callbacks=callbacks, **arguments)
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("with_counts", [False, True])
+def test_the_metrics_that_are_announced_are_those_that_are_measured(tmp_path, with_counts):
+    counts = {"label_counts": [9, 8, 7, 3, 2, 1], "num_train_documents": 30} if with_counts else {}
+    trainer = make_trainer(tmp_path, model=tiny_model(num_labels=NUM_LABELS, **counts))
+    measured = {name.removeprefix("eval_") for name in trainer.evaluate()}
+    speed = {"runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch"}
+    assert set(trainer.metric_names()) == measured - speed
+
+
+def test_several_evaluation_sets_are_measured_and_tuned_on_by_name(tmp_path):
+    sets = {"mail": tiny_documents(8), "web": tiny_documents(9, seed=4)}
+    trainer = make_trainer(
+        tmp_path, evaluation=sets, eval_strategy="steps", eval_steps=3, metric_for_best_model="web_ndcg@3"
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert {"eval_mail_ndcg@3", "eval_web_ndcg@3"} <= set(metrics)
+    for method in (trainer.tune_thresholds, trainer.fit_lexical_scores, lambda: next(trainer.logit_batches())):
+        with pytest.raises(ValueError, match=r"several data sets \(mail, web\), but one is needed"):
+            method()
+    assert trainer.tune_thresholds("web")["num_documents"] == 9
+    assert trainer.tune_thresholds(sets["mail"])["num_documents"] == 8
+    with pytest.raises(ValueError, match="`dataset` is 'news', but documents are needed"):
+        trainer.tune_thresholds("news")
+
+
+@pytest.mark.parametrize("arguments", [{"dataloader_drop_last": True}, {"train_sampling_strategy": "group_by_length"}])
+def test_evaluation_and_prediction_lose_no_document_and_keep_their_order(tmp_path, arguments):
+    documents = tiny_documents(11, seed=5)
+    expected = make_trainer(tmp_path, train_sampling_strategy="random").predict(documents)
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=4, **arguments)
+    output = trainer.predict(documents)
+    assert np.array_equal(output.predictions[1], expected.predictions[1])
+    assert output.metrics["test_p@1"] == pytest.approx(expected.metrics["test_p@1"])
+    trainer.evaluate(documents)
+    assert trainer.last_metrics.num_seen == 11
+    name, value = next(iter(arguments.items()))
+    assert getattr(trainer.args, name) == value
+
+
+def test_workers_that_persist_read_the_data_set_that_is_asked_for(tmp_path):
+    trainer = make_trainer(tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    trainer.evaluate()
+    trainer.evaluate(tiny_documents(7, seed=2))
+    assert trainer.last_metrics.num_seen == 7
+
+
+def test_measures_outlive_a_prediction_without_labels_and_evaluations_any_prediction(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match="Nothing has been evaluated yet"):
+        _ = trainer.last_metrics
+    assert trainer.last_evaluation is None
+    trainer.evaluate()
+    trainer.predict(tiny_documents(5).remove_columns("label_indices"))
+    assert trainer.last_metrics.num_seen == trainer.last_evaluation.num_seen == 10
+    trainer.predict(tiny_documents(5))
+    assert trainer.last_metrics.num_seen == 5 and trainer.last_evaluation.num_seen == 10
 
 
 def test_tuned_thresholds_are_stored_and_used_and_beat_one_half(tmp_path):
@@ -449,6 +543,22 @@ def test_softmax_models_get_platt_scaling_with_their_thresholds(tmp_path):
     assert metrics["test_f1_micro"] > 0.5
 
 
+@pytest.mark.parametrize("loss", ["bce", "softmax"])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"calibration": "cold"}, "`calibration` is 'cold'"),
+        ({"objective": "best"}, "`objective` is 'best'"),
+        ({"objective": "precision:2"}, "`objective` is 'precision:2'"),
+        ({"shrinkage": float("nan")}, "`shrinkage` is nan"),
+    ],
+)
+def test_wrong_settings_of_thresholds_are_refused_before_a_document_is_read(tmp_path, loss, wrong, message):
+    trainer = make_trainer(tmp_path, model=tiny_model(num_labels=NUM_LABELS, classification_loss=loss))
+    with pytest.raises(ValueError, match=message):
+        trainer.tune_thresholds(dataset="no documents are looked for", **wrong)
+
+
 def test_threshold_objectives_and_bad_arguments(tmp_path):
     trainer = trained_trainer(tmp_path)
     validation = tiny_documents(150, seed=8)
@@ -456,10 +566,6 @@ def test_threshold_objectives_and_bad_arguments(tmp_path):
     assert strict["objective"] == "precision:0.95"
     calibrated = trainer.tune_thresholds(validation, objective="micro", calibration="temperature")
     assert calibrated["expected_calibration_error"] <= calibrated["expected_calibration_error_before"] + 1e-6
-    with pytest.raises(ValueError, match="`objective` is 'best'"):
-        trainer.tune_thresholds(validation, objective="best")
-    with pytest.raises(ValueError, match="`calibration` is 'cold'"):
-        trainer.tune_thresholds(validation, calibration="cold")
     with pytest.raises(ValueError, match="these have none"):
         trainer.tune_thresholds(validation.remove_columns("label_indices"))
 

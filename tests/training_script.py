@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
@@ -114,42 +117,47 @@ def run_equivalence(folder) -> dict:
     return results
 
 
-# AdamW, because its state is sharded too.
-SHARDED = {
-    "label_encoding": "embedding",
-    "optim": "adamw_torch",
-    "learning_rate": 0.01,
-    "gradient_accumulation_steps": 2,
-}
+# AdamW, because its state is sharded too; its weights are compared by what they compute, because it divides what rounding
+# leaves of a zero gradient by its size.
+SHARDED = {"sgd": {"optim": "sgd", "learning_rate": 0.05}, "adamw": {"optim": "adamw_torch", "learning_rate": 0.01}}
 
 
-def run_sharded(folder) -> dict:
+def run_sharded(folder, optimizer: str) -> dict:
     """
-    Parameters and losses of a run whose model `fully_shard` spreads over the processes; of one process, unsharded.
+    Parameters, losses and logits of a run whose model `fully_shard` spreads over the processes; of one process, unsharded.
 
     accelerate refuses FSDP on a CPU, so its own wrapping is left out and the model is sharded before.
     """
-    settings = {**SHARDED, "save_strategy": "steps", "save_steps": 2, "save_only_model": True}
-    trainer = build(os.path.join(folder, "sharded"), **settings)
-    if trainer.args.world_size > 1:
+    trainer = build(
+        os.path.join(folder, f"sharded_{optimizer}"),
+        label_encoding="embedding",
+        gradient_accumulation_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        save_only_model=True,
+        **SHARDED[optimizer],
+    )
+    sharded = trainer.args.world_size > 1
+    if sharded:
         for layer in trainer.model.backbone.encoder.layer:
             fully_shard(layer)
         # `True` is what FSDP configurations of accelerate ask for; the default would keep the root's parameters anyway.
         fully_shard(trainer.model, reshard_after_forward=True)
         trainer.accelerator.prepare_model = lambda model, **kwargs: model
         # Saving gathers the parameters through accelerate's FSDP plugin; only what the trainer does before is run here.
-        trainer.save_model = lambda output_dir, **kwargs: os.makedirs(output_dir, exist_ok=True)
+        trainer._save = lambda output_dir, **kwargs: os.makedirs(output_dir, exist_ok=True)
     trainer.train()
     state = trainer.model.state_dict()
-    if trainer.args.world_size > 1:
+    if sharded:
         assert isinstance(trainer.model.label_embeddings, DTensor)
         assert len(trainer.model.label_embeddings.to_local()) == NUM_LABELS // trainer.args.world_size
         state = {name: value.full_tensor() for name, value in state.items()}
     result = {
         "state": {name: value.detach().clone() for name, value in state.items()},
         "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
+        "logits": torch.cat([batch.logits for batch in trainer.logit_batches()]),
     }
-    if trainer.args.world_size > 1:
+    if sharded:
         try:
             SepMldcTrainer(
                 trainer.model,
@@ -196,6 +204,30 @@ def run_resumable(folder, kill_at=None, kill_in_save=None, resume=False) -> None
     trainer.train(resume_from_checkpoint=True if resume else None)
 
 
+def run_to_a_busy_end() -> None:
+    """
+    One step, and a prediction after which the worker threads of gloo get the processor last: the bad luck of a busy machine.
+    Returning frees the model.
+    """
+    trainer = build(tempfile.mkdtemp(), max_steps=1, label_encoding="embedding")
+    trainer.train()
+    cpu = min(os.sched_getaffinity(0))
+    workers = [
+        int(thread)
+        for thread in os.listdir("/proc/self/task")
+        if "gloo" in Path(f"/proc/self/task/{thread}/comm").read_text()
+    ]
+    assert workers, "no worker thread of gloo was found"
+    for worker in workers:
+        os.sched_setscheduler(worker, os.SCHED_IDLE, os.sched_param(0))
+        os.sched_setaffinity(worker, {cpu})
+    busy = f"import os, time; os.sched_setaffinity(0, {{{cpu}}}); end = time.time() + 6\nwhile time.time() < end: pass"
+    for _ in range(2):
+        subprocess.Popen([sys.executable, "-c", busy])
+    trainer.predict(trainer.eval_dataset)
+    trainer.end()
+
+
 if __name__ == "__main__":
     task = json.loads(sys.argv[1])
     expected = os.environ["EXPECTED_PROCESSES"]
@@ -203,9 +235,12 @@ if __name__ == "__main__":
     for step in task:
         if "equivalence" in step:
             results = run_equivalence(step["equivalence"])
-            results["sharded"] = run_sharded(step["equivalence"])
+            for optimizer in SHARDED:
+                results[f"sharded_{optimizer}"] = run_sharded(step["equivalence"], optimizer)
             if int(os.environ.get("RANK", "0")) == 0:
                 torch.save(results, os.path.join(step["equivalence"], "results.pt"))
+        elif "busy_end" in step:
+            run_to_a_busy_end()
         else:
             run_resumable(**step)
     if torch.distributed.is_initialized():

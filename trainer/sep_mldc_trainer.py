@@ -1,6 +1,5 @@
 """Trainer of SEP-MLDC models."""
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ from .losses.contrastive import (
 )
 from .losses.terms import TermMeans
 from .metrics.streaming import StreamingMetrics
+from .processes import keep_process_group
 from .run_record import EpochOrder, RestoreCallbacks, RunRecord, check_same_run, read_record, run_fingerprint
 from .thresholds import check_threshold_settings, tune_thresholds_from_batches
 from .training_arguments import SepMldcTrainingArguments
@@ -154,6 +154,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         if args.label_encoding == "encoder":
             self._check_label_encoding()
             self.label_schedule.prepare(self.model.config.label_texts)
+        keep_process_group()
         args.cutoffs(self.model.config.num_labels)
         self._configure_label_table(self.model)
 
@@ -744,13 +745,6 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         self._checkpoint_guard.begin(folder, self.args)
 
     def end(self) -> None:
-        """
-        The last call of a script with several processes: waits for all of them, frees the model's communication and destroys
-        the process group. Without it, Python frees them in an order that can leave one process waiting for ever.
-        """
+        """As in transformers, once all processes have come here: one that leaves earlier would abort the others."""
         self.accelerator.wait_for_everyone()
-        self.model_wrapped = self.model
-        self.callback_handler.model = self.model
-        self.accelerator.free_memory()
-        gc.collect()  # DistributedDataParallel is part of reference cycles
         super().end()

@@ -1,0 +1,54 @@
+"""Several processes on CPUs: what lets each of them end."""
+
+import atexit
+import ctypes
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+
+_kept: set[int] = set()
+
+
+def keep_process_group() -> None:
+    """
+    Keep the process group of gloo until the process has ended, whatever is destroyed before, and let its worker threads come to
+    rest first. Call it in each process that trains; further calls do nothing.
+
+    The destructor of `ProcessGroupGloo` joins its worker threads. Python runs it while holding the interpreter lock (when the last
+    model that communicates through the group is freed), and a worker that has just finished its last collective may need that lock
+    to free a tensor: on a busy machine, a process then waits for ever after its last line. A group that is never freed joins
+    nothing; a worker that came for the lock only when the interpreter is gone would abort the process, hence the rest.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or "gloo" not in dist.get_backend():
+        return
+    group = dist.group.WORLD
+    if id(group) not in _kept:
+        _kept.add(id(group))
+        # A reference of our own would be dropped with this module, before the threads end.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+        atexit.register(wait_for_workers)
+
+
+def wait_for_workers(timeout: float = 60.0) -> None:
+    """
+    Wait until no worker thread of gloo has anything to do, `timeout` seconds at most.
+
+    Nothing in PyTorch tells so; on Linux the kernel does, elsewhere a short pause has to do.
+    """
+    end, at_rest = time.monotonic() + timeout, 0
+    while at_rest < 3 and time.monotonic() < end:
+        time.sleep(0.01)  # without the interpreter lock
+        at_rest = 0 if _a_worker_runs() else at_rest + 1
+
+
+def _a_worker_runs() -> bool:
+    for task in Path("/proc/self/task").glob("*"):
+        try:
+            name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
+        except OSError:  # it has ended
+            continue
+        if "gloo" in name and rest.split()[0] == "R":
+            return True
+    return False
