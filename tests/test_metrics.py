@@ -364,3 +364,13 @@ def test_what_was_not_kept_is_named():
         ranking_metrics(np.zeros((2, 4)), np.zeros((2, 3)))
     with pytest.raises(ValueError, match="no document has been seen"):
         ranking_metrics(np.zeros((0, 5)), np.zeros((0, 5)))
+
+
+def test_thresholds_can_be_compared_with_probabilities_that_are_not_the_activation_of_the_scores():
+    rng = np.random.default_rng(0)
+    scores, labels = torch.tensor(rng.normal(size=(20, 4))), torch.tensor(rng.integers(0, 2, (20, 4)))
+    calibrated, plain = (StreamingMetrics(4, ks=(1,), thresholds=[0.3, 0.5, 0.6, 0.9]) for _ in range(2))
+    calibrated.update(scores, labels, probabilities=torch.sigmoid(3 * scores - 1).float())
+    plain.update(3 * scores - 1, labels)
+    assert calibrated.compute() == plain.compute()
+    assert calibrated.per_label()["predicted"].tolist() == plain.per_label()["predicted"].tolist()

@@ -1,15 +1,17 @@
 """Whole checkpoints: a manifest with a digest of each file is written last, and a resume trusts only what matches it."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
-from contextlib import ExitStack
 from pathlib import Path
 
 from accelerate import PartialState
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from .files import atomic_write, sync_folder
 
 
 MANIFEST_NAME = "checkpoint_manifest.json"
@@ -18,8 +20,7 @@ CHECKPOINT_FOLDER = re.compile(rf"^{PREFIX_CHECKPOINT_DIR}-(\d+)$")
 
 def write_manifest(folder: str | os.PathLike) -> None:
     """
-    Record name, size and SHA-256 of every file of a finished checkpoint, after each of them has reached the disk. The manifest
-    itself is written to a temporary name and then renamed.
+    Record name, size and SHA-256 of every file of a finished checkpoint, after each of them has reached the disk.
     """
     folder = Path(folder)
     files = {}
@@ -27,14 +28,10 @@ def write_manifest(folder: str | os.PathLike) -> None:
         if path.is_file() and path.name != MANIFEST_NAME:
             _flush(path)
             files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": _digest(path)}
-    temporary = folder / f".{MANIFEST_NAME}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
+    with atomic_write(folder / MANIFEST_NAME) as file:
         json.dump({"files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / MANIFEST_NAME)
-    for directory in (folder, folder.absolute().parent):
-        _flush(directory)
+    sync_folder(folder)
+    sync_folder(folder.absolute().parent)
 
 
 def remove_manifest(folder: str | os.PathLike) -> None:
@@ -89,7 +86,7 @@ class CheckpointGuard(TrainerCallback):
 
     def __init__(self):
         self._folder: str | None = None
-        self._postponed = ExitStack()
+        self._postponed = contextlib.ExitStack()
 
     def begin(self, folder: str, args) -> None:
         """Before the first file of a checkpoint is written."""
@@ -139,13 +136,5 @@ def _size(path: Path) -> int | None:
 
 
 def _flush(path: Path) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # a folder on Windows
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:  # a file system that cannot
-        pass
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError), open(path, "rb") as file:  # some file systems cannot
+        os.fsync(file.fileno())

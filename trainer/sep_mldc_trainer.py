@@ -375,7 +375,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         """An accumulator with this model's labels, thresholds and training counts."""
         config = self.model.config
         thresholds = config.thresholds if config.thresholds is not None else self.args.prediction_threshold
-        if config.classification_loss == "softmax" and config.score_calibration is None:
+        if config.is_ranking:
             thresholds = None  # no probabilities of single labels, so no decisions
         settings = {
             "ks": self.args.cutoffs(config.num_labels),
@@ -449,11 +449,13 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         logits = outputs["logits"].float()
         if inputs.get("labels") is not None:
             logits_of_all, labels_of_all = self.gather_function((logits, inputs["labels"]))
-            self._metrics.update(self._calibrated(logits_of_all), labels_of_all)
+            calibrated = self.model.config.score_calibration is not None
+            probabilities = self._bare_model().probabilities(logits_of_all) if calibrated else None
+            self._metrics.update(logits_of_all, labels_of_all, probabilities=probabilities)
         if not self._predicting:
             return loss, None, None
         scores, indices = logits.topk(min(self.args.prediction_top_k, logits.shape[1]), dim=-1)
-        return loss, (self._probabilities(logits, scores), indices), None
+        return loss, (self._bare_model().probabilities(scores, logits), indices), None
 
     def logit_batches(self, dataset=None, description: str = "Evaluation") -> Iterator[LogitBatch]:
         """
@@ -536,7 +538,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         """
         check_threshold_settings(objective, shrinkage, calibration)
         config = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).config
-        softmax = config.classification_loss == "softmax"
+        softmax = "bce" not in config.classification_loss
         if softmax or (config.num_lexical_features and calibration is None):
             calibration = "platt"
         tuned = tune_thresholds_from_batches(
@@ -583,18 +585,6 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
             hide_progress=self.args.disable_tqdm,
             **kwargs,
         )
-
-    def _calibrated(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits whose sigmoid is the probability."""
-        calibration = self.model.config.score_calibration
-        return logits if calibration is None else calibration["scale"] * logits + calibration["bias"]
-
-    def _probabilities(self, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Probabilities of the logits `scores`: of each label on its own, or, after softmax training, shares of one."""
-        config = self.model.config
-        if config.classification_loss == "softmax" and config.score_calibration is None:
-            return torch.exp(scores - torch.logsumexp(logits, dim=-1, keepdim=True))
-        return torch.sigmoid(self._calibrated(scores))
 
     # ---- Logging ----
 

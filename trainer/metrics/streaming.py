@@ -173,7 +173,14 @@ class StreamingMetrics:
         self._sums: dict[str, torch.Tensor] = {}  # everything in it is a sum over documents: merging adds
         self._device: torch.device | None = None
 
-    def update(self, scores, labels=None, *, label_indices: Sequence[Sequence[int]] | None = None) -> None:
+    def update(
+        self,
+        scores,
+        labels=None,
+        *,
+        label_indices: Sequence[Sequence[int]] | None = None,
+        probabilities: torch.Tensor | None = None,
+    ) -> None:
         """
         Count a batch. Nothing of the batch is kept.
 
@@ -182,6 +189,8 @@ class StreamingMetrics:
                 `activation=None`.
             labels (`torch.Tensor`, `np.ndarray` or scipy.sparse matrix of shape `(batch_size, num_labels)`): multi-hot.
             label_indices (`Sequence[Sequence[int]]` of length `batch_size`): label ids, instead of `labels`.
+            probabilities (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): what the thresholds are compared with
+                where it is not the activation of `scores`, such as the probabilities of a calibrated model.
 
         Raises:
             ValueError: if shapes do not match, a label id is out of range or a score is NaN.
@@ -203,7 +212,8 @@ class StreamingMetrics:
         sizes = torch.bincount(rows, minlength=len(scores))
         self._count_ranking(top, rows, cols, sizes)
         if self.thresholds is not None:
-            self._count_predictions(scores, rows, cols, sizes)
+            predicted = scores >= self._cuts if probabilities is None else probabilities >= self._thresholds
+            self._count_predictions(predicted, rows, cols, sizes)
         if self.num_bins:
             self._count_bins(scores, rows, cols)
         self.num_seen += len(scores)
@@ -378,6 +388,7 @@ class StreamingMetrics:
             self._weights = torch.tensor(self.propensities, dtype=torch.float64, device=device)
         if self.thresholds is not None:
             cuts = torch.tensor(self.thresholds, dtype=torch.float64)
+            self._thresholds = cuts.float().to(device)
             # Thresholds turned into logits: no sigmoid of a whole batch.
             self._cuts = (torch.logit(cuts) if self.activation == "sigmoid" else cuts).float().to(device)
 
@@ -414,14 +425,15 @@ class StreamingMetrics:
             self._sums[f"psndcg{suffix}"] += (discounted / ideal).sum(dim=0)
 
     def _count_predictions(
-        self, scores: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, sizes: torch.Tensor
+        self, predicted: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, sizes: torch.Tensor
     ) -> None:
-        """Add the predictions at the thresholds."""
-        predicted = scores >= self._cuts
+        """Add the decisions, (batch_size, num_labels) bool."""
         correct = predicted[rows, cols].long()
         self._sums["predicted"] += predicted.sum(dim=0, dtype=torch.int32)
         self._sums["true_positives"].scatter_add_(0, cols, correct)
-        of_document = torch.zeros(len(scores), dtype=torch.int64, device=scores.device).scatter_add_(0, rows, correct)
+        of_document = torch.zeros(len(predicted), dtype=torch.int64, device=predicted.device).scatter_add_(
+            0, rows, correct
+        )
         either = sizes + predicted.sum(dim=1, dtype=torch.int32)
         self._sums["f1_sample"] += (2 * of_document.double() / either.clamp(min=1)).sum()
 
