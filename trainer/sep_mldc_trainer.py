@@ -1,7 +1,7 @@
 """Trainer of SEP-MLDC models."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -645,6 +645,8 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def _cached_frozen_layers(self) -> AbstractContextManager:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or _is_sharded(self.model):
+            return nullcontext()  # layers of sharded parameters cannot be run one by one
         datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         if self.args.eval_strategy == IntervalStrategy.NO:
             datasets = []
