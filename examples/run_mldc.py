@@ -318,11 +318,7 @@ def encode(settings: Settings, dataset, labels: list[str], tokenizer, split: str
 def choose_metrics(settings: Settings, num_labels: int) -> None:
     """Check the k of the metrics against the number of labels, and choose what early stopping looks at."""
     args = settings.args
-    ks = [k for k in args.ks if k <= num_labels]
-    if len(ks) < len(args.ks):
-        raise ValueError(
-            f"`--metric_ks` asks for k = {max(args.ks)}, but there are only {num_labels} labels. Leave out the larger k."
-        )
+    ks = args.cutoffs(num_labels)
     if settings.run.early_stopping_patience is not None and "metric_for_best_model" not in settings.named:
         args.metric_for_best_model, args.greater_is_better = f"ndcg@{max(ks)}", True
 
