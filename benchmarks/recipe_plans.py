@@ -15,9 +15,9 @@ EPOCHS = {300: 20, 1000: 12, 3000: 6, 6000: 5}
 BATCH = {300: 16, 1000: 16, 3000: 32, 6000: 32}
 
 
-def group(name: str, data: str, size: int, runs: list[dict], **shared) -> dict:
+def group(title: str, data: str, size: int, runs: list[dict], **shared) -> dict:
     shared = {"epochs": EPOCHS[size], "batch": BATCH[size], "max_length": 256, "evaluations": 6, **shared}
-    return {"name": name, "group": {"data": data, "size": size, **shared}, "runs": runs}
+    return {"name": title, "group": {"data": data, "size": size, **shared}, "runs": runs}
 
 
 def rates(encoder, head=(3e-3,), **others) -> list[dict]:
@@ -127,7 +127,86 @@ def screening() -> list[dict]:
     return plan
 
 
-PLANS = {"screening": screening}
+METRICS = ("p@1", "p@5", "ndcg@5", "psp@1", "psp@5", "f1_micro", "f1_macro")
+SECOND = {"softmax": 0.0, "mlp": 0.0, "dropout": 0.5, "head_lr": 1e-3}
+
+
+def variants(labels: int) -> dict[str, dict]:
+    """What the screening left open: losses and rates of a head of label similarities alone."""
+    second = {**SECOND, "decoupled": 1.0}
+    return {
+        "bce": SECOND,
+        "bce+decoupled": second,
+        "bce+softmax": {**SECOND, "softmax": 1.0},
+        "decoupled": {**second, "bce": 0.0},
+        "prototype": {**second, "prototype": 0.01 * labels},
+        "both heads": {**second, "mlp": 1.0},
+        "dropout 0.2": {**second, "dropout": 0.2},
+        "lr 5e-5": {**second, "lr": 5e-5},
+    }
+
+
+def second() -> list[dict]:
+    plan = []
+    epochs = {300: 15, 1000: 10, 3000: 5}
+    for size, data in itertools.product((3000, 1000, 300), DATA):
+        runs = list(variants(DATA[data][1]).values())
+        plan.append(group("variants", data, size, runs, epochs=epochs[size], evaluations=5))
+    best = {**SECOND, "decoupled": 1.0}
+    for data in ("usbills4k", "debtags"):
+        runs = [{**best, "lr": 1e-4}, {**best, "lr": 2e-4}, {**SECOND, "lr": 1e-4}]
+        plan.append(group("longer", data, 3000, runs, epochs=12))
+    pair = [{**best, "lr": 5e-5}, {**best, "lr": 1e-4}]
+    for data in DATA:
+        plan.append(group("encoder dropout", data, 1000, pair, epochs=10, encoder_dropout=0.1, evaluations=5))
+        plan.append(group("head first", data, 1000, pair, epochs=10, head_epochs=10, evaluations=5))
+    for length, data in itertools.product((512, 128), ("usbills4k", "arxiv_mlc")):
+        plan.append(group(f"length {length}", data, 3000, pair[1:], epochs=5, max_length=length, evaluations=5))
+    plan.append(group("encoder dropout", "arxiv_mlc", 3000, pair[1:], epochs=5, encoder_dropout=0.1, evaluations=5))
+    return plan
+
+
+def finalists(name: str) -> list[dict]:
+    """The chosen variant at all sizes, with test metrics and logits; then out-of-fold logits of training documents."""
+    plan = []
+    epochs = {300: 15, 1000: 10, 3000: 6, 6000: 5}
+    seeds = {300: 3, 1000: 3, 3000: 2, 6000: 1}
+    for size, data in itertools.product((1000, 300, 6000, 3000), DATA):
+        runs = [{**variants(DATA[data][1])[name], "seed": seed} for seed in range(seeds[size])]
+        more = {"epochs": epochs[size], "evaluations": 5, "test": True, "export": True, "name": "recipe"}
+        plan.append(group("finalists", data, size, runs, **more))
+    for size, data in itertools.product((1000, 3000), DATA):
+        runs = [variants(DATA[data][1])[name]] * 5
+        more = {"epochs": epochs[size], "evaluations": 1, "folds": 5, "export": True, "name": "folds"}
+        plan.append(group("folds", data, size, runs, **more))
+    return plan
+
+
+def choose(files: list[str], plan: str) -> str:
+    """The variant with the best mean of all validation metrics, alone and fused, over data sets and sizes."""
+    with open(plan, encoding="utf-8") as file:
+        items = json.load(file)
+    scores: dict[str, list[float]] = {}
+    for name in files:
+        with open(name, encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        for item in {row["item"] for row in rows}:
+            if items[item]["name"] != "variants":
+                continue
+            labels = DATA[items[item]["group"]["data"]][1]
+            for variant, row in zip(variants(labels), (row for row in rows if row["item"] == item), strict=True):
+                last = row["curve"][-1]
+                values = [point[metric] for point in (last, last["fused"]) for metric in METRICS]
+                scores.setdefault(variant, []).append(sum(values) / len(values))
+    means = {variant: sum(values) / len(values) for variant, values in scores.items()}
+    print({variant: round(mean, 2) for variant, mean in means.items()}, file=sys.stderr)
+    return max(means, key=means.get)
+
+
+PLANS = {"screening": screening, "second": second}
 
 if __name__ == "__main__":
-    json.dump(PLANS[sys.argv[1]](), sys.stdout, indent=0)
+    if sys.argv[1] == "finalists":
+        json.dump(finalists(choose(sys.argv[3:], sys.argv[2])), sys.stdout, indent=0)
+    else:
+        json.dump(PLANS[sys.argv[1]](), sys.stdout, indent=0)

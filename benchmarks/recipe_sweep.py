@@ -20,6 +20,7 @@ labels of the whole training file, AdamW with decay 0.01, gradient norm 1, linea
 import argparse
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -75,6 +76,7 @@ WEIGHTINGS = {"jaccard": (0.0, 1.0), "complement": (1.0, -1.0), "uniform": (1.0,
 SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)
 HEADS, LAYERS, WIDTH, INNER = 12, 6, 384, 1536
 UNSEEN = -1.0
+DTYPE = os.environ.get("SWEEP_DTYPE")
 
 
 # ---- Preparation, with the project's code ----
@@ -270,7 +272,7 @@ class Group:
         self.shared = {**GROUP, **shared}
         self.runs = [{**RUN, **run} for run in runs]
         self.size = self.shared["size"]
-        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.dtype = getattr(torch, DTYPE or ("bfloat16" if self.device.type == "cuda" else "float32"))
         self.number, self.vectors = len(self.runs), {}
         rows = np.arange(self.size)
         if self.shared["folds"]:
@@ -857,7 +859,7 @@ def sweep(options) -> None:
             compile_adam(device)
     plan = json.loads(Path(options.plan).read_text(encoding="utf-8"))
     folder, data = Path(options.prepared), {}
-    claimed = Path(options.output).with_suffix(".claims")
+    claimed = Path(options.claims or Path(options.output).with_suffix(".claims"))
     claimed.mkdir(parents=True, exist_ok=True)
     for index, item in enumerate(plan):
         left = options.seconds - (time.time() - began)
@@ -917,11 +919,18 @@ def finish(group: Group, records, options) -> None:
                 propensities = group.data.propensities(group.rows[0])
                 for record, scores in zip(records, logits, strict=True):
                     record["test_metrics"] = measure(scores, group.data.labels["test"], propensities)
-            parts[part] = logits.half().cpu().numpy()
+            parts[part] = logits[0].half().cpu().numpy()
     if group.shared["export"]:
         path = Path(options.logits) / f"{group.data.name}_{group.size}_{group.shared.get('name', 'runs')}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, **parts)
+        np.savez_compressed(path, **{part: compact(values) for part, values in parts.items()})
+
+
+def compact(logits: np.ndarray) -> np.ndarray:
+    """Logits of many labels as a byte each: (value + 20) * 8; float16 of few."""
+    if logits.shape[1] < 1000:
+        return logits
+    return np.clip(np.round((logits.astype(np.float32) + 20) * 8), 0, 255).astype(np.uint8)
 
 
 def main() -> None:
@@ -949,6 +958,7 @@ def main() -> None:
     command.add_argument("--prepared", required=True)
     command.add_argument("--plan", required=True)
     command.add_argument("--output", required=True)
+    command.add_argument("--claims", default=None, help="a folder by which processes share a plan")
     command.add_argument("--logits", default="logits")
     command.add_argument("--seconds", type=float, default=1e9, help="no group starts that would end later")
     command.add_argument("--no-compile", action="store_true", dest="no_compile")
