@@ -146,6 +146,21 @@ def variants(labels: int) -> dict[str, dict]:
     }
 
 
+def heads(labels: int) -> list[dict]:
+    """Of a frozen encoder."""
+    both = {"softmax": 0.0, "dropout": 0.5, "head_lr": 1e-3}
+    return [
+        both,
+        {**both, "decoupled": 1.0},
+        {**both, "mlp": 0.0},
+        {**both, "mlp": 0.0, "decoupled": 1.0},
+        {**both, "similarity": 0.0},
+        {**both, "dropout": 0.7},
+        {**both, "attention": 0.0},
+        {**both, "prototype": 0.01 * labels},
+    ]
+
+
 def second() -> list[dict]:
     plan = []
     epochs = {300: 15, 1000: 10, 3000: 5}
@@ -156,6 +171,8 @@ def second() -> list[dict]:
     for data in ("usbills4k", "debtags"):
         runs = [{**best, "lr": 1e-4}, {**best, "lr": 2e-4}, {**SECOND, "lr": 1e-4}]
         plan.append(group("longer", data, 3000, runs, epochs=12))
+    for data, (_, labels) in DATA.items():
+        plan.append(group("probe heads", data, 3000, heads(labels), epochs=15, freeze=6, evaluations=5))
     pair = [{**best, "lr": 5e-5}, {**best, "lr": 1e-4}]
     for data in DATA:
         plan.append(group("encoder dropout", data, 1000, pair, epochs=10, encoder_dropout=0.1, evaluations=5))
@@ -169,17 +186,34 @@ def second() -> list[dict]:
 def finalists(name: str) -> list[dict]:
     """The chosen variant at all sizes, with test metrics and logits; then out-of-fold logits of training documents."""
     plan = []
-    epochs = {300: 15, 1000: 10, 3000: 6, 6000: 5}
+    epochs = {300: 15, 1000: 10, 3000: 10, 6000: 8}
     seeds = {300: 3, 1000: 3, 3000: 2, 6000: 1}
     for size, data in itertools.product((1000, 300, 6000, 3000), DATA):
         runs = [{**variants(DATA[data][1])[name], "seed": seed} for seed in range(seeds[size])]
         more = {"epochs": epochs[size], "evaluations": 5, "test": True, "export": True, "name": "recipe"}
+        if data == "arxiv_mlc" and size >= 3000:
+            more["epochs"] = 4
         plan.append(group("finalists", data, size, runs, **more))
     for size, data in itertools.product((1000, 3000), DATA):
         runs = [variants(DATA[data][1])[name]] * 5
-        more = {"epochs": epochs[size], "evaluations": 1, "folds": 5, "export": True, "name": "folds"}
-        plan.append(group("folds", data, size, runs, **more))
+        more = {"epochs": min(epochs[size], 10 if size == 1000 else 5), "evaluations": 1, "folds": 5}
+        plan.append(group("folds", data, size, runs, export=True, name="folds", **more))
+        if size == 1000 and data != "debtags":
+            plan.append(group("printed head", data, 3000, printed(DATA[data][1]), evaluations=3))
     return plan
+
+
+def printed(labels: int) -> list[dict]:
+    """The paper's head and loss, without and with the contrastive losses."""
+    head = {"softmax": 0.0, "similarity": 0.0}
+    unit = 0.01 * labels
+    return [
+        head,
+        {**head, "seed": 1},
+        {**head, "beta": unit, "gamma": unit},
+        {**head, "beta": unit, "weighting": "complement"},
+        {**head, "prototype": unit},
+    ]
 
 
 def choose(files: list[str], plan: str) -> str:
