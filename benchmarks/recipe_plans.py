@@ -198,8 +198,9 @@ def finalists(name: str) -> list[dict]:
         runs = [variants(DATA[data][1])[name]] * 5
         more = {"epochs": min(epochs[size], 10 if size == 1000 else 5), "evaluations": 1, "folds": 5}
         plan.append(group("folds", data, size, runs, export=True, name="folds", **more))
-        if size == 1000 and data != "debtags":
-            plan.append(group("printed head", data, 3000, printed(DATA[data][1]), evaluations=3))
+        if size == 1000 and data == "debtags":
+            for other in ("usbills4k", "arxiv_mlc"):
+                plan.append(group("printed head", other, 3000, printed(DATA[other][1]), evaluations=3))
     return plan
 
 
