@@ -3,8 +3,10 @@
 Which training settings suit which data: hundreds of short runs of SEP-MLDC, many at a time in one stack of weights.
 
     python benchmarks/recipe_sweep.py prepare --data FOLDER --descriptions FILE --output PREPARED
+    python benchmarks/recipe_sweep.py verify --prepared PREPARED      # the stacked model equals the project's
+    python benchmarks/recipe_plans.py screening > plan.json
     python benchmarks/recipe_sweep.py sweep --prepared PREPARED --plan plan.json --output runs.jsonl --seconds 450
-    python benchmarks/recipe_sweep.py verify      # the stacked model equals the project's
+    python benchmarks/recipe_sweep.py pack --plan plan.json --runs runs.jsonl --name screening  # into results/recipe_sweep.jsonl
 
 `prepare` tokenizes the documents with the project's code and fits the linear baseline. `sweep` needs PyTorch and NumPy alone
 and trains groups of K runs that share data, length, batch size, frozen layers and number of epochs, and differ in whatever else
@@ -40,11 +42,10 @@ GROUP = {
     "evaluations": 8,
     "schedule": "linear",
     "average": 0.0,  # share of the steps, at the end, whose weights are averaged (0: none)
-    "laat": False,
-    "adapt": False,
-    "folds": 0,
-    "test": False,
-    "export": False,
+    "laat": False,  # label-wise attention over the tokens, added to the logits with each run's `laat_weight`
+    "folds": 0,  # runs train on all but their fold, and their logits of it are kept
+    "test": False,  # test metrics of the weights that were best on validation
+    "export": False,  # their logits, of the first run
 }
 # What each run has for itself.
 RUN = {
@@ -175,7 +176,6 @@ class Data:
             for position, row in enumerate(rows):
                 hot[position, row.astype(np.int64)] = 1
             self.labels[part] = torch.from_numpy(hot).to(device)
-        self.label_indices = [ragged(arrays, "train_labels")]
         self.states = {}
 
     def margins(self, size: int) -> torch.Tensor:
@@ -933,6 +933,44 @@ def compact(logits: np.ndarray) -> np.ndarray:
     return np.clip(np.round((logits.astype(np.float32) + 20) * 8), 0, 255).astype(np.uint8)
 
 
+METRICS = ("p@1", "p@5", "ndcg@5", "psp@1", "psp@5", "f1_micro", "f1_macro")
+RESULTS = Path(__file__).parent / "results" / "recipe_sweep.jsonl"
+
+
+def pack(options) -> None:
+    """Add the runs of a plan to the results, a short line each."""
+    plan = json.loads(Path(options.plan).read_text(encoding="utf-8"))
+
+    def values(point):
+        return [round(point[metric], 2) for metric in METRICS]
+
+    lines = []
+    for name in options.runs:
+        for line in Path(name).read_text(encoding="utf-8").splitlines():
+            run = json.loads(line)
+            curve, item, test = run.pop("curve"), run.pop("item"), run.pop("test_metrics", None)
+            settings = {key: value for key, value in run.items() if key not in ("test", "export", "name")}
+            row = {
+                "plan": options.name,
+                "group": plan[item]["name"],
+                **settings,
+                "epochs_scored": [point["epoch"] for point in curve],
+                "ndcg@5": [round(point["ndcg@5"], 2) for point in curve],
+                "few": [[round(value, 1) for value in point["few"]] for point in curve],
+                "loss": [round(point["loss"], 2) for point in curve],
+                "last": values(curve[-1]),
+                "best": values(max(curve, key=lambda point: point["ndcg@5"])),
+            }
+            if "fused" in curve[-1]:
+                row["fused_last"] = [curve[-1]["fused"]["scale"], *values(curve[-1]["fused"])]
+                row["fused_ndcg@5"] = [round(point["fused"]["ndcg@5"], 2) for point in curve]
+            if test:
+                row["test_of_best"] = values(test)
+            lines.append(json.dumps(row, separators=(",", ":")) + "\n")
+    with open(RESULTS, "a", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     commands = parser.add_subparsers(required=True)
@@ -964,6 +1002,11 @@ def main() -> None:
     command.add_argument("--no-compile", action="store_true", dest="no_compile")
     command.add_argument("--strict", action="store_true")
     command.set_defaults(function=sweep)
+    command = commands.add_parser("pack", help="add finished runs to the results")
+    command.add_argument("--plan", required=True)
+    command.add_argument("--runs", nargs="+", required=True)
+    command.add_argument("--name", required=True)
+    command.set_defaults(function=pack)
     options = parser.parse_args()
     options.function(options)
 
