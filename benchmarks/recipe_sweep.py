@@ -792,7 +792,7 @@ def verify(options) -> None:
     from transformers import AutoTokenizer
 
     from modeling_sep_mldc import SepMldcForMultiLabelClassification
-    from modeling_sep_mldc.large_label_sets_sep_mldc import multi_label_loss
+    from modeling_sep_mldc.classification_loss_sep_mldc import multi_label_loss
     from trainer.backbones import resolve_backbone
     from trainer.losses import document_contrastive_loss, label_contrastive_loss
 
@@ -828,6 +828,7 @@ def verify(options) -> None:
             assert worst < 2e-3, f"logits differ by {worst}"
             for kind, run in (
                 ("bce", {"softmax": 0.0}), ("softmax", {"bce": 0.0}), ("bce+softmax", {}),
+                ("bce+decoupled_softmax", {"softmax": 0.0, "decoupled": 1.0}),
             ):  # fmt: skip
                 group.runs, group.vectors = [{**RUN, **run}] * 2, {}
                 mine = group.losses(logits, targets, embeds)[index]
