@@ -33,7 +33,7 @@ def _json_object(text: str) -> dict[str, Any]:
 def _describe_labels(commands: Any) -> None:
     parser = commands.add_parser("describe-labels", help="describe each label in one sentence")
     parser.add_argument("labels", help="txt, json, jsonl, csv or tsv file of labels, or a training file")
-    parser.add_argument("--label-delimiter", metavar="TEXT", help="separator of joined labels in a training file")
+    _add_label_delimiter(parser)
     _add_prompt(parser)
     _add_endpoint(parser)
     _add_limits(parser)
@@ -44,6 +44,7 @@ def _write_pseudo_documents(commands: Any) -> None:
     parser = commands.add_parser("write-pseudo-documents", help="write pseudo-documents for tail labels")
     parser.add_argument("train", nargs="+", help='training file(s), JSON Lines of {"text", "labels"}')
     parser.add_argument("--label-descriptions", metavar="FILE", help="label_descriptions.jsonl of describe-labels")
+    _add_label_delimiter(parser)
     parser.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help="validation and test files")
     parser.add_argument("--labels", metavar="FILE", help="file of all labels, where some have no training document")
     parser.add_argument(
@@ -70,6 +71,7 @@ def _review(commands: Any) -> None:
     parser.add_argument(
         "--train", nargs="+", required=True, metavar="FILE", help="training file(s) they were made from"
     )
+    _add_label_delimiter(parser)
     parser.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help="validation and test files")
     parser.add_argument(
         "--min-length-ratio", type=float, default=0.4, help="shortest, as a share of the demonstration"
@@ -99,6 +101,7 @@ def _export_sft(commands: Any) -> None:
 def _report(commands: Any) -> None:
     parser = commands.add_parser("report", help="labels per decile before and after, tokens, cost, a picture")
     parser.add_argument("--train", nargs="+", required=True, metavar="FILE", help="training file(s)")
+    _add_label_delimiter(parser)
     parser.add_argument("--pseudo-documents", metavar="FILE", help="pseudo-documents that training will use")
     parser.add_argument("--journal", nargs="+", default=[], metavar="FILE", help="journal.jsonl of all runs")
     parser.add_argument("--prices", metavar="FILE", help="price file that overrides the package's")
@@ -116,6 +119,10 @@ def _prompts(commands: Any) -> None:
     parser.add_argument("--train", metavar="FILE", help="show it with a document of this file")
     parser.add_argument("--label-descriptions", metavar="FILE", help="and with these label descriptions")
     _add_prompt(parser)
+
+
+def _add_label_delimiter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--label-delimiter", metavar="TEXT", help="separator of joined labels in a training table")
 
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:

@@ -303,12 +303,15 @@ class BatchRunner:
         """The journal entry of an output line; raises what its error stands for."""
         response = line.get("response")
         response = response if isinstance(response, dict) else {}
-        status, problem = response.get("status_code"), line.get("error")
         sent = self._body(request, batch)
-        if problem or status != OK:
+        try:  # an answer that is there is taken, whatever else the line says
+            return self.endpoint.entry(request, response.get("body"), sent, batch=True)
+        except TryAgain:
+            status, problem = response.get("status_code"), line.get("error")
             code = status if isinstance(status, int) and status != OK else 500
-            raise self.endpoint.judge(code, {"error": problem} if problem else response.get("body"), {}, sent)
-        return self.endpoint.entry(request, response.get("body"), sent, batch=True)
+            raise self.endpoint.judge(
+                code, {"error": problem} if problem else response.get("body"), {}, sent
+            ) from None
 
     def _body(self, request: Request, batch: OpenBatch) -> dict[str, Any]:
         """What was sent with a request, in the dialect of its batch (another one may have been learned since)."""

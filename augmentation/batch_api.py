@@ -6,16 +6,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
 from .client import Endpoint
 from .errors import AugmentationError, FatalError, ItemError, NotFound, TryAgain
+from .waiting import seconds_to_wait
 
 
 FINISHED = ("completed", "failed", "expired", "cancelled")
 UNDER_WAY = ("validating", "in_progress", "finalizing", "cancelling")
 MAX_LISTED = 10_000  # batches looked at to find one by its token
-MAX_BACKOFF = 60.0  # seconds
 
 T = TypeVar("T")
 
@@ -155,12 +155,11 @@ class BatchApi:
 
     async def _call(self, function: Callable[[], Awaitable[Any]], read: Callable[[Any], T] | None = None) -> Any:
         """Calls the endpoint and reads its answer, again after errors that may pass."""
-        backoff = self.settings.initial_backoff
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(TryAgain),
                 stop=stop_after_attempt(self.settings.max_retries + 1),
-                wait=wait_exponential_jitter(backoff, MAX_BACKOFF, jitter=backoff),
+                wait=lambda state: seconds_to_wait(state, self.settings, self.endpoint.host),
                 reraise=True,
             ):
                 with attempt:

@@ -79,7 +79,7 @@ def _describe_labels(args: argparse.Namespace) -> int:
             _prompts(args),
             args.dry_run,
             args.partial,
-            label_delimiter=args.label_delimiter,
+            args.label_delimiter,
         )
     )
 
@@ -98,14 +98,23 @@ def _write_pseudo_documents(args: argparse.Namespace) -> int:
             args.labels,
             args.dry_run,
             args.partial,
+            args.label_delimiter,
         )
     )
 
 
 def _review(args: argparse.Namespace) -> int:
-    options = ReviewOptions(**_fields_of(ReviewOptions, args))
     _show(
-        review(args.pseudo_documents, args.output_dir, args.train, args.exclude, options, _prompts(args), args.scores)
+        review(
+            args.pseudo_documents,
+            args.output_dir,
+            args.train,
+            args.exclude,
+            ReviewOptions(**_fields_of(ReviewOptions, args)),
+            _prompts(args),
+            args.scores,
+            args.label_delimiter,
+        )
     )
     return DONE
 
@@ -116,10 +125,16 @@ def _export_sft(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    picture = not args.no_picture
     _show(
         report(
-            args.train, args.output_dir, args.pseudo_documents, args.journal, args.prices, args.tail_threshold, picture
+            args.train,
+            args.output_dir,
+            args.pseudo_documents,
+            args.journal,
+            args.prices,
+            args.tail_threshold,
+            not args.no_picture,
+            args.label_delimiter,
         )
     )
     return DONE

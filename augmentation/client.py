@@ -14,9 +14,9 @@ from .errors import Adapted, AugmentationError, FatalError, ItemError, NotFound,
 from .pricing import prompt_tokens
 from .redaction import Redactor
 from .request import Request
-from .retry_after import retry_after_seconds
 from .settings import RequestSettings
 from .tokens import approximate_tokens
+from .waiting import retry_after_seconds
 
 
 MAX_COUNT = 10**9  # tokens; no answer has more, whatever an odd endpoint says
@@ -115,6 +115,8 @@ class Endpoint:
             raise self.problem(error, body) from None
         except (ValueError, RecursionError):  # JSONDecodeError, UnicodeDecodeError
             raise TryAgain(f"the answer is not JSON: {self.redact.line(text, 80)!r}", maybe_paid=True) from None
+        if isinstance(answer, dict) and answer.get("error") and not answer.get("choices"):  # an error with status 200
+            raise self.judge(_status_of(answer["error"]), answer, {}, body)
         entry = self.entry(request, answer, body)
         self.answered = True
         entry["seconds"] = round(time.monotonic() - began, 3)
@@ -194,7 +196,7 @@ class Endpoint:
         """
         try:
             choice = answer["choices"][0]
-            content = choice["message"]["content"] or choice["message"].get("refusal") or ""
+            content = _plain(choice["message"]["content"]) or choice["message"].get("refusal") or ""
             finish_reason, model = choice.get("finish_reason"), answer.get("model")
             usage = answer.get("usage")
             if not isinstance(content, str):
@@ -252,6 +254,19 @@ def _client(settings: RequestSettings) -> Any:
         timeout=settings.timeout,
         http_client=transport,
     )
+
+
+def _plain(content: Any) -> Any:
+    """The text of a message that comes in parts."""
+    if not isinstance(content, list):
+        return content
+    return "".join(part["text"] for part in content if part.get("type") == "text")
+
+
+def _status_of(error: Any) -> int:
+    """The status that an error means which came with status 200."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 
 def _count(value: Any) -> int:

@@ -275,7 +275,9 @@ def _labels_of_records(records: Iterable[tuple[str, dict[str, Any]]], delimiter:
     labels: dict[str, str] = {}
     used: set[str] = set()
     for where, row in records:
-        if row.get("label") is not None:
+        if isinstance(row.get("label"), str) and row["label"].strip().startswith("["):  # a list in a table
+            used.update(_label_list(row["label"], where, delimiter))
+        elif row.get("label") is not None:
             name = label_name(row["label"], where)
             labels[name] = labels.get(name) or clean(str(row.get("description") or ""))
         elif "labels" in row:
@@ -294,11 +296,11 @@ def _labels_of_json(path: Path) -> dict[str, str]:
         return _labels_of_records(((f"{path}, item {n}", item) for n, item in enumerate(value, start=1)), None)
     if isinstance(value, list):
         return {label_name(name, str(path)): "" for name in value}
-    if isinstance(value, dict):
+    if isinstance(value, dict) and not {"text", "labels"} <= value.keys():
         return {label_name(name, str(path)): _note(note, f"{path}, {name!r}") for name, note in value.items()}
     raise AugmentationError(
-        f'{path} is a JSON {type(value).__name__}, but labels are a list or an object of names; write ["a", "b"] or '
-        '{"a": "what it means"}.'
+        f"{path} is a JSON {type(value).__name__} of another form, but labels are a list or an object of names; write "
+        '["a", "b"] or {"a": "what it means"}.'
     )
 
 

@@ -173,28 +173,38 @@ class Journal:
             self._lock = None
 
     def _load(self, stream: BinaryIO) -> None:
-        place, good, damaged, known = 0, 0, 0, 0
+        place, good, damaged = 0, 0, 0
         for number, line in enumerate(stream, start=1):
-            if line.endswith(b"\n"):
-                good = place + len(line)
+            is_whole = line.endswith(b"\n")
             try:
-                self._remember(decode_line(line), place, len(line))
-                known += 1
+                if line.strip():
+                    self._remember(decode_line(line if is_whole else line + b"\n"), place, len(line))
+                good = place + len(line)
             except JournalLineError as problem:
-                if line.endswith(b"\n"):
-                    damaged += 1
-                    if damaged <= SHOWN_WARNINGS:
-                        logger.warning("%s, line %d is left out: %s.", self.path, number, problem)
+                good = place + len(line) if is_whole else good
+                damaged += is_whole
+                if is_whole and damaged <= SHOWN_WARNINGS:
+                    logger.warning("%s, line %d is left out: %s.", self.path, number, problem)
             place += len(line)
         if damaged > SHOWN_WARNINGS:
             logger.warning("%s: %d lines are left out; their requests are sent again.", self.path, damaged)
-        if self.read_only and place and not known:
+        if self.read_only and place and not self._places and not self.notes:
             raise AugmentationError(f"{self.path} is not a journal; give the journal.jsonl of a run.")
-        if good < place and self._stream is not None:
-            logger.warning("%s ended in mid-line (%d bytes) and was repaired.", self.path, place - good)
-            self._stream.truncate(good)
-            os.fsync(self._stream.fileno())
         self._end = good
+        if self._stream is not None and place:
+            self._repair_end(stream, place)
+
+    def _repair_end(self, stream: BinaryIO, size: int) -> None:
+        """Takes off a line that a kill has cut; ends a whole line that an editor has left without its end."""
+        assert self._stream is not None
+        if self._end < size:
+            logger.warning("%s ended in mid-line (%d bytes) and was repaired.", self.path, size - self._end)
+            self._stream.truncate(self._end)
+            os.fsync(self._stream.fileno())
+        stream.seek(max(0, self._end - 1))
+        if self._end and stream.read(1) != b"\n":
+            self._write(b"\n")
+            self._end += 1
 
     def _remember(self, entry: dict[str, Any], place: int, length: int) -> None:
         if "key" in entry:
@@ -216,7 +226,8 @@ class Journal:
             return None
         place, length = self._places[key]
         self._reader.seek(place)
-        return decode_line(self._reader.read(length))
+        line = self._reader.read(length)
+        return decode_line(line if line.endswith(b"\n") else line + b"\n")
 
     def answer(self, request: Request) -> dict[str, Any] | None:
         """The answer to a request, or None; answers of version 0.1 count too."""

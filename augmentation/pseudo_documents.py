@@ -11,7 +11,7 @@ from typing import Any
 from .answers import answer_text, is_refusal
 from .checks import check_number
 from .errors import AugmentationError, ItemError
-from .files import Document, read_documents, read_label_descriptions, read_labels
+from .files import Document, label_name, read_documents, read_label_descriptions, read_labels
 from .near_duplicates import NearDuplicateIndex, index_of
 from .prompts import PromptBuilder, quoted
 from .request import Request
@@ -170,14 +170,14 @@ class PseudoDocuments:
 
     def _tail_labels(self, counts: Mapping[str, int], known: set[str]) -> list[str]:
         if self.options.tail_labels is not None:
-            for label in self.options.tail_labels:
+            tail = list(dict.fromkeys(label_name(label, "`tail_labels`") for label in self.options.tail_labels))
+            for label in tail:
                 if label not in known:
                     near = difflib.get_close_matches(label, known, 1)
                     raise AugmentationError(
                         f"the label {label!r} occurs neither in the training file nor in `labels`"
                         f"{f'; did you mean {near[0]!r}?' if near else ', so nothing is known of it; correct it.'}"
                     )
-            tail = list(dict.fromkeys(self.options.tail_labels))
         else:
             tail = sorted(label for label in known if counts.get(label, 0) < self.options.tail_threshold)
         bare = [label for label in tail if not self.descriptions.get(label)]
@@ -314,6 +314,7 @@ def write_pseudo_documents(
     labels: str | Path | None = None,
     dry_run: bool = False,
     partial: bool = False,
+    label_delimiter: str | None = None,
 ) -> RunSummary | Plan:
     """
     Writes `pseudo_documents.jsonl`: `{"id", "text", "labels", "tail_label", "demonstration_id", "marks", "provenance"}` (Eq. 3-4).
@@ -331,6 +332,7 @@ def write_pseudo_documents(
         exclude: Files of validation and test documents (`text`, or `id`, or both).
         labels (path, *optional*): File with all labels, where some have no training document.
         dry_run, partial (`bool`): As in `describe_labels`.
+        label_delimiter (`str`, *optional*): Separator of joined labels in a training table.
 
     Returns:
         `RunSummary`, or `Plan` for a dry run; `notes` says which labels and documents were left out.
@@ -340,13 +342,13 @@ def write_pseudo_documents(
     """
     trains = [train] if isinstance(train, (str, Path)) else list(train)
     task = PseudoDocuments(
-        read_documents(trains),
+        read_documents(trains, label_delimiter=label_delimiter),
         read_label_descriptions(label_descriptions) if label_descriptions else {},
         prompts or PromptBuilder(),
         settings,
         options or PseudoDocumentOptions(),
         read_documents(exclude, need_labels=False),
-        read_labels(labels) if labels else (),
+        read_labels(labels, label_delimiter) if labels else (),
     )
     others = [path for path in (label_descriptions, labels) if path is not None]
     result = run_task(task, settings, output_dir, dry_run, partial, (*trains, *exclude, *others))

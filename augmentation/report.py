@@ -73,6 +73,7 @@ def report(
     prices: str | Path | None = None,
     tail_threshold: int = 50,
     picture: bool = True,
+    label_delimiter: str | None = None,
 ) -> Report:
     """
     Writes `augmentation_report.json` and `label_histogram.png`.
@@ -83,6 +84,7 @@ def report(
         pseudo_documents (*optional*): The pseudo-documents that training will use.
         journals: Journals of all runs; every answer counts as paid, whether or not it was kept.
         prices, tail_threshold, picture: As in the generating commands; `picture=False` leaves matplotlib out.
+        label_delimiter (`str`, *optional*): Separator of joined labels in a training table.
 
     Raises:
         AugmentationError: bad input.
@@ -93,7 +95,7 @@ def report(
     trains = [train] if isinstance(train, (str, Path)) else list(train)
     for output in outputs:
         check_output(output, (*trains, *journals, *([pseudo_documents] if pseudo_documents else [])))
-    documents = read_documents(trains)
+    documents = read_documents(trains, label_delimiter=label_delimiter)
     if not documents:
         raise AugmentationError(
             "the training file holds no document, so there is nothing to report on; give another file."

@@ -281,6 +281,7 @@ def review(
     options: ReviewOptions | None = None,
     prompts: PromptBuilder | None = None,
     scores: str | Path | Scorer | None = None,
+    label_delimiter: str | None = None,
 ) -> ReviewSummary:
     """
     Divides pseudo-documents into `pseudo_documents_kept.jsonl` and `pseudo_documents_rejected.jsonl` (with `reason` and
@@ -298,6 +299,7 @@ def review(
             templates are known.
         scores (*optional*): Scores of a trained model: a file of `examples/predict.py`, or a function from texts to
             `{label: score}`. Used with `options.min_agreement`.
+        label_delimiter (`str`, *optional*): Separator of joined labels in a training table.
 
     Raises:
         AugmentationError: bad input.
@@ -324,7 +326,8 @@ def review(
         scored = read_scores(scores, rows)
     builders = [PromptBuilder(name, language=options.language) for name in template_names()]
     builders += [prompts] if prompts else []
-    reviewer = Reviewer(read_documents(trains), read_documents(exclude, need_labels=False), options, builders)
+    documents = read_documents(trains, label_delimiter=label_delimiter)
+    reviewer = Reviewer(documents, read_documents(exclude, need_labels=False), options, builders)
     kept, rejected = _divide(reviewer, rows, scored)
     write_json_lines(kept_file, kept)
     write_json_lines(rejected_file, rejected)

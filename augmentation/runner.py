@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +18,12 @@ from .pricing import Budget, most_completion_tokens, prompt_tokens
 from .progress import progress_bar, remark
 from .request import Request
 from .settings import RequestSettings
+from .waiting import error_of, seconds_to_wait
 
 
 FAILURES_IN_A_ROW = 10  # requests that failed for good, with no success between them, before the run stops
 FIRST_FAILURES = 3  # the same, as long as the endpoint has not answered once
-UNREACHED_ATTEMPTS = 3  # where nothing has ever answered: do not wait for long
-MAX_BACKOFF = 60.0  # seconds
+FIRST_ATTEMPTS = 3  # where nothing has ever answered, or nothing that can be read: do not wait or pay for long
 TOKEN_BYTES, LINE_BYTES = 16, 2048  # most that a token of an answer, and the rest of its line, take in the journal
 
 
@@ -230,12 +229,10 @@ class Runner:
 
         def give_up(state: RetryCallState) -> bool:
             nonlocal failed
-            error = _error_of(state)
+            error = error_of(state)
             failed += not isinstance(error, Adapted)
-            unreached = not error.reached and not self.endpoint.answered
-            return failed > (
-                min(self.settings.max_retries, UNREACHED_ATTEMPTS - 1) if unreached else self.settings.max_retries
-            )
+            retries = self.settings.max_retries
+            return failed > (min(retries, FIRST_ATTEMPTS - 1) if self._is_hopeless(error) else retries)
 
         try:
             async for attempt in AsyncRetrying(
@@ -244,28 +241,25 @@ class Runner:
                 with attempt:
                     return await self._once(request)
         except TryAgain as error:
-            if not error.reached and not self.endpoint.answered:
+            if self._is_hopeless(error):
+                what = "gives no answer that can be read" if error.reached else "cannot be reached"
                 raise FatalError(
-                    f"the endpoint {self.endpoint.host} cannot be reached ({error}); start the server, or correct `base_url`."
+                    f"the endpoint {self.endpoint.host} {what} ({error}); start the server, or correct `base_url`."
                 ) from None
             raise ItemError(f"{error}, after {failed} attempts") from None
         raise AssertionError("tenacity returns or raises")
 
+    def _is_hopeless(self, error: TryAgain) -> bool:
+        """Whether nothing that can be read has come from the endpoint yet."""
+        return not self.endpoint.answered and (error.maybe_paid or not error.reached)
+
     def _wait(self, state: RetryCallState) -> float:
-        """Seconds until the next attempt: the back-off, or what the endpoint asks for if that is longer."""
-        error = _error_of(state)
-        if isinstance(error, Adapted):
-            return 0.0
-        wait = min(MAX_BACKOFF, self.settings.initial_backoff * 2 ** min(state.attempt_number - 1, 30))
-        wait *= random.uniform(0.5, 1.5)
-        if error.retry_after is None:
-            return wait
-        if error.retry_after > self.settings.max_wait:
-            raise FatalError(
-                f"{self.endpoint.host} asks to wait {error.retry_after:.0f} s; run the same command again after that time."
-            )
-        self._not_before = max(self._not_before, time.monotonic() + error.retry_after)
-        return max(wait, error.retry_after)
+        """Seconds until the next attempt; a `Retry-After` holds back all requests."""
+        wait = seconds_to_wait(state, self.settings, self.endpoint.host)
+        asked = error_of(state).retry_after
+        if asked is not None:
+            self._not_before = max(self._not_before, time.monotonic() + asked)
+        return wait
 
     async def _pause(self, seconds: float) -> None:
         if self._stop.is_set():
@@ -325,9 +319,3 @@ def most_bytes(request: Request) -> int:
     """The most bytes that the answer may take in the journal."""
     prompt = json.dumps(request.messages, ensure_ascii=False).encode("utf-8", "backslashreplace")
     return len(prompt) + TOKEN_BYTES * most_completion_tokens(request) + LINE_BYTES
-
-
-def _error_of(state: RetryCallState) -> TryAgain:
-    error = state.outcome.exception() if state.outcome is not None else None
-    assert isinstance(error, TryAgain)
-    return error

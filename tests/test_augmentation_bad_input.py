@@ -42,7 +42,7 @@ def test_a_bad_train_file_is_named_with_its_line(tmp_path, content, words):
     [
         ("l.txt", "\n \n", "holds no label"),
         ("l.json", '{"a": ', "l.json: not JSON"),
-        ("l.json", "3", "JSON int, but labels are a list"),
+        ("l.json", "3", "JSON int of another form, but labels are a list"),
         ("l.jsonl", '{"name": "a"}\n', "columns are name, but labels are read from a column `label`"),
         ("l.csv", "", "holds no label"),
     ],

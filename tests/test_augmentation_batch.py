@@ -8,11 +8,12 @@ import threading
 import time
 
 import pytest
-from augmentation_server import BatchServer, ChatServer, error, prose, rows, settings
+from augmentation_server import BatchServer, ChatServer, error, prose, rows, settings, write_rows
 
-from augmentation import AugmentationError, describe_labels
+from augmentation import AugmentationError, PromptBuilder, describe_labels
 from augmentation.cli import main
 from augmentation.journal import Journal
+from augmentation.label_descriptions import LabelDescriptions
 
 
 LABELS = [f"label {i}" for i in range(9)]
@@ -369,3 +370,54 @@ def test_a_file_that_ends_at_a_line_but_too_early_is_downloaded_again(tmp_path):
         run(server, tmp_path)
         assert sum(server.paid.values()) == len(LABELS)
     assert described(tmp_path) == LABELS
+
+
+def test_a_batch_of_version_0_1_is_collected_and_not_paid_again(tmp_path, under_way):
+    """Its keys were those of answers with the field `expansion`."""
+    task = LabelDescriptions(dict.fromkeys(LABELS, ""), PromptBuilder(), settings(under_way))
+    former = {task.request(i).key: task.request(i).old_key for i in range(len(task))}
+    journal = tmp_path / "journal.jsonl"
+    notes = [json.loads(line) for line in journal.read_text().splitlines()]
+    for note in notes:
+        del note["digest"]
+        note["command"] = "expand-labels"
+        note["keys"] = [former[key] for key in note.get("keys", ())]
+    write_rows(journal, notes)
+    for name, data in under_way.files.items():
+        if name.startswith("batch_"):
+            lines = [json.loads(line) for line in data.splitlines()]
+            lines = [{**line, "custom_id": former[line["custom_id"]]} for line in lines]
+            under_way.files[name] = (
+                "".join(json.dumps(line) + "\n" for line in lines).replace("description", "expansion").encode()
+            )
+    under_way.polls = 0
+    assert run(under_way, tmp_path).sent == 0
+    assert described(tmp_path) == LABELS and len(under_way.batches) == 1
+
+
+def test_a_good_answer_counts_whatever_else_its_line_says(tmp_path):
+    class Doubtful(BatchServer):
+        def _answer_line(self, line, out, bad):
+            super()._answer_line(line, out, bad)
+            out[0]["error"] = {"message": "a warning"}
+            out[0]["response"]["status_code"] = "200"
+
+    with Doubtful() as server:
+        run(server, tmp_path)
+        assert len(server.batches) == 1
+    assert described(tmp_path) == LABELS
+
+
+def test_the_batch_api_is_asked_again_only_after_the_time_that_it_names(tmp_path):
+    times = []
+
+    class Busy(BatchServer):
+        async def _upload(self, request):
+            times.append(time.monotonic())
+            if len(times) == 1:
+                return error(429, "slow down", {"Retry-After": "1"})
+            return await super()._upload(request)
+
+    with Busy() as server:
+        run(server, tmp_path)
+    assert times[1] - times[0] >= 1

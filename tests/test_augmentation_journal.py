@@ -105,6 +105,23 @@ def test_damaged_lines_are_left_out_with_few_warnings_and_only_they_are_asked_fo
     assert len(rows(tmp_path / "label_descriptions.jsonl")) == 12
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda data: data[:-1], lambda data: data.replace(b"\n", b"\r\n\r\n"), lambda data: b"\xef\xbb\xbf" + data],
+)
+def test_a_journal_that_an_editor_has_saved_loses_nothing(tmp_path, change, caplog):
+    labels = ["a", "b", "c"]
+    path = tmp_path / "journal.jsonl"
+    with ChatServer() as server:
+        describe_labels(labels[:2], tmp_path, settings(server))
+        path.write_bytes(change(path.read_bytes()))
+        for sent in (1, 0):
+            assert describe_labels(labels, tmp_path, settings(server)).sent == sent
+    assert not caplog.text
+    with Journal(path, read_only=True) as journal:
+        assert len(journal) == 3
+
+
 def test_a_file_that_is_no_journal_is_refused_by_the_report(tmp_path):
     train = tmp_path / "train.jsonl"
     train.write_text('{"text": "a", "labels": ["x"]}\n')

@@ -38,7 +38,7 @@ from augmentation.cli import main
 from augmentation.pricing import Budget, PriceList, most_prompt_tokens
 from augmentation.redaction import Redactor
 from augmentation.request import Request
-from augmentation.retry_after import retry_after_seconds
+from augmentation.waiting import retry_after_seconds
 
 
 NUMBERS = {
@@ -304,6 +304,48 @@ def test_a_journal_of_another_endpoint_is_used_and_named(tmp_path):
         summary = describe_labels(["a"], tmp_path, settings(other))
         assert not other.requests
     assert any(f"come from 127.0.0.1:{one.port}" in note for note in summary.notes)
+
+
+def unreadable(text, status=200):
+    async def answer(body, attempt, request):
+        return web.Response(text=text, status=status, content_type="application/json")
+
+    return answer
+
+
+@pytest.mark.parametrize("text", ["<html>", 'data: {"choices": []}', '{"choices": []}', "[]", "null"])
+def test_an_endpoint_whose_answers_cannot_be_read_is_paid_three_of_them(tmp_path, text):
+    with ChatServer(unreadable(text)) as server:
+        with pytest.raises(AugmentationError, match="gives no answer that can be read"):
+            describe_labels([f"l{i}" for i in range(20)], tmp_path, settings(server))
+        assert len(server.requests) == 3
+
+
+def test_an_error_that_comes_with_status_200_is_taken_for_what_it_is(tmp_path):
+    async def busy(body, attempt, request):
+        if attempt == 1:
+            return web.json_response({"error": {"message": "rate limited upstream", "code": 429}})
+        if '"b"' in body["messages"][1]["content"]:
+            return web.json_response({"error": {"message": "not allowed", "code": 400}})
+        return prose("a")
+
+    with ChatServer(busy) as server:
+        summary = describe_labels(["a", "b"], tmp_path, settings(server))
+    assert (summary.done, summary.failed) == (1, 1)
+    assert "status 400: not allowed" in rows(tmp_path / "failed_requests.jsonl")[0]["reason"]
+
+
+def test_an_answer_in_parts_is_one_text(tmp_path):
+    async def parts(body, attempt, request):
+        answer = completion("", body)
+        answer["choices"][0]["message"]["content"] = [
+            {"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Papers on "}, {"type": "text", "text": "graphs."}
+        ]  # fmt: skip
+        return web.json_response(answer)
+
+    with ChatServer(parts) as server:
+        describe_labels(["a"], tmp_path, settings(server))
+    assert rows(tmp_path / "label_descriptions.jsonl")[0]["description"] == "Papers on graphs."
 
 
 def test_a_first_refusal_costs_no_retry(tmp_path):

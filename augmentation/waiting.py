@@ -1,11 +1,46 @@
-"""How long an endpoint asks to wait."""
+"""How long to wait before another attempt."""
 
 import email.utils
 import math
+import random
 import re
 import time
 from collections.abc import Mapping
 from typing import Any
+
+from tenacity import RetryCallState
+
+from .errors import Adapted, FatalError, TryAgain
+from .settings import RequestSettings
+
+
+MAX_BACKOFF = 60.0  # seconds
+
+
+def error_of(state: RetryCallState) -> TryAgain:
+    """Why the last attempt failed."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    assert isinstance(error, TryAgain)
+    return error
+
+
+def seconds_to_wait(state: RetryCallState, settings: RequestSettings, host: str) -> float:
+    """
+    Seconds until the next attempt: an exponential back-off with jitter, or what the endpoint asks for if that is longer.
+
+    Raises:
+        FatalError: if the endpoint asks for more than `max_wait`.
+    """
+    error = error_of(state)
+    if isinstance(error, Adapted):
+        return 0.0
+    wait = min(MAX_BACKOFF, settings.initial_backoff * 2 ** min(state.attempt_number - 1, 30)) * random.uniform(
+        0.5, 1.5
+    )
+    asked = error.retry_after or 0.0
+    if asked > settings.max_wait:
+        raise FatalError(f"{host} asks to wait {asked:.0f} s; run the same command again after that time.")
+    return max(wait, asked)
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
