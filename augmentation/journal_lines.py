@@ -4,8 +4,6 @@ import hashlib
 import json
 from typing import Any
 
-from .writing import encoded
-
 
 DIGEST = "digest"
 
@@ -41,7 +39,8 @@ class JournalLineError(ValueError):
 
 def encode_line(entry: dict[str, Any]) -> bytes:
     """An answer or a note as one line, with its digest; a lone surrogate stays a JSON escape."""
-    return encoded({**entry, DIGEST: digest(entry)})
+    body = _canonical(entry)
+    return body[:-1] + _tail(body)
 
 
 def decode_line(line: bytes) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def decode_line(line: bytes) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise JournalLineError("it is not a JSON object")
     stored = entry.pop(DIGEST, None)
-    if stored is not None and stored != digest(entry):
+    if stored is not None and not _matches(line, entry, stored):
         raise JournalLineError("it does not match its digest")
     problem = _problem(entry, strict=stored is None)
     if problem is not None:
@@ -68,10 +67,27 @@ def decode_line(line: bytes) -> dict[str, Any]:
     return entry
 
 
-def digest(entry: dict[str, Any]) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of an entry, whatever the order of its fields."""
+def _canonical(entry: dict[str, Any]) -> bytes:
+    """The bytes that the digest is of, whatever the order of the fields."""
     text = json.dumps(entry, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _digest(body: bytes) -> str:
+    """First 16 hexadecimal digits of the SHA-256."""
+    return hashlib.sha256(body).hexdigest()[:16]
+
+
+def _tail(body: bytes) -> bytes:
+    """What follows the fields of a line."""
+    return f',"{DIGEST}":"{_digest(body)}"}}\n'.encode()
+
+
+def _matches(line: bytes, entry: dict[str, Any], stored: Any) -> bool:
+    """Whether a line holds what was written; the bytes need not be the same, if another program has saved the file."""
+    size = len(_tail(b""))
+    body = line[:-size] + b"}"
+    return line[-size:] == _tail(body) or stored == _digest(_canonical(entry))
 
 
 def _problem(entry: dict[str, Any], strict: bool) -> str | None:

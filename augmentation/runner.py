@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -316,6 +315,6 @@ class Runner:
 
 
 def most_bytes(request: Request) -> int:
-    """The most bytes that the answer may take in the journal."""
-    prompt = json.dumps(request.messages, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    return len(prompt) + TOKEN_BYTES * most_completion_tokens(request) + LINE_BYTES
+    """The most bytes that the answer may take in the journal, with every second character of the prompt escaped."""
+    prompt = sum(len(message["content"].encode("utf-8", "backslashreplace")) for message in request.messages)
+    return 2 * prompt + TOKEN_BYTES * most_completion_tokens(request) + LINE_BYTES

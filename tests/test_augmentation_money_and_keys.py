@@ -273,7 +273,7 @@ def test_copies_of_a_training_document_do_not_share_answers(tmp_path):
 
 
 @given(st.lists(st.sets(st.sampled_from("abcd"), min_size=1), min_size=1, max_size=6), st.integers(1, 6))
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(deadline=None, max_examples=40)
 def test_no_two_rows_have_the_same_request_and_more_per_label_keeps_the_earlier_ones(label_sets, per_label):
     from augmentation.files import Document
     from augmentation.prompts import PromptBuilder
