@@ -41,7 +41,7 @@ def test_a_line_is_read_as_it_was_written():
 
 
 def test_a_line_that_another_program_wrote_anew_is_the_same_line():
-    line = json.dumps(dict(reversed(json.loads(encode_line(ENTRY)).items())), separators=(",", ":"))
+    line = json.dumps(json.loads(encode_line(ENTRY)), separators=(" , ", " : "))
     assert decode_line(line.encode() + b"\n") == ENTRY
 
 
