@@ -284,7 +284,7 @@ GOOD = '{"text": "x", "labels": ["a"]}\n'
 def test_a_malformed_line_is_named_by_file_and_line_also_in_a_compressed_file(tmp_path, load, compression):
     file = write(tmp_path / f"t.jsonl{compression}", GOOD * 1500 + "\n" + '{"text": "x", "labels": ["a"\n' + GOOD)
     with pytest.raises(
-        ValueError, match=rf"t\.jsonl{compression}, line 1502: not valid JSON .* Write one JSON object a line"
+        ValueError, match=rf"t\.jsonl{compression}, line 1502: not valid JSON .* Write one JSON object per line"
     ):
         load(file)
 
@@ -301,7 +301,7 @@ def test_a_malformed_line_is_named_by_file_and_line_also_in_a_compressed_file(tm
         (
             "t.jsonl",
             GOOD + '{"text": "x", "labels": "a;b"}\n',
-            "line 2: `labels` is 'a;b', but a list .*--label_delimiter",
+            "line 2: `labels` is 'a;b', but a list .*`label_delimiter`",
         ),
         ("t.jsonl", GOOD + '{"text": "x", "labels": [1, 0]}\n', r"line 2: `labels` is \[1, 0\], but a list"),
         ("t.jsonl", GOOD + '{"text": "x", "labels": [""]}\n', r"line 2: `labels` is \[''\], but a list"),
@@ -311,16 +311,16 @@ def test_a_malformed_line_is_named_by_file_and_line_also_in_a_compressed_file(tm
         (
             "t.jsonl",
             '{"body": "x", "labels": []}\n',
-            r"line 1: no column 'text'. The columns are 'body', 'labels'.*--text_columns",
+            r"line 1: no column 'text'. The columns are 'body', 'labels'.*`text_columns`",
         ),
-        ("t.jsonl", '{"text": "x", "tags": []}\n', "no column 'labels'.*--label_column"),
+        ("t.jsonl", '{"text": "x", "tags": []}\n', "no column 'labels'.*`label_column`"),
         ("t.jsonl", "", "t.jsonl: holds no documents"),
         ("t.csv", "text,labels\n", "t.csv: holds no documents"),
         ("t.csv", 'text,labels\nx,"a\n', "t.csv, line 2: unexpected end of data"),
         ("t.csv", "text,labels,text\nx,a,y\n", "line 1: the header .* names a column twice"),
         ("t.csv", "text,labels\nx,a\n", "line 2: `labels` is 'a', but a list"),
         ("t.parquet", b"PAR1 not really", "t.parquet: not a whole Parquet file"),
-        ("t.txt", "x\n", "the format is not known from the name"),
+        ("t.doc", "x\n", "the format is not known from the name"),
     ],
 )
 def test_bad_input_is_named_with_its_place_and_a_remedy(tmp_path, load, name, content, message):
@@ -509,8 +509,8 @@ def test_a_description_of_an_unknown_label_is_left_out_with_a_warning_that_names
         ),
         ("d.json", '{"a": "x", "a": "y"}', "d.json, 'a': label 'a' is described a second time"),
         ("d.jsonl", jsonl([{"label": "a", "expansion": "  "}]), "line 1: `expansion` is '  ', but a text is needed"),
-        ("d.jsonl", jsonl([{"label": "a", "text": "x"}]), "line 1: `expansion` is None, but a text is needed"),
-        ("d.csv", "name,expansion\na,x\n", "line 2: `label` is None, but a text is needed"),
+        ("d.jsonl", jsonl([{"label": "a", "text": "x"}]), "line 1: `description` is None, but a text is needed"),
+        ("d.csv", "name,expansion\na,x\n", "line 2: `label` is None, but a label name is needed"),
         ("d.json", '{"a": "x",\n "b": }', "d.json, line 2: not valid JSON"),
     ],
 )
@@ -534,7 +534,7 @@ def test_documents_are_cut_at_what_the_model_takes_with_a_warning(train, tokeniz
     assert tokenize(long, tokenizer)["length"][:] == [8]
     assert not caplog.text
     assert tokenize(long, tokenizer, max_length=100)["length"][:] == [8]
-    assert "max_length is 100, but the model takes 8 tokens" in caplog.text
+    assert "`max_length` is 100, but the model reads 8 tokens" in caplog.text
     with pytest.raises(ValueError, match="max_length is 0"):
         tokenize(train, tokenizer, max_length=0)
 

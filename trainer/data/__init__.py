@@ -7,25 +7,34 @@ from .._lazy import attach
 
 _MODULES = {
     "SepMldcDataCollator": ".collator",
-    "DocumentSampler": ".sampler",
+    "build_label_list": ".encoding",
+    "check_training_labels": ".encoding",
+    "count_label_names": ".encoding",
+    "count_unknown_labels": ".encoding",
+    "encode_labels": ".encoding",
+    "label_counts": ".encoding",
+    "num_real_documents": ".encoding",
     "load_label_descriptions": ".label_descriptions",
-    "add_pseudo_documents": ".loading",
-    "build_label_list": ".loading",
-    "count_label_names": ".loading",
-    "count_unknown_labels": ".loading",
-    "encode_labels": ".loading",
-    "label_counts": ".loading",
-    "load_pseudo_documents": ".loading",
+    "read_label_descriptions": ".label_files",
+    "read_labels": ".label_files",
     "load_splits": ".loading",
-    "num_real_documents": ".loading",
-    "tokenize": ".loading",
+    "add_pseudo_documents": ".pseudo_documents",
+    "load_pseudo_documents": ".pseudo_documents",
+    "read_records": ".readers",
+    "DocumentSampler": ".sampler",
+    "DataFileError": ".text_lines",
+    "DataFileNotFoundError": ".text_lines",
+    "tokenize": ".tokenization",
 }
 __getattr__, __dir__ = attach(__name__, _MODULES)
 __all__ = [
+    "DataFileError",
+    "DataFileNotFoundError",
     "DocumentSampler",
     "SepMldcDataCollator",
     "add_pseudo_documents",
     "build_label_list",
+    "check_training_labels",
     "count_label_names",
     "count_unknown_labels",
     "encode_labels",
@@ -34,22 +43,28 @@ __all__ = [
     "load_pseudo_documents",
     "load_splits",
     "num_real_documents",
+    "read_label_descriptions",
+    "read_labels",
+    "read_records",
     "tokenize",
 ]
 
 if TYPE_CHECKING:
     from .collator import SepMldcDataCollator
-    from .label_descriptions import load_label_descriptions
-    from .loading import (
-        add_pseudo_documents,
+    from .encoding import (
         build_label_list,
+        check_training_labels,
         count_label_names,
         count_unknown_labels,
         encode_labels,
         label_counts,
-        load_pseudo_documents,
-        load_splits,
         num_real_documents,
-        tokenize,
     )
+    from .label_descriptions import load_label_descriptions
+    from .label_files import read_label_descriptions, read_labels
+    from .loading import load_splits
+    from .pseudo_documents import add_pseudo_documents, load_pseudo_documents
+    from .readers import read_records
     from .sampler import DocumentSampler
+    from .text_lines import DataFileError, DataFileNotFoundError
+    from .tokenization import tokenize

@@ -3,10 +3,12 @@
 import difflib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from .document_files import expand_files, join_names, read_json_object, read_records, shorten
+from .label_files import read_label_descriptions
+from .label_names import normalize_label
+from .messages import join_names
+from .readers import expand_files
 
 
 logger = logging.getLogger(__name__)
@@ -14,46 +16,32 @@ logger = logging.getLogger(__name__)
 
 def load_label_descriptions(path: str | os.PathLike, labels: Sequence[str]) -> dict[str, str]:
     """
-    Reads the labels' expansions (Eq. 2: what is encoded is "{label}: {expansion}").
+    Reads the label descriptions of a model's labels (Eq. 2: what is encoded is "{label}: {description}").
 
     Args:
-        path: json, jsonl, csv or tsv (also .gz, .zst) with the columns "label" and "expansion" or "description"; a
-            json file may also hold one object `{label: text}` or `{label: {"expansion" or "description": text}}`.
-        labels: The label names of the model.
+        path (`str`): a file that [`read_label_descriptions`] reads.
+        labels (`Sequence[str]`): the label names of the model.
 
     Returns:
-        `{label: text}` for the labels that have one. A label without one is encoded by its bare name; an expansion of
+        `{label: description}` for the labels that have one. A label without one is encoded by its bare name; a description of
         a label that is not in `labels` is left out, with a warning that names the closest label.
 
     Raises:
-        ValueError: if a label is described twice, or a label or text is missing.
+        DataFileError: if a label is described twice, or a label or description is missing. It is a `ValueError`.
     """
     (path,) = expand_files(path)
-    known = set(labels)
-    descriptions: dict[str, str] = {}
-    unknown: dict[str, str] = {}
-    for where, record in _description_records(path):
-        name = record.get("label")
-        text = record.get("expansion", record.get("description"))
-        for field, value in (("label", name), ("expansion", text)):
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(
-                    f"{where}: `{field}` is {shorten(value)}, but a text is needed. Write "
-                    f'{{"label": ..., "expansion" or "description": ...}}.'
-                )
-        name = name.strip()
-        if name in descriptions or name in unknown:
-            raise ValueError(f"{where}: label {name!r} is described a second time. Remove one of them.")
-        (descriptions if name in known else unknown)[name] = text.strip()
+    known = {normalize_label(label): label for label in labels}
+    descriptions, unknown = {}, []
+    for name, text in read_label_descriptions(path).items():
+        if name in known:
+            descriptions[known[name]] = text
+        else:
+            unknown.append(name)
     if unknown:
-        closest = []
-        for name in list(unknown)[:5]:
-            match = difflib.get_close_matches(name, labels, n=1, cutoff=0.0)
-            closest.append(f"{name!r} (closest: {match[0]!r})" if match else repr(name))
         logger.warning(
-            f"{path}: {len(unknown)} descriptions are of labels that the training documents do not have and are left "
-            "out: "
-            f"{', '.join(closest)}{' ...' if len(unknown) > 5 else ''}. Correct the names if they were meant."
+            f"{path}: {len(unknown)} descriptions are of labels that the training documents do not have and are left out: "
+            f"{', '.join(map(_with_closest(labels), unknown[:5]))}{' ...' if len(unknown) > 5 else ''}. Correct the names if they "
+            "were meant."
         )
     missing = [name for name in labels if name not in descriptions]
     if missing:
@@ -64,10 +52,9 @@ def load_label_descriptions(path: str | os.PathLike, labels: Sequence[str]) -> d
     return descriptions
 
 
-def _description_records(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    pairs = read_json_object(path)
-    if pairs is None:
-        yield from read_records(path)
-        return
-    for name, value in pairs:
-        yield f"{path}, {name!r}", {**(value if isinstance(value, Mapping) else {"expansion": value}), "label": name}
+def _with_closest(labels: Sequence[str]):
+    def describe(name: str) -> str:
+        match = difflib.get_close_matches(name, labels, n=1, cutoff=0.0)
+        return f"{name!r} (closest: {match[0]!r})" if match else repr(name)
+
+    return describe

@@ -1,0 +1,79 @@
+"""What happens to rows that are no documents: the first twenty are listed in one error, or all are skipped and written to a file."""
+
+import json
+import logging
+from typing import IO, Any
+
+from .text_lines import DataFileError
+
+
+logger = logging.getLogger(__name__)
+MAX_LISTED = 20
+
+
+class BadRows:
+    """
+    Collects the rows of a split that are no documents.
+
+    Args:
+        on_bad_rows (`"error"` or `"skip"`): whether [`finish`] raises.
+        split (`str`): for messages and in the file.
+        file (text stream, *optional*): gets a line `{"split", "problem"}` of JSON Lines for every bad row that is skipped.
+        max_listed (`int`): rows listed in one error; with 1, the first one ends the reading.
+
+    Raises:
+        ValueError: if `on_bad_rows` is another word.
+    """
+
+    def __init__(
+        self,
+        on_bad_rows: str = "error",
+        split: str = "train",
+        file: IO[str] | None = None,
+        max_listed: int = MAX_LISTED,
+    ) -> None:
+        if on_bad_rows not in ("error", "skip"):
+            raise ValueError(f"`on_bad_rows` is {on_bad_rows!r}, but it is 'error' or 'skip'. Use one of them.")
+        self.on_bad_rows, self.split, self.max_listed = on_bad_rows, split, max_listed
+        self.count = 0
+        self.was_used = False
+        self._first: list[DataFileError] = []
+        self._file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For cache keys and worker processes: what was collected does not count."""
+        return BadRows, (self.on_bad_rows, self.split, None, self.max_listed)
+
+    def add(self, error: DataFileError) -> None:
+        """
+        Takes note of a bad row.
+
+        Raises:
+            DataFileError: if bad rows are errors and no more are listed in one.
+        """
+        self.count += 1
+        if len(self._first) < self.max_listed:
+            self._first.append(error)
+        if self.on_bad_rows == "error" and self.count == self.max_listed:
+            self._raise()
+        if self._file is not None:
+            self._file.write(json.dumps({"split": self.split, "problem": str(error)}, ensure_ascii=False) + "\n")
+
+    def _raise(self) -> None:
+        if len(self._first) == 1:
+            raise self._first[0]
+        count = f"The first {self.count} bad rows" if self.count == self.max_listed else f"{self.count} bad rows"
+        raise DataFileError(
+            f"{count} of {self.split} are listed below. Correct or remove them, or leave them out with "
+            '`on_bad_rows="skip"`.\n' + "\n".join(f"- {error}" for error in self._first)
+        )
+
+    def finish(self) -> None:
+        """
+        Raises:
+            DataFileError: that lists the bad rows, if there are any and they are errors.
+        """
+        if self._first and self.on_bad_rows == "error":
+            self._raise()
+        if self._first:
+            logger.warning(f"{self.split}: {self.count} bad rows are skipped. The first: {self._first[0]}")

@@ -1,0 +1,96 @@
+"""Label names: one spelling for each, and the forms in which a document lists them. Imports the standard library only."""
+
+import ast
+import io
+import tokenize
+import unicodedata
+from typing import Any
+
+from .messages import shorten
+from .text_lines import DataFileError
+
+
+def normalize_label(name: str) -> str:
+    """The name without surrounding blanks, in Unicode's composed form (NFC): macOS and Windows spell "é" differently."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def check_label(value: Any, where: str, column: str = "label") -> str:
+    """
+    `normalize_label` of a value that should be a name.
+
+    Raises:
+        DataFileError: if it is not a string, is blank, or is no text.
+    """
+    name = normalize_label(value) if isinstance(value, str) else ""
+    if not name:
+        raise DataFileError(
+            f"{where}: `{column}` is {shorten(value)}, but a label name is needed. Write a string that is not blank."
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataFileError(
+            f"{where}: the label {shorten(name)} holds half a surrogate pair, which is no character. Remove it."
+        ) from None
+    return name
+
+
+def split_labels(value: Any, where: str, column: str = "labels", delimiter: str | None = None) -> list[str]:
+    """
+    The distinct label names of one document, in their order.
+
+    Args:
+        value: a list of names; a string that is a list as Python, JSON or NumPy prints it (`"['a', 'b']"`, as pandas writes lists
+            into a csv file); or, with `delimiter`, a string of joined names.
+        where (`str`): the place for messages, "FILE, line N".
+        column (`str`): the name of the column, for messages.
+        delimiter (`str`, *optional*): separates joined names.
+
+    Raises:
+        DataFileError: if it is none of these.
+    """
+    names = value
+    if isinstance(value, str):
+        listed = _printed_list(value.strip())
+        if listed is not None:
+            names = listed
+        elif delimiter is not None:
+            names = [name for name in value.split(delimiter) if name.strip()]
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise DataFileError(f"{where}: `{column}` is {shorten(value)}, but {_remedy(names)}")
+    return list(dict.fromkeys(check_label(name, where, column) for name in names))
+
+
+def _remedy(value: Any) -> str:
+    if isinstance(value, (list, tuple)) and value and all(isinstance(name, (int, float)) for name in value):
+        return (
+            'a list of label names is needed. Write numbers that are names as strings, ["1", "0"]; where they are 0 or 1 for each '
+            "label, give each label a column of its own and name these columns with `label_column`."
+        )
+    return (
+        'a list of label names is needed. Write ["a", "b"] (or [] for a document without labels), or name the separator of joined '
+        "labels with `label_delimiter`."
+    )
+
+
+def _printed_list(text: str) -> list | None:
+    """The list that a string prints, or None if it is no printed list."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        value = ast.literal_eval(text)
+        if not isinstance(value, list):
+            return None
+        strings = [token.string for token in _tokens(text) if token.type == tokenize.STRING]
+        if all(isinstance(item, str) for item in value) and len(strings) > len(value):
+            return [
+                ast.literal_eval(string) for string in strings
+            ]  # NumPy prints no commas; Python would glue the names
+        return value
+    except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
+        return None
+
+
+def _tokens(text: str) -> list[tokenize.TokenInfo]:
+    return list(tokenize.generate_tokens(io.StringIO(text).readline))

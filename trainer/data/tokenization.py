@@ -1,0 +1,56 @@
+"""Texts to tokens."""
+
+import logging
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+
+logger = logging.getLogger(__name__)
+
+AnyDataset = Dataset | IterableDataset
+
+
+def _tokenize_batch(batch: dict[str, list], tokenizer: Any, max_length: int, text_column: str) -> dict[str, list]:
+    encoded = tokenizer(batch[text_column], truncation=True, max_length=max_length, verbose=False)
+    return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
+
+
+def tokenize(
+    dataset: AnyDataset,
+    tokenizer: Any,
+    max_length: int | None = None,
+    num_proc: int | None = None,
+    text_column: str = "text",
+    batch_size: int = 1000,
+) -> AnyDataset:
+    """
+    Replaces the text by its tokens, truncated but not padded, and adds "length" (tokens) to group documents by.
+
+    The result is cached: the same documents, tokenizer and length are not tokenized again, in this process or another.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the backbone.
+        max_length (`int`, *optional*): The longest document in tokens, special tokens included; by default, and at
+            most, the tokenizer's `model_max_length`.
+        num_proc (`int`, *optional*): Processes; not used when streaming.
+    """
+    if max_length is not None and max_length < 1:
+        raise ValueError(
+            f"`max_length` is {max_length}, but a document needs at least one token. Use a positive number or None."
+        )
+    if max_length is not None and max_length > tokenizer.model_max_length:
+        logger.warning(
+            f"`max_length` is {max_length}, but the model reads {tokenizer.model_max_length} tokens: documents are cut "
+            "there."
+        )
+    limit = min(max_length or tokenizer.model_max_length, tokenizer.model_max_length)
+    keywords = {} if isinstance(dataset, IterableDataset) else {"num_proc": num_proc, "desc": "Tokenizing"}
+    return dataset.map(
+        _tokenize_batch,
+        batched=True,
+        batch_size=batch_size,
+        fn_kwargs={"tokenizer": tokenizer, "max_length": limit, "text_column": text_column},
+        remove_columns=[text_column],
+        **keywords,
+    )
