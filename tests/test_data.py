@@ -1,8 +1,6 @@
 """Documents: every usual form gives the same table, and every mistake one sentence that names its place."""
 
-import csv
 import gzip
-import io
 import json
 import logging
 import subprocess
@@ -10,8 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from data_files import jsonl, parquet, table, write
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from datasets import List as ListFeature
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -37,37 +35,6 @@ DOCUMENTS = [
     {"text": "a text of none", "labels": []},
 ]
 SAMPLE = Path(__file__).parents[1] / "examples" / "data"
-
-
-def write(path, content):
-    """Writes text or bytes, compressed as the name says."""
-    data = content if isinstance(content, bytes) else content.encode()
-    if path.suffix == ".gz":
-        data = gzip.compress(data)
-    if path.suffix == ".zst":
-        with pa.CompressedOutputStream(str(path), "zstd") as stream:
-            stream.write(data)
-        return str(path)
-    path.write_bytes(data)
-    return str(path)
-
-
-def jsonl(records):
-    return "".join(json.dumps(record) + "\n" for record in records)
-
-
-def table(documents, delimiter):
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, delimiter=delimiter)
-    writer.writerow(["text", "labels"])
-    writer.writerows([d["text"], "; ".join(d["labels"])] for d in documents)
-    return buffer.getvalue()
-
-
-def parquet(documents, features=None):
-    buffer = io.BytesIO()
-    Dataset.from_list(documents, features=features).to_parquet(buffer)
-    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -535,7 +502,7 @@ def test_documents_are_cut_at_what_the_model_takes_with_a_warning(train, tokeniz
     assert not caplog.text
     assert tokenize(long, tokenizer, max_length=100)["length"][:] == [8]
     assert "`max_length` is 100, but the model reads 8 tokens" in caplog.text
-    with pytest.raises(ValueError, match="max_length is 0"):
+    with pytest.raises(ValueError, match="`max_length` is 0"):
         tokenize(train, tokenizer, max_length=0)
 
 

@@ -9,6 +9,7 @@ pyarrow is imported for Parquet and zstd only.
 import contextlib
 import csv
 import glob
+import io
 import itertools
 import json
 import os
@@ -20,7 +21,6 @@ from typing import Any
 from . import published_formats
 from .messages import shorten
 from .text_lines import (
-    COMPRESSIONS,
     STANDARD_INPUT,
     DataFileError,
     DataFileNotFoundError,
@@ -248,7 +248,7 @@ def _read_csv(path: str, columns: Sequence[str] | None, on_error: OnError) -> Re
     lines = (line for _, line in read_lines(path))
     first = next(lines, "")
     skipped = 0
-    if first.startswith("sep=") and len(first.strip()) == 5:  # a line that Excel writes to name the delimiter
+    if first.startswith("sep=") and len(first.rstrip("\r\n")) == 5:  # a line that Excel writes to name the delimiter
         delimiter, first, skipped = first[4], next(lines, ""), 1
     else:
         delimiter = next((mark for mark in ",;\t" if mark in first), ",")
@@ -322,7 +322,7 @@ def _open_parquet(path: str) -> Iterator[Any]:
 
     with open_binary(path) as stream:
         try:
-            whole = not is_regular(path) or path.endswith(COMPRESSIONS)
+            whole = not is_regular(path) or not isinstance(getattr(stream, "raw", None), io.FileIO)  # compressed
             file = pq.ParquetFile(pa.BufferReader(stream.read()) if whole else stream)
         except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
             raise DataFileError(f"{display_name(path)}: not a whole Parquet file ({error}). Write it again.") from None
