@@ -9,6 +9,7 @@ Fine-tune, evaluate and run SEP-MLDC on documents with several labels each.
 All arguments: `python examples/run_mldc.py --help`. They can stand in one JSON or YAML file instead.
 """
 
+import dataclasses
 import os
 import sys
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ from trainer.data import (
 from trainer.data.document_files import read_records
 from trainer.devices import bfloat16_slowdown, is_bfloat16_native
 from trainer.hub import summarize_provenance
+from trainer.recipes import recommend_settings
 from trainer.run_arguments import (
     ARGUMENT_GROUPS,
     FORMER_NAMES,
@@ -111,6 +113,8 @@ def main() -> None:
     settings = read_settings(sys.argv[1:])
     backbone, tokenizer, trained = find_encoder(settings)
     data = prepare_data(settings, backbone, tokenizer, trained)
+    if settings.args.do_train:
+        settings = choose_settings(settings, data, backbone)
     if settings.run.dry_run:
         return
     model = build_model(settings, data, backbone, tokenizer, trained)
@@ -321,6 +325,46 @@ def choose_metrics(settings: Settings, num_labels: int) -> None:
     ks = args.cutoffs(num_labels)
     if settings.run.early_stopping_patience is not None and "metric_for_best_model" not in settings.named:
         args.metric_for_best_model, args.greater_is_better = f"ndcg@{max(ks)}", True
+
+
+# ---- Settings ----
+
+
+def choose_settings(settings: Settings, data: RunData, backbone: str) -> Settings:
+    """Fill in every setting that the user did not name, from the data and the device, and show what was chosen and why."""
+    args, validation, train = settings.args, data.encoded.get("validation"), data.encoded["train"]
+    config = AutoConfig.from_pretrained(backbone, revision=settings.model.model_revision).get_text_config()
+    streamed = isinstance(train, datasets.IterableDataset)
+    sample = [len(document["input_ids"]) for document in first(train, 2000)]
+    chosen = recommend_settings(
+        data.num_documents,
+        len(data.labels),
+        document_lengths=sample,
+        num_validation_documents=0 if validation is None else len(validation),
+        num_layers=config.num_hidden_layers,
+        max_tokens=settings.data.max_length or 512,
+        device=args.device.type,
+        bf16=args.bf16,
+        recipe=settings.run.recipe,
+        named=settings.named,
+    )
+    if validation is None or streamed:
+        chosen = chosen.without("lexical_scores")
+    named = set(settings.named)
+    groups = {}
+    for group in ("model", "lexical", "args"):
+        own = {f.name for f in dataclasses.fields(getattr(settings, group))}
+        values = {name: value for name, value in chosen.items() if name in own and name not in named}
+        groups[group] = dataclasses.replace(getattr(settings, group), **values)
+    if settings.run.early_stopping_patience is None and chosen.get("load_best_model_at_end"):
+        best = max(k for k in args.ks if k <= len(data.labels))
+        groups["args"] = dataclasses.replace(
+            groups["args"], metric_for_best_model=args.metric_for_best_model or f"ndcg@{best}", greater_is_better=True
+        )
+    if args.should_log:
+        print(f"\nSettings (recipe {settings.run.recipe!r})\n")
+        print("\n".join(chosen.table()))
+    return settings._replace(**groups)
 
 
 # ---- Model ----

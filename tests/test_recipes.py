@@ -79,10 +79,16 @@ def test_the_recipe_of_the_paper_has_its_settings():
     assert not paper["lexical_scores"] and paper["freeze_layers"] == 0
 
 
-def test_what_the_user_named_wins_and_is_said_to():
-    rows = {name: (value, why) for name, value, why in recommend_settings(3000, 76).rows({"learning_rate": 3e-5})}
-    assert rows["learning_rate"] == ("3e-05", "named by the user")
-    assert rows["head_learning_rate"][0] == "0.001"
+def test_what_the_user_named_wins_is_said_to_and_what_depends_on_it_follows():
+    named = {"learning_rate": 3e-5, "classifier": "similarity", "num_train_epochs": 1, "use_cpu": True}
+    settings = recommend_settings(6400, 76, num_validation_documents=1000, named=named)
+    rows = {name: (value, why) for name, value, why in settings.rows()}
+    assert rows["learning_rate"] == ("3e-05", "named by the user") and settings["head_learning_rate"] == 3e-3
+    assert settings["classifier_dropout"] == 0.2 and settings["eval_steps"] == 34 and settings["logging_steps"] == 4
+    assert "use_cpu" not in settings
+    assert recommend_settings(6400, 76, num_validation_documents=1000, named={"max_steps": 60})["eval_steps"] == 10
+    own = recommend_settings(6400, 76, num_validation_documents=1000, named={"eval_strategy": "epoch"})
+    assert not {"eval_strategy", "save_strategy", "load_best_model_at_end"} & set(own)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ FEWEST_STEPS = 300
 EVALUATIONS = 6
 # With fewer validation documents, choosing a checkpoint by them is noise.
 ENOUGH_VALIDATION = 300
+NAMED = "named by the user"
+VALIDATION_SETTINGS = ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
 # Which settings belong to the model (`SepMldcConfig`, `from_backbone`); all others are training arguments or steps of `run_mldc.py`.
 MODEL_SETTINGS = (
     "pooling",
@@ -76,19 +78,19 @@ class RecommendedSettings(Mapping[str, Any]):
         """Keyword arguments of `SepMldcTrainingArguments`."""
         return {name: self[name] for name in self if name not in (*MODEL_SETTINGS, *PIPELINE_SETTINGS)}
 
-    def rows(self, named: Mapping[str, Any] | None = None) -> list[tuple[str, str, str]]:
-        """
-        The table "setting, value, why".
+    def rows(self) -> list[tuple[str, str, str]]:
+        """The table "setting, value, why"."""
+        return [(name, str(setting.value), setting.why) for name, setting in self.settings.items()]
 
-        Args:
-            named (`dict[str, Any]`, *optional*): settings that the user named. Their values are shown instead of the
-                recommended ones.
-        """
-        named = named or {}
-        return [
-            (name, str(named[name]), "named by the user") if name in named else (name, str(setting.value), setting.why)
-            for name, setting in self.settings.items()
-        ]
+    def table(self) -> list[str]:
+        """The rows as lines of text in columns."""
+        rows = [("setting", "value", "why"), *self.rows()]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        return [f"  {name:<{widths[0]}}  {value:<{widths[1]}}  {why}" for name, value, why in rows]
+
+    def without(self, *names: str) -> "RecommendedSettings":
+        """The same settings but these."""
+        return RecommendedSettings(self.recipe, {k: v for k, v in self.settings.items() if k not in names})
 
 
 def recommend_settings(
@@ -102,6 +104,7 @@ def recommend_settings(
     device: str = "cpu",
     bf16: bool = False,
     recipe: str = "best",
+    named: Mapping[str, Any] | None = None,
 ) -> RecommendedSettings:
     r"""
     Settings for a training run, as a pure function of the size of the data and the abilities of the device.
@@ -117,6 +120,7 @@ def recommend_settings(
         bf16 (`bool`, defaults to `False`): whether the device computes in bfloat16 without emulation.
         recipe (`str`, defaults to `"best"`): `"best"`; `"fast"`, which trains the classifier on embeddings that are computed once; or
             `"paper"`, the settings of the SEP-MLDC paper.
+        named (`dict[str, Any]`, *optional*): settings that the user named. They win, and what depends on them follows.
 
     Returns:
         [`RecommendedSettings`]: values and reasons. Its `model` and `training` are keyword arguments of `from_backbone` and
@@ -141,15 +145,21 @@ def recommend_settings(
     for name, value in (("num_documents", num_documents), ("num_labels", num_labels), ("num_layers", num_layers)):
         if value < 1:
             raise ValueError(f"`{name}` is {value}, but it must be at least 1.")
-    settings = _model_settings(num_labels, recipe)
-    settings |= _encoder_settings(document_lengths, num_layers, max_tokens, device, recipe)
-    settings |= _optimizer_settings(num_documents, num_labels, device, recipe, settings)
-    settings |= _validation_settings(num_documents, num_validation_documents, recipe, settings)
-    settings["bf16"] = Setting(bf16, "the device computes in bfloat16" if bf16 else "bfloat16 would be emulated")
+    named = named or {}
+    settings = _with_named(_model_settings(num_labels, recipe, named), named)
+    settings |= _with_named(_encoder_settings(document_lengths, num_layers, max_tokens, device, recipe), named)
+    settings |= _with_named(_optimizer_settings(num_documents, num_labels, recipe, settings), named)
+    settings |= _with_named(_validation_settings(num_documents, num_validation_documents, settings, named), named)
+    why = "the device computes in bfloat16" if bf16 else "the device would emulate bfloat16"
+    settings |= _with_named({"bf16": Setting(bf16, why)}, named)
     return RecommendedSettings(recipe, settings)
 
 
-def _model_settings(num_labels: int, recipe: str) -> dict[str, Setting]:
+def _with_named(settings: dict[str, Setting], named: Mapping[str, Any]) -> dict[str, Setting]:
+    return {name: Setting(named[name], NAMED) if name in named else one for name, one in settings.items()}
+
+
+def _model_settings(num_labels: int, recipe: str, named: Mapping[str, Any]) -> dict[str, Setting]:
     if recipe == "paper":
         return {
             "classifier": Setting("mlp", PAPER),
@@ -162,17 +172,17 @@ def _model_settings(num_labels: int, recipe: str) -> dict[str, Setting]:
             "document_loss_weight": Setting(0.01, f"{PAPER}, γ of Eq. 21"),
             "lexical_scores": Setting(False, "not in the paper"),
         }
-    many = num_labels >= MANY_LABELS and recipe == "best"
+    if num_labels >= MANY_LABELS and recipe == "best":
+        classifier = Setting("similarity", f"from {MANY_LABELS:,} labels: +0.5 to +2 points of nDCG@5")
+    else:
+        classifier = Setting("mlp+similarity", "ahead of either part alone for fewer labels")
+    kind = named.get("classifier", classifier.value)
     return {
-        "classifier": Setting("similarity", f"from {MANY_LABELS:,} labels: +0.5 to +2 points of nDCG@5")
-        if many
-        else Setting("mlp+similarity", "ahead of either part alone for fewer labels"),
+        "classifier": classifier,
         "classification_loss": Setting(
             "bce+decoupled_softmax", "best P@1 at every size, and calibrated probabilities"
         ),
-        "classifier_dropout": Setting(
-            *(0.2, "goes with `similarity`") if many else (0.5, "goes with `mlp+similarity`")
-        ),
+        "classifier_dropout": Setting(0.2 if kind == "similarity" else 0.5, f"goes with `{kind}`"),
         "classifier_bias_init": Setting("prior", "no step is spent on learning how rare the labels are"),
         "label_attention": Setting(True, "+0.8 points of PSP@5 and +1.3 of macro F1"),
         "label_encoding": Setting("embedding", "as good as encoding label texts in each step, and faster"),
@@ -211,7 +221,7 @@ def _encoder_settings(
 
 
 def _optimizer_settings(
-    num_documents: int, num_labels: int, device: str, recipe: str, settings: Mapping[str, Setting]
+    num_documents: int, num_labels: int, recipe: str, settings: Mapping[str, Setting]
 ) -> dict[str, Setting]:
     if recipe == "paper":
         return {
@@ -231,7 +241,7 @@ def _optimizer_settings(
         epochs = min(max(350 / math.sqrt(num_documents) * (num_labels / 400) ** 0.25, fewest), 20)
         epochs = max(epochs, FEWEST_STEPS * batch / num_documents)
     similarity = settings["classifier"].value == "similarity"
-    partly_frozen = device == "cpu" and num_documents <= 1000
+    partly_frozen = settings["freeze_layers"].value > 0 and num_documents <= 1000
     return {
         "num_train_epochs": Setting(round(epochs, 1), "fewer for many documents, more for many labels"),
         "per_device_train_batch_size": Setting(batch, f"{'up to' if batch == 16 else 'above'} {SMALL:,} documents"),
@@ -245,15 +255,19 @@ def _optimizer_settings(
 
 
 def _validation_settings(
-    num_documents: int, num_validation_documents: int, recipe: str, settings: Mapping[str, Setting]
+    num_documents: int, num_validation_documents: int, settings: Mapping[str, Setting], named: Mapping[str, Any]
 ) -> dict[str, Setting]:
     batch = settings["per_device_train_batch_size"].value
     steps = math.ceil(settings["num_train_epochs"].value * math.ceil(num_documents / batch))
-    every = max(math.ceil(steps / EVALUATIONS), 1)
-    logging = Setting(max(steps // 50, 1), "2% of the run")
+    if named.get("max_steps", -1) > 0:
+        steps = named["max_steps"]
+    logging = {"logging_steps": Setting(max(steps // 50, 1), "2% of the run")}
+    if any(name in named for name in VALIDATION_SETTINGS):
+        return logging  # when to evaluate and save is the user's decision
     if num_validation_documents < ENOUGH_VALIDATION:
-        why = f"below {ENOUGH_VALIDATION} validation documents, the last weights are as good as the best"
-        return {"eval_strategy": Setting("no", why), "save_strategy": Setting("no", why), "logging_steps": logging}
+        why = f"with fewer than {ENOUGH_VALIDATION} validation documents, the last weights are as good as the best"
+        return {"eval_strategy": Setting("no", why), "save_strategy": Setting("no", why), **logging}
+    every = max(math.ceil(steps / EVALUATIONS), 1)
     return {
         "eval_strategy": Setting("steps", f"{EVALUATIONS} evaluations"),
         "eval_steps": Setting(every, f"{EVALUATIONS} evaluations"),
@@ -261,5 +275,5 @@ def _validation_settings(
         "save_steps": Setting(every, "as `eval_steps`"),
         "save_total_limit": Setting(2, "the best and the last checkpoint"),
         "load_best_model_at_end": Setting(True, "up to one point of nDCG@5 where a model overfits"),
-        "logging_steps": logging,
+        **logging,
     }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .devices import has_accelerator, is_bfloat16_native
+from .recipes import RECIPES
 from .thresholds import check_threshold_settings
 from .training_arguments import SepMldcTrainingArguments
 
@@ -33,7 +34,11 @@ class ModelArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub model."})
     pooling: str = field(default="mean", metadata={"help": "'mean' or 'cls'.", "choices": ["mean", "cls"]})
     classification_loss: str = field(
-        default="bce", metadata={"help": "Loss of Eq. 19.", "choices": ["bce", "softmax", "bce+softmax"]}
+        default="bce",
+        metadata={
+            "help": "Loss of Eq. 19.",
+            "choices": ["bce", "softmax", "decoupled_softmax", "bce+softmax", "bce+decoupled_softmax"],
+        },
     )
     classifier: str = field(
         default="mlp+similarity",
@@ -196,6 +201,14 @@ class RunArguments:
 
     _argument_group_name = "Run"
 
+    recipe: str = field(
+        default="best",
+        metadata={
+            "help": "Where the settings that are not named come from: 'best' and 'fast' are chosen from the data, 'paper' are the "
+            "paper's. See `trainer.recommend_settings`.",
+            "choices": list(RECIPES),
+        },
+    )
     dry_run: bool = field(default=False, metadata={"help": "Check everything, say what would be done, and stop."})
     early_stopping_patience: int | None = field(
         default=None,
