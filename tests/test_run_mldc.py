@@ -139,7 +139,8 @@ def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, 
 def test_a_trained_checkpoint_can_be_evaluated_and_run_alone(monkeypatch, files, tmp_path):
     run(monkeypatch, files, tmp_path / "first")
     first = json.loads((tmp_path / "first" / "all_results.json").read_text())
-    run(monkeypatch, files, tmp_path / "second", model_name_or_path=tmp_path / "first", do_train=False)
+    weights = {"label_loss_weight": 0.0, "document_loss_weight": 0.0}
+    run(monkeypatch, files, tmp_path / "second", model_name_or_path=tmp_path / "first", do_train=False, **weights)
     second = json.loads((tmp_path / "second" / "all_results.json").read_text())
     assert second["test_ndcg@3"] == pytest.approx(first["test_ndcg@3"])
     assert second["test_loss"] == pytest.approx(first["test_loss"], rel=1e-4)
@@ -171,6 +172,7 @@ def test_joined_labels_and_several_text_columns_are_read_from_csv(monkeypatch, f
 
 def test_streamed_training_documents_give_the_model_that_loaded_ones_give(monkeypatch, files, tmp_path):
     same = {"max_steps": 5, "num_train_epochs": None, "do_predict": False, "learning_rate": 1e-3}
+    same |= {"cache_frozen_layers": False}  # a stream has none, and with bfloat16 it rounds differently
     run(monkeypatch, files, tmp_path / "loaded", train_sampling_strategy="sequential", **same)
     run(monkeypatch, files, tmp_path / "streamed", streaming=True, shuffle_buffer_size=0, **same)
     loaded, streamed = (
