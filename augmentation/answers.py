@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from .files import clean
+from .texts import clean
 
 
 _REFUSAL = re.compile(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import read_json_lines
+from .files import read_rows
 from .label_descriptions import describe_labels
 from .pseudo_documents import PseudoDocumentOptions, write_pseudo_documents
 from .settings import RequestSettings
@@ -44,7 +44,7 @@ def expand_labels(
     warn("`expand_labels`", "`describe_labels`")
     result = describe_labels(labels, output_dir, settings, *args, **kwargs)
     if isinstance(result, RunSummary) and result.output is not None:
-        rows = [{**row, "expansion": row["description"]} for _, row in read_json_lines(result.output)]
+        rows = [{**row, "expansion": row["description"]} for _, row in read_rows(result.output)]
         write_json_lines(result.output, rows)
     return result
 
@@ -61,7 +61,7 @@ def generate_tail_samples(
     warn("`generate_tail_samples`", "`write_pseudo_documents`")
     result = write_pseudo_documents(train, output_dir, settings, expansions, *args, **kwargs)
     if isinstance(result, RunSummary) and result.output is not None:
-        rows = [row for _, row in read_json_lines(result.output)]
+        rows = [row for _, row in read_rows(result.output)]
         result.output = Path(output_dir) / OLD_PSEUDO_DOCUMENTS
         write_json_lines(result.output, rows)
     return result

@@ -21,7 +21,7 @@ from jinja2 import meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from .errors import AugmentationError
-from .files import clean
+from .texts import clean
 
 
 FOLDER = Path(__file__).with_name("templates")

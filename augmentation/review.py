@@ -12,7 +12,7 @@ from typing import Any
 from .answers import is_refusal
 from .checks import check_number
 from .errors import AugmentationError
-from .files import Document, read_documents, read_json_lines
+from .files import Document, read_documents, read_rows
 from .language import is_language
 from .near_duplicates import THRESHOLD, NearDuplicateIndex, shingles, words
 from .progress import progress_bar
@@ -225,7 +225,7 @@ def read_scores(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> list[dic
     """
     by_id: dict[str, dict[str, float]] = {}
     by_index: dict[int, dict[str, float]] = {}
-    for line, row in read_json_lines(path):
+    for where, row in read_rows(path):
         try:
             scores = {str(item["label"]): float(item["score"]) for item in row["labels"]}
             index = int(row.get("index", len(by_index)))
@@ -233,7 +233,7 @@ def read_scores(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> list[dic
                 raise ValueError
         except (KeyError, TypeError, ValueError, OverflowError):
             raise AugmentationError(
-                f'{path}, line {line}: `labels` must be a list of {{"label", "score"}} with finite scores; write the file with '
+                f'{where}: `labels` must be a list of {{"label", "score"}} with finite scores; write the file with '
                 "examples/predict.py."
             ) from None
         if row.get("id") is not None:
@@ -258,7 +258,7 @@ def read_pseudo_documents(path: str | Path) -> list[dict[str, Any]]:
         AugmentationError: if a row has no text or no list of label names.
     """
     rows = []
-    for number, row in read_json_lines(path):
+    for where, row in read_rows(path):
         labels = row.get("labels")
         if (
             not isinstance(row.get("text"), str)
@@ -266,7 +266,7 @@ def read_pseudo_documents(path: str | Path) -> list[dict[str, Any]]:
             or not all(isinstance(x, str) for x in labels)
         ):
             raise AugmentationError(
-                f"{path}, line {number}: `text` must be a string and `labels` a list of names; give a file that "
+                f"{where}: `text` must be a string and `labels` a list of names; give a file that "
                 "write-pseudo-documents has written."
             )
         rows.append(row)

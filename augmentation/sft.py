@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import AugmentationError
-from .files import read_json_lines
+from .files import read_rows
 from .journal import Journal
 from .writing import check_output, write_json_lines
 
@@ -51,13 +51,13 @@ def export_sft(
 
 def _chats(files: Sequence[str | Path], journal: Journal, form: str) -> Iterator[dict[str, Any]]:
     for path in files:
-        for number, row in read_json_lines(path):
+        for where, row in read_rows(path):
             description = row.get("description", row.get("expansion"))  # the latter in files of version 0.1
             answer, origin = row.get("text") or description, row.get("provenance")
             entry = journal.get(str(origin.get("request_key"))) if isinstance(origin, dict) else None
             if not isinstance(answer, str) or entry is None:
                 raise AugmentationError(
-                    f"{path}, line {number}: its prompt is not in the journal {journal.path}; give the `journal` of the run "
+                    f"{where}: its prompt is not in the journal {journal.path}; give the `journal` of the run "
                     "that wrote the file."
                 )
             if description is not None and row.get("marks"):

@@ -11,7 +11,7 @@ from typing import Any
 
 from .batch_notes import any_open, open_batches
 from .errors import AugmentationError, ItemError
-from .files import read_json_lines
+from .files import read_rows
 from .journal import Journal
 from .pricing import PriceList, prompt_tokens, token_counter
 from .redaction import Redactor
@@ -236,7 +236,7 @@ def _write_failed(path: Path, task: Task, state: RunState, redact: Redactor) -> 
     others = []
     if path.exists():
         try:
-            others = [row for _, row in read_json_lines(path) if row.get("command") not in names]
+            others = [row for _, row in read_rows(path) if row.get("command") not in names]
         except AugmentationError:  # a list that cannot be read is written anew
             pass
     own = [

@@ -52,7 +52,7 @@ def test_answers_in_a_journal_of_version_0_1_are_not_paid_again(folder):
 
 
 def test_label_descriptions_of_version_0_1_are_read_with_a_warning():
-    with pytest.warns(FutureWarning, match="column `expansion`.*rename it to `description`"):
+    with pytest.warns(FutureWarning, match="column `expansion`.*[Rr]ename it to `description`"):
         found = read_label_descriptions(FORMER / "label_descriptions.jsonl")
     assert list(found) == ["big", "rare"] and all(found.values())
 

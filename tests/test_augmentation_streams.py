@@ -41,7 +41,7 @@ def test_a_closed_standard_stream_changes_no_file(server, tmp_path, closed):
 def test_closed_standard_input_is_no_empty_file(server, tmp_path, path):
     command = f"write-pseudo-documents {path} --model m --base-url {server.base_url} --output-dir o <&-"
     done = shell(command, tmp_path)
-    assert done.returncode == 1 and f"error: {path} cannot be read" in done.stderr
+    assert done.returncode == 1 and "error: " in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "o").exists()
 
 
