@@ -61,9 +61,9 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path):
     with pytest.raises(AugmentationError, match="t.jsonl.gz: cannot be decompressed"):
         read_documents(tmp_path / "t.jsonl.gz")
     path = write_rows(tmp_path / "e.jsonl", [{"label": "a", "description": "x"}, {"label": "a", "description": "y"}])
-    with pytest.raises(AugmentationError, match="line 2: the label 'a' comes twice"):
+    with pytest.raises(AugmentationError, match="line 2: label 'a' is described a second time"):
         read_label_descriptions(path)
-    with pytest.raises(AugmentationError, match="line 1: `label` and `description`"):
+    with pytest.raises(AugmentationError, match="line 1: `description`"):
         read_label_descriptions(write_rows(tmp_path / "e.jsonl", [{"label": "a"}]))
 
 
