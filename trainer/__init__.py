@@ -16,7 +16,13 @@ _MODULES = {
     "SepMldcTrainer": ".sep_mldc_trainer",
     "SepMldcTrainingArguments": ".training_arguments",
     "SepMldcDataCollator": ".data",
+    "DataReport": ".data",
+    "LabeledDocuments": ".data",
     "build_label_list": ".data",
+    "check_training_labels": ".data",
+    "inspect_documents": ".data",
+    "load_documents": ".data",
+    "split_documents": ".data",
     "encode_labels": ".data",
     "load_label_descriptions": ".data",
     "load_pseudo_documents": ".data",
@@ -39,6 +45,12 @@ _MODULES = {
 }
 __getattr__, __dir__ = attach(__name__, _MODULES)
 __all__ = [
+    "DataReport",
+    "LabeledDocuments",
+    "check_training_labels",
+    "inspect_documents",
+    "load_documents",
+    "split_documents",
     "RecommendedSettings",
     "recommend_settings",
     "LogitBatch",
@@ -67,12 +79,18 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .data import (
+        DataReport,
+        LabeledDocuments,
         SepMldcDataCollator,
         build_label_list,
+        check_training_labels,
         encode_labels,
+        inspect_documents,
+        load_documents,
         load_label_descriptions,
         load_pseudo_documents,
         load_splits,
+        split_documents,
         tokenize,
     )
     from .export import compare_logits, export_onnx, load_onnx, quantize_int8

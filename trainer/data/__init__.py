@@ -1,4 +1,4 @@
-"""Documents, labels and label descriptions: reading files, encoding, batches."""
+"""Documents, labels and label descriptions: reading files, inspection, splits, encoding, batches."""
 
 from typing import TYPE_CHECKING
 
@@ -7,6 +7,8 @@ from .._lazy import attach
 
 _MODULES = {
     "SepMldcDataCollator": ".collator",
+    "LabeledDocuments": ".documents",
+    "load_documents": ".documents",
     "build_label_list": ".encoding",
     "check_training_labels": ".encoding",
     "count_label_names": ".encoding",
@@ -14,6 +16,9 @@ _MODULES = {
     "encode_labels": ".encoding",
     "label_counts": ".encoding",
     "num_real_documents": ".encoding",
+    "DataReport": ".inspection",
+    "SplitReport": ".inspection",
+    "inspect_documents": ".inspection",
     "load_label_descriptions": ".label_descriptions",
     "read_label_descriptions": ".label_files",
     "read_labels": ".label_files",
@@ -22,6 +27,8 @@ _MODULES = {
     "load_pseudo_documents": ".pseudo_documents",
     "read_records": ".readers",
     "DocumentSampler": ".sampler",
+    "DocumentSplit": ".splitting",
+    "split_documents": ".splitting",
     "DataFileError": ".text_lines",
     "DataFileNotFoundError": ".text_lines",
     "tokenize": ".tokenization",
@@ -30,15 +37,21 @@ __getattr__, __dir__ = attach(__name__, _MODULES)
 __all__ = [
     "DataFileError",
     "DataFileNotFoundError",
+    "DataReport",
     "DocumentSampler",
+    "DocumentSplit",
+    "LabeledDocuments",
     "SepMldcDataCollator",
+    "SplitReport",
     "add_pseudo_documents",
     "build_label_list",
     "check_training_labels",
     "count_label_names",
     "count_unknown_labels",
     "encode_labels",
+    "inspect_documents",
     "label_counts",
+    "load_documents",
     "load_label_descriptions",
     "load_pseudo_documents",
     "load_splits",
@@ -46,11 +59,13 @@ __all__ = [
     "read_label_descriptions",
     "read_labels",
     "read_records",
+    "split_documents",
     "tokenize",
 ]
 
 if TYPE_CHECKING:
     from .collator import SepMldcDataCollator
+    from .documents import LabeledDocuments, load_documents
     from .encoding import (
         build_label_list,
         check_training_labels,
@@ -60,11 +75,13 @@ if TYPE_CHECKING:
         label_counts,
         num_real_documents,
     )
+    from .inspection import DataReport, SplitReport, inspect_documents
     from .label_descriptions import load_label_descriptions
     from .label_files import read_label_descriptions, read_labels
     from .loading import load_splits
     from .pseudo_documents import add_pseudo_documents, load_pseudo_documents
     from .readers import read_records
     from .sampler import DocumentSampler
+    from .splitting import DocumentSplit, split_documents
     from .text_lines import DataFileError, DataFileNotFoundError
     from .tokenization import tokenize

@@ -105,13 +105,21 @@ class Columns:
             raise DataFileError(
                 f"{where}: the document has no text in {join_names(self.text)}. Fill it in or remove the document."
             )
+        labels = self.labels_of(record, where)
+        return row if labels is None else {**row, "labels": labels}
+
+    def labels_of(self, record: Mapping[str, Any], where: str) -> list[str] | None:
+        """
+        The label names of a record; None if no column holds labels.
+
+        Raises:
+            DataFileError: if they are not what [`split_labels`] reads, or a multi-hot value is neither 0 nor 1.
+        """
+        if self.labels is None:
+            return None
         if isinstance(self.labels, str):
-            row["labels"] = split_labels(record.get(self.labels), where, self.labels, self.label_delimiter)
-        elif self.labels is not None:
-            row["labels"] = [
-                normalize_label(name) for name in self.labels if self._multi_hot(record.get(name), name, where)
-            ]
-        return row
+            return split_labels(record.get(self.labels), where, self.labels, self.label_delimiter)
+        return [normalize_label(name) for name in self.labels if self._multi_hot(record.get(name), name, where)]
 
     def text_of(self, record: Mapping[str, Any], where: str) -> str:
         """

@@ -52,10 +52,14 @@ def _documents(records: Records, columns: Columns, bad_rows: BadRows) -> Iterato
 def _generate(
     files: list[tuple[str, tuple]], data_format: str, columns: Columns, bad_rows: BadRows, version: int
 ) -> Iterator[dict[str, Any]]:
-    bad_rows.was_used = True
+    bad_rows.was_used, empty = True, True
     for path, _ in files:
-        yield from _documents(read_records(path, data_format, columns.used, bad_rows.add), columns, bad_rows)
+        for document in _documents(read_records(path, data_format, columns.used, bad_rows.add), columns, bad_rows):
+            empty = False
+            yield document
     bad_rows.finish()
+    if empty:
+        raise _no_documents(join_names(path for path, _ in files))
 
 
 def _check_columns(paths: list[str], data_format: str, columns: Columns) -> Columns:
@@ -266,7 +270,7 @@ def load_splits(
             f"dataset_name is {dataset_name!r} and the files are {files}, but one source is needed. Name either a "
             "data set or files."
         )
-    columns = _columns(text_columns, label_column, id_column, label_delimiter, text_separator)
+    columns = make_columns(text_columns, label_column, id_column, label_delimiter, text_separator)
     if bad_rows_file is not None and (streaming or on_bad_rows != "skip"):
         raise ValueError(
             f'`bad_rows_file` is {os.fspath(bad_rows_file)!r}, but it is written only with `on_bad_rows="skip"` and without '
@@ -295,13 +299,19 @@ def load_splits(
         )
 
 
-def _columns(
+def make_columns(
     text_columns: str | Sequence[str],
     label_column: str | Sequence[str] | None,
     id_column: str | None,
     label_delimiter: str | None,
     text_separator: str,
 ) -> Columns:
+    """
+    [`Columns`] of the arguments of [`load_splits`].
+
+    Raises:
+        ValueError: if one is empty.
+    """
     columns = Columns(
         (text_columns,) if isinstance(text_columns, str) else tuple(text_columns),
         label_column if label_column is None or isinstance(label_column, str) else tuple(label_column),
