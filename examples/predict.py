@@ -6,18 +6,22 @@ Label documents with a trained SEP-MLDC model: files in, JSON Lines out, in the 
     python examples/predict.py --model_name_or_path outputs/aapd --input_file new.csv --text_columns title body --output_file labels.jsonl --resume
     cat texts.txt | python examples/predict.py --model_name_or_path outputs/aapd --input_file - --output_file - --top_k 5
 
-A line of the output is `{"id"?, "index", "labels": [{"label", "score"}, ...]}`, with `index` counting documents from 0. It is
-written to OUTPUT.partial and gets its name at the end: a file of that name is whole. After a crash, a kill or a full disk, the
-same command with `--resume` goes on after the last complete line. docs/prediction.md tells more.
+Each line of the output is `{"id"?, "index", "labels": [{"label", "score"}, ...]}`; `index` counts documents from 0. Lines go to
+OUTPUT.partial, which becomes OUTPUT when the last one is written: a file of that name is complete. OUTPUT.journal records what
+they depend on. After a crash, a kill or a full disk, the same command with `--resume` continues after the last whole block.
+See docs/prediction.md.
 """
 
+import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
@@ -29,12 +33,28 @@ from modeling_sep_mldc import (
     SepMldcForMultiLabelClassification,
 )
 from trainer.data.document_files import EXTENSIONS, READERS, expand_files, join_names, read_lines, shorten
+from trainer.files import digest, is_special
+from trainer.resumable_lines import ResumableLines
 
 
 STDIN = "/dev/stdin"
 FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet")
+STREAMED_FORMATS = ("txt", "jsonl", "csv", "tsv")
 # A look-ahead block also ends here, so that a few huge documents do not fill the memory.
 MAX_BLOCK_CHARACTERS = 16_000_000
+# Arguments that decide what the lines hold; a resumed prediction must have the same.
+RESULT_ARGUMENTS = (
+    "input_format",
+    "text_columns",
+    "id_column",
+    "top_k",
+    "threshold",
+    "min_score",
+    "max_length",
+    "window_stride",
+    "window_merge",
+    "bf16",
+)
 
 
 @dataclass
@@ -44,7 +64,7 @@ class PredictArguments:
     model_name_or_path: str = field(metadata={"help": "A trained SEP-MLDC checkpoint: folder or Hub name."})
     input_file: list[str] = field(
         metadata={
-            "help": "Files or glob patterns: txt (one document a line), jsonl, json, csv, tsv, each also .gz or .zst, or "
+            "help": "Files or glob patterns: txt (one document per line), jsonl, json, csv, tsv, each also .gz or .zst, or "
             "parquet; or - for standard input."
         }
     )
@@ -52,51 +72,76 @@ class PredictArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub model."})
     input_format: str | None = field(
         default=None,
-        metadata={"help": "By file ending if not given; txt for standard input.", "choices": list(FORMATS)},
+        metadata={"help": "Inferred from the file name; txt for standard input.", "choices": list(FORMATS)},
     )
-    text_columns: list[str] = field(default_factory=lambda: ["text"], metadata={"help": "Joined by a blank."})
-    id_column: str | None = field(default=None, metadata={"help": "Copied to `id`; a column `id` if there is one."})
+    text_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns that make up the text, joined by a space. Defaults to `text`."}
+    )
+    id_column: str | None = field(
+        default=None, metadata={"help": "Column copied to `id`. Defaults to `id` where there is such a column."}
+    )
 
-    top_k: int | None = field(default=None, metadata={"help": "The best so many labels, whatever the thresholds."})
-    threshold: float | None = field(default=None, metadata={"help": "One threshold for all labels, 0..1."})
+    top_k: int | None = field(default=None, metadata={"help": "Return the best k labels, whatever the thresholds."})
+    threshold: float | None = field(default=None, metadata={"help": "One threshold for all labels, from 0 to 1."})
     min_score: float | None = field(default=None, metadata={"help": "Leave out labels with a lower score."})
-    max_length: int | None = field(default=None, metadata={"help": "Tokens of a window; what the model takes."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens per window. Defaults to as many as the model reads."}
+    )
     window_stride: int | None = field(
-        default=None, metadata={"help": "Tokens that the windows of a long document share; an eighth of a window."}
+        default=None, metadata={"help": "Tokens shared by neighboring windows. Defaults to an eighth of a window."}
     )
     window_merge: str = field(
         default="max",
         metadata={
-            "help": "How the windows' scores become one; 'first' cuts documents after the first window.",
+            "help": "How the scores of the windows become one; 'first' reads only the first window.",
             "choices": ["max", "mean", "attention", "first"],
         },
     )
 
-    batch_size: int = field(default=32, metadata={"help": "Windows that go through the model together."})
+    batch_size: int = field(default=32, metadata={"help": "Windows per forward pass."})
     look_ahead: int = field(
-        default=1024, metadata={"help": "Documents read at a time, to batch those of like length; lost on a kill."}
+        default=1024,
+        metadata={"help": "Documents per block: sorted by length within it, and lost at most by a kill."},
     )
-    bf16: bool = field(default=False, metadata={"help": "bfloat16 arithmetic: faster where the hardware has it."})
+    bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16, which is faster on some hardware."})
     device: str | None = field(
-        default=None, metadata={"help": "cpu, cuda, cuda:1, ...; the best there is if not given."}
+        default=None, metadata={"help": "cpu, cuda, cuda:1, ... Defaults to the best that is available."}
     )
-    resume: bool = field(default=False, metadata={"help": "Go on with OUTPUT.partial."})
-    overwrite_output_file: bool = field(default=False, metadata={"help": "Write over an output of an earlier run."})
+    resume: bool = field(default=False, metadata={"help": "Continue an interrupted prediction."})
+    overwrite_output_file: bool = field(default=False, metadata={"help": "Replace an existing output."})
 
     def __post_init__(self):
-        for name in ("batch_size", "look_ahead"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"`--{name}` is {getattr(self, name)}, but at least 1 is needed. Choose a larger number."
-                )
+        self._check_numbers()
+        self._check_files()
+
+    def _check_numbers(self) -> None:
+        for name, least in (
+            ("batch_size", 1),
+            ("look_ahead", 1),
+            ("top_k", 1),
+            ("max_length", 1),
+            ("window_stride", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"`--{name}` is {value}, but it must be at least {least}. Choose a larger number.")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"`--threshold` is {self.threshold}, but it must be a probability from 0 to 1. Try 0.5.")
+        # Scores of a model that ranks labels are not probabilities; the pipeline knows.
+        if self.min_score is not None and not math.isfinite(self.min_score):
+            raise ValueError(f"`--min_score` is {self.min_score}, but it must be a finite number. Try 0.1.")
+
+    def _check_files(self) -> None:
+        if not self.output_file or not all(self.input_file):
+            raise ValueError("`--input_file` or `--output_file` is empty. Name a file, or - for a standard stream.")
         if self.output_file == "-" and self.resume:
-            raise ValueError("`--resume` goes on with a file, but `--output_file` is standard output. Name a file.")
+            raise ValueError("`--resume` needs a file, but `--output_file` is standard output. Name a file.")
         if "-" in self.input_file and len(self.input_file) > 1:
             raise ValueError(
-                f"`--input_file` is {self.input_file}, but standard input goes alone. Leave out the files."
+                f"`--input_file` is {self.input_file}, but standard input must be the only input. Leave out the files."
             )
-        if self.input_file == ["-"] and self.input_format in ("json", "parquet"):
-            raise ValueError(f"{self.input_format} cannot be read from standard input. Send jsonl, or name a file.")
+        if self.input_format == "txt" and (self.text_columns or self.id_column):
+            raise ValueError("`--text_columns` and `--id_column` need columns, but txt has none. Leave them out.")
 
 
 # ---- Reading ----
@@ -108,6 +153,28 @@ class Document(NamedTuple):
     text: str
 
 
+def input_paths(args: PredictArguments) -> list[str]:
+    """The files to read, each of a known format that it can be read in."""
+    if args.input_file == ["-"]:
+        if sys.stdin is None:
+            raise ValueError("Standard input is closed. Open it (`< file`), or name files with `--input_file`.")
+        paths = [STDIN]
+    else:
+        paths = expand_files(args.input_file)
+    for path in paths:
+        kind = format_of(path, args.input_format)
+        if kind not in STREAMED_FORMATS and not os.path.isfile(path):
+            raise ValueError(
+                f"{path}: {kind} cannot be read from a pipe. Name a file, or send {' or '.join(STREAMED_FORMATS)}."
+            )
+        if kind == "txt" and (args.text_columns or args.id_column):
+            raise ValueError(
+                f"{path}: a text file has no columns. Leave out `--text_columns` and `--id_column`, or name the format of the file "
+                "with `--input_format`."
+            )
+    return paths
+
+
 def format_of(path: str, given: str | None) -> str:
     if given is not None:
         return given
@@ -117,13 +184,13 @@ def format_of(path: str, given: str | None) -> str:
     found = {".txt": "txt", **EXTENSIONS}.get(ending)
     if found is None:
         raise ValueError(
-            f"{path}: the format is not known from the name. Choose `--input_format` among {', '.join(FORMATS)}."
+            f"{path}: the format is not clear from the name. Name it with `--input_format`: {', '.join(FORMATS)}."
         )
     return found
 
 
 def read_text_lines(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """One document a line; an empty line is an empty document."""
+    """One document per line; an empty line is an empty document."""
     for number, line in read_lines(path):
         yield f"{path}, line {number}", {"text": line.rstrip("\r\n")}
 
@@ -132,7 +199,7 @@ def check_text(value: Any, where: str, column: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"{where}: `{column}` is {shorten(value)}, but a text is needed. Write a string.")
+        raise ValueError(f"{where}: `{column}` is {shorten(value)}, but it must be a text. Write a string.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -144,9 +211,9 @@ def check_text(value: Any, where: str, column: str) -> str:
 def read_documents(paths: list[str], args: PredictArguments) -> Iterator[Document]:
     """The documents of all files in order, one at a time."""
     index = 0
+    columns = args.text_columns or ["text"]
     for path in paths:
         kind = format_of(path, args.input_format)
-        columns = ["text"] if kind == "txt" else args.text_columns
         for where, record in read_text_lines(path) if kind == "txt" else READERS[kind](path):
             id_column = args.id_column or ("id" if "id" in record else None)
             missing = [name for name in (*columns, id_column) if name is not None and name not in record]
@@ -164,13 +231,18 @@ def read_documents(paths: list[str], args: PredictArguments) -> Iterator[Documen
 
 
 def count_documents(paths: list[str], args: PredictArguments) -> int | None:
-    """For the progress bar: how many documents there are, where that can be told quickly."""
+    """For the progress bar: the number of documents, if it can be found quickly and without reading a pipe."""
     total = 0
     for path in paths:
         kind = format_of(path, args.input_format)
-        if kind == "parquet" and path.endswith(".parquet"):
-            total += pq.ParquetFile(path).metadata.num_rows
-        elif kind in ("txt", "jsonl") and path != STDIN and not path.endswith((".gz", ".zst")):
+        if not os.path.isfile(path) or path.endswith((".gz", ".zst")):
+            return None
+        if kind == "parquet":
+            try:
+                total += pq.ParquetFile(path).metadata.num_rows
+            except (pa.ArrowException, OSError):
+                return None  # the reader says what is wrong
+        elif kind in ("txt", "jsonl"):
             with open(path, "rb") as stream:
                 total += sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b""))
         else:
@@ -179,7 +251,7 @@ def count_documents(paths: list[str], args: PredictArguments) -> int | None:
 
 
 def blocks_of(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    """Blocks of up to `size` documents. What was read before a bad document comes out before its error."""
+    """Blocks of up to `size` documents. Those read before a bad document are returned before its error is raised."""
     block, characters = [], 0
     try:
         for document in documents:
@@ -196,107 +268,103 @@ def blocks_of(documents: Iterable[Document], size: int) -> Iterator[list[Documen
         yield block
 
 
+class DocumentDigest:
+    """Digest of all documents so far, ids included."""
+
+    def __init__(self):
+        self._total = hashlib.sha256()
+
+    def add(self, documents: Iterable[Document]) -> str:
+        for document in documents:
+            self._total.update(digest(json.dumps(document.id), document.text).encode())
+        return self._total.hexdigest()
+
+
 # ---- Writing ----
 
 
-class Output:
-    """
-    The JSON Lines file. Lines go to `path + ".partial"`, complete or (kill, full disk) with a cut last one, which resuming
-    removes; `finish` gives the file its name.
-    """
+class DirectOutput:
+    """Standard output, a FIFO or a device: written to as the lines come, and never replaced. It cannot be resumed."""
 
-    def __init__(self, path: str, resume: bool, overwrite: bool):
-        self.path, self.partial = path, path + ".partial"
-        self.done, self.last = 0, None
-        self.finished = False
-        if path == "-":
-            self.stream: BinaryIO = sys.stdout.buffer
-            return
-        if os.path.exists(path) and not overwrite:
-            self.finished = resume
-            if resume:
-                return
-            raise ValueError(f"{path} exists. Name another `--output_file`, or add `--overwrite_output_file`.")
-        started = os.path.exists(self.partial) and os.path.getsize(self.partial) > 0
-        if started and not resume and not overwrite:
-            raise ValueError(
-                f"{self.partial} holds a part of an earlier run. Add `--resume` to go on with it, or `--overwrite_output_file` "
-                "to start again."
-            )
-        try:
-            # Unbuffered: what a block has written is in the file, and a failed write leaves nothing behind to fail again.
-            self.stream = open(self.partial, "r+b" if resume and started else "wb", buffering=0)
-        except OSError as error:
-            raise ValueError(
-                f"{self.partial} cannot be written ({error.strerror}). Name another `--output_file`."
-            ) from None
-        if resume and started:
-            self._go_to_last_complete_line()
+    num_done = 0
+    is_complete = False
 
-    def _go_to_last_complete_line(self) -> None:
-        end, position, last = 0, 0, b""
-        with open(self.partial, "rb") as stream:
-            for line in stream:
-                position += len(line)
-                if line.endswith(b"\n"):
-                    self.done, end, last = self.done + 1, position, line
-        if last:
-            try:
-                self.last = json.loads(last)
-                matches = self.last["index"] == self.done - 1
-            except (ValueError, KeyError, TypeError):
-                matches = False
-            if not matches:
-                raise ValueError(
-                    f"{self.partial}, line {self.done}: not a line that this command wrote as its number {self.done}. Remove the "
-                    "file, or start again with `--overwrite_output_file`."
-                )
-        self.stream.truncate(end)
-        self.stream.seek(end)
+    def __init__(self, path: str):
+        if path != "-":
+            self.name, self._stream = path, open(path, "wb", buffering=0)
+        elif sys.stdout is None:
+            raise ValueError("Standard output is closed. Open it (`> file`), or name a file with `--output_file`.")
+        else:
+            self.name, self._stream = "Standard output", sys.stdout.buffer
 
-    def write(self, lines: list[bytes]) -> None:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self.name != "Standard output":
+            self._stream.close()
+
+    def begin(self, fingerprint: dict[str, Any]) -> None:
+        """Nothing to compare with."""
+
+    def write(self, lines: list[bytes], num_items: int, input_digest: str) -> None:
         rest = memoryview(b"".join(lines))
         try:
             while rest:
-                rest = rest[self.stream.write(rest) :]
-            if self.path == "-":
-                self.stream.flush()
+                rest = rest[self._stream.write(rest) :]
+            self._stream.flush()
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise ValueError(
-                f"{self.partial} cannot be written any further ({error.strerror}). Make room, then add `--resume` to go on."
-            ) from None
+            raise OSError(f"{self.name} cannot be written any further ({error.strerror}). Make room.") from None
 
     def finish(self) -> None:
-        if self.path == "-":
-            return
-        os.fsync(self.stream.fileno())
-        self.stream.close()
-        os.replace(self.partial, self.path)
+        """Nothing to rename."""
 
 
-def skip_done(documents: Iterator[Document], output: Output) -> Iterator[Document]:
-    """Leave out the documents that the output already has, after a check that they are the same ones."""
-    for number in range(output.done):
-        document = next(documents, None)
-        if document is None:
-            raise ValueError(
-                f"{output.partial} has {output.done} lines, but the input has only {number} documents. Give the input of the run "
-                "that is to be resumed, or start again with `--overwrite_output_file`."
-            )
-    if output.done and output.last.get("id") != document.id:
-        raise ValueError(
-            f"{output.partial} ends with document {output.last.get('id')!r}, but in the input it is {document.id!r}. Give the input "
-            "of the run that is to be resumed, or start again with `--overwrite_output_file`."
-        )
-    return documents
+def open_output(args: PredictArguments, paths: list[str]) -> DirectOutput | ResumableLines:
+    """The output. Whatever speaks against it is found here, before a model is loaded."""
+    path = args.output_file
+    if path != "-":
+        check_apart(path, [*paths, *model_files(args.model_name_or_path)])
+    if path == "-" or is_special(path):
+        if args.resume:
+            raise ValueError(f"`--resume` needs a file, but {path} is a pipe or a device. Name a file.")
+        return DirectOutput(path)
+    return ResumableLines(path, resume=args.resume, overwrite=args.overwrite_output_file)
+
+
+def check_apart(output: str, others: list[str]) -> None:
+    """No file that is read may be written."""
+    target = os.path.realpath(output)
+    for written in (target, f"{target}.partial", f"{target}.journal"):
+        for other in others:
+            if os.path.exists(written) and os.path.exists(other) and os.path.samefile(written, other):
+                if is_special(written):
+                    continue  # a terminal
+                raise ValueError(
+                    f"`--output_file` would write to {written}, which is read as {other}. Name another output."
+                )
+
+
+def model_files(folder: str) -> list[str]:
+    return [entry.path for entry in os.scandir(folder)] if os.path.isdir(folder) else []
 
 
 # ---- Prediction ----
 
 
+def check_device(name: str | None) -> None:
+    try:
+        if name is not None:
+            torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"`--device` is {name!r}, which cannot be used ({reason}). Try cpu.") from None
+
+
 def load_pipeline(args: PredictArguments) -> MultiLabelDocumentClassificationPipeline:
+    name, revision = args.model_name_or_path, args.model_revision
     chosen = {
         "top_k": args.top_k,
         "threshold": args.threshold,
@@ -304,25 +372,49 @@ def load_pipeline(args: PredictArguments) -> MultiLabelDocumentClassificationPip
         "max_length": args.max_length,
         "stride": args.window_stride,
     }
-    config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
-    if config.model_type != SepMldcConfig.model_type:
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        if config.model_type != SepMldcConfig.model_type:
+            raise ValueError(
+                f"{name} is a {config.model_type} model, but a trained {SepMldcConfig.model_type} model is needed. Train one with "
+                "examples/run_mldc.py."
+            )
+        model = SepMldcForMultiLabelClassification.from_pretrained(name, revision=revision).eval()
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # whatever libraries raise for a damaged checkpoint
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"{args.model_name_or_path} is a {config.model_type} model, but a trained {SepMldcConfig.model_type} model is needed. "
-            "Train one with examples/run_mldc.py."
-        )
+            f"{name} cannot be loaded ({type(error).__name__}: {reason}). Save or download the checkpoint again."
+        ) from error
     return MultiLabelDocumentClassificationPipeline(
-        model=SepMldcForMultiLabelClassification.from_pretrained(
-            args.model_name_or_path, revision=args.model_revision
-        ).eval(),
-        tokenizer=AutoTokenizer.from_pretrained(args.model_name_or_path, revision=args.model_revision),
+        model=model,
+        tokenizer=tokenizer,
         device=args.device,
         window_merge=args.window_merge,
         **{name: value for name, value in chosen.items() if value is not None},
     )
 
 
+def fingerprint_of(classify: MultiLabelDocumentClassificationPipeline, args: PredictArguments) -> dict[str, Any]:
+    """All that the lines depend on, the documents apart."""
+    model = classify.model
+    weights = []
+    for name, tensor in sorted(model.state_dict().items()):
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        weights += [f"{name} {tuple(tensor.shape)} {tensor.dtype}", data.data]
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    return {
+        "model weights": digest(*weights),
+        "model configuration": digest(json.dumps(config, sort_keys=True, default=str)),
+        "tokenizer": digest(classify.tokenizer.backend_tokenizer.to_str(), str(classify.tokenizer.model_max_length)),
+        **{f"--{name}": getattr(args, name) for name in RESULT_ARGUMENTS},
+    }
+
+
 def label_block(classify, block: list[Document], args: PredictArguments) -> list[bytes]:
-    """Output lines of a block, in its order; the model sees the documents by length, so that batches hold little padding."""
+    """The lines of a block, in its order. The model reads the documents by length, so that batches hold little padding."""
     order = sorted(range(len(block)), key=lambda position: len(block[position].text))
     with torch.autocast(classify.device.type, dtype=torch.bfloat16, enabled=args.bf16):
         answers = classify([block[position].text for position in order], batch_size=args.batch_size)
@@ -336,36 +428,82 @@ def label_block(classify, block: list[Document], args: PredictArguments) -> list
     return lines
 
 
+def skip_done(documents: Iterator[Document], output: DirectOutput | ResumableLines, seen: DocumentDigest) -> None:
+    """Read past the documents whose lines are written, and check that they are the same ones."""
+    for number in range(output.num_done):
+        document = next(documents, None)
+        if document is None:
+            raise ValueError(
+                f"{output.path} has {output.num_done} lines, but the input has only {number} documents. Resume with the former input, "
+                "or start again with `--overwrite_output_file`."
+            )
+        so_far = seen.add([document])
+    if output.num_done and so_far != output.input_digest:
+        raise ValueError(
+            f"The first {output.num_done} documents are not those that {output.path} was begun with. Resume with the former input, "
+            "or start again with `--overwrite_output_file`."
+        )
+
+
 def predict(args: PredictArguments) -> int:
-    """Label all documents; returns how many this run has labelled."""
-    paths = [STDIN] if args.input_file == ["-"] else expand_files(args.input_file)
+    """Label all documents; returns how many were labeled by this run."""
+    check_device(args.device)
+    paths = input_paths(args)
     total = count_documents(paths, args)
-    output = Output(args.output_file, args.resume, args.overwrite_output_file)
-    if output.finished:
-        print(f"{args.output_file} is already whole: nothing to resume.", file=sys.stderr)
-        return 0
-    classify = load_pipeline(args)
-    documents = skip_done(read_documents(paths, args), output)
-    count = 0
-    with tqdm(total=total, initial=output.done, desc="Labelling", unit=" documents", mininterval=1.0) as progress:
-        for block in blocks_of(documents, args.look_ahead):
-            output.write(label_block(classify, block, args))
-            count += len(block)
-            progress.update(len(block))
-    output.finish()
+    with open_output(args, paths) as output:
+        classify = load_pipeline(args)
+        output.begin(fingerprint_of(classify, args))
+        documents, seen = read_documents(paths, args), DocumentDigest()
+        skip_done(documents, output, seen)
+        if output.is_complete:
+            if next(documents, None) is not None:
+                raise ValueError(
+                    f"{args.output_file} is complete, but the input has grown since. Name another output, or start again with "
+                    "`--overwrite_output_file`."
+                )
+            print(f"{args.output_file} is complete: nothing to resume.", file=sys.stderr)
+            return 0
+        count = 0
+        with tqdm(
+            total=total, initial=output.num_done, desc="Labeling", unit=" documents", mininterval=1.0
+        ) as progress:
+            for block in blocks_of(documents, args.look_ahead):
+                output.write(label_block(classify, block, args), len(block), seen.add(block))
+                count += len(block)
+                progress.update(len(block))
+        output.finish()
     return count
 
 
+def open_closed_streams() -> None:
+    """
+    Give closed standard streams to the null device. Otherwise the next file that is opened gets their number, and what a
+    library prints goes into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+
+
 def main(arguments: list[str] | None = None) -> None:
+    open_closed_streams()
     parser = HfArgumentParser(PredictArguments, description=__doc__.splitlines()[1])
     try:
         (args,) = parser.parse_args_into_dataclasses(args=arguments)
         predict(args)
+    except BrokenPipeError:
+        # Whoever reads standard output has enough. Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except torch.OutOfMemoryError as error:
+        sys.exit(f"predict.py: {str(error).splitlines()[0]} Choose a smaller `--batch_size`, then add `--resume`.")
+    except KeyboardInterrupt:
+        sys.exit("predict.py: interrupted. Add `--resume` to continue.")
     except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            # Whoever reads standard output has enough. Python would complain once more when it closes the stream.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
         sys.exit(f"predict.py: {error}")
 
 

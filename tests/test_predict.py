@@ -8,8 +8,11 @@ import json
 import os
 import random
 import resource
+import shutil
+import stat
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from pathlib import Path
@@ -122,10 +125,7 @@ def test_every_document_gets_its_line_in_order_with_its_id_and_the_labels_of_the
     assert_same_labels(
         [line["labels"] for line in lines], expected_labels(model_folder, [d["text"] for d in documents])
     )
-    assert os.listdir(tmp_path) == ["in.jsonl", "out.jsonl"] or sorted(os.listdir(tmp_path)) == [
-        "in.jsonl",
-        "out.jsonl",
-    ]
+    assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl", "out.jsonl.journal"]
 
 
 def test_all_forms_of_the_same_documents_give_the_same_lines(model_folder, documents, tmp_path):
@@ -186,7 +186,7 @@ def test_standard_input_and_output_work_as_in_a_pipe_of_commands(model_folder, c
     assert [line["index"] for line in lines] == [0, 1, 2]
     expected = expected_labels(model_folder, ["star galaxy", "", "robot"], top_k=2)
     assert_same_labels([line["labels"] for line in lines], expected)
-    assert "Labelling" in captured.err
+    assert "Labeling" in captured.err
 
 
 def test_the_options_reach_the_pipeline(model_folder, documents, tmp_path):
@@ -313,19 +313,26 @@ def assert_whole(output, documents, model_folder):
     )
 
 
+def start(model_folder, source, output, *options):
+    """The command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, SCRIPT, *arguments(model_folder, source, output, *options)], cwd=ROOT, stderr=subprocess.PIPE
+    )
+
+
 def test_a_kill_in_mid_prediction_loses_and_repeats_nothing(model_folder, documents, tmp_path):
     many = [{**documents[i % 40], "id": f"n{i}"} for i in range(800)]
     source, output = write_jsonl(tmp_path / "in.jsonl", many), tmp_path / "out.jsonl"
     partial = tmp_path / "out.jsonl.partial"
-    options = ["--look_ahead", 10, "--batch_size", 2]
-    process = subprocess.Popen([sys.executable, SCRIPT, *arguments(model_folder, source, output, *options)], cwd=ROOT)
+    process = start(model_folder, source, output, "--look_ahead", 10, "--batch_size", 2)
     while process.poll() is None and not (partial.exists() and partial.stat().st_size > 2000):
         time.sleep(0.005)
     process.kill()
-    assert process.wait() == -9
+    process.communicate()
+    assert process.returncode == -9
     done = partial.read_bytes().count(b"\n")
     assert 0 < done < 800 and not output.exists()
-    with pytest.raises(ValueError, match="--resume"):
+    with pytest.raises(ValueError, match="holds a part of an earlier run. Resume it"):
         run(model_folder, source, output)
     assert len(run(model_folder, source, output, "--resume")) == 800
     assert not partial.exists()
@@ -335,15 +342,77 @@ def test_a_kill_in_mid_prediction_loses_and_repeats_nothing(model_folder, docume
     assert_same_labels([line["labels"] for line in lines], [expected[i % 40] for i in range(800)])
 
 
-@pytest.mark.parametrize("rest", [b"", b"{", b'{"id": "d17", "index": 17, "labels": [{"lab', b"\0" * 9000])
-def test_a_cut_last_line_is_repaired(model_folder, documents, tmp_path, rest):
-    source, output = write_jsonl(tmp_path / "in.jsonl", documents), tmp_path / "out.jsonl"
-    run(model_folder, source, output)
-    whole = output.read_bytes()
-    position = sum(len(line) for line in whole.splitlines(keepends=True)[:17])
-    (tmp_path / "out.jsonl.partial").write_bytes(whole[:position] + rest)
-    output.unlink()
+@pytest.fixture(scope="module")
+def interrupted(model_folder, documents, tmp_path_factory):
+    """A folder with the files of a prediction that stopped after 20 of 40 documents, in 4 blocks."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    source = write_jsonl(folder / "in.jsonl", documents[:20])
+    with open(source, "a") as file:
+        file.write('{"id": "bad", "text": 3}\n')
+    with pytest.raises(ValueError, match=r"in.jsonl, line 21: `text` is 3, but it must be a text"):
+        run(model_folder, source, folder / "out.jsonl", "--look_ahead", 5)
+    assert len(read(folder / "out.jsonl.partial")) == 20
+    return folder
+
+
+@pytest.fixture
+def half_done(interrupted, documents, tmp_path):
+    """A copy of it whose input is mended: source, output and partial output."""
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
+    source = write_jsonl(tmp_path / "in.jsonl", documents)
+    return source, tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+
+
+def test_a_bad_document_stops_after_the_good_ones_before_it_and_can_be_mended(model_folder, documents, half_done):
+    source, output, _ = half_done
     run(model_folder, source, output, "--resume")
+    assert_whole(output, documents, model_folder)
+
+
+@pytest.mark.parametrize("rest", [b"", b"{", b'{"id": "d17", "index": 17, "labels": [{"lab', b"\0" * 9000])
+def test_a_cut_last_line_is_repaired(model_folder, documents, half_done, rest):
+    source, output, partial = half_done
+    whole = partial.read_bytes()
+    position = sum(len(line) for line in whole.splitlines(keepends=True)[:17])
+    partial.write_bytes(whole[:position] + rest)
+    run(model_folder, source, output, "--resume")
+    assert_whole(output, documents, model_folder)
+
+
+@pytest.mark.parametrize("damage", ["partial", "journal", "both"])
+def test_a_damaged_file_costs_the_blocks_after_the_damage_and_no_more(
+    model_folder, documents, half_done, damage, monkeypatch
+):
+    source, output, partial = half_done
+    journal = Path(f"{output}.journal")
+    for path, line in ((partial, 11), (journal, 3)):  # both lie in the third block
+        if damage in (path.suffix[1:], "both"):
+            lines = path.read_bytes().splitlines(keepends=True)
+            lines[line] = lines[line].replace(b"0", b"1").replace(b"5", b"6")
+            path.write_bytes(b"".join(lines))
+    labeled = []
+    label_block = predict.label_block
+    monkeypatch.setattr(
+        predict,
+        "label_block",
+        lambda classify, block, args: labeled.extend(block) or label_block(classify, block, args),
+    )
+    run(model_folder, source, output, "--resume")
+    assert_whole(output, documents, model_folder)
+    assert [document.index for document in labeled] == list(range(10, 40))
+
+
+def test_without_its_journal_a_part_is_not_continued(model_folder, documents, half_done):
+    source, output, _ = half_done
+    journal = Path(f"{output}.journal")
+    for content in (None, b"", b"\0\0", b"[]\n"):
+        journal.unlink()
+        if content is not None:
+            journal.write_bytes(content)
+        with pytest.raises(ValueError, match="what it was made with is not known"):
+            run(model_folder, source, output, "--resume")
+        journal.touch()
+    run(model_folder, source, output, "--overwrite_output_file")
     assert_whole(output, documents, model_folder)
 
 
@@ -351,52 +420,203 @@ def test_a_full_disk_ends_in_one_sentence_and_resume_goes_on(model_folder, docum
     source, output = write_jsonl(tmp_path / "in.jsonl", documents), tmp_path / "out.jsonl"
     # A limit on the size of files makes the write itself fail, in the middle of a line, as a full disk does.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, limits[1]))
     try:
-        with pytest.raises(ValueError, match="cannot be written any further .* Make room, then add `--resume`"):
+        with pytest.raises(
+            ValueError, match="cannot be written any further .* Make room, then resume: [0-9]+ are done"
+        ):
             run(model_folder, source, output, "--look_ahead", 5)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     partial = tmp_path / "out.jsonl.partial"
-    assert partial.stat().st_size == 2000 and not partial.read_bytes().endswith(b"\n")
+    assert partial.stat().st_size == 2500 and not partial.read_bytes().endswith(b"\n")
     run(model_folder, source, output, "--resume")
     assert_whole(output, documents, model_folder)
 
 
-def test_a_bad_document_stops_after_the_good_ones_before_it_and_can_be_mended(model_folder, documents, tmp_path):
-    source, output = write_jsonl(tmp_path / "in.jsonl", documents[:20]), tmp_path / "out.jsonl"
-    with open(source, "a") as file:
-        file.write('{"id": "bad", "text": 3}\n')
-    with pytest.raises(ValueError, match=r"in.jsonl, line 21: `text` is 3, but a text is needed"):
-        run(model_folder, source, output)
-    assert len(read(f"{output}.partial")) == 20
-    write_jsonl(tmp_path / "in.jsonl", documents)
-    run(model_folder, source, output, "--resume")
-    assert_whole(output, documents, model_folder)
-
-
-def test_resuming_with_another_input_is_refused(model_folder, documents, tmp_path):
-    source, output = write_jsonl(tmp_path / "in.jsonl", documents), tmp_path / "out.jsonl"
-    run(model_folder, source, output)
-    os.replace(output, f"{output}.partial")
-    with pytest.raises(ValueError, match="ends with document 'd39', but in the input it is 'd0'"):
-        run(model_folder, write_jsonl(tmp_path / "b.jsonl", documents[1:] + documents[:1]), output, "--resume")
-    with pytest.raises(ValueError, match="has 40 lines, but the input has only 10 documents"):
+def test_resuming_with_another_input_is_refused(model_folder, documents, half_done, tmp_path):
+    source, output, partial = half_done
+    before = partial.read_bytes()
+    other_texts = [{**document, "text": documents[i - 1]["text"]} for i, document in enumerate(documents)]
+    other_ids = [{**document, "id": f"x{i}"} for i, document in enumerate(documents)]
+    for other in (other_texts, other_ids, documents[1:] + documents[:1]):
+        with pytest.raises(ValueError, match="first 20 documents are not those"):
+            run(model_folder, write_jsonl(tmp_path / "b.jsonl", other), output, "--resume")
+    with pytest.raises(ValueError, match="has 20 lines, but the input has only 10 documents"):
         run(model_folder, write_jsonl(tmp_path / "c.jsonl", documents[:10]), output, "--resume")
-    Path(f"{output}.partial").write_text('{"index": 7}\n')
-    with pytest.raises(ValueError, match="line 1: not a line that this command wrote"):
-        run(model_folder, source, output, "--resume")
+    assert partial.read_bytes() == before
+    run(model_folder, source, output, "--resume")
+    assert_whole(output, documents, model_folder)
 
 
-def test_a_whole_output_is_neither_overwritten_nor_made_again_unless_asked(model_folder, documents, tmp_path, capsys):
+def test_resuming_with_another_model_or_other_options_is_refused(model_folder, documents, half_done, tmp_path):
+    source, output, partial = half_done
+    before = partial.read_bytes()
+    copies = [str(shutil.copytree(model_folder, tmp_path / f"model {i}")) for i in range(4)]
+    tiny_model(seed=3).save_pretrained(copies[0])
+    tiny_model(thresholds=[0.1] * 5).save_pretrained(copies[1])
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(copies[2])
+    for folder, changed in zip(copies, ("model weights", "model configuration", "tokenizer")):
+        with pytest.raises(ValueError, match=f"was made with other settings: another {changed}"):
+            run(folder, source, output, "--resume")
+    for options, changed in (
+        (["--top_k", 2], "`--top_k` was None and is 2"),
+        (["--threshold", 0.5], "`--threshold` was None and is 0.5"),
+        (
+            ["--window_merge", "mean", "--bf16"],
+            "`--bf16` was False and is True; `--window_merge` was 'max' and is 'mean'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=changed):
+            run(model_folder, source, output, "--resume", *options)
+    assert partial.read_bytes() == before
+    # The same checkpoint in another folder, read in other batches, gives the same lines.
+    run(copies[3], source, output, "--resume", "--batch_size", 3, "--look_ahead", 7)
+    assert_whole(output, documents, model_folder)
+
+
+def test_a_complete_output_is_neither_overwritten_nor_made_again_unless_asked(
+    model_folder, documents, tmp_path, capsys
+):
     source, output = write_jsonl(tmp_path / "in.jsonl", documents), tmp_path / "out.jsonl"
     output.write_text("{}\n")
     with pytest.raises(ValueError, match="exists. Name another"):
         run(model_folder, source, output)
-    assert run(model_folder, source, output, "--resume") == [{}]
-    assert "already whole" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="what it was made with is not known"):
+        run(model_folder, source, output, "--resume")
+    output.chmod(0o600)
     run(model_folder, source, output, "--overwrite_output_file")
     assert_whole(output, documents, model_folder)
+    assert output.stat().st_mode & 0o777 == 0o600
+    before = output.read_bytes()
+    capsys.readouterr()
+    run(model_folder, source, output, "--resume")
+    assert "is complete: nothing to resume" in capsys.readouterr().err and output.read_bytes() == before
+
+
+def test_a_complete_output_of_another_run_is_not_taken_for_this_one(model_folder, documents, tmp_path):
+    source, output = write_jsonl(tmp_path / "in.jsonl", documents[:9]), tmp_path / "out.jsonl"
+    run(model_folder, source, output)
+    with pytest.raises(ValueError, match="`--top_k` was None and is 1"):
+        run(model_folder, source, output, "--resume", "--top_k", 1)
+    with pytest.raises(ValueError, match="first 9 documents are not those"):
+        run(model_folder, write_jsonl(tmp_path / "b.jsonl", documents[1:]), output, "--resume")
+    with pytest.raises(ValueError, match="complete, but the input has grown"):
+        run(model_folder, write_jsonl(tmp_path / "c.jsonl", documents), output, "--resume")
+    output.write_bytes(output.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="was changed after it was written"):
+        run(model_folder, source, output, "--resume")
+
+
+def test_an_interrupted_overwrite_keeps_the_former_output_and_asks_before_replacing_it(
+    model_folder, documents, half_done
+):
+    source, output, partial = half_done
+    output.write_text("former\n")
+    for options in ([], ["--resume"]):
+        with pytest.raises(ValueError, match="resume and overwrite|Resume it, or overwrite it"):
+            run(model_folder, source, output, *options)
+    assert output.read_text() == "former\n" and len(read(partial)) == 20
+    run(model_folder, source, output, "--resume", "--overwrite_output_file")
+    assert_whole(output, documents, model_folder)
+
+
+def test_two_predictions_never_share_an_output(model_folder, documents, tmp_path):
+    fifo, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    os.mkfifo(fifo)
+    first = start(model_folder, fifo, output, "--look_ahead", 5)
+    with open(fifo, "w") as stream:  # waits until the first one reads, with its output open
+        for options in ([], ["--resume"], ["--overwrite_output_file"]):
+            with pytest.raises(ValueError, match="Another process is writing .*out.jsonl"):
+                run(model_folder, write_jsonl(tmp_path / "b.jsonl", documents), output, *options)
+        stream.writelines(json.dumps(document) + "\n" for document in documents)
+    _, messages = first.communicate(timeout=200)
+    assert first.returncode == 0, messages
+    assert_whole(output, documents, model_folder)
+
+
+# ---- Special files ----
+
+
+def test_a_pipe_and_a_device_are_written_to_and_stay_what_they_are(model_folder, documents, tmp_path):
+    source, fifo, received = write_jsonl(tmp_path / "in.jsonl", documents), tmp_path / "fifo", []
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: received.append(fifo.read_text()))
+    reader.start()
+    predict.main(arguments(model_folder, source, fifo))
+    reader.join(timeout=60)
+    assert [json.loads(line)["id"] for line in received[0].splitlines()] == [d["id"] for d in documents]
+    for options in ([], ["--overwrite_output_file"]):
+        predict.main(arguments(model_folder, source, os.devnull, *options))
+    assert stat.S_ISFIFO(fifo.stat().st_mode) and stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "in.jsonl"]
+    with pytest.raises(ValueError, match="is a pipe or a device"):
+        run(model_folder, source, fifo, "--resume")
+    with pytest.raises(ValueError, match="is a directory"):
+        run(model_folder, source, tmp_path)
+    if os.path.exists("/dev/full"):
+        with pytest.raises(ValueError, match="/dev/full cannot be written any further"):
+            run(model_folder, source, "/dev/full")
+
+
+def test_a_link_is_followed(model_folder, documents, tmp_path):
+    source, target, link = write_jsonl(tmp_path / "in.jsonl", documents), tmp_path / "target", tmp_path / "link"
+    link.symlink_to("target")
+    run(model_folder, source, link)
+    assert link.is_symlink() and not target.is_symlink()
+    assert_whole(target, documents, model_folder)
+
+
+def test_no_file_that_is_read_is_written(model_folder, documents, tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", documents)
+    os.link(source, tmp_path / "hard")
+    (tmp_path / "soft").symlink_to("in.jsonl")
+    os.link(source, tmp_path / "out.journal")
+    weights = Path(model_folder, "model.safetensors")
+    before = weights.read_bytes()
+    for output in (source, tmp_path / "hard", tmp_path / "soft", tmp_path / "out", weights):
+        with pytest.raises(ValueError, match="would write to .*, which is read as"):
+            run(model_folder, source, output, "--overwrite_output_file")
+    assert len(read(source)) == 40 and weights.read_bytes() == before
+
+
+def test_an_input_that_is_a_pipe_is_read_once_and_to_its_end(model_folder, documents, tmp_path):
+    fifo = tmp_path / "in.jsonl"
+    os.mkfifo(fifo)
+    writer = threading.Thread(
+        target=lambda: fifo.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    )
+    writer.start()
+    run(model_folder, fifo, tmp_path / "out")
+    writer.join(timeout=60)
+    assert_whole(tmp_path / "out", documents, model_folder)
+    os.rename(fifo, tmp_path / "in.parquet")
+    with pytest.raises(ValueError, match="parquet cannot be read from a pipe"):
+        run(model_folder, tmp_path / "in.parquet", tmp_path / "out")
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_standard_stream_is_an_error_only_where_it_is_needed(model_folder, documents, tmp_path, closed):
+    source = write_jsonl(tmp_path / "in.jsonl", documents)
+    close = f'exec {closed}{"<" if closed == 0 else ">"}&-; exec "$@"'
+
+    def command(*args):
+        return subprocess.run(
+            ["bash", "-c", close, "-", sys.executable, SCRIPT, *arguments(model_folder, *args)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+
+    assert command(source, tmp_path / "out").returncode == 0
+    assert_whole(tmp_path / "out", documents, model_folder)
+    if closed == 2:
+        return
+    failed = command("-", tmp_path / "none") if closed == 0 else command(source, "-")
+    assert failed.returncode == 1 and f"Standard {('input', 'output')[closed]} is closed" in failed.stderr
+    assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out", "out.journal"]
 
 
 # ---- Bad input ----
@@ -417,6 +637,7 @@ def test_bytes_that_are_not_utf8_are_named_with_their_line(model_folder, tmp_pat
         ('{"text": "star"\n', "line 1: not valid JSON"),
         ("[1]\n", "line 1: .* is not a JSON object"),
         ('{"text": "\\ud800"}\n', "half a surrogate pair"),
+        ('{"text": ["a"]}\n', "line 1: `text` is \\['a'\\], but it must be a text"),
     ],
 )
 def test_a_bad_line_is_named_with_its_rule(model_folder, tmp_path, content, message):
@@ -429,8 +650,19 @@ def test_a_bad_line_is_named_with_its_rule(model_folder, tmp_path, content, mess
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--threshold", 2], "`threshold` is 2.0, but a probability from 0 to 1"),
-        (["--top_k", 0], "`top_k` is 0"),
+        (["--threshold", 2], "`--threshold` is 2.0, but it must be a probability"),
+        (["--threshold", "nan"], "`--threshold` is nan, but it must be a probability"),
+        (["--threshold", "-0.1"], "`--threshold` is -0.1"),
+        (["--min_score", "nan"], "`--min_score` is nan, but it must be a finite number"),
+        (["--min_score", "inf"], "`--min_score` is inf, but it must be a finite number"),
+        (["--min_score", "-1"], "`min_score` is -1.0"),
+        (["--top_k", 0], "`--top_k` is 0, but it must be at least 1"),
+        (["--top_k", -1], "`--top_k` is -1, but it must be at least 1"),
+        (["--window_stride", -1], "`--window_stride` is -1, but it must be at least 0"),
+        (["--look_ahead", 0], "`--look_ahead` is 0"),
+        (["--device", "xyz"], "`--device` is 'xyz', which cannot be used"),
+        (["--text_columns", "body"], "no column 'body'. The columns are 'id', 'text', 'title'"),
+        (["--input_format", "txt", "--text_columns", "body"], "txt has none"),
         (["--max_length", 100000], "takes from 3 to 128 tokens"),
         (["--batch_size", 0], "`--batch_size` is 0"),
         (["--input_format", "csv"], "line 1|no column"),
@@ -441,17 +673,17 @@ def test_an_option_out_of_its_range_is_named_with_its_rule(model_folder, documen
     source = write_jsonl(tmp_path / "in.jsonl", documents[:2])
     with pytest.raises(ValueError, match=message):
         run(model_folder, source, tmp_path / "out", *options)
-    assert not (tmp_path / "out").exists()
+    assert os.listdir(tmp_path) == ["in.jsonl"]
 
 
 def test_files_that_cannot_be_read_or_written_are_named(model_folder, documents, tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", documents[:2])
     with pytest.raises(ValueError, match="gone.jsonl: no such file"):
         run(model_folder, tmp_path / "gone.jsonl", tmp_path / "out")
-    with pytest.raises(ValueError, match="in.doc: the format is not known"):
+    with pytest.raises(ValueError, match="in.doc: the format is not clear"):
         os.link(source, tmp_path / "in.doc")
         run(model_folder, tmp_path / "in.doc", tmp_path / "out")
-    with pytest.raises(ValueError, match="cannot be written .* Name another `--output_file`"):
+    with pytest.raises(ValueError, match="out.journal cannot be written .* Name another output"):
         run(model_folder, source, tmp_path / "no" / "such" / "folder" / "out")
     with pytest.raises(ValueError, match="is a bert model, but a trained sep_mldc model is needed"):
         run(tiny_backbone(tmp_path / "bert"), source, tmp_path / "out")
