@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """
-A page to try a trained model: paste or upload a document, see its labels as bars, move the threshold, see why.
+A page to try a trained model: paste or upload a document, see its labels as bars, move the threshold, see which tokens matter.
 
     python examples/app.py --model outputs/quickstart
 
-Runs as a Gradio Space of the Hub as it is: copy this file as `app.py`, put `torch` and `transformers` into
-`requirements.txt`, and name the model in the Space's variable SEP_MLDC_MODEL. Needs the extra `demo`.
+Also runs as a Gradio Space of the Hub: copy this file as `app.py`, list `torch` and `transformers` in `requirements.txt`, and name the
+model in the variable SEP_MLDC_MODEL of the Space. Needs the extra `demo`.
 """
 
 import argparse
@@ -31,12 +31,7 @@ SHOWN_LABELS = 20
 HIGHLIGHTED_TOKENS = 25
 ATTENDED_LABELS = 5
 MAX_CHARACTERS = 100_000
-EXAMPLES = [
-    "We train a vision transformer to navigate a quadruped robot over rough terrain. A policy learnt in simulation by "
-    "reinforcement learning is transferred to the real robot without further data.",
-    "We prove that every finite planar graph of girth at least five has a list colouring from lists of size three, and give "
-    "an algorithm that finds one in linear time.",
-]
+NUM_EXAMPLES = 3
 CSS = """
 .label-row {display: grid; grid-template-columns: minmax(8em, 30%) 1fr 4em; gap: .6em; align-items: center; margin: .25em 0}
 .label-row .track {position: relative; height: 1.1em; background: var(--background-fill-secondary); border-radius: 3px}
@@ -50,7 +45,7 @@ LAUNCH = {"css": CSS, "max_file_size": "2mb"}
 
 
 def load(model: str) -> Pipeline:
-    """The pipeline of a checkpoint, with the installed package's code, or without the package with the checkpoint's own."""
+    """The pipeline of a checkpoint, with the code of the installed package, or with the checkpoint's own if there is none."""
     return pipeline(TASK, model=model, **CODE)
 
 
@@ -65,8 +60,8 @@ def read_document(path: str) -> str:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{Path(path).name} has the byte 0x{error.object[error.start]:02x} at position {error.start}, but a text in UTF-8 is "
-            "needed. Save it as UTF-8, or paste the text."
+            f"{Path(path).name} has the byte 0x{error.object[error.start]:02x} at position {error.start}, but it must be UTF-8. Save "
+            "it as UTF-8, or paste the text."
         ) from None
 
 
@@ -74,7 +69,7 @@ def classify(pipe: Pipeline, text: str) -> list[dict[str, Any]]:
     """
     The best labels of a text, `{"label", "score", "threshold"}` each, best first; none for an empty text.
 
-    `threshold` is the label's own, 0.5 in a model without tuned ones, and None where scores are no probabilities.
+    `threshold` is the label's own, 0.5 in a model without tuned ones, and None if the model only ranks labels.
     """
     found = pipe(text[:MAX_CHARACTERS], top_k=SHOWN_LABELS)
     config = pipe.model.config
@@ -83,7 +78,7 @@ def classify(pipe: Pipeline, text: str) -> list[dict[str, Any]]:
         {
             "label": entry["label"],
             "score": entry["score"],
-            "threshold": None if pipe.is_ranking else stored[config.label2id[entry["label"]]],
+            "threshold": None if config.is_ranking else stored[config.label2id[entry["label"]]],
         }
         for entry in found
     ]
@@ -91,8 +86,8 @@ def classify(pipe: Pipeline, text: str) -> list[dict[str, Any]]:
 
 def draw_bars(labels: list[dict[str, Any]], threshold: float | None = None) -> str:
     """
-    HTML of one bar a label; those that reach `threshold`, or their own threshold if it is None, are blue. A ranking's bars
-    are as long as the score is far above that of the last label shown.
+    HTML with one bar per label. Labels that reach `threshold`, or their own threshold if it is None, are blue. The bars of a
+    ranking run from the score of the last label shown to that of the first.
     """
     if not labels:
         return "<p>No labels: the text is empty.</p>"
@@ -109,21 +104,21 @@ def draw_bars(labels: list[dict[str, Any]], threshold: float | None = None) -> s
             f'<div class="track"><div class="fill" style="width: {100 * share:.1f}%"></div>{mark}</div>'
             f'<span class="score">{entry["score"]:.2f}</span></div>'
         )
-    note = "<p>This model ranks labels; its scores are no probabilities.</p>" if is_ranking else ""
+    note = "<p>This model ranks labels; its scores are not probabilities.</p>" if is_ranking else ""
     return note + "".join(rows)
 
 
 def explain(pipe: Pipeline, text: str, labels: list[dict[str, Any]], label: str | None):
     """
-    Why a label was given: the text in pieces `(piece, weight)`, as `gradio.HighlightedText` takes them, and the labels with
-    the largest attention weight (Eq. 16) in words. Weights are in -1..1, above zero where a token speaks for the label, and None
-    outside of the tokens that matter most.
+    Explain a label: the text in pieces `(piece, weight)`, as `gradio.HighlightedText` takes them, and HTML with the labels that
+    have the largest attention weights (Eq. 16). Weights are from -1 to 1, positive where a token speaks for the label, and None
+    outside the tokens that matter most.
     """
     names = [entry["label"] for entry in labels]
     if label not in names:
         return [], ""
     text = text[:MAX_CHARACTERS]
-    # The pipeline explains the labels it returns: as many of the best ones as reach down to this.
+    # The pipeline explains the labels that it returns: all down to this one.
     found = pipe(text, top_k=names.index(label) + 1, return_explanation=True, explanation_size=HIGHLIGHTED_TOKENS)
     tokens = sorted(found["tokens"][label], key=lambda token: token["start"])
     largest = max((abs(token["score"]) for token in tokens), default=0.0) or 1.0
@@ -141,7 +136,14 @@ def explain(pipe: Pipeline, text: str, labels: list[dict[str, Any]], label: str 
         for entry in found["attended_labels"][:ATTENDED_LABELS]
         if entry["weight"] >= 0.005
     )
-    return pieces, f"Label embeddings the document was read with: {attended}" if attended else ""
+    # Label names come with the checkpoint: they are shown letter by letter, never as markup.
+    return pieces, html.escape(f"The document attends to the labels: {attended}") if attended else ""
+
+
+def examples_of(config) -> list[str]:
+    """Texts to try the page with: the descriptions of the first labels that have one."""
+    descriptions = config.label_descriptions or {}
+    return [descriptions[label] for label in config.labels if descriptions.get(label)][:NUM_EXAMPLES]
 
 
 def build_page(pipe: Pipeline):
@@ -149,14 +151,14 @@ def build_page(pipe: Pipeline):
     import gradio as gr
 
     config = pipe.model.config
-    tuned = config.thresholds is not None and not pipe.is_ranking
+    tuned = config.thresholds is not None and not config.is_ranking
     name = os.path.basename(os.path.normpath(config._name_or_path or "")) or "SEP-MLDC"
 
     def on_upload(path):
         try:
             return read_document(path)
         except ValueError as error:
-            raise gr.Error(str(error)) from None
+            raise gr.Error(html.escape(str(error))) from None
 
     def on_classify(text, threshold, own):
         if len(text) > MAX_CHARACTERS:
@@ -171,7 +173,7 @@ def build_page(pipe: Pipeline):
         return draw_bars(labels, None if own else threshold) if labels is not None else ""
 
     with gr.Blocks(title=f"Labels by {name}", analytics_enabled=False) as page:
-        gr.Markdown(f"# Labels of a document\nModel `{name}`, {config.num_labels:,} labels.")
+        gr.HTML(f"<h1>Labels of a document</h1><p>Model {html.escape(name)}, {config.num_labels:,} labels.</p>")
         labels, classified = gr.State(None), gr.State("")
         with gr.Row():
             with gr.Column():
@@ -179,20 +181,21 @@ def build_page(pipe: Pipeline):
                 with gr.Row():
                     upload = gr.UploadButton("Upload a text file", elem_id="upload", size="md")
                     button = gr.Button("Find labels", variant="primary", elem_id="classify", size="md")
-                gr.Examples(EXAMPLES, text, label="Examples")
+                if examples := examples_of(config):
+                    gr.Examples(examples, text, label="Examples: descriptions of labels")
             with gr.Column():
-                own = gr.Checkbox(tuned, label="Each label's own threshold", visible=tuned, elem_id="own")
+                own = gr.Checkbox(tuned, label="Use the tuned threshold of each label", visible=tuned, elem_id="own")
                 slider = gr.Slider(
-                    0, 1, 0.5, step=0.01, label="Threshold", visible=not pipe.is_ranking, elem_id="threshold"
+                    0, 1, 0.5, step=0.01, label="Threshold", visible=not config.is_ranking, elem_id="threshold"
                 )
                 bars = gr.HTML(label="Labels", elem_id="labels")
         choice = gr.Dropdown(label="Why this label?", choices=[], interactive=False, elem_id="choice")
         highlighted = gr.HighlightedText(
-            label="Tokens that matter most: above zero speaks for the label, below zero against it",
+            label="Tokens that matter most: positive ones speak for the label, negative ones against it",
             show_legend=True,
             elem_id="explanation",
         )
-        attended = gr.Markdown(elem_id="attended")
+        attended = gr.HTML(elem_id="attended")
         upload.upload(on_upload, upload, text, api_name=False)
         gr.on(
             [button.click, text.submit],
@@ -201,7 +204,7 @@ def build_page(pipe: Pipeline):
             [labels, classified, bars, choice, highlighted, attended],
             api_name="classify",
         )
-        # Whoever moves the slider wants that threshold and no other.
+        # Moving the slider asks for one threshold for all labels.
         slider.release(lambda: False, None, own, api_name=False).then(
             on_threshold, [labels, slider, own], bars, api_name=False
         )
@@ -220,14 +223,14 @@ def main() -> None:
     parser.add_argument(
         "--model",
         default=os.environ.get("SEP_MLDC_MODEL"),
-        help="folder or Hub name of a trained model; SEP_MLDC_MODEL if not given",
+        help="folder or Hub name of a trained model; defaults to SEP_MLDC_MODEL",
     )
     parser.add_argument(
-        "--port", type=int, default=None, help="GRADIO_SERVER_PORT, or the first free one from 7860 on"
+        "--port", type=int, default=None, help="defaults to GRADIO_SERVER_PORT, or the first free port from 7860"
     )
     options = parser.parse_args()
     if not options.model:
-        raise ValueError("No model is named. Pass `--model`, or set the variable SEP_MLDC_MODEL.")
+        raise ValueError("No model is given. Pass `--model`, or set the variable SEP_MLDC_MODEL.")
     build_page(load(options.model)).launch(server_port=options.port, **LAUNCH)
 
 

@@ -1,5 +1,7 @@
 """Pipeline `multi-label-document-classification`: from texts of any length to label sets, with explanations."""
 
+import copy
+import math
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
@@ -44,41 +46,40 @@ def custom_pipelines() -> dict[str, dict[str, Any]]:
 
 class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
     r"""
-    Label sets of documents of any length.
+    Labels of documents of any length.
 
-    A text longer than the encoder takes is read in overlapping windows of tokens that cover all of it; the windows of
-    several documents share batches. Returns, for each document, a list of `{"label": str, "score": float}`, best first:
+    A text that is longer than what the model reads is split into overlapping windows that together cover every token. Windows of
+    several documents share batches. Each document gets a list of `{"label": str, "score": float}`, best first:
 
-    - `score` is a probability: the sigmoid of the logit, after `config.score_calibration` if there is one.
-    - The labels are those that reach their threshold: `config.thresholds`, or 0.5. A list may be empty.
-    - A model trained with the softmax loss and not calibrated knows no probabilities. It returns a ranking of
-      `{"label", "score", "rank"}`: `score` is the logit, to be compared within one document only, `rank` counts from 1, and
-      the 10 best labels are returned unless `top_k` or `min_score` is given. A warning says so once.
-    - A text without any token (empty, blanks only) has no labels, whatever is asked for.
+    - `score` is the probability of the label, `model.probabilities(logits)`.
+    - Returned are the labels that reach their threshold: `config.thresholds`, or 0.5. The list may be empty.
+    - A model that only ranks labels (`config.is_ranking`: trained with the softmax loss, not calibrated) returns
+      `{"label", "score", "rank"}`. `score` is the logit, which can be compared within one document only; `rank` counts from 1. The
+      10 best labels are returned unless `top_k` or `min_score` is given. A warning says so once.
+    - A text without tokens (empty, or only blanks) has no labels, whatever the parameters.
 
     Args:
         model, tokenizer, device, batch_size, ...: as in every pipeline. The tokenizer must be a fast one.
-        top_k (`int`, *optional*): the best `top_k` labels instead of those above their threshold. Together with
-            `threshold`, at most `top_k` of those above it.
-        threshold (`float`, *optional*): one threshold in 0..1 for all labels, instead of the stored ones.
-        min_score (`float`, *optional*): labels with a lower score are left out, however they were picked.
-        max_length (`int`, *optional*): tokens of a window, special tokens included; as many as the model takes if not given.
-        stride (`int`, *optional*): tokens that neighbouring windows share; an eighth of `max_length` if not given.
+        top_k (`int`, *optional*): return the `top_k` best labels instead of those above their thresholds. With `threshold`, at
+            most `top_k` of those above it.
+        threshold (`float`, *optional*): one threshold from 0 to 1 for all labels, instead of the stored ones.
+        min_score (`float`, *optional*): leave out labels with a lower score.
+        max_length (`int`, *optional*): tokens per window, special tokens included. Defaults to as many as the model reads.
+        stride (`int`, *optional*): tokens shared by neighboring windows. Defaults to an eighth of `max_length`.
         window_merge (`str`, defaults to `"max"`): how the scores of a label in the windows become one. `"max"`: its best
-            window; `"mean"`: mean over tokens, one that lies in two windows counting half in each; `"attention"`: mean
-            weighted by the label's α in each window (Eq. 16); `"first"`: the text is cut after the first window.
-        return_explanation (`bool`, defaults to `False`): return `{"labels", "attended_labels", "tokens"}` instead:
-            `labels` as above; `attended_labels`, `{"label", "weight"}` with the largest α, averaged over tokens (empty for a
-            model without label attention); `tokens`, for each of `labels` by name, the `{"token", "start", "end",
-            "score"}` that matter most, by gradient x input of the label's logit in each window, weighted by what the
-            window adds to the label's score: `score` is the token's share of all tokens' absolute values, above zero
-            where it speaks for the label; `start` and `end` count characters of the text. Costs one backward pass a
-            label and window.
-        explanation_size (`int`, defaults to 5): how many `attended_labels`, and `tokens` a label.
-        text_column (`str`, defaults to `"text"`): where documents are dictionaries, which of their values is the text.
+            window. `"mean"`: mean over tokens, where a token in two windows counts half in each. `"attention"`: mean weighted by the
+            attention to the label in each window (Eq. 16). `"first"`: only the first window is read.
+        return_explanation (`bool`, defaults to `False`): return a dictionary instead, with `labels` as above; `attended_labels`, the
+            `{"label", "weight"}` with the largest attention, averaged over tokens (empty for a model without label attention); and
+            `tokens`, for each returned label by name, the `{"token", "start", "end", "score"}` that matter most by
+            gradient x input of the label's logit. `score` is the token's share of the absolute values of all tokens, positive if
+            it speaks for the label; `start` and `end` count characters of the text. Costs one backward pass per label and window.
+        explanation_size (`int`, defaults to 5): number of `attended_labels`, and of `tokens` per label.
+        text_column (`str`, defaults to `"text"`): the key of the text in documents that are dictionaries.
 
     Raises:
-        ValueError: a parameter out of its range or unknown, a document that is not a text, a tokenizer that is not fast.
+        ValueError: a parameter is unknown or out of range, a document is not a text, the tokenizer is not fast, or the model
+            computes scores that are not finite.
 
     Example:
 
@@ -115,7 +116,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         for name, check in (
             ("top_k", _check_count),
             ("explanation_size", _check_count),
-            ("threshold", _check_probability),
+            ("threshold", self._check_threshold),
             ("min_score", self._check_min_score),
             ("max_length", self._check_max_length),
             ("stride", _check_stride),
@@ -128,20 +129,30 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         postprocess = {name: kwargs[name] for name in kwargs if name not in ("max_length", "stride", "text_column")}
         return preprocess, {}, postprocess
 
+    def _check_threshold(self, name: str, value: Any) -> None:
+        if self.model.config.is_ranking:
+            raise ValueError(
+                f"`{name}` is {value!r}, but this model ranks labels and has no probabilities (`config.is_ranking`). Use `top_k`, or "
+                "tune its thresholds first."
+            )
+        _check_probability(name, value)
+
     def _check_min_score(self, name: str, value: Any) -> None:
-        if self.is_ranking:
-            if not isinstance(value, (int, float)):
-                raise ValueError(f"`{name}` is {value!r}, but a number is needed. This model's scores are logits.")
-        else:
+        if not self.model.config.is_ranking:
             _check_probability(name, value)
+        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(
+                f"`{name}` is {value!r}, but it must be a finite number: the scores of this model are logits. Leave it out to get "
+                "all labels that `top_k` allows."
+            )
 
     def _check_max_length(self, name: str, value: Any) -> None:
         special = self.tokenizer.num_special_tokens_to_add()
-        limit = self.model_max_length
-        if not isinstance(value, int) or not special < value <= limit:
+        limit = self.longest_max_length
+        if isinstance(value, bool) or not isinstance(value, int) or not special < value <= limit:
             raise ValueError(
-                f"`{name}` is {value!r}, but the model takes from {special + 1} to {limit} tokens, {special} special ones "
-                "included. Choose a number in between."
+                f"`{name}` is {value!r}, but it must be a whole number from {special + 1} to {limit}, {special} special tokens "
+                "included. Leave it out for as many as the model reads."
             )
 
     def _check_window_merge(self, name: str, value: Any) -> None:
@@ -155,35 +166,31 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
 
     @cached_property
     def model_max_length(self) -> int:
-        """Most tokens of a window: what the tokenizer says and the encoder has positions for."""
-        limits = [int(self.tokenizer.model_max_length)]
-        positions = [
-            module
-            for name, module in self.model.backbone.named_modules()
-            if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
-        ]
-        if positions:
-            # RoBERTa and its like count positions from the padding token's number + 1.
-            limits += [table.num_embeddings - (table.padding_idx or -1) - 1 for table in positions]
-        else:
-            limits.append(getattr(self.model.config.backbone_config, "max_position_embeddings", None) or limits[0])
-        return min(limits)
+        """Number of tokens that the model reads, and so of a window by default."""
+        return self.model.config.max_tokens(self.tokenizer)
 
-    @property
-    def is_ranking(self) -> bool:
-        """Whether the scores are logits of a softmax-trained model without calibration, and so no probabilities."""
+    @cached_property
+    def longest_max_length(self) -> int:
+        """
+        Largest `max_length`: of a model with lexical scores, which read all tokens, the encoder's own limit; there a window may be
+        longer than `encoder_max_length`, as documents are in training.
+        """
         config = self.model.config
-        return config.classification_loss == "softmax" and config.score_calibration is None
+        if not config.num_lexical_features or config.encoder_max_length is None:
+            return self.model_max_length
+        whole = copy.copy(config)
+        whole.encoder_max_length = None
+        return whole.max_tokens(self.tokenizer)
 
     # ---- From texts to windows ----
 
     def __call__(self, inputs: Any, **kwargs):
         """
-        Labels of one text or of many.
+        Labels of one text or of several.
 
         Args:
-            inputs: a text or a dictionary with one; a list or tuple of them (returns a list); a generator, a `Dataset` or any
-                other iterable of them, such as a data set or column of `datasets` (returns an iterator, reading as it goes).
+            inputs: a text, or a dictionary with one. A list or tuple of them returns a list. A generator, a `Dataset` or any other
+                iterable of them, such as a data set or column of `datasets`, returns an iterator that reads as it goes.
         """
         if isinstance(inputs, tuple):
             inputs = list(inputs)
@@ -211,7 +218,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             document = document[text_column]
         if not isinstance(document, str):
             raise ValueError(
-                f"A document is {repr(document)[:60]} ({type(document).__name__}), but a text is needed. Pass a string, or a "
+                f"A document is {repr(document)[:60]} ({type(document).__name__}), but it must be a text. Pass a string, or a "
                 "dictionary with one."
             )
         max_length = max_length or self.model_max_length
@@ -219,8 +226,8 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         room = max_length - self.tokenizer.num_special_tokens_to_add()
         if stride >= room and window_merge != "first":
             raise ValueError(
-                f"`stride` is {stride}, but a window of {max_length} tokens has room for {room} of the text and must go on by "
-                "one at least. Choose a smaller `stride`."
+                f"`stride` is {stride}, but it must be less than {room}, the tokens of the text in a window of {max_length}. Choose a "
+                "smaller `stride`."
             )
         encoded = self.tokenizer(
             [document],
@@ -256,16 +263,20 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         texts = extras["text"] if isinstance(extras["text"], list) else [extras["text"]]
         return kept if texts[0] is None else {**kept, **model_inputs}
 
-    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Scores (W, L) of logits (W, L): probabilities, or for a ranking the logits themselves."""
-        if self.is_ranking:
+    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """Scores (W, L) of logits (W, L): probabilities, or the logits themselves if the model ranks labels."""
+        if not torch.isfinite(logits).all():
+            raise ValueError(
+                "The model computes scores that are not finite numbers. Use float32 instead of 16 bits; if that does not help, the "
+                "checkpoint is damaged."
+            )
+        if self.model.config.is_ranking:
             logger.warning_once(
-                "This model was trained with the softmax loss and has no calibration, so its scores are no probabilities: the "
-                "pipeline returns a ranking of labels. Tune thresholds with the trainer to get label sets."
+                "This model was trained with the softmax loss and is not calibrated, so its scores are not probabilities: the pipeline "
+                "returns a ranking of labels. Tune thresholds with the trainer to get label sets."
             )
             return logits
-        calibration = self.model.config.score_calibration
-        return torch.sigmoid(logits if calibration is None else calibration["scale"] * logits + calibration["bias"])
+        return self.model.probabilities(logits)
 
     def postprocess(
         self,
@@ -282,7 +293,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         labels: list[dict[str, Any]] = []
         chosen: list[int] = []
         if any(sizes):
-            window_scores = self._probabilities(torch.cat([window["logits"] for window in windows]))
+            window_scores = self._scores(torch.cat([window["logits"] for window in windows]))
             shares = _token_shares(sizes, [window["shared"] for window in windows])
             attention = None
             if windows[0]["label_attention"] is not None:
@@ -293,7 +304,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             values = scores[chosen].tolist()
             names = self.model.config.id2label
             labels = [{"label": names[index], "score": value} for index, value in zip(chosen, values)]
-            if self.is_ranking:
+            if self.model.config.is_ranking:
                 labels = [{**entry, "rank": rank} for rank, entry in enumerate(labels, start=1)]
         if not return_explanation:
             return labels
@@ -305,15 +316,15 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
                     {"label": names[index], "weight": weight}
                     for index, weight in zip(best.indices.tolist(), best.values.tolist())
                 ]
-            # A window speaks for a label as much as it adds to the label's merged probability.
-            parts = weights if self.is_ranking else weights * window_scores
+            # The part of each window in the merged score of a label.
+            parts = weights if self.model.config.is_ranking else weights * window_scores
             parts = parts / parts.sum(dim=0, keepdim=True).clamp_min(1e-30)
             explanation["tokens"] = self._important_tokens(windows, chosen, parts, explanation_size)
         return explanation
 
     def _choose(self, scores: torch.Tensor, top_k: int | None, threshold: float | None, min_score: float | None):
         """Ids of the labels to return, best first."""
-        if self.is_ranking:
+        if self.model.config.is_ranking:
             accepted = torch.ones_like(scores, dtype=torch.bool)
             if top_k is None and min_score is None:
                 top_k = DEFAULT_RANKING_SIZE
@@ -337,8 +348,8 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         self, windows: list[dict[str, Any]], chosen: list[int], parts: torch.Tensor, size: int
     ) -> dict[str, list[dict[str, Any]]]:
         """
-        For each chosen label the `size` tokens with the largest |gradient x input + lexical part|, over the windows (W, L) that make up a
-        thousandth of its score or more.
+        For each chosen label, the `size` tokens with the largest |gradient x input + lexical part|. Windows that contribute less than
+        a thousandth of the label's score (`parts`, of shape (W, L)) are left out.
         """
         totals: list[dict[tuple[int, int], float]] = [{} for _ in chosen]
         with self.device_placement():
@@ -350,7 +361,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
                 relevance = relevance * part[[chosen[position] for position in needed]].unsqueeze(1)
                 for position, row in zip(needed, relevance.tolist()):
                     total = totals[position]
-                    # In a padded batch the tokens are where the attention mask is 1, at either side.
+                    # Padding may be on either side: `row` has the tokens where the attention mask is 1.
                     for span, special, value in zip(window["offsets"], window["special"], row):
                         if not special:
                             total[tuple(span)] = total.get(tuple(span), 0.0) + value
@@ -367,35 +378,23 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
 
     def _gradient_times_input(self, window: dict[str, Any], labels: list[int]) -> torch.Tensor:
         """
-        What each token of a window does for some labels' logits, (n labels, T tokens): ∂ logit / ∂ e · e for its embedding e, plus
-        its exact part of the lexical scores, where the model has them.
+        Contribution of each token of a window to the logits of some labels, (n labels, T tokens): ∂ logit / ∂ e · e for its
+        embedding e, plus its exact part of the lexical scores, where the model has them.
+
+        The embeddings are an input of the forward pass. Nothing of the model is changed, so other threads may use it meanwhile.
         """
         real = window["attention_mask"][0].bool()
         inputs = {name: window[name][:, real].to(self.device) for name in MODEL_INPUTS if name in window}
-        embeds = None
-
-        def remember(module, arguments, output):
-            nonlocal embeds
-            embeds = output.detach().requires_grad_()
-            return embeds
-
-        handle = self.model.get_input_embeddings().register_forward_hook(remember)
-        try:
-            with torch.enable_grad():
-                logits = self.model(**inputs, return_label_embeds=False).logits[0]
-                gradients = [
-                    torch.autograd.grad(logits[index], embeds, retain_graph=index != labels[-1])[0][0]
-                    for index in labels
-                ]
-        finally:
-            handle.remove()
+        ids = inputs.pop("input_ids")
+        with torch.enable_grad():
+            embeds = self.model.get_input_embeddings()(ids).detach().requires_grad_()
+            logits = self.model(inputs_embeds=embeds, **inputs, return_label_embeds=False).logits[0]
+            gradients = [
+                torch.autograd.grad(logits[index], embeds, retain_graph=index != labels[-1])[0][0] for index in labels
+            ]
         relevance = (torch.stack(gradients) * embeds.detach()).float().sum(dim=-1)
-        ids = inputs["input_ids"][0]
-        relevance = torch.nn.functional.pad(
-            relevance, (0, len(ids) - relevance.shape[1])
-        )  # beyond `encoder_max_length`
         if getattr(self.model, "lexical", None) is not None:
-            relevance = relevance + self.model.lexical.contributions(ids, labels)
+            relevance = relevance + self.model.lexical.contributions(ids[0], labels)
         return relevance.cpu()
 
 
@@ -406,7 +405,7 @@ def _first_offset(window: dict[str, Any]) -> int:
 
 
 def _token_shares(sizes: list[int], shared: list[int]) -> torch.Tensor:
-    """Share of the text's tokens that each window speaks for, (W,), summing to 1: a token in n windows counts 1/n in each."""
+    """Share of the text's tokens in each window, (W,), summing to 1: a token in n windows counts 1/n in each."""
     starts, position = [], 0
     for size, overlap in zip(sizes, shared):
         position = max(position - overlap, 0)
@@ -436,15 +435,17 @@ def _merge_weights(
 def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(
-            f"`{name}` is {value!r}, but a whole number from 1 on is needed. Leave it out for the default."
+            f"`{name}` is {value!r}, but it must be a whole number of at least 1. Leave it out for the default."
         )
 
 
 def _check_stride(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"`{name}` is {value!r}, but a number of tokens from 0 on is needed. Use 0 for no overlap.")
+        raise ValueError(
+            f"`{name}` is {value!r}, but it must be a number of tokens of at least 0. Use 0 for no overlap."
+        )
 
 
 def _check_probability(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"`{name}` is {value!r}, but a probability from 0 to 1 is needed. Use 0.5, for example.")
+        raise ValueError(f"`{name}` is {value!r}, but it must be a probability from 0 to 1. Use 0.5, for example.")

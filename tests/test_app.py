@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -87,11 +88,48 @@ def test_an_explanation_marks_the_tokens_that_the_pipeline_names(pipe):
         position += len(piece)
 
 
+def test_label_names_are_shown_letter_by_letter_never_as_markup():
+    names = ["![p](http://127.0.0.1/pixel.png)", "<h1 style='position:fixed'>x</h1>", "[log in](http://127.0.0.1)"]
+    pipe = MultiLabelDocumentClassificationPipeline(
+        model=tiny_model(id2label=dict(enumerate(names)), thresholds=[0.01] * 3), tokenizer=tiny_tokenizer()
+    )
+    labels = app.classify(pipe, TEXT)
+    _, attended = app.explain(pipe, TEXT, labels, labels[0]["label"])
+    for markup in (attended, app.draw_bars(labels)):
+        text = HTMLText()
+        text.feed(markup)
+        assert not {"h1", "img", "a"} & set(text.tags) and all(name in "".join(text.pieces) for name in names)
+
+
+class HTMLText(HTMLParser):
+    """The tags and the text of some HTML, as a browser takes them."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.pieces = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.pieces.append(data)
+
+
+def test_no_label_name_reaches_a_component_that_reads_markdown():
+    assert "gr.Markdown" not in SCRIPT.read_text()
+
+
+def test_the_examples_of_the_page_are_the_models_own():
+    assert app.examples_of(make_pipe().model.config) == []
+    described = make_pipe(label_descriptions={"language": "Texts.", "robots": "Robots.", "vision": ""}).model.config
+    assert app.examples_of(described) == ["Texts.", "Robots."]
+
+
 def test_a_ranking_has_bars_but_no_chosen_labels():
     pipe = make_pipe(classification_loss="softmax")
     labels = app.classify(pipe, TEXT)
     bars = app.draw_bars(labels, threshold=0.0)
-    assert "no probabilities" in bars and not chosen(bars) and 'class="mark"' not in bars
+    assert "not probabilities" in bars and not chosen(bars) and 'class="mark"' not in bars
     assert "width: 100.0%" in bars
 
 
@@ -195,7 +233,7 @@ def test_the_page_labels_explains_and_moves_its_threshold_in_a_browser(browser, 
     assert names == [entry["label"] for entry in labels], "markup in a name is shown letter by letter"
     assert bold() == [entry["label"] for entry in labels if entry["score"] >= entry["threshold"]]
     wait.until(lambda _: "robot" in find("#explanation").text)
-    assert "Label embeddings the document was read with" in find("#attended").text
+    assert "The document attends to the labels" in find("#attended").text
 
     # One threshold for all labels.
     number = find("#threshold input[type=number]")

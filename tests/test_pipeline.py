@@ -3,8 +3,11 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
+import threading
+from functools import cache
 
 import pytest
 import torch
@@ -148,6 +151,56 @@ def test_windows_hold_every_token_of_the_text_and_share_stride_tokens(words, max
     assert rebuilt == tiny_tokenizer()(text, add_special_tokens=False, verbose=False)["input_ids"]
     assert [window["is_last"] for window in windows] == [False] * (len(windows) - 1) + [True]
     assert all(window["input_ids"].shape[1] <= max_length for window in windows)
+
+
+@cache
+def pipeline_of(kind, encoder_max_length, num_lexical_features):
+    return make_pipeline(
+        tiny_model(kind=kind, encoder_max_length=encoder_max_length, num_lexical_features=num_lexical_features)
+    )
+
+
+@given(
+    words=st.lists(st.sampled_from(WORDS + ["xyz", "42"]), min_size=1, max_size=300),
+    kind=st.sampled_from(KINDS),
+    encoder_max_length=st.sampled_from([None, 8, 96, 1000]),
+    num_lexical_features=st.sampled_from([None, 3]),
+    merge=st.sampled_from(["max", "mean"]),
+)
+@settings(deadline=None, max_examples=40)
+def test_the_encoder_reads_every_token_of_a_text(words, kind, encoder_max_length, num_lexical_features, merge):
+    classify = pipeline_of(kind, encoder_max_length, num_lexical_features)
+    text, read = " ".join(words), []
+
+    def remember(module, arguments, keywords):
+        ids, mask = keywords["input_ids"], keywords["attention_mask"].bool()
+        read.extend(i for row, attended in zip(ids, mask) for i in row[attended].tolist() if i not in special)
+
+    special = set(classify.tokenizer.all_special_ids)
+    handle = classify.model.backbone.register_forward_pre_hook(remember, with_kwargs=True)
+    try:
+        classify(text, stride=0, window_merge=merge)
+    finally:
+        handle.remove()
+    assert read == classify.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    windows = list(classify.preprocess(text))
+    assert all(window["input_ids"].shape[1] <= min(encoder_max_length or 128, 128) for window in windows)
+
+
+def test_with_lexical_scores_a_window_may_be_as_long_as_documents_in_training():
+    assert make_pipeline(tiny_model(encoder_max_length=8)).longest_max_length == 8
+    classify = make_pipeline(tiny_model(encoder_max_length=8, num_lexical_features=3))
+    assert (classify.model_max_length, classify.longest_max_length) == (8, 128)
+    assert [window["input_ids"].shape[1] for window in classify.preprocess("the " * 60, max_length=62)] == [62]
+
+
+def test_an_explanation_beyond_the_tokens_of_the_encoder_is_that_of_the_lexical_scores():
+    classify = make_pipeline(tiny_model(encoder_max_length=8, num_lexical_features=3), top_k=1)
+    answer = classify("star galaxy robot " * 4, max_length=20, return_explanation=True, explanation_size=20)
+    (tokens,) = answer["tokens"].values()
+    assert {token["start"] for token in tokens if token["score"]} == {
+        match.start() for match in re.finditer(r"\w+", "star galaxy robot " * 2)
+    }
 
 
 def test_a_token_in_several_windows_counts_once_in_all():
@@ -340,6 +393,33 @@ def test_the_attended_labels_are_those_with_the_largest_alpha():
     assert without["attended_labels"] == [] and len(without["tokens"]) == 1
 
 
+def test_explanations_and_classifications_in_other_threads_do_not_disturb_each_other():
+    classify = make_pipeline(tiny_model(num_labels=6))
+    text = "vision language data"
+    expected = classify(text, top_k=1, return_explanation=True)
+    stop, errors = threading.Event(), []
+
+    def others():
+        try:
+            while not stop.is_set():
+                classify("graph network search ranking " * 10, top_k=3)
+                classify("star galaxy", top_k=2, return_explanation=True)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=others) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(40):
+            assert_same_answers(classify(text, top_k=1, return_explanation=True), expected)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not errors
+
+
 def test_the_explanation_changes_neither_the_labels_nor_the_model():
     model = tiny_model()
     classify = make_pipeline(model, stride=20)
@@ -421,15 +501,18 @@ def test_the_stock_text_classification_pipeline_gives_sigmoid_scores_in_batches_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"threshold": 1.5}, "`threshold` is 1.5, but a probability from 0 to 1"),
-        ({"threshold": "0.5"}, "a probability from 0 to 1"),
+        ({"threshold": 1.5}, "`threshold` is 1.5, but it must be a probability from 0 to 1"),
+        ({"threshold": "0.5"}, "it must be a probability from 0 to 1"),
         ({"min_score": -0.1}, "`min_score` is -0.1"),
-        ({"top_k": 0}, "`top_k` is 0, but a whole number from 1"),
+        ({"min_score": float("nan")}, "`min_score` is nan"),
+        ({"threshold": float("nan")}, "`threshold` is nan"),
+        ({"max_length": True}, "`max_length` is True"),
+        ({"top_k": 0}, "`top_k` is 0, but it must be a whole number of at least 1"),
         ({"top_k": True}, "whole number"),
         ({"stride": -1}, "`stride` is -1"),
-        ({"stride": 126}, "has room for 126"),
-        ({"max_length": 2}, "takes from 3 to 128 tokens"),
-        ({"max_length": 500}, "takes from 3 to 128 tokens"),
+        ({"stride": 126}, "`stride` is 126, but it must be less than 126"),
+        ({"max_length": 2}, "a whole number from 3 to 128"),
+        ({"max_length": 500}, "a whole number from 3 to 128"),
         ({"window_merge": "sum"}, "must be one of 'max', 'mean'"),
         ({"topk": 3}, "no parameter `topk`. It takes `top_k`"),
         ({"explanation_size": 0}, "`explanation_size` is 0"),
@@ -453,6 +536,26 @@ def test_a_parameter_out_of_its_range_is_named_with_its_rule(arguments, message)
 def test_a_document_that_is_no_text_is_shown_with_what_is_needed(document, message):
     with pytest.raises(ValueError, match=message):
         make_pipeline()(document)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"threshold": 0.5}, "this model ranks labels and has no probabilities"),
+        ({"min_score": float("nan")}, "`min_score` is nan, but it must be a finite number"),
+        ({"min_score": True}, "must be a finite number"),
+    ],
+)
+def test_a_ranking_takes_no_threshold_and_only_finite_scores(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_pipeline(tiny_model(classification_loss="softmax"))("robot", **arguments)
+
+
+def test_scores_that_are_not_finite_are_an_error_and_not_a_document_without_labels():
+    model = tiny_model()
+    model.classifier.bias.data[2] = float("nan")
+    with pytest.raises(ValueError, match="not finite numbers"):
+        make_pipeline(model)("robot")
 
 
 def test_merging_by_attention_needs_label_attention():

@@ -11,12 +11,11 @@ import tempfile
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.exporters import (
     ExportedModel,
     ExportFormat,
@@ -69,11 +68,7 @@ class OnnxSepMldc(ExportedModel):
     `MultiLabelDocumentClassificationPipeline(model=..., tokenizer=...)` takes it for everything but explanations.
     """
 
-    @cached_property
-    def backbone(self) -> torch.nn.Module:
-        """The encoder's structure without weights: the pipeline reads from it how long a document may be."""
-        with torch.device("meta"):
-            return AutoModel.from_config(self.config.backbone_config)
+    probabilities = SepMldcForMultiLabelClassification.probabilities
 
     def get_input_embeddings(self):
         raise ValueError(
@@ -266,23 +261,15 @@ def compare_logits(
         "max_difference": largest,
         "mean_difference": total / size,
         "same_best_label": same_best / documents,
-        "same_label_set": None if _is_ranking(model) else same_set / documents,
+        "same_label_set": None if model.config.is_ranking else same_set / documents,
         "num_documents": documents,
     }
 
 
-def _is_ranking(model: SepMldcForMultiLabelClassification) -> bool:
-    return model.config.classification_loss == "softmax" and model.config.score_calibration is None
-
-
 def _label_sets(model: SepMldcForMultiLabelClassification, logits: torch.Tensor) -> torch.Tensor:
     """Which labels reach their threshold, (B, L), of logits (B, L)."""
-    calibration = model.config.score_calibration
-    probabilities = torch.sigmoid(
-        logits if calibration is None else calibration["scale"] * logits + calibration["bias"]
-    )
     thresholds = model.config.thresholds
-    return probabilities >= (0.5 if thresholds is None else torch.tensor(thresholds))
+    return model.probabilities(logits) >= (0.5 if thresholds is None else torch.tensor(thresholds))
 
 
 def _readme(found: dict[str, Any], kind: str, int8: bool) -> str:
