@@ -9,7 +9,6 @@ model in the variable SEP_MLDC_MODEL of the Space. Needs the extra `demo`.
 """
 
 import argparse
-import html
 import os
 import sys
 from pathlib import Path
@@ -84,6 +83,11 @@ def classify(pipe: Pipeline, text: str) -> list[dict[str, Any]]:
     ]
 
 
+def letters(text: str) -> str:
+    """A text that comes with a checkpoint or a file as HTML that is shown letter by letter, in a component for Markdown, too."""
+    return "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in text)
+
+
 def draw_bars(labels: list[dict[str, Any]], threshold: float | None = None) -> str:
     """
     HTML with one bar per label. Labels that reach `threshold`, or their own threshold if it is None, are blue. The bars of a
@@ -100,7 +104,7 @@ def draw_bars(labels: list[dict[str, Any]], threshold: float | None = None) -> s
         chosen = not is_ranking and entry["score"] >= needed
         mark = "" if is_ranking else f'<div class="mark" style="left: {100 * needed:.1f}%"></div>'
         rows.append(
-            f'<div class="label-row{" chosen" if chosen else ""}"><span class="name">{html.escape(entry["label"])}</span>'
+            f'<div class="label-row{" chosen" if chosen else ""}"><span class="name">{letters(entry["label"])}</span>'
             f'<div class="track"><div class="fill" style="width: {100 * share:.1f}%"></div>{mark}</div>'
             f'<span class="score">{entry["score"]:.2f}</span></div>'
         )
@@ -132,12 +136,11 @@ def explain(pipe: Pipeline, text: str, labels: list[dict[str, Any]], label: str 
     if position < len(text):
         pieces.append((text[position:], None))
     attended = ", ".join(
-        f"{entry['label']} ({100 * entry['weight']:.0f}%)"
+        f"{letters(entry['label'])} ({100 * entry['weight']:.0f}%)"
         for entry in found["attended_labels"][:ATTENDED_LABELS]
         if entry["weight"] >= 0.005
     )
-    # Label names come with the checkpoint: they are shown letter by letter, never as markup.
-    return pieces, html.escape(f"The document attends to the labels: {attended}") if attended else ""
+    return pieces, f"The document attends to the labels: {attended}" if attended else ""
 
 
 def examples_of(config) -> list[str]:
@@ -158,7 +161,7 @@ def build_page(pipe: Pipeline):
         try:
             return read_document(path)
         except ValueError as error:
-            raise gr.Error(html.escape(str(error))) from None
+            raise gr.Error(letters(str(error))) from None
 
     def on_classify(text, threshold, own):
         if len(text) > MAX_CHARACTERS:
@@ -173,7 +176,7 @@ def build_page(pipe: Pipeline):
         return draw_bars(labels, None if own else threshold) if labels is not None else ""
 
     with gr.Blocks(title=f"Labels by {name}", analytics_enabled=False) as page:
-        gr.HTML(f"<h1>Labels of a document</h1><p>Model {html.escape(name)}, {config.num_labels:,} labels.</p>")
+        gr.HTML(f"<h1>Labels of a document</h1><p>Model {letters(name)}, {config.num_labels:,} labels.</p>")
         labels, classified = gr.State(None), gr.State("")
         with gr.Row():
             with gr.Column():

@@ -11,6 +11,8 @@ from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from modeling_sep_mldc.pipeline_sep_mldc import TASK
 
 
+pytestmark = pytest.mark.numeric
+
 FOLDERS = sorted((Path(__file__).parent / "checkpoints").iterdir())
 
 

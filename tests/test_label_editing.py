@@ -12,6 +12,8 @@ from modeling_sep_mldc.label_editing_sep_mldc import neighbour_weights
 from modeling_sep_mldc.label_texts_sep_mldc import tokenize_label_texts
 
 
+pytestmark = pytest.mark.numeric
+
 CLASSIFIERS = ("mlp", "similarity", "mlp+similarity")
 TOPICS = {
     "stars": "star stars galaxy the of",

@@ -11,6 +11,8 @@ from modeling_sep_mldc.classification_loss_sep_mldc import multi_label_loss
 from modeling_sep_mldc.label_table_sep_mldc import attention_weights
 
 
+pytestmark = pytest.mark.numeric
+
 KINDS = ("bce", "softmax", "bce+softmax", "decoupled_softmax", "bce+decoupled_softmax")
 CLASSIFIERS = ("mlp", "similarity", "mlp+similarity")
 NUM_LABELS = 24

@@ -17,6 +17,9 @@ from trainer.metrics import ranking_metrics
 from trainer.metrics.ranking import inverse_propensities
 
 
+pytestmark = pytest.mark.numeric
+
+
 def fitted(folder, model=None, **kwargs):
     trainer = make_trainer(folder, model, documents=tiny_documents(120), evaluation=tiny_documents(60, seed=1))
     trainer.fit_lexical_scores(num_features=8, **kwargs)

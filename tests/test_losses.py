@@ -18,6 +18,8 @@ from trainer.losses.contrastive import (
 )
 
 
+pytestmark = pytest.mark.numeric
+
 LOSSES = {"label": label_contrastive_loss, "document": document_contrastive_loss}
 
 

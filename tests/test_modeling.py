@@ -15,6 +15,8 @@ from modeling_sep_mldc.label_texts_sep_mldc import pad_label_inputs, tokenize_la
 from modeling_sep_mldc.modeling_sep_mldc import multi_label_loss
 
 
+pytestmark = pytest.mark.numeric
+
 CLASSIFIERS = ("mlp", "similarity", "mlp+similarity")
 LABELS = ["cs.IR", "cs.CL", "math.CO"]
 DESCRIPTIONS = {"cs.IR": "search engines and ranking", "math.CO": "graphs"}

@@ -7,6 +7,8 @@ import torch
 from tiny_models import HIDDEN_SIZE, tiny_batch, tiny_candidates, tiny_model
 
 
+pytestmark = pytest.mark.numeric
+
 CLASSIFIERS = ("mlp", "similarity", "mlp+similarity")
 
 

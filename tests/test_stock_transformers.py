@@ -32,6 +32,8 @@ from transformers import (
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
 
 
+pytestmark = pytest.mark.numeric
+
 WITHOUT_SDPA = ("deberta-v2", "mpnet")
 COMPILED = ("bert", "roberta", "distilbert")
 LABELS = ["stars", "images", "prices"]

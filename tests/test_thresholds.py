@@ -20,6 +20,8 @@ from trainer.thresholds.tuning import (
 )
 
 
+pytestmark = pytest.mark.numeric
+
 EDGES = np.linspace(-3, 3, 7)
 
 
