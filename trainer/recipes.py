@@ -5,9 +5,12 @@ One place decides what a user gets without naming a setting. The rules come from
 three data sets at 300 to 6,000 documents, chosen on validation data. See docs/settings.md for the measurements.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 
 RECIPES = ("best", "fast", "paper")
