@@ -167,20 +167,23 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
     @cached_property
     def model_max_length(self) -> int:
         """Number of tokens that the model reads, and so of a window by default."""
-        return self.model.config.max_tokens(self.tokenizer)
+        reads = self.model.config.max_tokens(self.tokenizer)
+        return reads if reads > self.tokenizer.num_special_tokens_to_add() else self._encoder_limit
 
     @cached_property
     def longest_max_length(self) -> int:
         """
-        Largest `max_length`: of a model with lexical scores, which read all tokens, the encoder's own limit; there a window may be
-        longer than `encoder_max_length`, as documents are in training.
+        Largest `max_length`. Lexical scores read all tokens: with them, a window may be longer than `encoder_max_length`, as documents
+        are in training.
         """
-        config = self.model.config
-        if not config.num_lexical_features or config.encoder_max_length is None:
-            return self.model_max_length
-        whole = copy.copy(config)
-        whole.encoder_max_length = None
-        return whole.max_tokens(self.tokenizer)
+        return self._encoder_limit if self.model.config.num_lexical_features else self.model_max_length
+
+    @cached_property
+    def _encoder_limit(self) -> int:
+        """Number of tokens that the encoder could read, `encoder_max_length` apart."""
+        config = copy.copy(self.model.config)
+        config.encoder_max_length = None
+        return config.max_tokens(self.tokenizer)
 
     # ---- From texts to windows ----
 

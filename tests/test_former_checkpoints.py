@@ -38,7 +38,9 @@ def test_a_former_checkpoint_gives_the_same_logits_labels_and_thresholds(saved):
 @pytest.mark.parametrize("name, options", [("pipeline", {}), ("pipeline_top_k_3", {"top_k": 3})])
 def test_a_former_checkpoint_gives_the_same_pipeline_answers(saved, name, options):
     model, tokenizer, expected = saved
-    answers = pipeline(TASK, model=model, tokenizer=tokenizer, device="cpu")(expected["texts"], **options)
+    classify = pipeline(TASK, model=model, tokenizer=tokenizer, device="cpu")
+    # Windows were longer than what the encoder reads.
+    answers = classify(expected["texts"], max_length=classify.longest_max_length, **options)
     assert [[entry["label"] for entry in labels] for labels in answers] == [
         [entry["label"] for entry in labels] for labels in expected[name]
     ]
