@@ -32,12 +32,13 @@ from modeling_sep_mldc import (
     SepMldcConfig,
     SepMldcForMultiLabelClassification,
 )
-from trainer.data.document_files import EXTENSIONS, READERS, expand_files, join_names, read_lines, shorten
+from trainer.data.columns import Columns
+from trainer.data.readers import expand_files, find_format, is_regular, read_records
+from trainer.data.text_lines import check_file
 from trainer.files import digest, is_special
 from trainer.resumable_lines import ResumableLines
 
 
-STDIN = "/dev/stdin"
 FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet")
 STREAMED_FORMATS = ("txt", "jsonl", "csv", "tsv")
 # A look-ahead block also ends here, so that a few huge documents do not fill the memory.
@@ -155,15 +156,11 @@ class Document(NamedTuple):
 
 def input_paths(args: PredictArguments) -> list[str]:
     """The files to read, each of a known format that it can be read in."""
-    if args.input_file == ["-"]:
-        if sys.stdin is None:
-            raise ValueError("Standard input is closed. Open it (`< file`), or name files with `--input_file`.")
-        paths = [STDIN]
-    else:
-        paths = expand_files(args.input_file)
+    paths = expand_files(args.input_file)
     for path in paths:
-        kind = format_of(path, args.input_format)
-        if kind not in STREAMED_FORMATS and not os.path.isfile(path):
+        check_file(path)
+        kind = format_of(path, args)
+        if kind not in STREAMED_FORMATS and not is_regular(path):
             raise ValueError(
                 f"{path}: {kind} cannot be read from a pipe. Name a file, or send {' or '.join(STREAMED_FORMATS)}."
             )
@@ -175,67 +172,35 @@ def input_paths(args: PredictArguments) -> list[str]:
     return paths
 
 
-def format_of(path: str, given: str | None) -> str:
-    if given is not None:
-        return given
-    if path == STDIN:
-        return "txt"
-    ending = os.path.splitext(path.removesuffix(".gz").removesuffix(".zst"))[1].lower()
-    found = {".txt": "txt", **EXTENSIONS}.get(ending)
-    if found is None:
-        raise ValueError(
-            f"{path}: the format is not clear from the name. Name it with `--input_format`: {', '.join(FORMATS)}."
-        )
-    return found
-
-
-def read_text_lines(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """One document per line; an empty line is an empty document."""
-    for number, line in read_lines(path):
-        yield f"{path}, line {number}", {"text": line.rstrip("\r\n")}
-
-
-def check_text(value: Any, where: str, column: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: `{column}` is {shorten(value)}, but it must be a text. Write a string.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise ValueError(f"{where}: `{column}` holds half a surrogate pair ({half!r}). Remove it.") from None
-    return value
+def format_of(path: str, args: PredictArguments) -> str:
+    return find_format(path, args.input_format or "auto")
 
 
 def read_documents(paths: list[str], args: PredictArguments) -> Iterator[Document]:
     """The documents of all files in order, one at a time."""
     index = 0
-    columns = args.text_columns or ["text"]
+    wanted = Columns(text=tuple(args.text_columns or ["text"]), labels=None, id=args.id_column)
     for path in paths:
-        kind = format_of(path, args.input_format)
-        for where, record in read_text_lines(path) if kind == "txt" else READERS[kind](path):
-            id_column = args.id_column or ("id" if "id" in record else None)
-            missing = [name for name in (*columns, id_column) if name is not None and name not in record]
-            if missing:
-                raise ValueError(
-                    f"{where}: no column {join_names(missing)}. The columns are {join_names(record, 20)}: name them with "
-                    "`--text_columns` and `--id_column`."
-                )
-            texts = [check_text(record[name], where, name) for name in columns]
-            document_id = record[id_column] if id_column else None
-            if document_id is not None and not isinstance(document_id, int):
-                document_id = check_text(str(document_id), where, id_column)
-            yield Document(index, document_id, " ".join(text for text in texts if text))
+        for where, record in read_records(path, format_of(path, args)):
+            columns = wanted.check(record, where)
+            yield Document(index, id_of(record, columns.id), columns.text_of(record, where))
             index += 1
+
+
+def id_of(record: dict[str, Any], column: str | None) -> int | str | None:
+    """A whole number as it is, anything else as text; half a surrogate pair, which is no character, becomes a question mark."""
+    value = None if column is None else record[column]
+    if value is None or isinstance(value, int):
+        return value
+    return str(value).encode(errors="replace").decode()
 
 
 def count_documents(paths: list[str], args: PredictArguments) -> int | None:
     """For the progress bar: the number of documents, if it can be found quickly and without reading a pipe."""
     total = 0
     for path in paths:
-        kind = format_of(path, args.input_format)
-        if not os.path.isfile(path) or path.endswith((".gz", ".zst")):
+        kind = format_of(path, args)
+        if not is_regular(path) or path.endswith((".gz", ".zst")):
             return None
         if kind == "parquet":
             try:
