@@ -1,7 +1,9 @@
 """Configuration of SEP-MLDC models."""
 
+import math
 import warnings
 from typing import Any, Literal
+from unicodedata import normalize
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
@@ -37,6 +39,18 @@ def rename_former_fields(values: dict[str, Any], warn: bool = False) -> dict[str
     return renamed
 
 
+def _check_label_names(id2label: dict[int, str]) -> None:
+    if sorted(id2label) != list(range(len(id2label))):
+        raise ValueError(
+            f"`id2label` has the keys {sorted(id2label)[:5]}..., but labels are numbered from 0 on without gaps. Renumber them."
+        )
+    for index, name in id2label.items():
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(
+                f"`id2label` calls label {index} {name!r}, but a name is needed. Give it one that is not blank."
+            )
+
+
 @strict
 class SepMldcConfig(PreTrainedConfig):
     r"""
@@ -44,48 +58,54 @@ class SepMldcConfig(PreTrainedConfig):
     classification head. Label names are in `id2label`, what they mean in `label_descriptions`.
 
     Args:
-        backbone_config (`PreTrainedConfig` or `dict`):
-            Configuration of the text encoder, of any type that `AutoModel` knows. A RoBERTa-base by default.
-        pooling (`str`, defaults to `"mean"`):
-            How token states become one embedding: `"mean"` over the attended tokens, or `"cls"`, the first token's
-            last hidden state.
-        classification_loss (`str`, defaults to `"bce"`):
-            `"bce"` (binary cross-entropy, summed over labels, averaged over documents), `"softmax"` (cross-entropy
-            against the multi-hot target: a ranking, no probabilities), `"decoupled_softmax"` (the same, but the positives of a
-            document do not compete with each other), or a sum: `"bce+softmax"`, `"bce+decoupled_softmax"`.
-        classifier (`str`, defaults to `"mlp"`):
-            `"mlp"` (the paper's), `"similarity"` (a learnt scale times the cosine of the projected input and the label
-            embedding, plus a bias; no matrix of one row a label) or `"mlp+similarity"`, the sum of both logits.
-        classifier_dropout (`float`, defaults to 0.5):
-            Dropout before each linear layer of the head.
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of the text encoder, of any type that `AutoModel` knows. Defaults to RoBERTa-base.
+        pooling (`str`, *optional*, defaults to `"mean"`):
+            How token states become one embedding. `"mean"` averages over the attended tokens, `"cls"` takes the last hidden
+            state of the first token.
+        classification_loss (`str`, *optional*, defaults to `"bce"`):
+            `"bce"` is binary cross-entropy, summed over labels and averaged over documents. `"softmax"` is cross-entropy
+            against the multi-hot target. In `"decoupled_softmax"`, the positives of a document do not compete with each
+            other. `"bce+softmax"` and `"bce+decoupled_softmax"` are sums. Without `"bce"`, logits only rank labels until they
+            are calibrated.
+        classifier (`str`, *optional*, defaults to `"mlp"`):
+            `"mlp"` is the paper's classifier. `"similarity"` is a learned scale times the cosine of the projected input and
+            the label embedding, plus a bias, and has no weight matrix with one row per label. `"mlp+similarity"` is the sum
+            of both logits.
+        classifier_dropout (`float`, *optional*, defaults to 0.5):
+            Dropout probability before each linear layer of the head.
         classifier_hidden_size (`int`, *optional*):
-            Width of the MLP's hidden layer; the encoder's hidden size when not given.
-        classifier_bias_init (`str`, defaults to `"zero"`):
-            `"prior"` when the output bias started at each label's log-odds in the training set.
-        similarity_scale_init (`float`, defaults to 10.0):
-            Where the learnt scale of the similarity classifier starts.
-        label_attention (`bool`, defaults to `True`):
-            Label-guided feature selection (Eq. 16-18). `False` is the ablation without it: the head sees the document
-            embedding alone.
+            Width of the hidden layer of the MLP. Defaults to the encoder's hidden size.
+        classifier_bias_init (`str`, *optional*, defaults to `"zero"`):
+            `"prior"` if the output bias started at the log-odds of each label in the training set.
+        similarity_scale_init (`float`, *optional*, defaults to 10.0):
+            Initial value of the learned scale of the similarity classifier.
+        label_attention (`bool`, *optional*, defaults to `True`):
+            Whether to use label-guided feature selection (Eq. 16-18). If `False`, the head sees the document embedding alone.
         encoder_max_length (`int`, *optional*):
-            The encoder sees so many tokens of a document at most, the lexical scores see all. No limit when not given.
+            Maximum number of tokens of a document that the encoder reads. Lexical scores read all tokens. Defaults to no
+            limit but the encoder's own.
         num_lexical_features (`int`, *optional*):
-            Number of token weights stored for each label by the lexical scores, a sparse linear classifier on the document's tokens that
-            is added to the logits outside training (see `SepMldcTrainer.fit_lexical_scores`); `None` without them.
+            Number of weights stored per label by the lexical scores, a sparse linear classifier on the tokens of the
+            document that is added to the logits outside training (see `SepMldcTrainer.fit_lexical_scores`). `None` if there
+            are none.
         lexical_info (`dict`, *optional*):
-            How the lexical scores were fitted (scale, number of documents, metrics without and with them, ...).
+            How the lexical scores were fitted: scale, number of documents, metrics without and with them.
         label_descriptions (`dict[str, str]`, *optional*):
-            Label name to expansion, for the labels that have one.
-        thresholds (`list[float]`, *optional*):
-            Decision threshold of each label on its probability, in `id2label` order.
+            Label description by label name, for labels that have one.
+        thresholds (`list[float]` of length `num_labels`, *optional*):
+            Decision threshold of each label on its probability.
         threshold_info (`dict`, *optional*):
-            How `thresholds` were found (objective, number of documents, ...).
+            How `thresholds` were found: objective, number of documents, metrics.
         score_calibration (`dict`, *optional*):
             `{"scale": a, "bias": b}`: the probability of a label is `sigmoid(a * logit + b)`.
-        label_counts (`list[int]`, *optional*):
-            Number of real training documents of each label, in `id2label` order.
+        label_counts (`list[int]` of length `num_labels`, *optional*):
+            Number of training documents that have each label, without pseudo-documents.
         num_train_documents (`int`, *optional*):
-            Number of real training documents.
+            Number of training documents, without pseudo-documents.
+
+    Raises:
+        ValueError: a value is out of its range, has the wrong length, or two labels have the same name.
 
     Example:
 
@@ -123,7 +143,7 @@ class SepMldcConfig(PreTrainedConfig):
     num_lexical_features: int | None = None
     lexical_info: dict | None = None
     label_descriptions: dict[str, str] | None = None
-    thresholds: list[float] | None = None
+    thresholds: list[float | int] | None = None
     threshold_info: dict | None = None
     score_calibration: dict | None = None
     label_counts: list[int] | None = None
@@ -147,16 +167,15 @@ class SepMldcConfig(PreTrainedConfig):
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
         super().__post_init__(**kwargs)
-        for field in ("encoder_max_length", "num_lexical_features"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"`{field}` is {value}, but it must be 1 or more, or `None`. Correct it.")
         if self.problem_type != "multi_label_classification":
             raise ValueError(
                 f"`problem_type` is {self.problem_type!r}, but SEP-MLDC models are for 'multi_label_classification'. Leave "
                 "`problem_type` out."
             )
         if self.id2label is not None:
+            _check_label_names(self.id2label)
+            # Two Unicode forms of a name look the same and must not be two labels.
+            self.id2label = {index: normalize("NFC", label) for index, label in self.id2label.items()}
             self.label2id = {label: index for index, label in self.id2label.items()}
             if len(self.label2id) != len(self.id2label):
                 names = list(self.id2label.values())
@@ -164,16 +183,76 @@ class SepMldcConfig(PreTrainedConfig):
                 raise ValueError(
                     f"`id2label` has {double[0]!r} more than once, but label names must differ. Rename or merge them."
                 )
-            if self.thresholds is not None and len(self.thresholds) != len(self.id2label):
+        if self.label_descriptions is not None:
+            self.label_descriptions = {normalize("NFC", name): text for name, text in self.label_descriptions.items()}
+        self.check_values()
+
+    def check_values(self) -> None:
+        """
+        Check the values that no type can check: ranges, lengths, finiteness.
+
+        Raises:
+            ValueError: a value would make the model's answers meaningless, such as a threshold above 1.
+        """
+        for field in ("classifier_hidden_size", "encoder_max_length", "num_lexical_features"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"`{field}` is {value}, but it must be 1 or more, or `None`. Correct it.")
+        if not 0 <= self.classifier_dropout <= 1:
+            raise ValueError(
+                f"`classifier_dropout` is {self.classifier_dropout}, but it is a probability from 0 to 1. Use 0.5, for example."
+            )
+        if not math.isfinite(self.similarity_scale_init):
+            raise ValueError(
+                f"`similarity_scale_init` is {self.similarity_scale_init}, but it must be finite. Use 10, for example."
+            )
+        self._check_length("thresholds", self.thresholds)
+        wrong = [value for value in self.thresholds or () if not 0 <= value <= 1]
+        if wrong:
+            raise ValueError(
+                f"`thresholds` holds {wrong[0]}, but thresholds are probabilities from 0 to 1. Tune them again."
+            )
+        self._check_calibration()
+        self._check_label_counts()
+
+    def _check_length(self, field: str, values: list | None) -> None:
+        if values is not None and len(values) != self.num_labels:
+            raise ValueError(
+                f"`{field}` has {len(values)} values for {self.num_labels} labels. Give one per label, or `None`."
+            )
+
+    def _check_calibration(self) -> None:
+        calibration = self.score_calibration
+        if calibration is None:
+            return
+        numbers = [value for value in calibration.values() if isinstance(value, (int, float)) and math.isfinite(value)]
+        if set(calibration) != {"scale", "bias"} or len(numbers) != 2 or calibration["scale"] <= 0:
+            raise ValueError(
+                f"`score_calibration` is {calibration}, but it must be {{'scale': a, 'bias': b}} with finite numbers and a scale "
+                "above 0. Tune the thresholds again, or use `None`."
+            )
+
+    def _check_label_counts(self) -> None:
+        total = self.num_train_documents
+        if total is not None and total < 0:
+            raise ValueError(
+                f"`num_train_documents` is {total}, but it cannot be negative. Correct it, or use `None`."
+            )
+        self._check_length("label_counts", self.label_counts)
+        for label, count in enumerate(self.label_counts or ()):
+            if count < 0 or (total is not None and count > total):
                 raise ValueError(
-                    f"`thresholds` has {len(self.thresholds)} values for {len(self.id2label)} labels. Give one a label, or "
-                    "none at all."
+                    f"`label_counts` is {count} for label {label}, but it must be from 0 to `num_train_documents`"
+                    f"{'' if total is None else f', which is {total}'}. Count the labels of the training documents again."
                 )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "SepMldcConfig":
         """As in transformers. Former names of fields are accepted: silently in `config_dict`, with a warning in `kwargs`."""
-        return super().from_dict(rename_former_fields(config_dict), **rename_former_fields(kwargs, warn=True))
+        loaded = super().from_dict(rename_former_fields(config_dict), **rename_former_fields(kwargs, warn=True))
+        # `kwargs` were set after the others had been checked.
+        (loaded[0] if isinstance(loaded, tuple) else loaded).check_values()
+        return loaded
 
     @property
     def label_support(self) -> list[int] | None:

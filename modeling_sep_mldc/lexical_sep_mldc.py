@@ -83,3 +83,26 @@ class LexicalScores(nn.Module):
         self.feature_ids = torch.cat([ids, ids.new_zeros(num_added, width)])
         self.feature_weights = torch.cat([weights, weights.new_zeros(num_added, width)])
         self.bias = torch.cat([bias, bias.new_full((num_added,), UNSEEN_MARGIN)])
+
+    @torch.no_grad()
+    def resize_vocabulary(self, old_size: int, new_size: int) -> None:
+        """
+        Fit the tables to a vocabulary of another size: new tokens have no weight, weights of removed ones are dropped. What lies
+        beyond the vocabulary in the tables of features moves along.
+        """
+        kept, added = min(old_size, new_size), max(new_size - old_size, 0)
+        self.idf = torch.cat([self.idf[:kept], self.idf.new_zeros(added), self.idf[old_size:]])
+        ids = self.feature_ids
+        removed = (ids >= kept) & (ids < old_size)
+        moved = torch.where(ids >= old_size, ids + (new_size - old_size), ids)
+        self.feature_weights = self.feature_weights.masked_fill(removed, 0.0)
+        self.feature_ids = moved.masked_fill(removed, 0)
+
+    def check(self, name: str) -> None:
+        """Refuse features, loaded from `name`, that are outside the vocabulary."""
+        ids = self.feature_ids
+        if not ids.is_meta and ids.numel() and not 0 <= ids.min() <= ids.max() < len(self.idf):
+            raise ValueError(
+                f"`lexical.feature_ids` of {name} names features outside a vocabulary of {len(self.idf)}. The file is damaged, or its "
+                "lexical scores belong to another tokenizer. Fit them again."
+            )

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
+from .checkpoint_checks_sep_mldc import check_finite, check_loading_report, explained_loading_errors
 from .classification_loss_sep_mldc import multi_label_loss
 from .configuration_sep_mldc import SepMldcConfig
 from .encoder_sep_mldc import TextEncodingMixin, encoder_class, new_encoder, set_padding_token
@@ -240,52 +240,34 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         return model.eval()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs
+    ) -> "SepMldcForMultiLabelClassification":
         """
-        As in transformers, but weights come from safetensors only and must be finite; the label embeddings load as
-        constants, like in a new model.
+        Load a trained model, as in transformers, and check it as a whole. The label embeddings load as constants.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): a Hub name or a folder.
+            args, kwargs: as in transformers. With `ignore_mismatched_sizes=True`, weights that are missing, left over or of another
+                shape are accepted: they start as in a new model.
 
         Raises:
-            OSError: there are no weights in safetensors, or a file of them is cut.
-            ValueError: a pickle is asked for, the weights do not fit the configuration, or some are NaN or infinite.
+            OSError: there are no weights in safetensors, or a file of them is damaged.
+            ValueError: a pickle is asked for, weights are missing or do not fit the configuration, or some are NaN or infinite.
         """
         name = pretrained_model_name_or_path
-        if kwargs.get("use_safetensors") is False:
-            raise ValueError(
-                f"`use_safetensors=False` would let the pickled weights of {name} run any code, so they are refused. Ask "
-                "whoever made them to save them with `save_pretrained`, which writes safetensors."
+        with_report = kwargs.pop("output_loading_info", False)
+        with explained_loading_errors(name, kwargs):
+            model, report = super().from_pretrained(
+                name, *args, **{**kwargs, "use_safetensors": True, "output_loading_info": True}
             )
-        try:
-            loaded = super().from_pretrained(name, *args, **{**kwargs, "use_safetensors": True})
-        except SafetensorError as error:
-            raise OSError(
-                f"The weights of {name} cannot be read ({error}): a file of them is cut or damaged. Copy or download it again."
-            ) from error
-        except OSError as error:
-            if "file named" in str(error) and "safetensors" in str(error):
-                raise OSError(
-                    f"{name} has no weights in safetensors. Pickled ones (`pytorch_model.bin`) can run any code when they are "
-                    "loaded, so they are refused: save them again with `save_pretrained`."
-                ) from error
-            raise
-        except RuntimeError as error:
-            if "ignore_mismatched_sizes" in str(error):
-                raise ValueError(
-                    f"The weights of {name} do not fit its `config.json`, which names another number of labels or another "
-                    "encoder (the report above lists the tensors). Use the `config.json` that they were saved with."
-                ) from error
-            raise
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if not kwargs.get("ignore_mismatched_sizes", False):
+            check_loading_report(name, report)
+        check_finite(name, model)
+        if model.lexical is not None:
+            model.lexical.check(name)
         model.label_embeddings.requires_grad_(False)
-        for parameter_name, parameter in model.named_parameters():
-            if parameter.is_meta or not parameter.is_floating_point():
-                continue
-            if not torch.isfinite(parameter.detach().sum(dtype=torch.float32)):
-                raise ValueError(
-                    f"`{parameter_name}` of {name} holds NaN or infinite values, so its scores would mean nothing; the training "
-                    "diverged. Load an earlier checkpoint."
-                )
-        return loaded
+        return (model, report) if with_report else model
 
     @torch.no_grad()
     def init_prior_bias(self, label_frequencies: torch.Tensor) -> None:
@@ -313,6 +295,15 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As in transformers. The tables of the lexical scores are resized along."""
+        text_config = self.config.get_text_config()
+        old_size = text_config.vocab_size
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if self.lexical is not None and text_config.vocab_size != old_size:
+            self.lexical.resize_vocabulary(old_size, text_config.vocab_size)
+        return embeddings
 
     @property
     def uses_label_embeds(self) -> bool:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hub_client import make_model, make_tokenizer
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny_backbone, tiny_backbone_config, tiny_model
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from modeling_sep_mldc import SepMldcForMultiLabelClassification
+from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,12 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def checkpoint(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def with_lexical(tmp_path):
+    tiny_model(num_labels=3, num_lexical_features=4).save_pretrained(tmp_path / "lexical")
+    return tmp_path / "lexical"
 
 
 @pytest.mark.parametrize("size", [0, 4, 100, -1])
@@ -77,3 +84,98 @@ def test_mismatched_sizes_can_still_be_asked_for(checkpoint):
 def test_a_whole_checkpoint_loads_with_its_loading_report(checkpoint):
     model, report = SepMldcForMultiLabelClassification.from_pretrained(checkpoint, output_loading_info=True)
     assert not model.label_embeddings.requires_grad and not report["missing_keys"]
+
+
+def rewrite(checkpoint, change):
+    path = checkpoint / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "left_out, named",
+    [
+        (lambda key: "layer.1." in key, "lack 16 tensors .*`backbone.encoder.layer.1.attention"),
+        (lambda key: key == "label_embeddings", "lack 1 tensor .*`label_embeddings`"),
+        (lambda key: key.startswith("classifier.out_proj"), "lack 1 tensor .*`classifier.out_proj.weight`"),
+        (lambda key: key == "lexical.bias", "lack 1 tensor .*`lexical.bias`"),
+    ],
+)
+@pytest.mark.parametrize("auto_class", [AutoModel, SepMldcForMultiLabelClassification])
+def test_a_checkpoint_that_lacks_tensors_is_refused(with_lexical, left_out, named, auto_class):
+    rewrite(with_lexical, lambda weights: {key: value for key, value in weights.items() if not left_out(key)})
+    with pytest.raises(ValueError, match=f"The weights of .* {named}.*saved together"):
+        auto_class.from_pretrained(with_lexical)
+    model = auto_class.from_pretrained(with_lexical, ignore_mismatched_sizes=True)
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+
+
+def test_a_checkpoint_with_tensors_that_the_model_lacks_is_refused(with_lexical):
+    config = json.loads((with_lexical / "config.json").read_text())
+    (with_lexical / "config.json").write_text(json.dumps({**config, "num_lexical_features": None}))
+    with pytest.raises(ValueError, match="hold 6 tensors that the model of its `config.json` does not have"):
+        AutoModel.from_pretrained(with_lexical)
+
+
+def test_a_checkpoint_of_an_encoder_is_told_from_a_trained_model(tmp_path):
+    folder = tiny_backbone(tmp_path)
+    with pytest.raises(ValueError, match="use `from_backbone`"):
+        SepMldcForMultiLabelClassification.from_pretrained(
+            folder, config=SepMldcConfig(backbone_config=tiny_backbone_config(), num_labels=3)
+        )
+
+
+@pytest.mark.parametrize("name", ["lexical.idf", "lexical.feature_weights", "lexical.scale", "lexical.lift"])
+def test_buffers_that_are_not_finite_are_refused(with_lexical, name):
+    def spoil(weights):
+        weights[name].view(-1)[-1] = float("nan")
+        return weights
+
+    rewrite(with_lexical, spoil)
+    with pytest.raises(ValueError, match=f"`{name}` of .* holds NaN or infinite values"):
+        AutoModel.from_pretrained(with_lexical)
+
+
+@pytest.mark.parametrize("value", [-1, 10**6])
+def test_lexical_features_outside_the_vocabulary_are_refused(with_lexical, value):
+    def spoil(weights):
+        weights["lexical.feature_ids"][0, 0] = value
+        return weights
+
+    rewrite(with_lexical, spoil)
+    with pytest.raises(ValueError, match="`lexical.feature_ids` of .* outside a vocabulary"):
+        AutoModel.from_pretrained(with_lexical)
+
+
+def test_large_finite_weights_are_not_taken_for_infinite_ones(checkpoint):
+    rewrite(checkpoint, lambda weights: {**weights, "classifier.bias": torch.full((3,), 3e38)})
+    assert AutoModel.from_pretrained(checkpoint).classifier.bias[0] > 1e38
+
+
+def test_a_checkpoint_loads_in_little_memory_and_in_half_precision(with_lexical):
+    expected = AutoModel.from_pretrained(with_lexical)
+    weights = {"config": expected.config, "state_dict": expected.state_dict()}
+    for name, options in ((with_lexical, {"device_map": "cpu"}), (None, weights)):
+        model = SepMldcForMultiLabelClassification.from_pretrained(name, **options)
+        assert torch.equal(model.label_embeddings, expected.label_embeddings)
+    assert AutoModel.from_pretrained(with_lexical, dtype=torch.bfloat16).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("new_size", [200, 90])
+def test_a_resized_vocabulary_keeps_the_lexical_scores_and_loads_again(tmp_path, new_size):
+    model = tiny_model(num_lexical_features=4)
+    size = model.config.backbone_config.vocab_size
+    generator = torch.Generator().manual_seed(0)
+    lexical = model.lexical
+    lexical.idf.copy_(torch.rand(size, generator=generator) + 0.5)
+    lexical.feature_ids.copy_(torch.randint(0, size, lexical.feature_ids.shape, generator=generator))
+    lexical.feature_weights.normal_(generator=generator)
+    lexical.scale.fill_(2.0)
+    kept = min(size, new_size)
+    tokens = torch.randint(5, kept, (3, 9), generator=generator)
+    # Features of removed tokens count for nothing in documents that cannot contain them.
+    expected = model(tokens).logits
+    model.resize_token_embeddings(new_size)
+    torch.testing.assert_close(model(tokens).logits, expected)
+    assert (lexical.feature_ids < new_size).all() and len(lexical.idf) == new_size
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(AutoModel.from_pretrained(tmp_path)(tokens).logits, expected)

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 
 CLIENT = Path(__file__).with_name("hub_client.py")
 CODE = {
+    "checkpoint_checks_sep_mldc.py",
     "classification_loss_sep_mldc.py",
     "configuration_sep_mldc.py",
     "encoder_sep_mldc.py",

@@ -1,0 +1,85 @@
+"""What makes a checkpoint whole: checks of loaded weights, and errors that say what is wrong with it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+
+@contextmanager
+def explained_loading_errors(name: str | os.PathLike | None, kwargs: dict[str, Any]) -> Iterator[None]:
+    """
+    Errors of loading the weights of `name`, in one sentence each. `kwargs` are those of `from_pretrained`.
+
+    Raises:
+        OSError: there are no weights in safetensors, or a file of them is damaged.
+        ValueError: a pickle is asked for, or weights have other shapes than the configuration says.
+    """
+    if kwargs.get("use_safetensors") is False:
+        raise ValueError(
+            f"`use_safetensors=False` would let the pickled weights of {name} run any code, so they are refused. Ask "
+            "whoever made them to save them with `save_pretrained`, which writes safetensors."
+        )
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(
+            f"The weights of {name} cannot be read ({error}): a file of them is cut or damaged. Copy or download it again."
+        ) from error
+    except OSError as error:
+        if "file named" in str(error) and "safetensors" in str(error):
+            raise OSError(
+                f"{name} has no weights in safetensors. Pickled ones (`pytorch_model.bin`) can run any code when they are "
+                "loaded, so they are refused: save them again with `save_pretrained`."
+            ) from error
+        raise
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" in str(error):
+            raise ValueError(
+                f"The weights of {name} do not fit its `config.json`, which names another number of labels or another "
+                "encoder (the report above lists the tensors). Use the `config.json` that they were saved with."
+            ) from error
+        raise
+
+
+def check_loading_report(name: str | os.PathLike | None, report: dict[str, Any]) -> None:
+    """
+    Refuse weights that lack tensors of the model, or have some that it lacks: its answers would be those of another model.
+
+    Args:
+        name (`str` or `os.PathLike`): the checkpoint.
+        report (`dict`): what `from_pretrained(..., output_loading_info=True)` returns beside the model.
+    """
+    for problem, text in (
+        ("missing_keys", "lack {} of the model ({}), which would be random numbers"),
+        ("unexpected_keys", "hold {} that the model of its `config.json` does not have ({})"),
+    ):
+        keys = sorted(report[problem])
+        if keys:
+            count = "1 tensor" if len(keys) == 1 else f"{len(keys)} tensors"
+            named = ", ".join(f"`{key}`" for key in keys[:3]) + (", ..." if len(keys) > 3 else "")
+            raise ValueError(
+                f"The weights of {name} {text.format(count, named)}. Use the files that were saved together; to start from a "
+                "pre-trained encoder, use `from_backbone`; to change the architecture on purpose, pass "
+                "`ignore_mismatched_sizes=True`."
+            )
+
+
+def check_finite(name: str | os.PathLike | None, model: nn.Module) -> None:
+    """Refuse weights and buffers of a model loaded from `name` that hold NaN or infinite values."""
+    for tensors in (model.named_parameters(), model.named_buffers()):
+        for tensor_name, tensor in tensors:
+            tensor = tensor.detach()
+            # Offloaded weights are on the meta device, 8-bit ones have no sum.
+            if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() < 2:
+                continue
+            # A sum needs no memory. It may overflow, so it only tells where to look closer.
+            if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
+                raise ValueError(
+                    f"`{tensor_name}` of {name} holds NaN or infinite values, so its scores would mean nothing; the training "
+                    "diverged. Load an earlier checkpoint."
+                )
