@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections import Counter
 from typing import Any, Literal
 from unicodedata import normalize
 
@@ -178,10 +179,9 @@ class SepMldcConfig(PreTrainedConfig):
             self.id2label = {index: normalize("NFC", label) for index, label in self.id2label.items()}
             self.label2id = {label: index for index, label in self.id2label.items()}
             if len(self.label2id) != len(self.id2label):
-                names = list(self.id2label.values())
-                double = sorted({name for name in names if names.count(name) > 1})
+                double = next(name for name, count in Counter(self.id2label.values()).items() if count > 1)
                 raise ValueError(
-                    f"`id2label` has {double[0]!r} more than once, but label names must differ. Rename or merge them."
+                    f"`id2label` has {double!r} more than once, but label names must differ. Rename or merge them."
                 )
         if self.label_descriptions is not None:
             self.label_descriptions = {normalize("NFC", name): text for name, text in self.label_descriptions.items()}

@@ -1,6 +1,8 @@
-"""The stored label embeddings of a model: encoding label texts, storing them, and adding, removing and renaming labels."""
+"""Labels of a trained model: encoding and storing label embeddings; adding, removing and renaming labels."""
 
+from collections.abc import Callable
 from typing import Any
+from unicodedata import normalize
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from .label_texts_sep_mldc import pad_label_inputs, tokenize_label_texts
 
 
-# A new label starts from so many of the existing ones at most.
+# Maximum number of existing labels that a new label starts from.
 NUM_NEIGHBOURS = 5
 
 
@@ -18,14 +20,16 @@ def neighbour_weights(
     embeds: torch.Tensor, others: torch.Tensor, num_neighbours: int = NUM_NEIGHBOURS
 ) -> torch.Tensor:
     """
-    How much each of the nearest `others` says about `embeds`: weights (n, m), each row summing to 1.
-
-    A weight is proportional to how far the cosine lies above the mean cosine to all others, because the cosines of an
-    encoder's texts all lie in a narrow band far from zero.
+    Weights of the nearest `others` of each embedding, proportional to how far their cosine is above the mean cosine to all
+    others: the cosines of an encoder's texts lie in a narrow band far from zero.
 
     Args:
-        embeds (`torch.Tensor` of shape `(n, d)`), others (`torch.Tensor` of shape `(m, d)`): embeddings.
-        num_neighbours (`int`, defaults to 5): at most so many weights of a row are above zero.
+        embeds (`torch.Tensor` of shape `(n, d)`): embeddings.
+        others (`torch.Tensor` of shape `(m, d)`): embeddings to choose neighbors from.
+        num_neighbours (`int`, *optional*, defaults to 5): maximum number of positive weights per row.
+
+    Returns:
+        `torch.Tensor` of shape `(n, m)`: non-negative weights; each row sums to 1.
     """
     cosines = F.normalize(embeds.float(), dim=-1) @ F.normalize(others.float(), dim=-1).t()
     best, indices = cosines.topk(min(num_neighbours, len(others)), dim=-1)
@@ -39,15 +43,18 @@ class LabelEditingMixin:
 
     @torch.no_grad()
     def encode_labels(
-        self, label_inputs: dict[str, list[list[int]]], batch_size: int = 64, progress: Any = None
+        self, label_inputs: dict[str, Any], batch_size: int = 64, progress: Callable[[int], Any] | None = None
     ) -> torch.Tensor:
         """
-        Embeddings (n, d) of tokenised label texts, without gradient and without dropout, in chunks of similar length.
+        Encode tokenized label texts, without gradient and without dropout, in batches of similar length.
 
         Args:
-            label_inputs: what [`tokenize_label_texts`] returns: `{"input_ids": n lists, "pad_token_id": int}`.
-            batch_size (`int`, defaults to 64): texts a chunk.
-            progress (*optional*): called with the number of texts after each chunk.
+            label_inputs (`dict`): n label texts, as [`tokenize_label_texts`] returns them.
+            batch_size (`int`, *optional*, defaults to 64): number of texts per batch.
+            progress (`Callable[[int], Any]`, *optional*): called after each batch with the number of its texts.
+
+        Returns:
+            `torch.Tensor` of shape `(n, d)`: embeddings in float32.
         """
         ids = label_inputs["input_ids"]
         rows = torch.empty(len(ids), self.config.hidden_size, device=self.label_embeddings.device)
@@ -67,7 +74,13 @@ class LabelEditingMixin:
 
     @torch.no_grad()
     def set_label_embeddings(self, rows: torch.Tensor, indices: torch.Tensor | None = None) -> None:
-        """Store label embeddings: all rows (L, d), or the rows (C, d) of `indices` (C,). Not to be called in forward."""
+        """
+        Store label embeddings. Not to be called between a forward and its backward.
+
+        Args:
+            rows (`torch.Tensor` of shape `(L, d)` or `(C, d)`): embeddings of all labels, or of the labels `indices`.
+            indices (`torch.LongTensor` of shape `(C,)`, *optional*): which labels the rows are for.
+        """
         if indices is None:
             self.label_embeddings.copy_(rows)
         else:
@@ -78,24 +91,24 @@ class LabelEditingMixin:
         self, labels: dict[str, str | None], tokenizer: PreTrainedTokenizerBase, max_label_length: int = 64
     ) -> None:
         """
-        Give the model new labels that it can score before any training on them (zero-shot).
+        Add labels that the model can score before any training on them (zero-shot).
 
-        A new label's embedding is f("{label}: {expansion}") (Eq. 1-2, 5). Its output weights in the classifier and its decision
-        threshold start as the mean of those of the closest existing labels, weighted by similarity
-        ([`neighbour_weights`]). Its bias starts as the mean of all: what a label means says nothing on how frequent it is,
-        and with the neighbours' biases new labels rank worse among each other. If the stored embeddings have moved away from what the encoder
-        says about their texts (trained as parameters), the new one is moved the way its neighbours have moved.
+        The embedding of a new label is that of its text (Eq. 1-2, 5). Its output weights and its decision threshold are means of
+        those of the closest existing labels, weighted by similarity ([`neighbour_weights`]). Its bias is the mean of all biases:
+        the meaning of a label says nothing about its frequency, and with the biases of their neighbors new labels rank worse
+        among each other. If stored embeddings have moved away from their texts because they were trained, the embedding of a new
+        label is moved as those of its neighbors were.
 
-        The scores of the existing labels change only through label attention, which may now choose a new label
-        (Eq. 16-17). Create trainers and optimisers afterwards: the extended weights are new parameters.
+        Scores of existing labels change only through label attention, which may now select a new label (Eq. 16-17). Create
+        trainers and optimizers afterwards: the extended weights are new parameters.
 
         Args:
-            labels (`dict[str, str]`): new label name to what it means; `None` or `""` where there is nothing to say.
+            labels (`dict[str, str]`): label description by new label name; `None` or `""` for labels without one.
             tokenizer (`PreTrainedTokenizerBase`): the model's tokenizer.
-            max_label_length (`int`, defaults to 64): label texts are cut after so many tokens.
+            max_label_length (`int`, *optional*, defaults to 64): maximum number of tokens per label text.
 
         Raises:
-            ValueError: no label, a name that is not a text or that the model has already, an expansion that is not a text.
+            ValueError: there are no labels, a name is blank or taken, or a description is not a string.
 
         Example:
 
@@ -106,15 +119,17 @@ class LabelEditingMixin:
         config = self.config
         if not isinstance(labels, dict) or not labels:
             raise ValueError(
-                f"`labels` is {labels!r}, but new labels are needed. Pass {{name: description}}, with None for a label "
-                "without description."
+                f"`labels` is {labels!r}, but new labels are needed. Pass {{name: description}}, with `None` for a "
+                "label without description."
             )
+        taken = set(config.labels)
         for name, description in labels.items():
-            _check_name(name, config.label2id)
+            taken.add(_new_name(name, taken))
             if description is not None and not isinstance(description, str):
                 raise ValueError(
                     f"The description of label {name!r} is {description!r}, but a text is needed. Pass a string, or None."
                 )
+        labels = {normalize("NFC", name): text for name, text in labels.items()}
         descriptions = {**(config.label_descriptions or {}), **{name: text for name, text in labels.items() if text}}
         names = [*config.labels, *labels]
         texts = [f"{name}: {text}" if text else name for name, text in labels.items()]
@@ -124,7 +139,8 @@ class LabelEditingMixin:
         weights = neighbour_weights(new, old)
 
         used = weights.any(dim=0).nonzero().flatten()
-        used_texts = [config.label_texts[index] for index in used.tolist()]
+        label_texts = config.label_texts
+        used_texts = [label_texts[index] for index in used.tolist()]
         moved = old[used] - self.encode_labels(tokenize_label_texts(tokenizer, used_texts, max_label_length))
         new = new + weights[:, used] @ moved
 
@@ -143,16 +159,16 @@ class LabelEditingMixin:
     @torch.no_grad()
     def remove_labels(self, labels: list[str]) -> None:
         """
-        Take labels away, with everything the model stores about them; the others keep their order.
+        Remove labels and everything that the model stores about them. The other labels keep their order.
 
-        The scores of the remaining labels change only through label attention, which can no longer choose a removed one.
-        Create trainers and optimisers afterwards: the shortened weights are new parameters.
+        Scores of the remaining labels change only through label attention, which can no longer select a removed label. Create
+        trainers and optimizers afterwards: the shortened weights are new parameters.
 
         Args:
             labels (`list[str]`): names of labels of the model.
 
         Raises:
-            ValueError: no label, an unknown one, or all of them.
+            ValueError: there are no labels, one is unknown, or they are all labels of the model.
         """
         config = self.config
         if isinstance(labels, str) or not labels:
@@ -165,7 +181,8 @@ class LabelEditingMixin:
             raise ValueError(
                 f"`labels` names all {config.num_labels} labels, but a classifier needs one at least. Leave one out."
             )
-        names = [config.labels[index] for index in kept]
+        labels_before = config.labels
+        names = [labels_before[index] for index in kept]
         index = torch.tensor(kept, device=self.label_embeddings.device)
         self._replace_label_rows(lambda rows: rows.index_select(0, index))
         for field in ("thresholds", "label_counts"):
@@ -176,18 +193,20 @@ class LabelEditingMixin:
 
     def rename_label(self, label: str, new_name: str) -> None:
         """
-        Call a label by another name. Scores do not change: the stored embedding stays until label texts are encoded anew,
-        as training does.
+        Rename a label. Scores do not change: the stored embedding is kept until label texts are encoded again, as in training.
+
+        Args:
+            label (`str`): name of a label of the model.
+            new_name (`str`): its new name.
 
         Raises:
-            ValueError: `label` is unknown, `new_name` is empty or the name of another label.
+            ValueError: `label` is unknown, or `new_name` is blank or taken.
         """
         config = self.config
         index = self._index_of(label)
-        if new_name == label:
-            return
-        _check_name(new_name, config.label2id)
         names = config.labels
+        label = names[index]
+        new_name = _new_name(new_name, set(names) - {label})
         names[index] = new_name
         descriptions = {
             new_name if name == label else name: text for name, text in (config.label_descriptions or {}).items()
@@ -195,14 +214,17 @@ class LabelEditingMixin:
         self._set_label_names(names, descriptions)
 
     def _index_of(self, label: str) -> int:
-        if label not in self.config.label2id:
+        index = self.config.label2id.get(normalize("NFC", label) if isinstance(label, str) else label)
+        if index is None:
             raise ValueError(
                 f"The model has no label {label!r} among its {self.config.num_labels}. Use a name from `model.config.labels`."
             )
-        return self.config.label2id[label]
+        return index
 
-    def _replace_label_rows(self, change, new_embeddings: torch.Tensor | None = None) -> None:
-        """Apply `change` to every parameter with one row a label; `new_embeddings` are appended to the stored ones."""
+    def _replace_label_rows(
+        self, change: Callable[[torch.Tensor], torch.Tensor], new_embeddings: torch.Tensor | None = None
+    ) -> None:
+        """Apply `change` to every parameter with one row per label; `new_embeddings` are appended to the stored ones."""
         table = self.label_embeddings
         if new_embeddings is None:
             self.label_embeddings = _like(table, change(table.detach()))
@@ -231,8 +253,11 @@ def _like(parameter: nn.Parameter, values: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(values, requires_grad=parameter.requires_grad)
 
 
-def _check_name(name: str, taken: dict[str, int]) -> None:
+def _new_name(name: str, taken: set[str]) -> str:
+    """A label name in the Unicode form that all label names have."""
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"A new label is called {name!r}, but a label needs a name. Pass a text that is not blank.")
+        raise ValueError(f"A new label is called {name!r}, but a label needs a name. Pass a string that is not blank.")
+    name = normalize("NFC", name)
     if name in taken:
         raise ValueError(f"The model already has a label {name!r}. Choose another name, or leave it out.")
+    return name

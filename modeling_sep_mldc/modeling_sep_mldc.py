@@ -5,6 +5,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 
 import torch
 import torch.nn.functional as F
@@ -193,10 +194,13 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         )
         ```
         """
-        labels = list(labels)
-        if not labels:
-            raise ValueError("`labels` is empty, but a classifier needs one label at least. Pass the label names.")
-        descriptions = dict(label_descriptions or {})
+        labels = labels if isinstance(labels, str) else list(labels)
+        if isinstance(labels, str) or not labels:
+            raise ValueError(
+                f"`labels` is {labels!r}, but a list of label names is needed. Pass one with a name or more."
+            )
+        labels = [normalize("NFC", label) for label in labels]
+        descriptions = {normalize("NFC", label): text for label, text in (label_descriptions or {}).items()}
         unknown = sorted(set(descriptions) - set(labels))
         if unknown:
             raise ValueError(

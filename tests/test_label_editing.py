@@ -217,6 +217,42 @@ def test_renaming_changes_the_name_and_no_score():
     assert model.config.labels[1] == "finance"
 
 
+def test_label_names_are_found_in_either_unicode_form():
+    model = make_model()
+    composed, decomposed = "for\u00eat", "fore\u0302t"
+    model.rename_label("money", decomposed)
+    assert model.config.labels[1] == composed
+    model.rename_label(decomposed, "money")
+    model.add_labels({decomposed: "proof theorem"}, tiny_tokenizer())
+    assert model.config.labels[-1] == composed and model.config.label_descriptions[composed] == "proof theorem"
+    with pytest.raises(ValueError, match="already has a label"):
+        model.add_labels({decomposed: None}, tiny_tokenizer())
+    with pytest.raises(ValueError, match="already has a label"):
+        model.add_labels({"caf\u00e9": None, "cafe\u0301": None}, tiny_tokenizer())
+    model.remove_labels([decomposed])
+    assert composed not in model.config.labels
+
+
+def test_editing_reads_the_list_of_labels_a_fixed_number_of_times(monkeypatch):
+    """Once per label would be quadratic."""
+    reads = {}
+    for size in (10, 40):
+        model = tiny_model(num_labels=size)
+        count = 0
+
+        def labels(config):
+            nonlocal count
+            count += 1
+            return list(config.id2label.values())
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(model.config), "labels", property(labels))
+            model.remove_labels([f"label {index}" for index in range(size // 2)])
+            model.add_labels({f"new {index}": None for index in range(size // 2)}, tiny_tokenizer())
+        reads[size] = count
+    assert reads[10] == reads[40]
+
+
 # ---- Bad input ----
 
 

@@ -369,7 +369,9 @@ def test_no_forward_argument_but_labels_looks_like_a_target_to_transformers():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"labels": []}, "`labels` is empty.*Pass the label names"),
+        ({"labels": []}, r"`labels` is \[\], but a list of label names is needed"),
+        ({"labels": "stars"}, "`labels` is 'stars', but a list of label names is needed"),
+        ({"labels": ["fore\u0302t", "for\u00eat"]}, "more than once.*Rename or merge"),
         ({"labels": ["a", "b", "a"]}, "'a' more than once.*Rename or merge"),
         ({"labels": ["a", "b"], "label_descriptions": {"c": "graphs"}}, "'c', which is not among the 2 labels"),
         ({"labels": ["a", "b"], "thresholds": [0.5]}, "`thresholds` has 1 values for 2 labels"),
