@@ -1,0 +1,66 @@
+"""Disk space for answers that are paid for and not there yet."""
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+
+STEP = 65536  # bytes
+
+
+class Reserve:
+    """
+    Disk space that is kept free for the answers under way, as a file beside the journal.
+
+    Args:
+        path: The file; it is removed when the journal is closed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._booked = self._size = 0
+        self._closed = False
+
+    def book(self, size: int) -> None:
+        """
+        Keeps `size` more bytes free.
+
+        Raises:
+            OSError: if there is no room for them.
+        """
+        if self._closed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        needed = self._booked + size
+        if needed > self._size:
+            try:
+                self._allocate(max(needed, self._size + STEP))
+            except OSError:
+                self._allocate(needed)
+        self._booked = needed
+
+    def give_back(self, size: int) -> None:
+        """Returns what was booked and is used, or not needed."""
+        self._booked -= size
+
+    def release(self) -> None:
+        """Frees the space for good: the disk is full, and the answers under way need it now."""
+        self._closed = True
+        self.remove()
+
+    def remove(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        self._size = 0
+
+    def _allocate(self, size: int) -> None:
+        with open(self.path, "ab", buffering=0) as stream:
+            try:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(stream.fileno(), 0, size)
+                elif stream.write(bytes(size - self._size)) != size - self._size:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                os.ftruncate(stream.fileno(), self._size)
+                raise
+        self._size = size
