@@ -21,9 +21,8 @@ from .reserve import Reserve
 from .writing import check_output, check_writable
 
 
-SYNC_SECONDS = (
-    0.05  # between two syncs: each hands the interpreter to a thread and back, which a busy machine does slowly
-)
+# Between two syncs: each hands the interpreter to a thread and back, which a busy machine does slowly.
+SYNC_SECONDS = 0.05
 SHOWN_WARNINGS = 3
 
 logger = logging.getLogger(__name__)
@@ -131,8 +130,6 @@ class Journal:
             place += len(line)
         if damaged > SHOWN_WARNINGS:
             logger.warning("%s: %d lines are left out; their requests are sent again.", self.path, damaged)
-        if self.read_only and place and not self._places and not self.notes:
-            raise AugmentationError(f"{self.path} is not a journal; give the journal.jsonl of a run.")
         self._end = good
         if self._stream is not None and place:
             self._repair_end(stream, place)
@@ -176,6 +173,18 @@ class Journal:
         """The answer to a request, or None; answers of version 0.1 count too."""
         found = (self.get(key) for key in request.keys)
         return next((entry for entry in found if entry is not None), None)
+
+    def check_is_journal(self) -> None:
+        """
+        For files that a user names.
+
+        Raises:
+            AugmentationError: if there is no such file, or no line of it is one of a journal.
+        """
+        if not self.path.exists():
+            raise AugmentationError(f"there is no journal {self.path}; give the journal.jsonl of a run.")
+        if self.path.stat().st_size and not self._places and not self.notes:
+            raise AugmentationError(f"{self.path} is not a journal; give the journal.jsonl of a run.")
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """All answers, in the order in which they arrived."""

@@ -128,9 +128,8 @@ def _paid(journals: Sequence[str | Path], prices: PriceList) -> list[dict[str, A
     """Answers, tokens and cost by model, endpoint and template."""
     groups: dict[tuple[str, str, str], dict[str, Any]] = {}
     for path in journals:
-        if not Path(path).exists():
-            raise AugmentationError(f"there is no journal {path}; correct `journals`.")
         with Journal(path, read_only=True) as journal:
+            journal.check_is_journal()
             for entry in journal.entries():
                 key = (entry["model"], entry["endpoint"], entry["template"])
                 counts = {"answers": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0}

@@ -41,11 +41,10 @@ def export_sft(
     """
     if form not in FORMS:
         raise AugmentationError(f"`form` is {form!r}, but must be {' or '.join(FORMS)}; choose one.")
-    if not Path(journal).exists():
-        raise AugmentationError(f"there is no journal {journal}; give the `journal` of the run.")
     files = [reviewed] if isinstance(reviewed, (str, Path)) else list(reviewed)
     check_output(output, (*files, journal))
     with Journal(journal, read_only=True) as book:
+        book.check_is_journal()
         return write_json_lines(output, _chats(files, book, form))
 
 

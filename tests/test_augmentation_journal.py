@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from augmentation import AugmentationError, describe_labels, report
+from augmentation import AugmentationError, describe_labels, export_sft, report
 from augmentation.cli import main
 from augmentation.journal import Journal
 from augmentation.journal_lines import JournalLineError, decode_line, encode_line
@@ -127,6 +127,17 @@ def test_a_file_that_is_no_journal_is_refused_by_the_report(tmp_path):
     train.write_text('{"text": "a", "labels": ["x"]}\n')
     with pytest.raises(AugmentationError, match="train.jsonl is not a journal"):
         report(train, tmp_path, journals=[train], picture=False)
+    with pytest.raises(AugmentationError, match="there is no journal .*missing.jsonl"):
+        export_sft(train, tmp_path / "missing.jsonl", tmp_path / "sft.jsonl")
+
+
+def test_a_journal_whose_only_line_was_cut_by_a_kill_is_planned_and_repaired(tmp_path):
+    with ChatServer() as server:
+        describe_labels(["a"], tmp_path, settings(server))
+        path = tmp_path / "journal.jsonl"
+        path.write_bytes(path.read_bytes()[:100])
+        assert describe_labels(["a"], tmp_path, settings(server), dry_run=True).missing == 1
+        assert describe_labels(["a"], tmp_path, settings(server)).sent == 1
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
