@@ -172,16 +172,6 @@ def test_a_killed_process_is_followed_by_one_that_takes_up_its_batch(tmp_path):
         assert len(journal) == len(LABELS)
 
 
-def test_ctrl_c_leaves_the_batch_to_the_next_run(tmp_path):
-    with BatchServer(polls=10**9) as server:
-        threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGINT)).start()
-        assert run(server, tmp_path).stopped == "interrupted"
-        server.polls = 0
-        assert run(server, tmp_path).sent == 0
-        assert len(server.batches) == 1
-    assert described(tmp_path) == LABELS
-
-
 def test_many_requests_are_divided_into_files_within_the_limits(tmp_path, monkeypatch):
     monkeypatch.setattr("augmentation.batch.MAX_REQUESTS", 4)
     with BatchServer() as server:
@@ -286,6 +276,12 @@ def under_way(tmp_path):
     next(running)
     yield server
     next(running, None)
+
+
+def test_ctrl_c_leaves_the_batch_to_the_next_run(tmp_path, under_way):
+    under_way.polls = 0
+    assert run(under_way, tmp_path).sent == 0
+    assert len(under_way.batches) == 1 and described(tmp_path) == LABELS
 
 
 def test_a_batch_that_is_not_known_stops_the_run_until_the_user_abandons_it(tmp_path, under_way):
