@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Heat maps of what a checkpoint holds similar, in the manner of the paper's Figures 2 and 3, next to the labels of the data.
+Heat maps of the similarities that a checkpoint has learned, like Figures 2 and 3 of the paper, next to those of the data.
 
     python examples/plot_similarity.py outputs/quickstart --train_file examples/data/train.jsonl.gz \
         --documents_file examples/data/test.jsonl.gz --output_dir outputs/similarity
@@ -14,7 +14,6 @@ Embeddings have unit length. Rows are ordered by average-linkage clustering of t
 import argparse
 import io
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from transformers import AutoTokenizer
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from trainer.data import encode_labels, label_counts, load_splits
+from trainer.files import atomic_write
 from trainer.losses import document_similarity, label_similarity
 
 
@@ -106,7 +106,7 @@ def compare_documents(model: SepMldcForMultiLabelClassification, tokenizer, docu
 
 
 def draw(matrices: dict, titles: tuple[str, str]) -> bytes:
-    """A PNG: embeddings at the left, data at the right, in the same, clustered order."""
+    """A PNG with embeddings on the left and data on the right, in the same clustered order."""
     from matplotlib.colors import Normalize, PowerNorm
     from matplotlib.figure import Figure
 
@@ -124,8 +124,8 @@ def draw(matrices: dict, titles: tuple[str, str]) -> bytes:
     for axes, kind, title in zip(figure.subplots(1, 2), ("embeddings", "data"), titles):
         matrix = matrices[kind][np.ix_(order, order)]
         others = matrix[~np.eye(len(matrix), dtype=bool)]
-        # The diagonal is 1 throughout; the colours are for the rest. Most pairs of labels share few documents or none: the
-        # root shows the few.
+        # The colors are scaled to the values off the diagonal. Most pairs of labels share few documents or none: a square root
+        # makes the few visible.
         low, high = others.min(), max(others.max(), others.min() + 1e-6)
         norm = Normalize(low, high) if kind == "embeddings" else PowerNorm(0.5, low, high)
         image = axes.imshow(matrix, cmap="viridis", norm=norm)
@@ -138,34 +138,28 @@ def draw(matrices: dict, titles: tuple[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def write(path: Path, content: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_bytes(content)
-    os.replace(scratch, path)
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("checkpoint", help="folder or Hub name of a trained model")
     parser.add_argument("--train_file", nargs="+", required=True, help="the documents it was trained on")
-    parser.add_argument(
-        "--documents_file", nargs="+", help="documents to compare; the training documents if not given"
-    )
+    parser.add_argument("--documents_file", nargs="+", help="documents to compare; defaults to the training documents")
     parser.add_argument("--text_columns", nargs="+", default=["text"])
     parser.add_argument("--label_column", nargs="+", default=["labels"])
     parser.add_argument("--label_delimiter", default=None)
     parser.add_argument(
-        "--num_labels", type=int, default=40, help="draw so many of the most frequent labels (%(default)s)"
+        "--num_labels", type=int, default=40, help="number of most frequent labels to draw (default %(default)s)"
     )
-    parser.add_argument("--num_documents", type=int, default=30, help="draw so many documents (%(default)s)")
-    parser.add_argument("--max_length", type=int, default=256, help="tokens of a document (%(default)s)")
-    parser.add_argument("--seed", type=int, default=42, help="which documents are drawn (%(default)s)")
+    parser.add_argument(
+        "--num_documents", type=int, default=30, help="number of documents to draw (default %(default)s)"
+    )
+    parser.add_argument("--max_length", type=int, default=256, help="tokens per document (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the choice of documents (default %(default)s)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/similarity"))
     options = parser.parse_args()
     for name in ("num_labels", "num_documents"):
         if getattr(options, name) < MINIMUM:
             raise ValueError(
-                f"`--{name}` is {getattr(options, name)}, but {MINIMUM} are needed. Choose {MINIMUM} or more."
+                f"`--{name}` is {getattr(options, name)}, but it must be at least {MINIMUM}. Choose a larger number."
             )
     return options
 
@@ -197,13 +191,15 @@ def main() -> None:
     summary = {}
     for kind, matrices in found.items():
         path = options.output_dir / f"{kind}_similarity.png"
-        write(path, draw(matrices, titles[kind]))
+        with atomic_write(path, "wb") as file:
+            file.write(draw(matrices, titles[kind]))
         rho = rank_correlation(matrices["embeddings"], matrices["data"])
         summary[kind] = {"rows": len(matrices["names"]), "rank_correlation": rho}
         print(
             f"{path}: {len(matrices['names'])} {kind}s, rank correlation {'undefined' if rho is None else f'{rho:.3f}'}"
         )
-    write(options.output_dir / "similarity.json", (json.dumps(summary, indent=1) + "\n").encode())
+    with atomic_write(options.output_dir / "similarity.json") as file:
+        file.write(json.dumps(summary, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def test_a_file_without_enough_known_labels_ends_in_one_sentence(files, tmp_path
 
 
 def test_fewer_than_three_rows_are_refused(files, monkeypatch):
-    with pytest.raises(ValueError, match="`--num_labels` is 2, but 3 are needed"):
+    with pytest.raises(ValueError, match="`--num_labels` is 2, but it must be at least 3"):
         run(
             files / "checkpoint",
             "--train_file",

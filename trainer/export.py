@@ -122,9 +122,7 @@ def export_onnx(
     ```
     """
     _check_packages()
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not an empty folder. Name a new folder for the export.")
+    folder = check_folder(folder)
     if model.dtype != torch.float32:
         raise ValueError(
             f"The model is in {model.dtype}, but an export is in float32. Load it with `dtype=torch.float32`, and use int8 for a "
@@ -160,6 +158,19 @@ def export_onnx(
         Path(written, "README.md").write_text(_readme(found, kind, int8), encoding="utf-8")
         written.rename(folder)
     return exported
+
+
+def check_folder(folder: str | os.PathLike) -> Path:
+    """
+    The folder as a path.
+
+    Raises:
+        ValueError: it exists and is not an empty folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not an empty folder. Name a new folder for the export.")
+    return folder
 
 
 def quantize_int8(exported: ExportedModel) -> ExportedModel:
