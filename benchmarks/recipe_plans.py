@@ -3,6 +3,8 @@
 The plans of `recipe_sweep.py`: which groups of runs are trained, the most telling first.
 
     python benchmarks/recipe_plans.py screening > plan.json
+    python benchmarks/recipe_plans.py second > plan.json
+    python benchmarks/recipe_plans.py finalists second.json second_runs.jsonl > plan.json     # of the best variant of `second`
 """
 
 import itertools
