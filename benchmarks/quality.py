@@ -355,12 +355,11 @@ class KeepBest(TrainerCallback):
 def batches_of_logits(trainer, dataset):
     """Of the bare encoder's trainer or of ours; calibrated, where the model is."""
     trainer.model.eval()
-    calibration = getattr(trainer.model.config, "score_calibration", None) or {"scale": 1.0, "bias": 0.0}
     for batch in trainer.get_test_dataloader(dataset.remove_columns("label_indices")):
         inputs = {name: value.to(trainer.model.device) for name, value in batch.items()}
         with torch.inference_mode(), trainer.accelerator.autocast():
             logits = trainer.model(**inputs)["logits"].float().cpu()
-        yield calibration["scale"] * logits + calibration["bias"]
+        yield logits
 
 
 def score_test(task: Task, trainer, test, thresholds) -> tuple[Recorder, torch.Tensor]:

@@ -99,7 +99,11 @@ class SepMldcConfig(PreTrainedConfig):
         threshold_info (`dict`, *optional*):
             How `thresholds` were found: objective, number of documents, metrics.
         score_calibration (`dict`, *optional*):
-            `{"scale": a, "bias": b}`: the probability of a label is `sigmoid(a * logit + b)`.
+            `{"scale": a, "bias": b}`: the probability of a label is `sigmoid(a * logit + b)` for uncalibrated logits.
+        calibrate_logits (`bool`, *optional*, defaults to `True`):
+            Whether the model applies `score_calibration` to its logits outside training, so that their sigmoid is the
+            probability for every client, such as the pipeline `text-classification`. `False` in checkpoints of version 0.1,
+            whose logits stay as they were.
         label_counts (`list[int]` of length `num_labels`, *optional*):
             Number of training documents that have each label, without pseudo-documents.
         num_train_documents (`int`, *optional*):
@@ -147,6 +151,7 @@ class SepMldcConfig(PreTrainedConfig):
     thresholds: list[float | int] | None = None
     threshold_info: dict | None = None
     score_calibration: dict | None = None
+    calibrate_logits: bool = True
     label_counts: list[int] | None = None
     num_train_documents: int | None = None
 
@@ -249,7 +254,10 @@ class SepMldcConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "SepMldcConfig":
         """As in transformers. Former names of fields are accepted: silently in `config_dict`, with a warning in `kwargs`."""
-        loaded = super().from_dict(rename_former_fields(config_dict), **rename_former_fields(kwargs, warn=True))
+        values = rename_former_fields(config_dict)
+        if values.get("score_calibration") is not None:
+            values.setdefault("calibrate_logits", False)  # saved by version 0.1
+        loaded = super().from_dict(values, **rename_former_fields(kwargs, warn=True))
         # `kwargs` were set after the others had been checked.
         (loaded[0] if isinstance(loaded, tuple) else loaded).check_values()
         return loaded
@@ -274,6 +282,13 @@ class SepMldcConfig(PreTrainedConfig):
         about the probability of a single label.
         """
         return "bce" not in self.classification_loss and self.score_calibration is None
+
+    @property
+    def logit_calibration(self) -> tuple[float, float]:
+        """Scale and bias that the model applies to its logits outside training; 1 and 0 if it applies none."""
+        if self.score_calibration is None or not self.calibrate_logits:
+            return 1.0, 0.0
+        return self.score_calibration["scale"], self.score_calibration["bias"]
 
     @property
     def hidden_size(self) -> int:

@@ -314,13 +314,21 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         """Whether logits depend on the label embeddings."""
         return self.config.label_attention or self.classifier.uses_label_embeds
 
+    def calibrate(self, logits: torch.Tensor) -> torch.Tensor:
+        """
+        Logits of any shape as forward returns them outside training: calibrated, so that for every client their sigmoid is the
+        probability (see `config.logit_calibration`). In training they stay as they are.
+        """
+        scale, bias = self.config.logit_calibration
+        return logits if self.training or (scale, bias) == (1.0, 0.0) else scale * logits + bias
+
     def probabilities(self, logits: torch.Tensor, all_logits: torch.Tensor | None = None) -> torch.Tensor:
         r"""
-        Probabilities of labels from their logits. This is the only place that applies `config.score_calibration`.
+        Probabilities of labels from the logits that the model returns outside training.
 
-        Each label has a probability of its own, $\sigma(a z + b)$ with the `scale` a and `bias` b of the calibration (1 and 0 without
-        one), so any selection of labels may be passed. A model that only ranks labels (`config.is_ranking`) has no such
-        probabilities; it returns each label's share of the softmax over all labels.
+        Each label has a probability of its own, so any selection of labels may be passed: $\sigma(z)$, as logits are already
+        calibrated ($\sigma(a z + b)$ for checkpoints of version 0.1, see `config.calibrate_logits`). A model that only ranks labels
+        (`config.is_ranking`) has no such probabilities; it returns each label's share of the softmax over all labels.
 
         Args:
             logits (`torch.Tensor` of shape `(B, L)` or `(B, k)`): logits of all labels, or of some, such as those that
@@ -336,7 +344,9 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
             others = logits if all_logits is None else all_logits.float()
             return torch.exp(logits - torch.logsumexp(others, dim=-1, keepdim=True))
         calibration = self.config.score_calibration
-        return torch.sigmoid(logits if calibration is None else calibration["scale"] * logits + calibration["bias"])
+        if calibration is not None and not self.config.calibrate_logits:
+            logits = calibration["scale"] * logits + calibration["bias"]
+        return torch.sigmoid(logits)
 
     @can_return_tuple
     def forward(
@@ -411,7 +421,7 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
 
         return SepMldcOutput(
             loss=None if labels is None else multi_label_loss(logits, labels, self.config.classification_loss),
-            logits=logits,
+            logits=self.calibrate(logits),
             label_attention=attention,
             document_embeds=document_embeds,
             label_embeds=table.dense() if return_label_embeds else None,

@@ -397,7 +397,8 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             ]
         relevance = (torch.stack(gradients) * embeds.detach()).float().sum(dim=-1)
         if getattr(self.model, "lexical", None) is not None:
-            relevance = relevance + self.model.lexical.contributions(ids[0], labels)
+            scale, _ = self.model.config.logit_calibration
+            relevance = relevance + scale * self.model.lexical.contributions(ids[0], labels)
         return relevance.cpu()
 
 

@@ -77,9 +77,10 @@ class TopKMixin:
                     scores, order = scores.topk(min(k, scores.shape[1]), dim=-1)
                     indices = indices.gather(1, order)
                 best = scores, indices
+            scores, indices = best
+            return self.calibrate(scores), indices
         finally:
             self.train(training)
-        return best
 
     def _attended_in_chunks(self, document_embeds: torch.Tensor, chunks: list[slice]) -> torch.Tensor:
         """Σ α e_y (B, d) of Eq. 16-17 with one chunk of α at a time: a softmax whose maximum and sum are running ones."""

@@ -97,9 +97,9 @@ def test_parameters_given_at_creation_hold_for_every_call_and_a_call_may_change_
 
 def test_calibration_is_applied_before_the_thresholds():
     model = tiny_model(classification_loss="softmax")
+    expected = torch.sigmoid(0.5 * logits_of(model, "robot").logits[0] - 1.0)
     model.config.score_calibration = {"scale": 0.5, "bias": -1.0}
     model.config.thresholds = [0.0] * 5
-    expected = torch.sigmoid(0.5 * logits_of(model, "robot").logits[0] - 1.0)
     scores = as_dict(make_pipeline(model)("robot"))
     assert [scores[f"label {i}"] for i in range(5)] == pytest.approx(expected.tolist(), abs=1e-6)
 

@@ -541,16 +541,21 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         softmax = "bce" not in config.classification_loss
         if softmax or (config.num_lexical_features and calibration is None):
             calibration = "platt"
-        tuned = tune_thresholds_from_batches(
-            self.logit_batches(dataset, "Tuning thresholds"),
-            config.num_labels,
-            objective,
-            shrinkage,
-            calibration,
-            wide=softmax or bool(config.num_lexical_features),
-        )
+        former, config.score_calibration = config.score_calibration, None  # what is tuned are uncalibrated logits
+        try:
+            tuned = tune_thresholds_from_batches(
+                self.logit_batches(dataset, "Tuning thresholds"),
+                config.num_labels,
+                objective,
+                shrinkage,
+                calibration,
+                wide=softmax or bool(config.num_lexical_features),
+            )
+        except BaseException:
+            config.score_calibration = former
+            raise
         config.thresholds, config.score_calibration = tuned.thresholds, tuned.score_calibration
-        config.threshold_info = tuned.threshold_info
+        config.threshold_info, config.calibrate_logits = tuned.threshold_info, True
         return tuned.threshold_info
 
     def fit_lexical_scores(
