@@ -533,6 +533,27 @@ def test_tuned_thresholds_are_stored_and_used_and_beat_one_half(tmp_path):
     assert after["test_p@1"] == before["test_p@1"]
 
 
+def test_thresholds_are_tuned_on_uncalibrated_logits_however_often(tmp_path):
+    trainer = trained_trainer(tmp_path, classification_loss="softmax")
+    documents = tiny_documents(150, seed=8)
+    trainer.tune_thresholds(documents)
+    config = trainer.model.config
+    first = (config.thresholds, config.score_calibration)
+    assert config.score_calibration["scale"] != 1
+    trainer.tune_thresholds(documents)
+    assert (config.thresholds, config.score_calibration) == first
+    with pytest.raises(ValueError):
+        trainer.tune_thresholds(documents.remove_columns("label_indices"))
+    assert config.score_calibration == first[1]
+
+
+def test_models_with_peft_adapters_are_refused(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(tiny_model(NUM_LABELS), peft.LoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+    with pytest.raises(ValueError, match="leave out the label embeddings.*transformers' `Trainer`"):
+        make_trainer(tmp_path, model)
+
+
 def test_softmax_models_get_platt_scaling_with_their_thresholds(tmp_path):
     trainer = trained_trainer(tmp_path, classification_loss="softmax")
     info = trainer.tune_thresholds(tiny_documents(150, seed=8))

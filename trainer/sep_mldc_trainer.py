@@ -83,7 +83,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         compute_metrics, callbacks, optimizers, kwargs: as in `Trainer`.
 
     Raises:
-        ValueError: arguments of another class, `label_encoding="encoder"` without a tokenizer or under a wrapper that cannot
+        ValueError: arguments of another class, a model with PEFT adapters, `label_encoding="encoder"` without a tokenizer or under a wrapper that cannot
             run it, or a k of `metric_ks` above the number of labels.
     """
 
@@ -109,6 +109,12 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
             raise ValueError(
                 f"`args` is a {type(args).__name__}, but SepMldcTrainer needs SepMldcTrainingArguments (they hold the loss "
                 "weights). Create those, or use transformers' Trainer."
+            )
+        if hasattr(model, "peft_config"):
+            raise ValueError(
+                "`model` has PEFT adapters, whose checkpoints leave out the label embeddings that this trainer changes. Train the "
+                "adapters with transformers' `Trainer`, which keeps the label embeddings as they are, or merge them first "
+                "(`merge_and_unload`)."
             )
         if args.label_encoding == "encoder" and processing_class is None:
             raise ValueError(
