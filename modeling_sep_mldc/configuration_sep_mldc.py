@@ -302,7 +302,7 @@ class SepMldcConfig(PreTrainedConfig):
 
     @property
     def label_texts(self) -> list[str]:
-        """The texts that are encoded as label embeddings, `"{label}: {expansion}"` or the bare name (Eq. 1-2)."""
+        """The texts that are encoded as label embeddings, `"{label}: {description}"` or the bare name (Eq. 1-2)."""
         descriptions = self.label_descriptions or {}
         return [f"{label}: {descriptions[label]}" if descriptions.get(label) else label for label in self.labels]
 

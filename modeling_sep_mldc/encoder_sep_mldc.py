@@ -108,6 +108,19 @@ def set_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
     )
 
 
+def limit_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, backbone_config: PreTrainedConfig, encoder_max_length: int | None = None
+) -> None:
+    """
+    Lower a tokenizer's `model_max_length` to what the encoder has positions for: many tokenizers state no limit (1e30) or that of
+    another encoder. With `encoder_max_length`, texts are cut by the model, so any stated limit is kept.
+    """
+    limit = max_tokens(backbone_config)
+    states_none = tokenizer.model_max_length >= 10**9
+    if states_none or (encoder_max_length is None and tokenizer.model_max_length > limit):
+        tokenizer.model_max_length = limit
+
+
 def padding_last(attention_mask: torch.Tensor, *values: torch.Tensor | None) -> list[torch.Tensor | None]:
     """
     The attention mask (B, T) and tensors (B, T, ...) with each row rotated so that its first attended token comes first.

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 from .checkpoint_checks_sep_mldc import check_finite, check_loading_report, explained_loading_errors
 from .classification_loss_sep_mldc import multi_label_loss
 from .configuration_sep_mldc import SepMldcConfig
-from .encoder_sep_mldc import TextEncodingMixin, encoder_class, new_encoder, set_padding_token
+from .encoder_sep_mldc import TextEncodingMixin, encoder_class, limit_tokenizer, new_encoder, set_padding_token
 from .label_editing_sep_mldc import LabelEditingMixin
 from .label_table_sep_mldc import LabelTable, attention_weights
 from .label_texts_sep_mldc import tokenize_label_texts
@@ -168,21 +168,22 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         **config_kwargs,
     ) -> "SepMldcForMultiLabelClassification":
         r"""
-        A model over a pre-trained encoder; the label embeddings start at f("{label}: {expansion}") (Eq. 1-2, 5).
+        Create a model over a pre-trained encoder. The label embeddings start at f("{label}: {description}") (Eq. 1-2, 5).
 
         Args:
             backbone (`str`): any text encoder that `AutoModel` loads, a Hub name or a folder.
-            tokenizer (`PreTrainedTokenizerBase`): encodes the label texts, once.
+            tokenizer (`PreTrainedTokenizerBase`): encodes the label texts, once. If it has no padding token, it gets one, and
+                its `model_max_length` is lowered to what the encoder has positions for.
             labels (`list[str]`): label names, in the order of the logits.
-            label_descriptions (`dict[str, str]`, *optional*): expansions; a missing one falls back to the bare name.
+            label_descriptions (`dict[str, str]`, *optional*): label description by label name, for labels that have one.
             label_frequencies (`torch.Tensor` of shape `(L,)`, *optional*): share of the training documents that have
                 each label; needed by `classifier_bias_init="prior"`.
-            max_label_length (`int`, defaults to 64): label texts are cut after so many tokens.
+            max_label_length (`int`, defaults to 64): maximum number of tokens per label text.
             backbone_kwargs (`dict`, *optional*): passed on to `AutoModel.from_pretrained` (`revision`, `token`, ...).
             config_kwargs: fields of [`SepMldcConfig`], and `attn_implementation`.
 
         Raises:
-            ValueError: no label or a duplicate one, an expansion for an unknown label, frequencies that do not fit.
+            ValueError: there are no labels, two have the same name, one is described but not named, or frequencies do not fit.
             OSError: the encoder cannot be loaded.
 
         Example:
@@ -230,6 +231,7 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
                 f"{backbone} has no weights for {report.missing_keys[0]!r}. Choose a checkpoint of a "
                 f"{config.backbone_config.model_type} encoder."
             )
+        limit_tokenizer(tokenizer, config.backbone_config, config.encoder_max_length)
         max_label_length = min(max_label_length, config.max_tokens(tokenizer))
         model.set_label_embeddings(
             model.encode_labels(tokenize_label_texts(tokenizer, config.label_texts, max_label_length))
@@ -287,7 +289,7 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         if label_frequencies.shape != self.classifier.bias.shape:
             raise ValueError(
                 f"`label_frequencies` has shape {tuple(label_frequencies.shape)}, but there are {self.config.num_labels} "
-                "labels. Give one share a label."
+                "labels. Give one share per label."
             )
         rates = label_frequencies.to(self.classifier.bias).clamp(1e-6, 1 - 1e-6)
         self.classifier.bias.copy_(torch.logit(rates))
@@ -374,13 +376,13 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
                 texts of labels to encode with gradient in this forward, used out of place for their stored rows.
             candidate_indices (`torch.LongTensor` of shape `(C,)`, *optional*): which labels these are, each once.
             return_label_embeds (`bool`, *optional*): whether to return `label_embeds`, which with candidates is an L x d copy. In
-                training and wherever there are `labels` by default: in mere prediction, an output without a batch
+                training and wherever there are `labels` by default: in prediction alone, an output without a batch
                 dimension breaks transformers' batched pipelines.
         """
         if labels is not None and labels.shape[-1] != self.config.num_labels:
             raise ValueError(
                 f"`labels` has {labels.shape[-1]} columns, but the model has {self.config.num_labels} labels. Pass a "
-                "multi-hot matrix with one column a label."
+                "multi-hot matrix with one column per label."
             )
         if "return_table" in kwargs:
             warnings.warn(

@@ -149,6 +149,24 @@ def test_embeddings_instead_of_tokens_give_the_same_scores_on_either_side():
         )
 
 
+@pytest.mark.parametrize(
+    "stated, settings, expected",
+    [
+        (int(1e30), {}, 20),
+        (512, {}, 20),
+        (9, {}, 9),
+        (512, {"encoder_max_length": 8}, 512),
+        (int(1e30), {"encoder_max_length": 8}, 20),
+    ],
+)
+def test_a_tokenizer_that_states_no_limit_or_a_larger_one_gets_the_encoders(tmp_path, stated, settings, expected):
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = stated
+    folder = tiny_backbone(tmp_path, max_position_embeddings=20)
+    SepMldcForMultiLabelClassification.from_backbone(folder, tokenizer, ["a", "b"], **settings)
+    assert tokenizer.model_max_length == expected
+
+
 def test_a_tokenizer_without_padding_token_gets_one(tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
