@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_s
 from transformers.utils import logging
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
+from modeling_sep_mldc.encoder_sep_mldc import limit_tokenizer, set_padding_token
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
 from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
 from trainer.baselines import linear_svm_baseline, majority_baseline, rows_of_table
@@ -186,12 +187,15 @@ def find_encoder(settings: Settings):
     backbone, revision = resolve_backbone(settings.model.model_name_or_path), settings.model.model_revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(backbone, revision=revision)
-        trained = AutoConfig.from_pretrained(backbone, revision=revision).model_type == "sep_mldc"
+        config = AutoConfig.from_pretrained(backbone, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"The encoder {settings.model.model_name_or_path!r} cannot be loaded: {str(error).splitlines()[0]} Name a Hub model "
             "or a folder with config, weights and tokenizer."
         ) from error
+    trained = config.model_type == "sep_mldc"
+    set_padding_token(tokenizer)
+    limit_tokenizer(tokenizer, config.backbone_config if trained else config, settings.model.encoder_max_length)
     return backbone, tokenizer, trained
 
 
