@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import torch
 from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_seed
 from transformers.utils import logging
 
@@ -25,7 +26,7 @@ from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from modeling_sep_mldc.encoder_sep_mldc import limit_tokenizer, set_padding_token
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
 from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
-from trainer.baselines import linear_svm_baseline, majority_baseline, rows_of_table
+from trainer.baselines import fit_linear_svm, rows_of_table
 from trainer.checkpoints import last_whole_checkpoint
 from trainer.command_line import parse_arguments, run_program
 from trainer.data import (
@@ -44,7 +45,19 @@ from trainer.data import (
 from trainer.data.document_files import read_records
 from trainer.devices import bfloat16_slowdown, is_bfloat16_native
 from trainer.hub import summarize_provenance
+from trainer.progress import use_short_lines
 from trainer.recipes import recommend_settings
+from trainer.report import (
+    DocumentResults,
+    Predictions,
+    bootstrap,
+    comparison_lines,
+    linear_baseline_seconds,
+    next_steps,
+    worst_label_lines,
+    worst_labels,
+    write_worst_labels,
+)
 from trainer.run_arguments import (
     ARGUMENT_GROUPS,
     FORMER_NAMES,
@@ -61,6 +74,7 @@ from trainer.run_arguments import (
 from trainer.run_outputs import (
     check_output_folder,
     save_metrics,
+    save_model_whole,
     write_json,
     write_per_label_metrics,
     write_predictions,
@@ -69,7 +83,20 @@ from trainer.run_outputs import (
 
 logger = logging.get_logger("run_mldc")
 TABLE = ["p@1", "p@3", "p@5", "ndcg@3", "ndcg@5", "psp@1", "psp@3", "psp@5", "f1_micro", "f1_macro"]
-OUTPUTS = ("predictions.jsonl", "per_label_metrics.csv", "all_results.json", "baseline_results.json", "README.md")
+OUTPUTS = (
+    "predictions.jsonl",
+    "per_label_metrics.csv",
+    "worst_labels.csv",
+    "worst_labels.png",
+    "all_results.json",
+    "baseline_results.json",
+    "comparison.json",
+    "README.md",
+)
+# Predicted labels among which those to assign are looked for.
+MOST_ASSIGNED = 100
+# Baselines are trained by default where they take less than this share of the training time.
+BASELINE_SHARE = 0.1
 
 
 class Settings(NamedTuple):
@@ -122,9 +149,9 @@ def main() -> None:
     trainer = build_trainer(settings, data, model, tokenizer)
     if settings.args.do_train:
         fit(settings, data, trainer)
-    results = evaluate(settings, data, trainer)
-    if results:
-        report(settings, data, trainer, results)
+    result = evaluate(settings, data, trainer)
+    if result is not None:
+        report(settings, data, trainer, result)
     if settings.args.push_to_hub:
         trainer.push_to_hub()
     trainer.end()
@@ -423,6 +450,7 @@ def build_trainer(settings: Settings, data: RunData, model, tokenizer) -> SepMld
         "pseudo_document_provenance": data.pseudo_documents or (),
         "max_length": settings.data.max_length,
     }
+    use_short_lines(trainer)
     check_metric_for_best_model(trainer)
     return trainer
 
@@ -449,10 +477,11 @@ def check_metric_for_best_model(trainer: SepMldcTrainer) -> None:
 def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
     """Train and save; only then what needs the trained model: lexical scores and thresholds."""
     result = trainer.train(resume_from_checkpoint=settings.args.resume_from_checkpoint)
-    trainer.save_model()
+    save_model_whole(trainer)
     trainer.save_state()
     if trainer.is_world_process_zero():
         save_metrics(settings.args.output_dir, "train", result.metrics)
+    logger.info(f"The trained model is saved in {settings.args.output_dir}.")
     validation = data.encoded.get("validation")
     if validation is None:
         return
@@ -468,37 +497,65 @@ def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
     if settings.thresholds.tune_thresholds:
         objective, calibration = settings.thresholds.threshold_objective, settings.thresholds.score_calibration
         trainer.tune_thresholds(validation, objective=objective, calibration=calibration)
-    trainer.save_model()
+    save_model_whole(trainer)
 
 
 # ---- Evaluation ----
 
 
-def evaluate(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> dict[str, Any]:
+class Evaluation(NamedTuple):
+    """
+    What was measured on the documents that are reported.
+
+    Attributes:
+        split (`str`): `"validation"` or `"test"`.
+        metrics (`dict[str, float]`): without prefix.
+        scores, indices (`np.ndarray` of shape `(num_documents, k)`): probabilities and label ids, best first.
+    """
+
+    split: str
+    metrics: dict[str, float]
+    scores: np.ndarray
+    indices: np.ndarray
+
+
+def evaluate(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> Evaluation | None:
     """Measure on validation and test documents and write what was measured; the last of them is what is reported."""
-    args, results = settings.args, {}
+    args, result = settings.args, None
     if args.do_eval:
-        metrics = trainer.evaluate()
-        results = {"split": "validation", "metrics": metrics}
-        if trainer.is_world_process_zero():
-            save_metrics(args.output_dir, "eval", metrics)
-            write_per_label_metrics(args.output_dir, trainer.last_metrics, data.labels)
+        result = measure(data, trainer, "validation", "eval")
+        trainer.log({f"eval_{name}": value for name, value in result.metrics.items()})
     if args.do_predict:
-        output = trainer.predict(data.encoded["test"], metric_key_prefix="test")
-        results = {"split": "test", "metrics": output.metrics, "predictions": output.predictions}
+        result = measure(data, trainer, "test", "test")
         if trainer.is_world_process_zero():
-            save_metrics(args.output_dir, "test", output.metrics)
             encoded = data.encoded["test"]
             write_predictions(
                 Path(args.output_dir) / "predictions.jsonl",
-                *output.predictions,
+                result.scores,
+                result.indices,
                 data.labels,
                 thresholds_of(trainer),
                 ids=encoded["id"] if "id" in encoded.column_names else None,
                 gold=data.documents["test"]["labels"],
+                top_k=args.prediction_top_k,
             )
-            write_per_label_metrics(args.output_dir, trainer.last_metrics, data.labels)
-    return results
+    return result
+
+
+def measure(data: RunData, trainer: SepMldcTrainer, split: str, prefix: str) -> Evaluation:
+    """Metrics and the best labels of each document of a split."""
+    args = trainer.args
+    top_k = args.prediction_top_k
+    args.prediction_top_k = max(top_k, min(len(data.labels), MOST_ASSIGNED))
+    try:
+        output = trainer.predict(data.encoded[split], metric_key_prefix=prefix)
+    finally:
+        args.prediction_top_k = top_k
+    if trainer.is_world_process_zero():
+        save_metrics(args.output_dir, prefix, output.metrics)
+        write_per_label_metrics(args.output_dir, trainer.last_metrics, data.labels)
+    metrics = {name.removeprefix(f"{prefix}_"): value for name, value in output.metrics.items()}
+    return Evaluation(split, metrics, *output.predictions)
 
 
 def thresholds_of(trainer: SepMldcTrainer) -> list[float] | None:
@@ -512,45 +569,111 @@ def thresholds_of(trainer: SepMldcTrainer) -> list[float] | None:
 # ---- Report ----
 
 
-def report(settings: Settings, data: RunData, trainer: SepMldcTrainer, results: dict[str, Any]) -> None:
-    """Show what was measured beside baselines, and some test documents with their labels."""
+def report(settings: Settings, data: RunData, trainer: SepMldcTrainer, result: Evaluation) -> None:
+    """Show what was measured beside baselines, the worst labels, some documents, and what to do next."""
     if not trainer.is_world_process_zero():
         return
-    split, folder = results["split"], Path(settings.args.output_dir)
-    prefix = "test_" if split == "test" else "eval_"
-    systems = {"SEP-MLDC": {name.removeprefix(prefix): value for name, value in results["metrics"].items()}}
-    if settings.report.baselines and "train" in data.documents:
-        systems |= measure_baselines(data, split, trainer)
+    folder, split = Path(settings.args.output_dir), result.split
+    gold = list(data.encoded[split]["label_indices"])
+    thresholds = thresholds_of(trainer)
+    assigned = result.scores >= (np.inf if thresholds is None else np.asarray(thresholds)[result.indices])
+    systems = {"SEP-MLDC": result.metrics}
+    ks = settings.args.cutoffs(len(data.labels))
+    documents = {"SEP-MLDC": DocumentResults(Predictions(result.indices, assigned), gold, len(data.labels), ks)}
+    if wants_baselines(settings, data, trainer):
+        for name, (metrics, predictions) in measure_baselines(data, split, gold, trainer).items():
+            systems[name] = metrics
+            documents[name] = DocumentResults(predictions, gold, len(data.labels), ks)
         write_json(folder / "baseline_results.json", {k: v for k, v in systems.items() if k != "SEP-MLDC"})
-    print(f"\n{split} documents: {len(data.encoded[split])}, labels: {len(data.labels)}; all figures in percent\n")
+    compared = bootstrap(documents)
+    write_json(folder / "comparison.json", {"metrics": systems, **compared})
+
+    print(f"\n{split} documents: {len(gold)}, labels: {len(data.labels)}; all figures in percent\n")
     print("\n".join(rows_of_table(systems, [name for name in TABLE if name in systems["SEP-MLDC"]])))
-    if split == "test":
-        show_examples(
-            data.documents["test"]["text"], results["predictions"], data.labels, thresholds_of(trainer), settings
+    key = f"ndcg@{max(k for k in ks if k <= 5) if min(ks) <= 5 else max(ks)}"
+    low, high = compared["intervals"]["SEP-MLDC"][key]
+    print(f"\n{key} of SEP-MLDC with other documents of this kind: {100 * low:.1f} to {100 * high:.1f} (95% interval)")
+    print("\n".join(f"SEP-MLDC is {line}" for line in comparison_lines(compared, key)))
+    if thresholds is not None:
+        worst = worst_labels(documents["SEP-MLDC"], data.labels, trainer.model.config.label_counts)
+        write_worst_labels(folder, worst)
+        print("\nLabels with the lowest F1 (all in worst_labels.csv):")
+        print(
+            "\n".join(f"- {line}" for line in worst_label_lines(worst)) if worst else "- none: there are no mistakes"
         )
+    if split == "test":
+        show_examples(data.documents["test"]["text"], result, assigned, data.labels, settings.report.num_examples)
+    if settings.args.do_train:
+        behind = any(high < 0 for name, d in compared["differences"].items() if "SVC" in name for _, high in [d[key]])
+        print("\nWhat to do next:")
+        print("\n".join(f"{number}. {line}" for number, line in enumerate(advice(settings, data, trainer, behind), 1)))
     trainer.create_model_card()
-    print(f"\nEverything is in {folder}/: the checkpoint, all_results.json, per_label_metrics.csv")
+    print(
+        f"\nEverything is in {folder}/: the checkpoint, all_results.json, per_label_metrics.csv, worst_labels.csv, ..."
+    )
 
 
-def measure_baselines(data: RunData, split: str, trainer: SepMldcTrainer) -> dict[str, dict[str, float]]:
-    test = (list(data.documents[split]["text"]), list(data.encoded[split]["label_indices"]))
-    known = (list(data.documents["train"]["text"]), list(data.encoded["train"]["label_indices"]))
-    metrics = [trainer.new_streaming_metrics(thresholds=0.5) for _ in range(2)]
-    return {
-        "TF-IDF + LinearSVC": linear_svm_baseline(*known, *test, metrics[0]),
-        "majority labels": majority_baseline(known[1], test[1], metrics[1]),
+def wants_baselines(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> bool:
+    """Whether baselines are asked for, or cheap beside the training."""
+    train = data.documents.get("train")
+    if train is None or isinstance(train, datasets.IterableDataset):
+        return False
+    if settings.report.baselines is not None:
+        return settings.report.baselines
+    runtime = sum(entry.get("train_runtime", 0) for entry in trainer.state.log_history)
+    sample = first(train, 1000)["text"]
+    num_words = len(train) * sum(len(text.split()) for text in sample) / len(sample)
+    return linear_baseline_seconds(int(num_words), len(data.labels)) < BASELINE_SHARE * runtime
+
+
+def measure_baselines(data: RunData, split: str, gold, trainer: SepMldcTrainer) -> dict[str, tuple[dict, Predictions]]:
+    """Metrics and predictions of a linear model and of the majority labels, trained on the same documents."""
+    train, train_ids = data.documents["train"], list(data.encoded["train"]["label_indices"])
+    counts = np.bincount(np.concatenate([np.asarray(ids, dtype=int) for ids in train_ids]), minlength=len(data.labels))
+    share = np.clip(counts / max(len(train_ids), 1), 1e-6, 1 - 1e-6)
+    majority = torch.from_numpy(np.log(share / (1 - share)))
+    scorers = {
+        "TF-IDF + LinearSVC": fit_linear_svm(list(train["text"]), train_ids, len(data.labels)),
+        "majority labels": lambda texts: majority.expand(len(texts), -1),
     }
+    texts, width = list(data.documents[split]["text"]), min(len(data.labels), MOST_ASSIGNED)
+    results = {}
+    for name, score in scorers.items():
+        metrics, best = trainer.new_streaming_metrics(thresholds=0.5), []
+        for start in range(0, len(texts), 256):
+            margins = score(texts[start : start + 256])
+            metrics.update(margins, label_indices=gold[start : start + 256])
+            best.append(margins.topk(width, dim=-1))
+        indices = torch.cat([top.indices for top in best]).numpy()
+        assigned = torch.cat([top.values for top in best]).numpy() >= 0
+        results[name] = (metrics.compute(), Predictions(indices, assigned))
+    return results
 
 
-def show_examples(texts, predictions, labels: list[str], thresholds, settings: Settings) -> None:
-    for text, scores, indices in list(zip(texts, *predictions))[: settings.report.num_examples]:
-        chosen = [
-            f"{labels[index]} {score:.2f}"
-            for score, index in zip(scores, indices)
-            if thresholds is not None and score >= thresholds[index]
-        ]
-        chosen = chosen or [f"{labels[indices[0]]} {scores[0]:.2f} (below its threshold)"]
-        print(f"\n  {text[:300]}{'...' if len(text) > 300 else ''}\n  -> {', '.join(chosen)}")
+def show_examples(texts, result: Evaluation, assigned, labels: list[str], count: int) -> None:
+    for text, scores, indices, chosen in list(zip(texts, result.scores, result.indices, assigned))[:count]:
+        shown = [f"{labels[index]} {score:.2f}" for score, index, chosen in zip(scores, indices, chosen) if chosen]
+        shown = shown or [f"{labels[indices[0]]} {scores[0]:.2f} (below its threshold)"]
+        print(f"\n  {text[:300]}{'...' if len(text) > 300 else ''}\n  -> {', '.join(shown)}")
+
+
+def advice(settings: Settings, data: RunData, trainer: SepMldcTrainer, behind_linear: bool) -> list[str]:
+    train, config = data.encoded["train"], trainer.model.config
+    share_cut = 0.0
+    if not isinstance(train, datasets.IterableDataset):
+        limits = (config.encoder_max_length, settings.data.max_length, trainer.processing_class.model_max_length)
+        limit = min(n for n in limits if n)
+        share_cut = float(np.mean(np.asarray(first(train, 10_000)["length"]) >= limit))
+    return next_steps(
+        label_counts=config.label_counts,
+        num_steps=trainer.state.global_step,
+        share_cut=share_cut,
+        has_validation="validation" in data.encoded,
+        has_descriptions=bool(config.label_descriptions),
+        has_lexical_scores=bool(config.num_lexical_features),
+        behind_linear=behind_linear,
+        train_file=(settings.data.train_file or ["train.jsonl"])[0],
+    )
 
 
 if __name__ == "__main__":

@@ -90,7 +90,14 @@ def test_a_file_gives_each_kind_of_value(tmp_path, name, given, read):
 def test_yaml_gives_what_json_gives_and_the_command_line_wins(tmp_path):
     path = written(tmp_path, "rate: 1e-4\nfiles: [b]\nname: null\noptions: {a: 1}\nshown: no\n", "arguments.yml")
     (some, _), named = parse(path, "--rate", "2", "--kind", "y")
-    assert (some.rate, some.files, some.name, some.options, some.shown, some.kind) == (2.0, ["b"], None, {"a": 1}, False, "y")
+    assert (some.rate, some.files, some.name, some.options, some.shown, some.kind) == (
+        2.0,
+        ["b"],
+        None,
+        {"a": 1},
+        False,
+        "y",
+    )
     assert set(named) == {"rate", "files", "options", "shown", "kind"}
 
 
@@ -209,7 +216,7 @@ def test_a_traceback_is_shown_on_demand_and_for_faults_of_the_program(tmp_path):
 def test_a_program_whose_output_nobody_can_read_goes_on(tmp_path, shell):
     """Closed streams, a full disk, a reader that has gone: what is printed is lost, and never lands in another file."""
     body = f"""
-        with open({str(tmp_path / 'result')!r}, "w") as file:
+        with open({str(tmp_path / "result")!r}, "w") as file:
             for _ in range(20_000):
                 print("printed")
                 print("warned", file=sys.stderr)

@@ -263,6 +263,8 @@ def one_sentence(error: BaseException) -> str | None:
     text = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return f"The memory is used up ({text[:200] or 'no details'}). Lower `per_device_train_batch_size` or `max_length`."
+    if type(error).__name__ == "SafetensorError":
+        return f"The weights cannot be read or written ({text})."
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or text}."
     if isinstance(error, (ValueError, OSError, FloatingPointError, ImportError)) and not isinstance(

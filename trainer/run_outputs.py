@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,6 +48,39 @@ def check_output_folder(folder: str | os.PathLike, files: Iterable[str] = ()) ->
             raise OSError(
                 f"{entry} is a device or a pipe, but must be a file. Remove it, or choose another `output_dir`."
             )
+
+
+def save_model_whole(trainer: Any) -> None:
+    """
+    Save the model into `args.output_dir` so that a former one stays until the new one is complete: it is written into a folder
+    of its own first and then moved. Must be called by every process.
+
+    Args:
+        trainer ([`SepMldcTrainer`]): its model, tokenizer, arguments and card are saved.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; a former model is unchanged.
+    """
+    folder = Path(trainer.args.output_dir)
+    staged = folder / "_unfinished_model"  # "_*" is never pushed
+    if trainer.args.should_save:
+        shutil.rmtree(staged, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    try:
+        trainer.save_model(str(staged), _internal_call=True)
+        trainer.accelerator.wait_for_everyone()
+        if trainer.args.should_save:
+            new = {path.name for path in staged.iterdir()}
+            for path in staged.iterdir():
+                if path.name != "README.md":  # a card that someone has written stays
+                    os.replace(path, folder / path.name)
+            for path in [*folder.glob("model*.safetensors"), *folder.glob("model*.index.json")]:
+                if path.name not in new:  # parts of a former model that had more of them
+                    path.unlink()
+    finally:
+        if trainer.args.should_save:
+            shutil.rmtree(staged, ignore_errors=True)
+    trainer.create_model_card()
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

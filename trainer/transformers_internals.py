@@ -1,6 +1,6 @@
 """
 The private parts of transformers' `Trainer` that this project overrides, each with its reason; nothing else in `trainer/`
-overrides or reads one, except for pushes to the Hub, see `trainer/hub`.
+overrides or reads one.
 
 All else goes through public ways: callbacks, `save_model`, `log`, `training_step`, `evaluation_loop`.
 `tests/test_transformers_internals.py` fails when the installed transformers no longer has one of these, or with other arguments.
@@ -17,9 +17,11 @@ from transformers import Trainer
 OVERRIDDEN = {
     "_get_train_sampler": ("self", "train_dataset"),
     "_set_signature_columns_if_needed": ("self",),
+    "_push_from_checkpoint": ("self", "checkpoint_folder"),
+    "_finish_current_push": ("self",),
 }
 # Attributes of a trainer that an override reads.
-ATTRIBUTES = ("_signature_columns",)
+ATTRIBUTES = ("_signature_columns", "push_in_progress")
 
 
 class TransformersInternals(Trainer):
@@ -43,6 +45,22 @@ class TransformersInternals(Trainer):
         super()._set_signature_columns_if_needed()
         missing = [name for name in self.further_columns if name not in self._signature_columns]
         self._signature_columns = [*self._signature_columns, *missing]
+
+    def push_checkpoint(self, folder: str) -> None:
+        """Start to push a checkpoint during training; for a subclass to override."""
+        super()._push_from_checkpoint(folder)
+
+    # Reason: `on_push_begin` is told of a push, but cannot change what is pushed, and is called from the end of training too.
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.push_checkpoint(checkpoint_folder)
+
+    def finish_pushes(self) -> None:
+        """Wait until what is being pushed has been pushed; for a subclass to override."""
+        super()._finish_current_push()
+
+    # Reason: transformers waits for uploads, but never looks at how they ended.
+    def _finish_current_push(self) -> None:
+        self.finish_pushes()
 
 
 def changed_internals() -> list[str]:

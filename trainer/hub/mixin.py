@@ -101,7 +101,7 @@ class HubMixin:
         if self.args.should_save:
             self._write_model_card(output_dir if output_dir is not None else self.args.output_dir)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def push_checkpoint(self, folder: str) -> None:
         """
         Push a checkpoint during training as transformers does, but from a folder of its own that holds card and code too.
 
@@ -121,8 +121,8 @@ class HubMixin:
             for left_over in Path(self.args.output_dir).glob("_push-*"):  # of a run that was killed
                 shutil.rmtree(left_over, ignore_errors=True)
         staged = Path(tempfile.mkdtemp(prefix="_push-", dir=self.args.output_dir))  # "_*" is never pushed
-        checkpoint = staged / Path(checkpoint_folder).name
-        shutil.copytree(checkpoint_folder, checkpoint, copy_function=_link_or_copy)
+        checkpoint = staged / Path(folder).name
+        shutil.copytree(folder, checkpoint, copy_function=_link_or_copy)
         own_card = Path(self.args.output_dir, "README.md")
         if own_card.exists() and not is_generated_card(own_card.read_text(encoding="utf-8", errors="replace")):
             (checkpoint / "README.md").unlink(missing_ok=True)
@@ -132,7 +132,7 @@ class HubMixin:
             for path in checkpoint.glob(pattern):
                 shutil.copy(path, staged)
         with self._output_dir(staged):
-            super()._push_from_checkpoint(str(checkpoint))
+            super().push_checkpoint(str(checkpoint))
         jobs = [job for job in self.push_in_progress.jobs if job not in earlier]
         # Uploads run one after the other, in the order they were asked for.
         jobs[-1].add_done_callback(lambda _: shutil.rmtree(staged, ignore_errors=True))
@@ -149,8 +149,8 @@ class HubMixin:
         finally:
             self.args = original
 
-    def _finish_current_push(self) -> None:
-        super()._finish_current_push()
+    def finish_pushes(self) -> None:
+        super().finish_pushes()
         self._warn_of_failed_pushes()
 
     def _warn_of_failed_pushes(self) -> None:
