@@ -5,6 +5,7 @@ import math
 
 import datasets
 import numpy as np
+import peft
 import pytest
 import torch
 from tiny_models import tiny_backbone_config, tiny_model, tiny_tokenizer
@@ -622,3 +623,22 @@ def test_names_and_wrong_ids_are_refused_in_one_sentence(tmp_path, column, value
     )
     with pytest.raises(ValueError, match=message):
         trainer.train()
+
+
+def test_an_adapter_scores_after_loading_as_after_training_and_a_changing_label_table_is_refused(tmp_path):
+    def adapted():
+        config = peft.LoraConfig(r=4, target_modules=["query", "value"], task_type=peft.TaskType.SEQ_CLS)
+        return peft.get_peft_model(type(base).from_pretrained(tmp_path / "base"), config)
+
+    base = tiny_model(num_labels=NUM_LABELS)
+    base.save_pretrained(tmp_path / "base")
+    trainer = make_trainer(tmp_path, model=adapted(), label_encoding="embedding", learning_rate=1e-2)
+    trainer.train()
+    trainer.save_model(tmp_path / "adapter")
+    loaded = peft.PeftModel.from_pretrained(type(base).from_pretrained(tmp_path / "base"), tmp_path / "adapter").eval()
+    batch = batch_of(trainer)
+    trained, before = (model.eval()(**batch).logits for model in (trainer.model, base))
+    torch.testing.assert_close(loaded(**batch).logits, trained)
+    assert not torch.allclose(trained, before, atol=1e-3)
+    with pytest.raises(ValueError, match="which a PEFT adapter does not save"):
+        make_trainer(tmp_path, model=adapted(), label_encoding="encoder")

@@ -188,6 +188,15 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
     def _configure_label_table(self, model: nn.Module) -> None:
         # A trained table that no loss reaches would be a parameter without gradient, which stops DDP.
         used = model.uses_label_embeds or self.args.label_loss_weight > 0
+        if used and getattr(model, "peft_config", None):
+            # What an adapter is saved as does not hold the table.
+            if self.args.label_encoding == "encoder":
+                raise ValueError(
+                    '`label_encoding="encoder"` changes the label embeddings, which a PEFT adapter does not save. Choose '
+                    '`label_encoding="embedding"`, which then keeps the label embeddings of the base model, or train without PEFT.'
+                )
+            logger.warning("A PEFT adapter does not save label embeddings: those of the base model are kept, untrained.")
+            used = False
         model.label_embeddings.requires_grad_(self.args.label_encoding == "embedding" and used)
 
     def _bare_model(self) -> nn.Module:

@@ -2,8 +2,8 @@ r"""
 Similarity-weighted contrastive losses over the labels and the documents of a batch (Eq. 5-15 of the SEP-MLDC paper).
 
 Pure functions of embeddings and multi-hot labels. Everything is computed in float32 (float64 stays float64) whatever
-the autocast dtype, restricted to the labels present in the batch: nothing here is of size `num_labels` squared, and
-`num_labels` itself enters only through one pass over the labels.
+the autocast dtype, and restricted to the labels present in the batch: no tensor has `num_labels`² entries, and the labels are
+read once.
 """
 
 import torch
@@ -19,8 +19,8 @@ def label_similarity(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     $$W_y = Y^\top Y / (S_i + S_j - Y^\top Y)$$
 
-    Labels absent from the batch have similarity 0 (0/0 read as 0) to every label, themselves included, so only the
-    block of the present ones is returned.
+    Labels absent from the batch have similarity 0 to every label including themselves (0/0 counts as 0), so only the block of
+    the present labels is returned.
 
     Args:
         labels (`torch.Tensor` of shape `(batch_size, num_labels)`): 0/1 labels of any dtype.
@@ -55,7 +55,7 @@ def document_similarity(labels: torch.Tensor) -> torch.Tensor:
 
     $$W_x = Y Y^\top / (S_i + S_j - Y Y^\top)$$
 
-    A document without labels has similarity 0 (0/0 read as 0) to every document, itself included.
+    A document without labels has similarity 0 to every document including itself (0/0 counts as 0).
 
     Args:
         labels (`torch.Tensor` of shape `(batch_size, num_labels)`): 0/1 labels of any dtype.
@@ -95,23 +95,23 @@ def label_contrastive_loss(
       \frac{\exp(e_i \cdot e_i / \tau) W_{ii}}{\sum_{k \neq i} \exp(e_i \cdot e_k / \tau) W_{ik}}$$
 
     `A` holds the labels that are present in the batch and have a negative of non-zero weight; the paper prints a mean
-    over all labels, which is undefined for the others. The denominator holds the negatives only, as printed, so the
-    loss can be negative. Only the rows of the present labels are read, which is exact. Passing just those,
+    over all labels, which is undefined for the others. As printed, the denominator contains only the negatives, so the
+    loss can be negative. Only the rows of the present labels are read. Passing just those,
     `label_contrastive_loss(rows, labels[:, ids])` with `ids = present_labels(labels)` or any superset of it, gives
     the same value.
 
     Args:
-        label_embeds (`torch.Tensor` of shape `(num_labels, hidden_size)`): label embeddings; rows without gradient
-            (stored ones) serve as constants.
+        label_embeds (`torch.Tensor` of shape `(num_labels, hidden_size)`): label embeddings. Rows without gradient are
+            constants.
         labels (`torch.Tensor` of shape `(batch_size, num_labels)`): 0/1 labels of any dtype.
         temperature (`float`, defaults to 0.1): τ, above 0.
         weighting (`str`, defaults to `"jaccard"`): weight of a negative of Jaccard similarity W: `"jaccard"` (W, as
             printed: only labels that share a document repel each other), `"complement"` (1 - W) or `"uniform"` (1).
-        normalize (`bool`, defaults to `True`): compare directions (cosine) instead of raw inner products, which the
-            paper leaves open and without which e·e/τ is unbounded.
+        normalize (`bool`, defaults to `True`): use cosine similarities instead of raw inner products. The paper does
+            not say which; without normalization e·e/τ is unbounded.
 
     Returns:
-        `torch.Tensor`: a scalar; 0 without gradient, yet connected to `label_embeds`, when `A` is empty.
+        `torch.Tensor`: a scalar. If `A` is empty, 0 with a gradient of 0 for `label_embeds`.
 
     Raises:
         ValueError: if shapes do not match, `temperature` is not above 0 or `weighting` is unknown.
@@ -150,9 +150,9 @@ def document_contrastive_loss(
       \frac{\exp(e_i \cdot e_j / \tau) W_{ij}}{\sum_{k \in N_i} \exp(e_i \cdot e_k / \tau) W_{ik}}$$
 
     `P_i` holds the other documents with exactly i's label set, `N_i` all documents whose label set differs. An anchor
-    without labels, without a positive or without a negative of non-zero weight contributes nothing, yet the sum is
-    divided by the batch size as printed. The denominator holds the negatives only, as printed, so the loss can be
-    negative. A document without labels serves as a negative (of weight 0 under `"jaccard"`).
+    without labels, without a positive or without a negative of non-zero weight contributes 0, and the sum is divided by the
+    batch size, as printed. As printed, the denominator contains only the negatives, so the loss can be negative. A document
+    without labels is a negative (of weight 0 under `"jaccard"`).
 
     Args:
         document_embeds (`torch.Tensor` of shape `(batch_size, hidden_size)`): document embeddings.
@@ -161,10 +161,10 @@ def document_contrastive_loss(
         weighting (`str`, defaults to `"jaccard"`): weight of a negative of Jaccard similarity W: `"jaccard"` (W, as
             printed: only documents that share a label repel each other), `"complement"` (1 - W) or `"uniform"` (1).
             A positive always weighs 1.
-        normalize (`bool`, defaults to `True`): compare directions (cosine) instead of raw inner products.
+        normalize (`bool`, defaults to `True`): use cosine similarities instead of raw inner products.
 
     Returns:
-        `torch.Tensor`: a scalar; 0 without gradient, yet connected to `document_embeds`, when no anchor has a term.
+        `torch.Tensor`: a scalar. If no anchor has a term, 0 with a gradient of 0 for `document_embeds`.
 
     Raises:
         ValueError: if shapes do not match, `temperature` is not above 0 or `weighting` is unknown.
@@ -194,14 +194,14 @@ def document_contrastive_loss(
 
 def share_of_anchors_with_positive(labels: torch.Tensor) -> torch.Tensor:
     r"""
-    Share of the labelled documents of a batch that have a positive of Eq. 14: another document with exactly the same
+    Share of the labeled documents of a batch that have a positive in Eq. 14: another document with exactly the same
     label set.
 
     Args:
         labels (`torch.Tensor` of shape `(batch_size, num_labels)`): 0/1 labels of any dtype.
 
     Returns:
-        `torch.Tensor`: a scalar in [0, 1], 0 for a batch without labels; computed without a device synchronisation.
+        `torch.Tensor`: a scalar in [0, 1], 0 for a batch without labels. Forces no device sync.
 
     Raises:
         ValueError: if `labels` is not a matrix.
@@ -230,7 +230,7 @@ def present_labels(labels: torch.Tensor) -> torch.Tensor:
         labels (`torch.Tensor` of shape `(batch_size, num_labels)`): 0/1 labels of any dtype.
 
     Returns:
-        `torch.Tensor` of shape `(num_present,)`, int64. Its length depends on the data: one device synchronisation.
+        `torch.Tensor` of shape `(num_present,)`, int64. Data-dependent shape: forces a device sync.
 
     Raises:
         ValueError: if `labels` is not a matrix.
@@ -245,14 +245,14 @@ def present_labels(labels: torch.Tensor) -> torch.Tensor:
     ```
     """
     _check_labels(labels)
-    # On the CPU a sum of bytes first makes 8-byte copies, which takes 60 times as long; but `amax` refuses an empty batch.
+    # On the CPU, summing bytes first copies them to 8 bytes each, which takes 60 times as long. `amax` fails for an empty batch.
     in_batch = labels.amax(dim=0) if len(labels) else labels.sum(dim=0)
     return in_batch.nonzero().squeeze(1)
 
 
 @torch.no_grad()
 def _overlaps(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sizes of the pairwise intersections and unions of 0/1 rows, (n, n) each; exact below 2^24 ones in a row."""
+    """Sizes of the pairwise intersections and unions of 0/1 rows, (n, n) each; exact for fewer than 2^24 ones per row."""
     with torch.autocast(rows.device.type, enabled=False):
         rows = rows.to(torch.float32)
         intersection = rows @ rows.T
@@ -261,18 +261,18 @@ def _overlaps(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _jaccard(intersection: torch.Tensor, union: torch.Tensor) -> torch.Tensor:
-    return intersection / union.clamp(min=1)  # an empty union has an empty intersection: 0/0 reads as 0
+    return intersection / union.clamp(min=1)  # an empty union has an empty intersection: 0/0 counts as 0
 
 
 def _same_label_set(intersection: torch.Tensor, union: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pairs with one label set, and those of them that are an anchor with its positive; exact, as both are counts."""
+    """Pairs with equal label sets, and those that are an anchor with its positive. Exact, because both inputs are counts."""
     same = intersection == union
     itself = torch.eye(len(same), dtype=torch.bool, device=same.device)
     return same, same & (intersection > 0) & ~itself
 
 
 def _inner_products(embeds: torch.Tensor, temperature: float, normalize: bool) -> torch.Tensor:
-    """e_i · e_k / τ of all pairs of rows, at least in float32."""
+    """e_i · e_k / τ of all pairs of rows, in float32 or higher."""
     embeds = embeds.to(torch.promote_types(embeds.dtype, torch.float32))
     if normalize:
         embeds = F.normalize(embeds, dim=1)
@@ -282,16 +282,16 @@ def _inner_products(embeds: torch.Tensor, temperature: float, normalize: bool) -
 def _log_sum_negatives(
     logits: torch.Tensor, intersection: torch.Tensor, union: torch.Tensor, negative: torch.Tensor, weighting: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """log Σ_k exp(logits_ik) weight_ik over the negatives k, and whether there are any; rows without any are finite."""
+    """log Σ_k exp(logits_ik) weight_ik over the negatives k, and whether there are any. Rows without negatives are finite."""
     if weighting == "uniform":
         weights = torch.ones_like(logits)
     else:
         weights = _jaccard(intersection.to(logits.dtype), union)
         if weighting == "complement":
             weights = 1 - weights
-    log_weights = torch.where(negative, weights, 0.0).log()  # a zero weight is a mask of -inf
+    log_weights = torch.where(negative, weights, 0.0).log()  # a weight of zero masks with -inf
     has_negative = (log_weights > -torch.inf).any(dim=1)
-    # A row of -inf alone would have a gradient of NaN, which the `where` of the caller could not undo.
+    # A row of -inf only has a NaN gradient, which `torch.where` in the caller would not remove.
     log_weights = torch.where(has_negative.unsqueeze(1), log_weights, 0.0)
     return torch.logsumexp(logits + log_weights, dim=1), has_negative
 

@@ -17,15 +17,15 @@ Args:
 
 class MultiLabelMetric(evaluate.Metric):
     r"""
-    For small data, whose dense scores and labels fit in memory; `StreamingMetrics` takes any size.
+    For data whose dense scores and labels fit in memory. `StreamingMetrics` has no such limit.
 
     Args:
         config_name (`str`, *optional*), and `keep_in_memory`, `cache_dir`, `experiment_id`, ...: those of
             `evaluate.Metric`.
-        settings (`dict`, *optional*): arguments of `StreamingMetrics` but `num_labels`; those given to `compute` win.
+        settings (`dict`, *optional*): arguments of `StreamingMetrics` except `num_labels`. Those passed to `compute` take precedence.
 
     Raises:
-        ValueError: as `StreamingMetrics`; rows of different lengths.
+        ValueError: as in `StreamingMetrics`, and for rows of different lengths.
 
     Example:
 

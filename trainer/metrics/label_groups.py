@@ -1,4 +1,4 @@
-"""Labels by how often they occur in training: head, body and tail, and tenths."""
+"""Groups of labels by training frequency: head, body and tail."""
 
 import numpy as np
 
@@ -8,11 +8,11 @@ from .ranking import ratio
 def head_body_tail(label_counts: np.ndarray, tail_threshold: int = 50) -> dict[str, np.ndarray]:
     """
     Split labels by their training counts: `tail` has fewer than `tail_threshold` documents, `head` is the most frequent
-    tenth of all labels (rounded up) unless they are tail, `body` is the rest. Of equal counts the lower id comes first.
+    tenth of all labels (rounded up) except tail labels, `body` is the rest. Ties go to the lower id.
 
     Args:
-        label_counts (`np.ndarray` of shape `(num_labels,)`): real training documents of each label.
-        tail_threshold (`int`, defaults to 50): the paper's bound.
+        label_counts (`np.ndarray` of shape `(num_labels,)`): number of real training documents per label.
+        tail_threshold (`int`, defaults to 50): the paper's value.
 
     Returns:
         `dict[str, np.ndarray]`: ascending label ids of `"head"`, `"body"` and `"tail"`.
@@ -33,17 +33,17 @@ def head_body_tail(label_counts: np.ndarray, tail_threshold: int = 50) -> dict[s
 
 
 def most_frequent_first(label_counts: np.ndarray) -> np.ndarray:
-    """Label ids by falling count; of equal counts the lower id comes first."""
+    """Label ids by descending count. Ties go to the lower id."""
     return np.argsort(-label_counts, kind="stable")
 
 
 def summarize(labels: dict[str, np.ndarray], members: np.ndarray, ks: tuple[int, ...]) -> dict[str, float]:
     """
-    Figures of some labels, from `StreamingMetrics.per_label()`.
+    Metrics of a group of labels, from `StreamingMetrics.per_label()`.
 
     Returns:
-        `dict[str, float]`: `recall@k`, the share of the members' positives found among the first k; `coverage@k`, the
-        share of the members having positives of which at least one is found there; with predictions `f1_macro`.
+        `dict[str, float]`: `recall@k`, the share of the group's positives found in the top k; `coverage@k`, the share of the
+        group's labels with positives of which at least one is found there; with predictions also `f1_macro`.
     """
     support = labels["support"][members]
     result = {}

@@ -1,4 +1,4 @@
-"""Pieces of the ranking metrics: propensities, the top k and the positives of a batch, and 0/0 = 0."""
+"""Building blocks of the ranking metrics: propensities, top k and positives of a batch, and ratios with 0/0 = 0."""
 
 import numpy as np
 import scipy.sparse
@@ -9,14 +9,14 @@ def inverse_propensities(label_counts, num_documents: int, a: float = 0.55, b: f
     r"""
     Inverse propensities 1 + C (N_l + b)^-a with C = (log N - 1)(b + 1)^a (Jain et al., 2016, Section 4).
 
-    Below N = 3 the formula would fall under 1, and 1 is returned.
+    For N < 3 the formula is below 1, and 1 is returned.
 
     Args:
-        label_counts (`np.ndarray` of shape `(num_labels,)`): N_l, real training documents of each label (without
-            pseudo-documents).
-        num_documents (`int`): N, real training documents.
-        a, b (`float`): the paper's 0.55 and 1.5, those of EUR-Lex (others: Wikipedia 0.5 and 0.4, Amazon 0.6 and
-            2.6).
+        label_counts (`np.ndarray` of shape `(num_labels,)`): N_l, number of real training documents per label
+            (without pseudo-documents).
+        num_documents (`int`): N, number of real training documents.
+        a, b (`float`): parameters of the data set. 0.55 and 1.5 are those of EUR-Lex; Wikipedia has 0.5 and 0.4, Amazon 0.6
+            and 2.6.
 
     Returns:
         `np.ndarray` of shape `(num_labels,)`, float64, each at least 1.
@@ -34,7 +34,7 @@ def inverse_propensities(label_counts, num_documents: int, a: float = 0.55, b: f
     """
     counts = to_array(label_counts).astype(np.float64)
     if num_documents < 1:
-        raise ValueError(f"`num_documents` is {num_documents}, but at least one training document is needed.")
+        raise ValueError(f"`num_documents` is {num_documents}, but at least 1 training document is needed. Count the training documents.")
     if counts.ndim != 1 or (counts.size and not (counts.min() >= 0 and counts.max() <= num_documents)):
         raise ValueError(
             f"`label_counts` of shape {counts.shape} must be one count per label between 0 and `num_documents` "
@@ -45,15 +45,15 @@ def inverse_propensities(label_counts, num_documents: int, a: float = 0.55, b: f
 
 
 def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """Indices (B, k) of the largest scores, falling; among equal scores the lower index wins, as in a stable sort."""
+    """Indices (B, k) of the largest scores, in descending order. Of equal scores, the lower index comes first."""
     values, top = scores.topk(k, dim=1)
     last = values[:, -1:]
     at_least = (scores >= last).sum(dim=1)
-    # NaN ranks first in `topk`, so the top k tell; one device synchronisation for both questions.
+    # NaN ranks first in `topk`, so looking at the top k is enough. One device sync for both checks.
     has_nan, has_ties = torch.stack([values.isnan().any(), (at_least > k).any()]).tolist()
     if has_nan:
         raise ValueError(
-            "`scores` hold NaN, which cannot be ranked. The model has diverged or its input is broken: look at the "
+            "`scores` hold NaN, which cannot be ranked. The model has diverged or its input is wrong: check the "
             "training loss."
         )
     if has_ties:
@@ -67,13 +67,13 @@ def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def positives(labels, label_indices, shape: torch.Size, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and columns of the positives, row-major and without repeats, of any of the accepted forms of labels."""
+    """Rows and columns of the positives, row-major and without duplicates, for every accepted format of labels."""
     if (labels is None) == (label_indices is None):
-        raise ValueError("one of `labels` (multi-hot) and `label_indices` (label ids) is needed, and not both.")
+        raise ValueError("one of `labels` (multi-hot) and `label_indices` (label ids) is needed, not both. Pass one of them.")
     given = (len(label_indices), shape[1]) if labels is None else tuple(labels.shape)
     if given != tuple(shape):
         raise ValueError(
-            f"`scores` has shape {tuple(shape)} and the labels are {given}, but both must be (batch_size, num_labels)."
+            f"`scores` has shape {tuple(shape)} and the labels are {given}, but both must be (batch_size, num_labels). Pass labels of the same batch."
         )
     if labels is not None and not scipy.sparse.issparse(labels):
         rows, cols = torch.as_tensor(labels).nonzero().to(device).unbind(dim=1)
@@ -84,10 +84,10 @@ def positives(labels, label_indices, shape: torch.Size, device: torch.device) ->
         cols = np.fromiter((i for ids in label_indices for i in ids), dtype=np.int64, count=sum(sizes))
         if cols.size and not 0 <= cols.min() <= cols.max() < shape[1]:
             wrong = cols.min() if cols.min() < 0 else cols.max()
-            raise ValueError(f"`label_indices` holds {wrong}, but label ids lie between 0 and {shape[1] - 1}.")
+            raise ValueError(f"`label_indices` holds {wrong}, but label ids lie between 0 and {shape[1] - 1}. Encode the labels with the model's label list.")
     else:
         rows, cols = labels.nonzero()
-    keys = np.unique(rows.astype(np.int64) * shape[1] + cols)  # both forms may be unordered and repeat an entry
+    keys = np.unique(rows.astype(np.int64) * shape[1] + cols)  # both formats may be unordered and have duplicates
     return tuple(torch.from_numpy(x).to(device) for x in np.divmod(keys, max(shape[1], 1)))
 
 
