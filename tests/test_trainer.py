@@ -548,13 +548,6 @@ def test_thresholds_are_tuned_on_uncalibrated_logits_however_often(tmp_path):
     assert config.score_calibration == first[1]
 
 
-def test_models_with_peft_adapters_are_refused(tmp_path):
-    peft = pytest.importorskip("peft")
-    model = peft.get_peft_model(tiny_model(NUM_LABELS), peft.LoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
-    with pytest.raises(ValueError, match="leave out the label embeddings.*transformers' `Trainer`"):
-        make_trainer(tmp_path, model)
-
-
 def test_softmax_models_get_platt_scaling_with_their_thresholds(tmp_path):
     trainer = trained_trainer(tmp_path, classification_loss="softmax")
     info = trainer.tune_thresholds(tiny_documents(150, seed=8))

@@ -48,11 +48,11 @@ def dropout_settings(name: str, probability: float | None, **kwargs) -> dict[str
     `AutoModel.from_pretrained`; none of them for `None`.
 
     Without dropout inside the encoder, attention runs in the fused kernel and no random numbers are drawn, which makes
-    training on a CPU much faster. The dropout of the head stays.
+    training on a CPU much faster. The dropout of the head is not changed.
 
     Args:
         name (`str`): folder or Hub name of the encoder.
-        probability (`float`, *optional*): of dropping a value, 0 to below 1.
+        probability (`float`, *optional*): dropout probability, at least 0 and below 1.
         kwargs: for `AutoConfig.from_pretrained` (`revision`, ...).
 
     Raises:
@@ -62,7 +62,7 @@ def dropout_settings(name: str, probability: float | None, **kwargs) -> dict[str
         return {}
     if not 0 <= probability < 1:
         raise ValueError(
-            f"`backbone_dropout` is {probability}, but a probability is needed. Choose 0 (none) to below 1."
+            f"`backbone_dropout` is {probability}, but a dropout probability is at least 0 and below 1. Use 0 for none."
         )
     fields = AutoConfig.from_pretrained(name, **kwargs).to_dict()
     return {
@@ -81,7 +81,7 @@ def encoder_layers(backbone: nn.Module) -> Sequence[nn.Module]:
 
 def freeze_layers(backbone: nn.Module, num_layers: int) -> None:
     """
-    Keep the embeddings and the first `num_layers` layers of an encoder as they are; their backward pass is saved as well.
+    Freeze the embeddings and the first `num_layers` layers of an encoder, which also saves their backward pass.
 
     Raises:
         ValueError: `num_layers` is negative or above the number of layers.

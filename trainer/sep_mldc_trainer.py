@@ -83,8 +83,8 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         compute_metrics, callbacks, optimizers, kwargs: as in `Trainer`.
 
     Raises:
-        ValueError: arguments of another class, a model with PEFT adapters, `label_encoding="encoder"` without a tokenizer or under a wrapper that cannot
-            run it, or a k of `metric_ks` above the number of labels.
+        ValueError: arguments of another class, `label_encoding="encoder"` without a tokenizer, with PEFT adapters (which do not save
+            the label embeddings) or under a wrapper that cannot run it, or a k of `metric_ks` above the number of labels.
     """
 
     further_columns = ("label_indices",)
@@ -109,12 +109,6 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
             raise ValueError(
                 f"`args` is a {type(args).__name__}, but SepMldcTrainer needs SepMldcTrainingArguments (they hold the loss "
                 "weights). Create those, or use transformers' Trainer."
-            )
-        if hasattr(model, "peft_config"):
-            raise ValueError(
-                "`model` has PEFT adapters, whose checkpoints leave out the label embeddings that this trainer changes. Train the "
-                "adapters with transformers' `Trainer`, which keeps the label embeddings as they are, or merge them first "
-                "(`merge_and_unload`)."
             )
         if args.label_encoding == "encoder" and processing_class is None:
             raise ValueError(
@@ -189,13 +183,15 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         # A trained table that no loss reaches would be a parameter without gradient, which stops DDP.
         used = model.uses_label_embeds or self.args.label_loss_weight > 0
         if used and getattr(model, "peft_config", None):
-            # What an adapter is saved as does not hold the table.
+            # A saved adapter does not contain the table.
             if self.args.label_encoding == "encoder":
                 raise ValueError(
                     '`label_encoding="encoder"` changes the label embeddings, which a PEFT adapter does not save. Choose '
                     '`label_encoding="embedding"`, which then keeps the label embeddings of the base model, or train without PEFT.'
                 )
-            logger.warning("A PEFT adapter does not save label embeddings: those of the base model are kept, untrained.")
+            logger.warning(
+                "A PEFT adapter does not save label embeddings: those of the base model are kept, untrained."
+            )
             used = False
         model.label_embeddings.requires_grad_(self.args.label_encoding == "embedding" and used)
 
@@ -552,7 +548,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
             ValueError: no documents or none with labels, or an unknown objective or calibration.
         """
         check_threshold_settings(objective, shrinkage, calibration)
-        config = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).config
+        config = self._bare_model().config
         softmax = "bce" not in config.classification_loss
         if softmax or (config.num_lexical_features and calibration is None):
             calibration = "platt"
@@ -577,8 +573,8 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         self, train_dataset=None, eval_dataset=None, num_features: int = 300, cost: float = 1.0, **kwargs
     ) -> dict:
         """
-        Give the model lexical scores fitted on training documents and weighed on validation documents. Call `tune_thresholds`
-        afterwards: thresholds and calibration of the former scores are dropped.
+        Give the model lexical scores fitted on training documents and weighted on validation documents. Call `tune_thresholds`
+        afterwards, because thresholds and calibration of the former scores are dropped.
 
         Args:
             train_dataset, eval_dataset (`Dataset`, *optional*): tokenized documents with `label_indices`; the trainer's own if
@@ -596,7 +592,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         eval_dataset = self._one_eval_dataset(eval_dataset)
         check_lexical_documents("eval_dataset", eval_dataset)
         return fit_lexical_scores(
-            self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
+            self._bare_model(),
             self.train_dataset if train_dataset is None else train_dataset,
             self.logit_batches(eval_dataset, "Weighing lexical scores"),
             num_features,
@@ -757,6 +753,6 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         self._checkpoint_guard.begin(folder, self.args)
 
     def end(self) -> None:
-        """As in transformers, once all processes have come here: one that leaves earlier would abort the others."""
+        """As in transformers, after a barrier: a process that ends earlier would abort the others."""
         self.accelerator.wait_for_everyone()
         super().end()

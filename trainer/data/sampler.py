@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Sampler
 
 
-# Documents are sorted by length within pools of so many global batches: little padding, and still a random order.
+# Documents are sorted by length within pools of this number of global batches: little padding, and still a random order.
 POOL_BATCHES = 64
 
 
@@ -15,16 +15,16 @@ class DocumentSampler(Sampler[int]):
     """
     A permutation of the documents that is a pure function of (seed, epoch, global batch size).
 
-    It does not depend on the number of processes, on the state of any random generator or on where an interrupted epoch
-    goes on, so a resumed run and a run on more processes see the same batches.
+    It does not depend on the number of processes, the state of a random generator or the position at which an interrupted epoch
+    continues, so a resumed run and a run on more processes see the same batches.
 
     Args:
         num_documents (`int`): N.
-        batch_size (`int`): global batch size, documents per step and micro-step over all processes.
-        lengths (`Sequence[int]`, *optional*): tokens of each document; given, batches hold documents of like length, and the
-            batch with the longest document of the epoch comes first, where it tells at once whether memory suffices.
-        label_sets (`Sequence[Sequence[int]]`, *optional*): label ids of each document; given, documents with identical
-            label sets are paired at random and a pair stays in one batch (Eq. 14 then has positives).
+        batch_size (`int`): documents per (micro-)step over all processes.
+        lengths (`Sequence[int]`, *optional*): number of tokens per document. If given, batches contain documents of similar length,
+            and the batch with the longest document of the epoch comes first, so that too little memory shows at once.
+        label_sets (`Sequence[Sequence[int]]`, *optional*): label ids per document. If given, documents with identical
+            label sets are paired at random, and a pair shares a batch (so that Eq. 14 has positives).
         seed (`int`): `data_seed`.
     """
 
@@ -39,10 +39,12 @@ class DocumentSampler(Sampler[int]):
         for name, column in (("lengths", lengths), ("label_sets", label_sets)):
             if column is not None and len(column) != num_documents:
                 raise ValueError(
-                    f"`{name}` has {len(column)} entries for {num_documents} documents. Give one a document."
+                    f"`{name}` has {len(column)} entries for {num_documents} documents. Pass one per document."
                 )
         if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}, but a batch holds one document at least.")
+            raise ValueError(
+                f"`batch_size` is {batch_size}, but a batch has at least 1 document. Use 16, for example."
+            )
         self.num_documents, self.batch_size, self.seed, self.epoch = num_documents, batch_size, seed, 0
         self.lengths = None if lengths is None else list(lengths)
         self.twins = None if label_sets is None else self._group_by_label_set(label_sets)
@@ -82,7 +84,7 @@ class DocumentSampler(Sampler[int]):
             if filled >= pool_size or position == len(units) - 1:
                 pool.sort(key=lambda unit: -max(self.lengths[document] for document in unit))
                 batches.extend(self._cut(pool))
-                # An incomplete batch would shift all that follow: its documents wait for the next pool.
+                # An incomplete batch would shift all later ones, so its documents go to the next pool.
                 incomplete = batches.pop() if len(batches[-1]) < self.batch_size else []
                 pool, filled = [[document] for document in incomplete], len(incomplete)
         return self._arrange(batches, [document for unit in pool for document in unit], generator)
@@ -95,7 +97,7 @@ class DocumentSampler(Sampler[int]):
         for documents in self.twins:
             mixed = [documents[index] for index in torch.randperm(len(documents), generator=generator).tolist()]
             if self.lengths is not None:
-                # Neighbours in length make pairs that waste little padding; the shuffle above breaks ties at random.
+                # Pairs of similar length need little padding; the shuffle above breaks ties at random.
                 mixed.sort(key=lambda document: self.lengths[document])
             start = int(torch.randint(2, (1,), generator=generator)) if len(mixed) > 2 else 0
             for first, second in zip(mixed[start::2], mixed[start + 1 :: 2]):
@@ -109,7 +111,7 @@ class DocumentSampler(Sampler[int]):
         return units
 
     def _cut(self, units: list[list[int]]) -> list[list[int]]:
-        """Batches of exactly `batch_size` documents, but for the last one. A pair is cut only where no single is near."""
+        """Batches of exactly `batch_size` documents, except the last. A pair is split only if no single document is near."""
         units, batches, batch = list(units), [], []
         for position in range(len(units)):
             if len(batch) + len(units[position]) > self.batch_size:

@@ -34,7 +34,9 @@ def inverse_propensities(label_counts, num_documents: int, a: float = 0.55, b: f
     """
     counts = to_array(label_counts).astype(np.float64)
     if num_documents < 1:
-        raise ValueError(f"`num_documents` is {num_documents}, but at least 1 training document is needed. Count the training documents.")
+        raise ValueError(
+            f"`num_documents` is {num_documents}, but at least 1 training document is needed. Count the training documents."
+        )
     if counts.ndim != 1 or (counts.size and not (counts.min() >= 0 and counts.max() <= num_documents)):
         raise ValueError(
             f"`label_counts` of shape {counts.shape} must be one count per label between 0 and `num_documents` "
@@ -69,7 +71,9 @@ def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
 def positives(labels, label_indices, shape: torch.Size, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and columns of the positives, row-major and without duplicates, for every accepted format of labels."""
     if (labels is None) == (label_indices is None):
-        raise ValueError("one of `labels` (multi-hot) and `label_indices` (label ids) is needed, not both. Pass one of them.")
+        raise ValueError(
+            "one of `labels` (multi-hot) and `label_indices` (label ids) is needed, not both. Pass one of them."
+        )
     given = (len(label_indices), shape[1]) if labels is None else tuple(labels.shape)
     if given != tuple(shape):
         raise ValueError(
@@ -84,7 +88,9 @@ def positives(labels, label_indices, shape: torch.Size, device: torch.device) ->
         cols = np.fromiter((i for ids in label_indices for i in ids), dtype=np.int64, count=sum(sizes))
         if cols.size and not 0 <= cols.min() <= cols.max() < shape[1]:
             wrong = cols.min() if cols.min() < 0 else cols.max()
-            raise ValueError(f"`label_indices` holds {wrong}, but label ids lie between 0 and {shape[1] - 1}. Encode the labels with the model's label list.")
+            raise ValueError(
+                f"`label_indices` holds {wrong}, but label ids lie between 0 and {shape[1] - 1}. Encode the labels with the model's label list."
+            )
     else:
         rows, cols = labels.nonzero()
     keys = np.unique(rows.astype(np.int64) * shape[1] + cols)  # both formats may be unordered and have duplicates

@@ -1,13 +1,13 @@
 """
 Ranking and classification metrics of multi-label predictions, accumulated batch by batch.
 
-Only top-k hits, counts and (by choice) per-label score histograms leave a batch: memory depends on the number of
-labels, never on documents x labels. Conventions, those of AttentionXML and pyxclib:
+Only top-k hits, counts and (optionally) per-label score histograms are kept: memory depends on the number of labels, not on
+the number of documents. The conventions are those of AttentionXML and pyxclib:
 
-- a document without labels counts as 0 in precision, recall and nDCG, and stays in their mean;
-- equal scores are ranked by label index, the lower one first;
+- a document without labels counts as 0 in the means of precision, recall and nDCG;
+- ties are ranked by label index, lower first;
 - nDCG's ideal ranking holds min(k, |y|) labels;
-- PSP@k and PSnDCG@k are ratios of sums over all documents: what was reached over what the best ranking reaches;
+- PSP@k and PSnDCG@k are ratios of sums over all documents: the value reached over that of the best ranking;
 - 0/0 counts as 0 (a label without positives and without predictions has an F1 of 0, as scikit-learn's
   `zero_division=0`).
 """
@@ -77,17 +77,17 @@ def ranking_metrics(scores, labels, ks: Sequence[int] = (1, 3, 5), propensities=
 
 class StreamingMetrics:
     r"""
-    Metrics of a stream of batches, on the device of its tensors, for any number of documents.
+    Metrics accumulated over batches, on the device of their tensors, for any number of documents.
 
-    With label counts, the labels are also looked at as head, body and tail, see `trainer.label_groups`: `recall@k`, the
-    share of a group's positives (document-label pairs of the data seen) found among the first k, `coverage@k`, the
-    share of its labels having positives that are found at least once among the first k, and `f1_macro`.
+    With label counts, metrics are also reported for head, body and tail labels, see `trainer.metrics.label_groups`:
+    `recall@k`, the share of a group's positives (document-label pairs) found in the top k, `coverage@k`, the share of its
+    labels with positives that are found at least once in the top k, and `f1_macro`.
 
     Args:
         num_labels (`int`): number of labels.
         ks (`Sequence[int]`, defaults to `(1, 3, 5)`): cut-offs of the ranking metrics.
-        label_counts (`np.ndarray` of shape `(num_labels,)`, *optional*): real training documents of each label; gives
-            the groups and, with `num_documents`, the propensities.
+        label_counts (`np.ndarray` of shape `(num_labels,)`, *optional*): number of real training documents per
+            label. Enables the groups and, with `num_documents`, the propensities.
         num_documents (`int`, *optional*): number of real training documents.
         propensities (`np.ndarray` of shape `(num_labels,)`, *optional*): inverse propensities, instead of those of
             `label_counts`.
@@ -96,9 +96,9 @@ class StreamingMetrics:
         activation (`str`, *optional*, defaults to `"sigmoid"`): scores are logits whose sigmoid is the probability;
             `None`: scores are probabilities.
         histograms (`bool`, defaults to `False`): keep per-label histograms of logits for thresholds and calibration.
-        num_bins (`int`, *optional*): their bins; by default as many as fit in 128 MB, within 32..1024 (171 MB at
+        num_bins (`int`, *optional*): number of bins. By default as many as fit in 128 MB, between 32 and 1024 (171 MB at
             670,000 labels).
-        histogram_range (`tuple[float, float]`, defaults to `(-12, 12)`): logits beyond it count in the outer bins.
+        histogram_range (`tuple[float, float]`, defaults to `(-12, 12)`): logits outside are counted in the outer bins.
         tail_threshold (`int`, defaults to 50): labels with fewer training documents are tail labels.
 
     Raises:
@@ -137,7 +137,7 @@ class StreamingMetrics:
             if not 1 <= k <= num_labels:
                 raise ValueError(
                     f"`ks` holds {k}, but a cut-off must lie between 1 and the number of labels ({num_labels}). "
-                    "Leave out larger ones."
+                    "Leave out the larger ones."
                 )
         if not self.ks:
             raise ValueError("`ks` is empty, but at least one cut-off is needed, for example `ks=(1, 3, 5)`.")
@@ -159,7 +159,9 @@ class StreamingMetrics:
                 np.full(num_labels, thresholds) if np.ndim(thresholds) == 0 else thresholds, "thresholds"
             )
             if not (self.thresholds.min() >= 0 and self.thresholds.max() <= 1):
-                raise ValueError("`thresholds` must be probabilities between 0 and 1 (NaN is none).")
+                raise ValueError(
+                    "`thresholds` holds values that are no probabilities between 0 and 1. Pass probabilities, one per label or one for all."
+                )
         self.tail_threshold = tail_threshold
         if histograms and num_bins is None:
             num_bins = min(max(HISTOGRAM_BYTES // (8 * num_labels), MIN_BINS), MAX_BINS)
@@ -168,9 +170,9 @@ class StreamingMetrics:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all documents."""
+        """Discard all counts."""
         self.num_seen = 0
-        self._sums: dict[str, torch.Tensor] = {}  # everything in it is a sum over documents: merging adds
+        self._sums: dict[str, torch.Tensor] = {}  # all are sums over documents, so merging adds them
         self._device: torch.device | None = None
 
     def update(
@@ -182,7 +184,7 @@ class StreamingMetrics:
         probabilities: torch.Tensor | None = None,
     ) -> None:
         """
-        Count a batch. Nothing of the batch is kept.
+        Add a batch. The batch itself is not kept.
 
         Args:
             scores (`torch.Tensor` or `np.ndarray` of shape `(batch_size, num_labels)`): logits, or probabilities with
@@ -220,7 +222,7 @@ class StreamingMetrics:
 
     def merge(self, other: "StreamingMetrics") -> None:
         """
-        Add what another accumulator of the same settings has counted, for example another process.
+        Add the counts of another accumulator with the same settings, for example of another process.
 
         Raises:
             ValueError: if the settings differ.
@@ -316,7 +318,7 @@ class StreamingMetrics:
 
     def deciles(self) -> list[dict[str, float]]:
         """
-        The labels in ten parts of (almost) equal size, most frequent in training first; empty parts are left out.
+        Metrics of the labels in ten groups of (almost) equal size, most frequent in training first. Empty groups are left out.
 
         Returns:
             `list[dict[str, float]]`: `num_labels`, `min_train_count`, `max_train_count`, `support`, `recall@k`,
@@ -356,7 +358,7 @@ class StreamingMetrics:
         return positive, both - positive, np.linspace(*self.histogram_range, self.num_bins + 1)
 
     def _start(self, device: torch.device) -> None:
-        """Make the sums on the device of the first batch, and move them along if a later one comes from elsewhere."""
+        """Create the sums on the device of the first batch, and move them if a later batch is on another device."""
         if self._device == device:
             return
         if self._device is None:
@@ -389,11 +391,11 @@ class StreamingMetrics:
         if self.thresholds is not None:
             cuts = torch.tensor(self.thresholds, dtype=torch.float64)
             self._thresholds = cuts.float().to(device)
-            # Thresholds turned into logits: no sigmoid of a whole batch.
+            # Thresholds as logits, which saves the sigmoid of a whole batch.
             self._cuts = (torch.logit(cuts) if self.activation == "sigmoid" else cuts).float().to(device)
 
     def _count_ranking(self, top: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, sizes: torch.Tensor) -> None:
-        """Add hits, recall, gains, their propensity-weighted kin and the hits of each label."""
+        """Add hits, recall and gains, with and without propensities, and the hits of each label."""
         batch_size, max_k = top.shape
         # Row-major keys of the positives are sorted, so that a label of the top k is found by bisection.
         keys = torch.cat([rows * self.num_labels + cols, torch.full((1,), -1, device=top.device)])
@@ -412,7 +414,7 @@ class StreamingMetrics:
         if self.propensities is None:
             return
 
-        # Each document's positives by falling inverse propensity: the best ranking.
+        # Each document's positives by descending inverse propensity are the best ranking.
         weights = self._weights[cols]
         order = weights.argsort(descending=True)
         order = order[rows[order].argsort(stable=True)]  # rows[order] is `rows` again
@@ -442,7 +444,7 @@ class StreamingMetrics:
         logits = scores if self.activation == "sigmoid" else torch.logit(scores)
         if self.activation is None and logits.isnan().any():
             raise ValueError(
-                "`scores` hold values outside 0..1, which are no probabilities. Pass logits and `activation='sigmoid'`."
+                "`scores` hold values outside 0..1, which are not probabilities. Pass logits and `activation='sigmoid'`."
             )
         low, high = self.histogram_range
         # Equal bins, so no search; a logit within a rounding error of an edge may count on its other side.

@@ -22,12 +22,12 @@ from .tuning import (
 
 logger = logging.get_logger(__name__)
 
-# Logits of a softmax loss are shifted at will, lexical scores spread them: their histograms span more than those of a sigmoid.
+# A softmax loss leaves the level of logits undetermined and lexical scores widen their range, so their histograms span more.
 WIDE_RANGE = (-40.0, 40.0)
 
 
 class HalvedHistograms:
-    """Histograms of the scores of documents at even and at odd positions, for what one half is tuned on and the other judges."""
+    """Score histograms of the documents at even and at odd positions, so that one half can evaluate what the other is tuned on."""
 
     def __init__(self, num_labels: int, **kwargs):
         self.halves = [
@@ -47,7 +47,7 @@ class HalvedHistograms:
         self.num_seen += len(scores)
 
     def histograms(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Positives, negatives and bin edges of both halves; a single document counts for both."""
+        """Positives, negatives and bin edges of both halves; a single document is used for both."""
         even, odd = self.halves
         return [half.histograms() for half in (even, odd if odd.num_seen else even)]
 
@@ -80,17 +80,17 @@ def tune_thresholds_from_batches(
     r"""
     Each label's decision threshold from batches of logits and labels that the model was not trained on.
 
-    What the documents give is kept as one histogram of scores per label, never as an N x L matrix. Thresholds of labels
+    Scores are kept as one histogram per label, never as an N x L matrix. Thresholds of labels
     with few positives are shrunk towards the global one (see [`~trainer.thresholds.tune_thresholds`]). The F1 in the
-    answer is cross-fitted: thresholds of the even documents are scored on the odd ones and the other way round, so
-    no document scores thresholds that it helped to choose. The thresholds themselves come from all of them.
+    answer is cross-fitted: thresholds of the even documents are scored on the odd ones and vice versa, so
+    no document evaluates thresholds that were tuned on it. The thresholds themselves are tuned on all documents.
 
     Args:
         batches (iterable of tuples): each starts with logits (B, L) and multi-hot labels (B, L), such as a
             [`~trainer.LogitBatch`].
         num_labels (`int`): L.
         objective (`str`, defaults to `"f1"`): `"f1"` / `"macro"`, `"micro"` or `"precision:0.9"`.
-        shrinkage (`float`, *optional*): in positives; 0 trusts every label's own threshold. Chosen on two halves of the
+        shrinkage (`float`, *optional*): in positives; 0 uses the threshold of each label as it is. Chosen on two halves of the
             documents if not given, see [`~trainer.thresholds.choose_shrinkage`]; 20 for `"precision:P"`.
         calibration (`str`, *optional*): `"temperature"` or `"platt"`.
         wide (`bool`, defaults to `False`): histograms that span logits of -40 to 40, as a softmax loss and lexical scores make.
@@ -152,13 +152,17 @@ def check_threshold_settings(
     """
     check_objective(objective)
     if shrinkage is not None and not 0 <= shrinkage < np.inf:
-        raise ValueError(f"`shrinkage` is {shrinkage}, but it must be at least 0 positives.")
+        raise ValueError(
+            f"`shrinkage` is {shrinkage}, but it must be a number of positives of at least 0. Leave it out to have it chosen."
+        )
     if calibration not in (None, *CALIBRATIONS):
-        raise ValueError(f"`calibration` is {calibration!r}, but it must be 'temperature', 'platt' or None.")
+        raise ValueError(
+            f"`calibration` is {calibration!r}, but it must be 'temperature', 'platt' or None. Leave it out for none."
+        )
 
 
 def _decisions(positives, negatives, edges, thresholds, calibration) -> np.ndarray:
-    """True positives, predictions and positives of each label, (3, L), to the precision of the bins."""
+    """True positives, predictions and positives per label, (3, L), up to the width of the bins."""
     middles = (edges[:-1] + edges[1:]) / 2
     if calibration is not None:
         middles = calibration["scale"] * middles + calibration["bias"]

@@ -1,8 +1,8 @@
 """
 Decision thresholds and calibration from per-label score histograms, as `StreamingMetrics.histograms()` returns them.
 
-No score is needed one by one: `positives` and `negatives` are counts of shape `(num_labels, num_bins)`, `bin_edges` of
-shape `(num_bins + 1,)` are logits. The search goes over the inner edges, where the counts on either side are exact.
+Single scores are not needed: `positives` and `negatives` are counts of shape `(num_labels, num_bins)`, `bin_edges` of shape
+`(num_bins + 1,)` are logits. Candidates are the inner edges, for which the counts on both sides are exact.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from ..metrics.ranking import ratio
 
 OBJECTIVES = ("f1", "macro", "micro", "precision:P")
 CALIBRATIONS = ("temperature", "platt")
-# In positives, where nothing else is known; `choose_shrinkage` finds it from two halves of the documents.
+# In positives. Defaults; `choose_shrinkage` finds a better value on two halves of the documents.
 SHRINKAGE = {"f1": 20.0, "macro": 1.0, "micro": 20.0, "precision": 20.0}
 SHRINKAGES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
 
@@ -28,25 +28,25 @@ def tune_thresholds(
     calibration: dict[str, float] | None = None,
 ) -> np.ndarray:
     r"""
-    Per-label probability thresholds, shrunk towards the global one for labels with few positives.
+    Per-label probability thresholds, shrunk towards the global threshold for labels with few positives.
 
-    A label's own best threshold t_l is an estimate from its n_l positives; with few it fits noise. In logits, the
-    result is the credibility-weighted mean (Bühlmann, 1967, Experience rating and credibility, ASTIN Bulletin 4)
+    The best threshold t_l of a single label is estimated from its n_l positives; with few positives it fits noise. In logits,
+    the result is the credibility-weighted mean (Bühlmann, 1967, Experience rating and credibility, ASTIN Bulletin 4)
 
     $$t = \frac{n_l}{n_l + m} t_l + \frac{m}{n_l + m} t_{global}$$
 
-    with m = `shrinkage`: a label with m positives lies half-way, one without gets the global threshold, which is the
-    best single threshold for all labels together.
+    with m = `shrinkage`. A label with m positives gets the mean of both; a label without positives gets the global threshold,
+    which is the best single threshold for all labels together.
 
     Args:
         positives, negatives (`np.ndarray` of shape `(num_labels, num_bins)`): counts of logits.
-        bin_edges (`np.ndarray` of shape `(num_bins + 1,)`): rising logits.
-        objective (`str`, defaults to `"f1"`): `"f1"` or `"macro"`: each label's F1 (which maximises macro F1; the two differ
+        bin_edges (`np.ndarray` of shape `(num_bins + 1,)`): ascending logits.
+        objective (`str`, defaults to `"f1"`): `"f1"` or `"macro"`: the F1 of each label (which maximizes macro F1; the two differ
             in the default of `shrinkage`); `"micro"`: the F1 of all decisions together (exactly, by Dinkelbach's method: for a share λ of the optimum each
             label maximises 2 TP - λ (predicted + positives)); `"precision:0.9"`: the lowest threshold, hence the
             highest recall, with that precision; a label that never reaches it gets the highest threshold.
-        shrinkage (`float`, *optional*): m, in positives; 0 trusts every label's own threshold. By default 1 for
-            `"macro"`, else 20; better: what `choose_shrinkage` says.
+        shrinkage (`float`, *optional*): m, in positives; 0 uses the threshold of each label as it is. By default 1 for
+            `"macro"`, else 20; `choose_shrinkage` finds a better value.
         calibration (`dict`, *optional*): `{"scale", "bias"}`, see `platt_scaling`: thresholds are then on
             sigmoid(scale · logit + bias).
 
@@ -69,7 +69,9 @@ def tune_thresholds(
     if shrinkage is None:
         shrinkage = SHRINKAGE.get(objective.partition(":")[0], 0.0)
     if not shrinkage >= 0:
-        raise ValueError(f"`shrinkage` is {shrinkage}, but it must be at least 0 positives.")
+        raise ValueError(
+            f"`shrinkage` is {shrinkage}, but it must be a number of positives of at least 0. Leave it out to have it chosen."
+        )
     logits = _shrunk(*_estimates(positives, negatives, bin_edges, objective), shrinkage)
     return expit(_calibrated(logits, calibration))
 
@@ -100,15 +102,15 @@ def choose_shrinkage(
     even: tuple, odd: tuple, objective: str = "f1", candidates: tuple[float, ...] = SHRINKAGES
 ) -> float:
     """
-    The `shrinkage` of `tune_thresholds` that does best on documents which the thresholds were not tuned on: those of
-    the even documents are scored on the odd ones and the other way round.
+    The `shrinkage` of `tune_thresholds` with the best result on documents that the thresholds were not tuned on:
+    thresholds of the even documents are scored on the odd ones and vice versa.
 
     Args:
         even, odd (`tuple` of three `np.ndarray`): histograms and bin edges of two halves, as
             `StreamingMetrics.histograms()` returns them.
         objective (`str`, defaults to `"f1"`): `"f1"` is the mean of micro and macro F1, `"micro"` and `"macro"` one of
             them; with `"precision:P"` nothing is chosen.
-        candidates (`tuple[float]`): m to choose from, in positives; of equally good ones the first.
+        candidates (`tuple[float]`): candidates for m, in positives. Ties go to the first.
 
     Returns:
         `float`: m, in positives.
@@ -162,12 +164,12 @@ def platt_scaling(positives: np.ndarray, negatives: np.ndarray, bin_edges: np.nd
     r"""
     Scale and bias that turn scores into probabilities sigmoid(scale · score + bias), by maximum likelihood over all
     document-label pairs (Platt, 1999), with his targets (N+ + 1)/(N+ + 2) and 1/(N- + 2). For scores of a softmax
-    loss, whose level means nothing.
+    loss, whose absolute level has no meaning.
 
     Args:
-        positives, negatives (`np.ndarray` of shape `(num_labels, num_bins)`): counts of scores; keep the histograms
-            with a `histogram_range` that holds nearly all scores.
-        bin_edges (`np.ndarray` of shape `(num_bins + 1,)`): rising scores.
+        positives, negatives (`np.ndarray` of shape `(num_labels, num_bins)`): counts of scores; use a
+            `histogram_range` that contains nearly all scores.
+        bin_edges (`np.ndarray` of shape `(num_bins + 1,)`): ascending scores.
 
     Returns:
         `dict[str, float]`: `"scale"` (above 0) and `"bias"`, as in `config.score_calibration`.
@@ -178,7 +180,7 @@ def platt_scaling(positives: np.ndarray, negatives: np.ndarray, bin_edges: np.nd
     _check(positives, negatives, bin_edges)
     centers, hits, misses = _pooled(positives, negatives, bin_edges)
     high, low = (hits.sum() + 1) / (hits.sum() + 2), 1 / (misses.sum() + 2)
-    # Scores are standardised for the optimiser; scale and bias are brought back below.
+    # Scores are standardized for the optimizer; scale and bias are transformed back below.
     mean = np.average(centers, weights=hits + misses)
     spread = np.sqrt(np.average((centers - mean) ** 2, weights=hits + misses)) or 1.0
     x = (centers - mean) / spread
@@ -194,12 +196,12 @@ def platt_scaling(positives: np.ndarray, negatives: np.ndarray, bin_edges: np.nd
 
 def temperature_scaling(positives: np.ndarray, negatives: np.ndarray, bin_edges: np.ndarray) -> dict[str, float]:
     r"""
-    The scale 1/T of sigmoid(logit / T) by maximum likelihood over all document-label pairs (Guo et al., 2017). It keeps
-    every ranking and every decision at 0.5.
+    The scale 1/T of sigmoid(logit / T) by maximum likelihood over all document-label pairs (Guo et al., 2017). It changes
+    no ranking and no decision at 0.5.
 
     Args:
         positives, negatives (`np.ndarray` of shape `(num_labels, num_bins)`): counts of logits.
-        bin_edges (`np.ndarray` of shape `(num_bins + 1,)`): rising logits.
+        bin_edges (`np.ndarray` of shape `(num_bins + 1,)`): ascending logits.
 
     Returns:
         `dict[str, float]`: `"scale"` (1/T, above 0) and `"bias"` 0, as in `config.score_calibration`.
@@ -260,13 +262,13 @@ def expected_calibration_error(
 
 
 def _estimates(positives, negatives, bin_edges, objective: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each label's own best threshold (L,), that of all together (1,), both logits, and the positives (L,)."""
+    """The best threshold per label (L,) and for all labels together (1,), in logits, and the number of positives (L,)."""
     _check(positives, negatives, bin_edges)
     if len(bin_edges) < 3:
         raise ValueError(
             f"`bin_edges` has {len(bin_edges)} edges, but a threshold needs at least 2 bins to lie between."
         )
-    # Counts above each inner edge, so that a decision never hangs on what lies beyond the range of the histograms.
+    # Counts above each inner edge, so that no decision depends on scores outside the range of the histograms.
     correct, predicted = _counts_from_edges(positives, negatives)
     inner = np.asarray(bin_edges, dtype=np.float64)[1:-1]
     support = positives.sum(axis=1)
@@ -287,7 +289,7 @@ def _counts_from_edges(positives: np.ndarray, negatives: np.ndarray) -> tuple[np
 
 
 def _best(correct: np.ndarray, predicted: np.ndarray, support: np.ndarray, objective: str) -> np.ndarray:
-    """Index (num_labels,) of the best inner edge of each label; in the middle of a plateau, away from both sides."""
+    """Index (num_labels,) of the best inner edge per label; the middle one of several equally good neighbors."""
     if objective in ("f1", "macro"):
         return _middle_of_best(ratio(2 * correct, predicted + support[:, None]))
     if objective == "micro":
@@ -333,10 +335,10 @@ def _calibrated(logits: np.ndarray, calibration: dict[str, float] | None) -> np.
 
 
 def _pooled(positives, negatives, bin_edges) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Middles of the bins that hold something, and their positives and negatives over all labels."""
+    """Centers of the non-empty bins, and their positives and negatives over all labels."""
     hits, misses = (np.asarray(counts).sum(axis=0).astype(np.float64) for counts in (positives, negatives))
     if not misses.sum():
-        raise ValueError("the histograms hold no negative, so scores cannot be calibrated. Use data with both.")
+        raise ValueError("the histograms contain no negative, so scores cannot be calibrated. Use data with both.")
     edges = np.asarray(bin_edges, dtype=np.float64)
     used = hits + misses > 0
     return ((edges[:-1] + edges[1:]) / 2)[used], hits[used], misses[used]
@@ -350,4 +352,4 @@ def _check(positives, negatives, bin_edges) -> None:
             "be (num_labels, num_bins) twice and (num_bins + 1,). Pass what `StreamingMetrics.histograms()` returns."
         )
     if not np.sum(positives):
-        raise ValueError("the histograms hold no positive, so nothing can be tuned on them. Use labelled documents.")
+        raise ValueError("the histograms contain no positive, so nothing can be tuned on them. Use labeled documents.")
