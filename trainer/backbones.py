@@ -42,7 +42,7 @@ def resolve_backbone(name: str) -> str:
     return os.path.expanduser(name)
 
 
-def dropout_settings(name: str, probability: float | None, **kwargs) -> dict[str, float]:
+def dropout_settings(name: str, probability: float | None, **kwargs: Any) -> dict[str, float]:
     """
     The fields of an encoder's configuration that hold a dropout probability, all set to `probability`, to be passed to
     `AutoModel.from_pretrained`; none of them for `None`.

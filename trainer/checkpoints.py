@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from transformers import TrainerCallback
@@ -88,7 +89,7 @@ class CheckpointGuard(TrainerCallback):
         self._folder: str | None = None
         self._postponed = contextlib.ExitStack()
 
-    def begin(self, folder: str, args) -> None:
+    def begin(self, folder: str, args: Any) -> None:
         """Before the first file of a checkpoint is written."""
         self.close()
         self._folder = folder

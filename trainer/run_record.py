@@ -100,7 +100,7 @@ class EpochOrder(TrainerCallback):
             self._epoch += 1
 
 
-def run_fingerprint(model, args, train_dataset) -> dict[str, Any]:
+def run_fingerprint(model: Any, args: Any, train_dataset: Any) -> dict[str, Any]:
     """
     What the result of a run depends on.
 
@@ -171,7 +171,7 @@ def check_same_run(checkpoint: str | os.PathLike, labels: list[str], fingerprint
         )
 
 
-def _check_labels(checkpoint, labels: list[str]) -> None:
+def _check_labels(checkpoint: str | os.PathLike, labels: list[str]) -> None:
     try:
         with open(os.path.join(checkpoint, CONFIG_NAME), encoding="utf-8") as file:
             stored = json.load(file).get("id2label")
@@ -200,7 +200,7 @@ def _differences(stored: dict[str, Any], current: dict[str, Any]) -> str:
     return ", ".join(f"`{name}` {old!r} then, {new!r} now" for name, old, new in pairs if old != new)
 
 
-def _documents(dataset) -> list | None:
+def _documents(dataset: Any) -> list | None:
     if dataset is None or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         return None
     count = len(dataset)

@@ -101,8 +101,8 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         compute_loss_func: Callable | None = None,
         compute_metrics: Callable | None = None,
         callbacks: list | None = None,
-        *more,
-        **kwargs,
+        *more: Any,
+        **kwargs: Any,
     ):
         args = args if args is not None else SepMldcTrainingArguments(output_dir="outputs")
         if not isinstance(args, SepMldcTrainingArguments):
@@ -151,7 +151,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
                 pad_to_multiple_of=args.pad_to_multiple_of,
                 label_dtype=torch.uint8,
             )
-        if args.label_encoding == "encoder":
+        if self.label_schedule is not None:
             self._check_label_encoding()
             self.label_schedule.prepare(self.model.config.label_texts)
         keep_process_group()
@@ -172,7 +172,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
 
     # ---- Label embeddings ----
 
-    def call_model_init(self, trial=None) -> nn.Module:
+    def call_model_init(self, trial: Any = None) -> nn.Module:
         model = super().call_model_init(trial)
         self._configure_label_table(model)
         if self.label_schedule is not None:
@@ -214,8 +214,12 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
     # ---- Losses ----
 
     def compute_loss(
-        self, model, inputs, return_outputs: bool = False, num_items_in_batch: torch.Tensor | int | None = None
-    ):
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Classification loss of the model, plus β L1 + γ L2 over the documents of all processes."""
         args = self.args
         labels = inputs.get("labels")
@@ -254,7 +258,13 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         return (loss, outputs) if return_outputs else loss
 
     def _contrastive_terms(
-        self, outputs, labels, present, candidates, distributed: bool, terms: dict[str, torch.Tensor]
+        self,
+        outputs: Any,
+        labels: torch.Tensor,
+        present: torch.Tensor,
+        candidates: torch.Tensor | None,
+        distributed: bool,
+        terms: dict[str, torch.Tensor],
     ) -> torch.Tensor:
         """β L1 + γ L2 of the documents of all processes; `terms` gets what is logged."""
         args = self.args
@@ -278,7 +288,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
             weighted.append(args.document_loss_weight * term)
         return sum(weighted)
 
-    def _label_rows(self, outputs, candidates: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor:
+    def _label_rows(self, outputs: Any, candidates: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor:
         """Embeddings of the present labels: encoded ones with gradient where there are any, stored ones elsewhere."""
         if candidates is None:
             return outputs["label_embeds"].index_select(0, present)
@@ -293,7 +303,9 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         gathered[self.accelerator.process_index] = embeds
         return torch.cat(gathered)
 
-    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._unlogged_loss = self._unlogged_loss + loss
         if self.label_schedule is not None:
@@ -312,7 +324,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
             if not name.endswith(("label_embeddings", "similarity_scale"))
         ]
 
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As in transformers, with `head_learning_rate` for all parameters outside the backbone."""
         created = self.optimizer is None
         optimizer = super().create_optimizer(model)
@@ -330,7 +342,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
 
     # ---- Order of documents ----
 
-    def train_sampler(self, dataset) -> Sampler | None:
+    def train_sampler(self, dataset: Any) -> Sampler | None:
         """The order of the training documents, a pure function of (seed, epoch, global batch size); `None` for a stream."""
         if dataset is None or not has_length(dataset):
             return None
@@ -357,7 +369,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
 
     # ---- Evaluation and prediction ----
 
-    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As in transformers, but no document is left out of an evaluation, whatever `dataloader_drop_last` says."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             # transformers would answer with the loader of an earlier data set where workers persist.
@@ -365,7 +377,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         with self._every_document():
             return super().get_eval_dataloader(eval_dataset)
 
-    def get_test_dataloader(self, test_dataset) -> DataLoader:
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As in transformers, but no document is left out of a prediction, whatever `dataloader_drop_last` says."""
         with self._every_document():
             return super().get_test_dataloader(test_dataset)
@@ -382,7 +394,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
             for name, value in former.items():
                 setattr(self.args, name, value)
 
-    def new_streaming_metrics(self, **kwargs) -> StreamingMetrics:
+    def new_streaming_metrics(self, **kwargs: Any) -> StreamingMetrics:
         """An accumulator with this model's labels, thresholds and training counts."""
         config = self.model.config
         thresholds = config.thresholds if config.thresholds is not None else self.args.prediction_threshold
@@ -415,7 +427,9 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         """The accumulator of the last `evaluate`, whatever has been predicted since; `None` before the first."""
         return self._evaluated
 
-    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix: str = "test") -> PredictionOutput:
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
         """
         As in transformers; `predictions` are the best `prediction_top_k` labels per document, `(probabilities, label ids)` of
         shape `(num_documents, k)` each, in the order of the documents.
@@ -427,7 +441,12 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
             self._predicting = False
 
     def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         self.refresh_label_embeddings()
         of_training, self._terms = self._terms, TermMeans()
@@ -468,7 +487,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         scores, indices = logits.topk(min(self.args.prediction_top_k, logits.shape[1]), dim=-1)
         return loss, (self._bare_model().probabilities(scores, logits), indices), None
 
-    def logit_batches(self, dataset=None, description: str = "Evaluation") -> Iterator[LogitBatch]:
+    def logit_batches(self, dataset: Any = None, description: str = "Evaluation") -> Iterator[LogitBatch]:
         """
         Logits of all documents of a data set in their order, batch by batch: what thresholds, lexical scores and own measures
         are made from. Label embeddings are refreshed first; the model is in evaluation mode meanwhile. With several processes,
@@ -529,7 +548,11 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         return dataset
 
     def tune_thresholds(
-        self, dataset=None, objective: str = "f1", shrinkage: float | None = None, calibration: str | None = None
+        self,
+        dataset: Any = None,
+        objective: str = "f1",
+        shrinkage: float | None = None,
+        calibration: str | None = None,
     ) -> dict:
         """
         Choose each label's decision threshold on documents that were not trained on, and store them in the model's
@@ -570,7 +593,12 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         return tuned.threshold_info
 
     def fit_lexical_scores(
-        self, train_dataset=None, eval_dataset=None, num_features: int = 300, cost: float = 1.0, **kwargs
+        self,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        num_features: int = 300,
+        cost: float = 1.0,
+        **kwargs: Any,
     ) -> dict:
         """
         Give the model lexical scores fitted on training documents and weighted on validation documents. Call `tune_thresholds`
@@ -631,7 +659,12 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
 
     # ---- Training and checkpoints ----
 
-    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """
         As in transformers. `resume_from_checkpoint=True` takes the newest checkpoint that was saved to its end and is undamaged.
         A resumed run has the `train_loss` and the patience of early stopping of the whole run.

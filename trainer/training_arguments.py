@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -213,7 +213,7 @@ class SepMldcTrainingArguments(TrainingArguments):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but it must be one of {', '.join(choices)}.")
 
-    def _check(self, name: str, rule, wanted: str, remedy: str, whole: bool = False) -> None:
+    def _check(self, name: str, rule: Callable[[Any], bool], wanted: str, remedy: str, whole: bool = False) -> None:
         value = getattr(self, name)
         if value is None:
             return
@@ -264,7 +264,7 @@ class SepMldcTrainingArguments(TrainingArguments):
         Inside, `save_total_limit` is `None`, so that transformers deletes no older checkpoint; yields the limit. A copy that
         is pickled meanwhile (`training_args.bin`) has the limit.
         """
-        limit = self.save_total_limit
+        limit: int | None = vars(self)["save_total_limit"]
         self.save_total_limit, self._postponed_limit = None, limit
         try:
             yield limit

@@ -43,8 +43,8 @@ class TransformersInternals(Trainer):
     # so that each batch reads the texts from the disk; `label_names` adds a column but then demands it as a target.
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        missing = [name for name in self.further_columns if name not in self._signature_columns]
-        self._signature_columns = [*self._signature_columns, *missing]
+        columns: list[str] = self.__dict__["_signature_columns"]
+        self._signature_columns = [*columns, *(name for name in self.further_columns if name not in columns)]
 
     def push_checkpoint(self, folder: str) -> None:
         """Start to push a checkpoint during training; for a subclass to override."""

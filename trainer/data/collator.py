@@ -54,7 +54,7 @@ class SepMldcDataCollator:
             batch["labels"] = torch.stack(rows)
         return batch
 
-    def multi_hot(self, label_indices: Sequence[Sequence[int]]) -> torch.Tensor:
+    def multi_hot(self, label_indices: Sequence[Any]) -> torch.Tensor:
         """Multi-hot (B, L) of lists of label ids."""
         if self.num_labels is None:
             raise ValueError(

@@ -71,7 +71,8 @@ class DocumentSampler(Sampler[int]):
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         shuffled = torch.randperm(self.num_documents, generator=generator).tolist()
         units = self._units(shuffled, generator)
-        if self.lengths is None:
+        lengths = self.lengths
+        if lengths is None:
             return [document for batch in self._cut(units) for document in batch]
 
         pool_size = POOL_BATCHES * self.batch_size
@@ -82,12 +83,12 @@ class DocumentSampler(Sampler[int]):
             pool.append(unit)
             filled += len(unit)
             if filled >= pool_size or position == len(units) - 1:
-                pool.sort(key=lambda unit: -max(self.lengths[document] for document in unit))
+                pool.sort(key=lambda unit: -max(lengths[document] for document in unit))
                 batches.extend(self._cut(pool))
                 # An incomplete batch would shift all later ones, so its documents go to the next pool.
                 incomplete = batches.pop() if len(batches[-1]) < self.batch_size else []
                 pool, filled = [[document] for document in incomplete], len(incomplete)
-        return self._arrange(batches, [document for unit in pool for document in unit], generator)
+        return self._arrange(batches, [document for unit in pool for document in unit], lengths, generator)
 
     def _units(self, shuffled: list[int], generator: torch.Generator) -> list[list[int]]:
         """Single documents and pairs that stay together, in random order."""
@@ -96,9 +97,10 @@ class DocumentSampler(Sampler[int]):
         partner: dict[int, int] = {}
         for documents in self.twins:
             mixed = [documents[index] for index in torch.randperm(len(documents), generator=generator).tolist()]
-            if self.lengths is not None:
+            lengths = self.lengths
+            if lengths is not None:
                 # Pairs of similar length need little padding; the shuffle above breaks ties at random.
-                mixed.sort(key=lambda document: self.lengths[document])
+                mixed.sort(key=lengths.__getitem__)
             start = int(torch.randint(2, (1,), generator=generator)) if len(mixed) > 2 else 0
             for first, second in zip(mixed[start::2], mixed[start + 1 :: 2]):
                 partner[first], partner[second] = second, first
@@ -112,7 +114,9 @@ class DocumentSampler(Sampler[int]):
 
     def _cut(self, units: list[list[int]]) -> list[list[int]]:
         """Batches of exactly `batch_size` documents, except the last. A pair is split only if no single document is near."""
-        units, batches, batch = list(units), [], []
+        units = list(units)
+        batches: list[list[int]] = []
+        batch: list[int] = []
         for position in range(len(units)):
             if len(batch) + len(units[position]) > self.batch_size:
                 near = range(position + 1, min(position + 2 * self.batch_size, len(units)))
@@ -125,10 +129,13 @@ class DocumentSampler(Sampler[int]):
                 batch = batch[self.batch_size :]
         return [*batches, batch] if batch else batches
 
-    def _arrange(self, batches: list[list[int]], rest: list[int], generator: torch.Generator) -> list[int]:
+    def _arrange(
+        self, batches: list[list[int]], rest: list[int], lengths: list[int], generator: torch.Generator
+    ) -> list[int]:
+        """The batches in random order, that with the longest document first, and the rest."""
         order = torch.randperm(len(batches), generator=generator).tolist()
         if order:
-            longest = max(order, key=lambda index: max(self.lengths[document] for document in batches[index]))
+            longest = max(order, key=lambda index: max(lengths[document] for document in batches[index]))
             order.remove(longest)
             order.insert(0, longest)
         return [document for index in order for document in batches[index]] + rest

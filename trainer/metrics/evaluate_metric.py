@@ -1,5 +1,7 @@
 """The metrics of `trainer.metrics` as a metric of the `evaluate` library."""
 
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -37,7 +39,7 @@ class MultiLabelMetric(evaluate.Metric):
     ```
     """
 
-    def __init__(self, config_name: str | None = None, settings: dict | None = None, **kwargs):
+    def __init__(self, config_name: str | None = None, settings: dict | None = None, **kwargs: Any):
         super().__init__(config_name=config_name, **kwargs)
         self.settings = settings or {}
 
@@ -54,7 +56,7 @@ class MultiLabelMetric(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references, **settings) -> dict[str, float]:
+    def _compute(self, predictions: list, references: list, **settings: Any) -> dict[str, float]:
         lengths = {len(row) for rows in (predictions, references) for row in rows}
         if len(lengths) != 1:
             raise ValueError(

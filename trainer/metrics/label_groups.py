@@ -26,7 +26,7 @@ def head_body_tail(label_counts: np.ndarray, tail_threshold: int = 50) -> dict[s
     ```
     """
     tail = label_counts < tail_threshold
-    head = np.zeros(len(label_counts), dtype=bool)
+    head: np.ndarray = np.zeros(len(label_counts), dtype=bool)
     head[most_frequent_first(label_counts)[: -(-len(label_counts) // 10)]] = True
     head &= ~tail
     return {name: np.flatnonzero(mask) for name, mask in (("head", head), ("body", ~head & ~tail), ("tail", tail))}

@@ -1,11 +1,13 @@
 """Building blocks of the ranking metrics: propensities, top k and positives of a batch, and ratios with 0/0 = 0."""
 
+from typing import Any
+
 import numpy as np
 import scipy.sparse
 import torch
 
 
-def inverse_propensities(label_counts, num_documents: int, a: float = 0.55, b: float = 1.5) -> np.ndarray:
+def inverse_propensities(label_counts: Any, num_documents: int, a: float = 0.55, b: float = 1.5) -> np.ndarray:
     r"""
     Inverse propensities 1 + C (N_l + b)^-a with C = (log N - 1)(b + 1)^a (Jain et al., 2016, Section 4).
 
@@ -32,7 +34,7 @@ def inverse_propensities(label_counts, num_documents: int, a: float = 0.55, b: f
 
     ```
     """
-    counts = to_array(label_counts).astype(np.float64)
+    counts: np.ndarray = to_array(label_counts).astype(np.float64)
     if num_documents < 1:
         raise ValueError(
             f"`num_documents` is {num_documents}, but at least 1 training document is needed. Count the training documents."
@@ -68,7 +70,9 @@ def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
     return top.gather(1, order)
 
 
-def positives(labels, label_indices, shape: torch.Size, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def positives(
+    labels: Any, label_indices: Any, shape: torch.Size, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and columns of the positives, row-major and without duplicates, for every accepted format of labels."""
     if (labels is None) == (label_indices is None):
         raise ValueError(
@@ -97,10 +101,10 @@ def positives(labels, label_indices, shape: torch.Size, device: torch.device) ->
     return tuple(torch.from_numpy(x).to(device) for x in np.divmod(keys, max(shape[1], 1)))
 
 
-def to_array(values) -> np.ndarray:
+def to_array(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def ratio(numerator, denominator) -> np.ndarray:
+def ratio(numerator: Any, denominator: Any) -> np.ndarray:
     """numerator / denominator with 0/0 = 0, element by element."""
     return np.where(denominator > 0, numerator / np.maximum(denominator, 1e-300), 0.0)

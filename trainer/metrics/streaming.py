@@ -13,6 +13,7 @@ the number of documents. The conventions are those of AttentionXML and pyxclib:
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -29,7 +30,9 @@ HISTOGRAM_BYTES = 128_000_000
 MIN_BINS, MAX_BINS = 32, 1024
 
 
-def ranking_metrics(scores, labels, ks: Sequence[int] = (1, 3, 5), propensities=None) -> dict[str, float]:
+def ranking_metrics(
+    scores: Any, labels: Any, ks: Sequence[int] = (1, 3, 5), propensities: np.ndarray | None = None
+) -> dict[str, float]:
     r"""
     P@k, recall@k, nDCG@k and, with propensities, PSP@k and PSnDCG@k of a whole data set.
 
@@ -121,10 +124,10 @@ class StreamingMetrics:
         self,
         num_labels: int,
         ks: Sequence[int] = (1, 3, 5),
-        label_counts=None,
+        label_counts: Any = None,
         num_documents: int | None = None,
-        propensities=None,
-        thresholds=0.5,
+        propensities: np.ndarray | None = None,
+        thresholds: Any = 0.5,
         activation: str | None = "sigmoid",
         histograms: bool = False,
         num_bins: int | None = None,
@@ -165,7 +168,7 @@ class StreamingMetrics:
         self.tail_threshold = tail_threshold
         if histograms and num_bins is None:
             num_bins = min(max(HISTOGRAM_BYTES // (8 * num_labels), MIN_BINS), MAX_BINS)
-        self.num_bins = num_bins if histograms else 0
+        self.num_bins: int = num_bins if histograms and num_bins is not None else 0
         self.histogram_range = histogram_range
         self.reset()
 
@@ -177,8 +180,8 @@ class StreamingMetrics:
 
     def update(
         self,
-        scores,
-        labels=None,
+        scores: Any,
+        labels: Any = None,
         *,
         label_indices: Sequence[Sequence[int]] | None = None,
         probabilities: torch.Tensor | None = None,
@@ -227,7 +230,7 @@ class StreamingMetrics:
         Raises:
             ValueError: if the settings differ.
         """
-        names = ("num_labels", "ks", "activation", "num_bins", "histogram_range", "tail_threshold")
+        names: tuple[str, ...] = ("num_labels", "ks", "activation", "num_bins", "histogram_range", "tail_threshold")
         names += ("label_counts", "propensities", "thresholds")
         differing = [name for name in names if not np.array_equal(getattr(self, name), getattr(other, name))]
         if differing:
@@ -289,7 +292,7 @@ class StreamingMetrics:
             ValueError: if no document has been seen.
         """
         self._check_seen()
-        counts = {
+        counts: dict[str, np.ndarray] = {
             n: self._sums[n].cpu().numpy() for n in ("support", "predicted", "true_positives") if n in self._sums
         }
         label_hits = self._sums["label_hits"].view(self.num_labels, -1).cumsum(dim=1).cpu().numpy()
@@ -313,8 +316,7 @@ class StreamingMetrics:
         Raises:
             ValueError: without `label_counts`.
         """
-        self._check_counts()
-        return head_body_tail(self.label_counts, self.tail_threshold)
+        return head_body_tail(self._check_counts(), self.tail_threshold)
 
     def deciles(self) -> list[dict[str, float]]:
         """
@@ -327,10 +329,10 @@ class StreamingMetrics:
         Raises:
             ValueError: without `label_counts`, or if no document has been seen.
         """
-        self._check_counts()
+        counts_of_all = self._check_counts()
         labels = self.per_label()
         result = []
-        for members in np.array_split(most_frequent_first(self.label_counts), 10):
+        for members in np.array_split(most_frequent_first(counts_of_all), 10):
             if len(members):
                 counts = labels["train_count"][members]
                 row = {"num_labels": len(members), "min_train_count": int(counts.min())}
@@ -363,7 +365,7 @@ class StreamingMetrics:
             return
         if self._device is None:
             num_ks = len(self.ks)
-            shapes = {"hits": num_ks, "recall": num_ks, "ndcg": num_ks}
+            shapes: dict[str, int | tuple] = {"hits": num_ks, "recall": num_ks, "ndcg": num_ks}
             if self.propensities is not None:
                 shapes |= {"psp": num_ks, "psp_best": num_ks, "psndcg": num_ks, "psndcg_best": num_ks}
             counts = {"support": self.num_labels, "label_hits": self.num_labels * len(set(self.ks))}
@@ -454,13 +456,14 @@ class StreamingMetrics:
         for name, places in (("histogram", bins.flatten()), ("positive_histogram", bins[rows, cols])):
             self._sums[name].scatter_add_(0, places, one.expand(len(places)))
 
-    def _check_counts(self) -> None:
+    def _check_counts(self) -> np.ndarray:
         if self.label_counts is None:
             raise ValueError(
                 "labels cannot be grouped by frequency without `label_counts`. Pass the counts of the training set."
             )
+        return self.label_counts
 
-    def _per_label(self, values, name: str) -> np.ndarray:
+    def _per_label(self, values: Any, name: str) -> np.ndarray:
         values = to_array(values).astype(np.float64)
         if values.shape != (self.num_labels,):
             raise ValueError(

@@ -11,12 +11,14 @@ _MODULES = {
     "global_threshold": ".tuning",
     "platt_scaling": ".tuning",
     "temperature_scaling": ".tuning",
+    "TunedThresholds": ".from_batches",
     "check_threshold_settings": ".from_batches",
     "tune_thresholds_from_batches": ".from_batches",
     "tune_thresholds": ".tuning",
 }
 __getattr__, __dir__ = attach(__name__, _MODULES)
 __all__ = [
+    "TunedThresholds",
     "choose_shrinkage",
     "expected_calibration_error",
     "global_threshold",
@@ -28,7 +30,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .from_batches import check_threshold_settings, tune_thresholds_from_batches
+    from .from_batches import TunedThresholds, check_threshold_settings, tune_thresholds_from_batches
     from .tuning import (
         choose_shrinkage,
         expected_calibration_error,

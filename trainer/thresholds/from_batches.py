@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers.utils import logging
@@ -29,13 +30,13 @@ WIDE_RANGE = (-40.0, 40.0)
 class HalvedHistograms:
     """Score histograms of the documents at even and at odd positions, so that one half can evaluate what the other is tuned on."""
 
-    def __init__(self, num_labels: int, **kwargs):
+    def __init__(self, num_labels: int, **kwargs: Any):
         self.halves = [
             StreamingMetrics(num_labels, ks=(1,), thresholds=None, histograms=True, **kwargs) for _ in range(2)
         ]
         self.num_seen = 0
 
-    def update(self, scores, labels=None, label_indices=None) -> None:
+    def update(self, scores: Any, labels: Any = None, label_indices: Any = None) -> None:
         """As [`~trainer.metrics.StreamingMetrics.update`]: scores (B, L), and labels in either form."""
         for parity, half in enumerate(self.halves):
             own = slice((parity - self.num_seen) % 2, None, 2)
@@ -161,7 +162,13 @@ def check_threshold_settings(
         )
 
 
-def _decisions(positives, negatives, edges, thresholds, calibration) -> np.ndarray:
+def _decisions(
+    positives: np.ndarray,
+    negatives: np.ndarray,
+    edges: np.ndarray,
+    thresholds: np.ndarray,
+    calibration: dict[str, float] | None,
+) -> np.ndarray:
     """True positives, predictions and positives per label, (3, L), up to the width of the bins."""
     middles = (edges[:-1] + edges[1:]) / 2
     if calibration is not None:

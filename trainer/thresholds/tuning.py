@@ -156,8 +156,8 @@ def global_threshold(
 
     ```
     """
-    pooled = [np.asarray(counts).sum(axis=0, keepdims=True) for counts in (positives, negatives)]
-    return float(tune_thresholds(*pooled, bin_edges, objective, shrinkage=0, calibration=calibration)[0])
+    hits, misses = (np.asarray(counts).sum(axis=0, keepdims=True) for counts in (positives, negatives))
+    return float(tune_thresholds(hits, misses, bin_edges, objective, shrinkage=0, calibration=calibration)[0])
 
 
 def platt_scaling(positives: np.ndarray, negatives: np.ndarray, bin_edges: np.ndarray) -> dict[str, float]:
@@ -261,7 +261,9 @@ def expected_calibration_error(
     return float(np.abs(expected - observed).sum() / (hits + misses).sum())
 
 
-def _estimates(positives, negatives, bin_edges, objective: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _estimates(
+    positives: np.ndarray, negatives: np.ndarray, bin_edges: np.ndarray, objective: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The best threshold per label (L,) and for all labels together (1,), in logits, and the number of positives (L,)."""
     _check(positives, negatives, bin_edges)
     if len(bin_edges) < 3:
@@ -272,8 +274,9 @@ def _estimates(positives, negatives, bin_edges, objective: str) -> tuple[np.ndar
     correct, predicted = _counts_from_edges(positives, negatives)
     inner = np.asarray(bin_edges, dtype=np.float64)[1:-1]
     support = positives.sum(axis=1)
-    pooled = [counts.sum(axis=0, keepdims=True) for counts in (correct, predicted, support)]
-    return inner[_best(correct, predicted, support, objective)], inner[_best(*pooled, objective)], support
+    total = (counts.sum(axis=0, keepdims=True) for counts in (correct, predicted, support))
+    of_all = _best(next(total), next(total), next(total), objective)
+    return inner[_best(correct, predicted, support, objective)], inner[of_all], support
 
 
 def _shrunk(own: np.ndarray, pooled: np.ndarray, support: np.ndarray, shrinkage: float) -> np.ndarray:
@@ -315,11 +318,13 @@ def _middle_of_best(values: np.ndarray) -> np.ndarray:
     return (first + end - 1) // 2
 
 
-def _fit(features, hits, misses, high: float, low: float, start: np.ndarray) -> np.ndarray:
+def _fit(
+    features: np.ndarray, hits: np.ndarray, misses: np.ndarray, high: float, low: float, start: np.ndarray
+) -> np.ndarray:
     """Weights of a logistic regression on binned scores, with soft targets for hits and misses."""
     total = (hits + misses).sum()
 
-    def loss(weights):
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         logits = features @ weights
         # -log sigmoid(z) = log(1 + e^-z), -log(1 - sigmoid(z)) = log(1 + e^z)
         positive, negative = np.logaddexp(0, -logits), np.logaddexp(0, logits)
@@ -334,7 +339,9 @@ def _calibrated(logits: np.ndarray, calibration: dict[str, float] | None) -> np.
     return logits if calibration is None else calibration["scale"] * logits + calibration["bias"]
 
 
-def _pooled(positives, negatives, bin_edges) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pooled(
+    positives: np.ndarray, negatives: np.ndarray, bin_edges: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centers of the non-empty bins, and their positives and negatives over all labels."""
     hits, misses = (np.asarray(counts).sum(axis=0).astype(np.float64) for counts in (positives, negatives))
     if not misses.sum():
@@ -344,7 +351,7 @@ def _pooled(positives, negatives, bin_edges) -> tuple[np.ndarray, np.ndarray, np
     return ((edges[:-1] + edges[1:]) / 2)[used], hits[used], misses[used]
 
 
-def _check(positives, negatives, bin_edges) -> None:
+def _check(positives: np.ndarray, negatives: np.ndarray, bin_edges: np.ndarray) -> None:
     shapes = [np.shape(array) for array in (positives, negatives, bin_edges)]
     if len(shapes[0]) != 2 or shapes[1] != shapes[0] or shapes[2] != (shapes[0][1] + 1,):
         raise ValueError(
