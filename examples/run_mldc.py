@@ -10,6 +10,7 @@ All arguments: `python examples/run_mldc.py --help`. They can stand in one JSON 
 """
 
 import dataclasses
+import math
 import os
 import sys
 from dataclasses import dataclass, field
@@ -35,11 +36,13 @@ from trainer.data import (
     count_label_names,
     count_unknown_labels,
     encode_labels,
+    inspect_documents,
     label_counts,
     load_label_descriptions,
     load_pseudo_documents,
     load_splits,
     num_real_documents,
+    split_documents,
     tokenize,
 )
 from trainer.data.document_files import read_records
@@ -86,6 +89,8 @@ TABLE = ["p@1", "p@3", "p@5", "ndcg@3", "ndcg@5", "psp@1", "psp@3", "psp@5", "f1
 OUTPUTS = (
     "predictions.jsonl",
     "per_label_metrics.csv",
+    "data_report.json",
+    "bad_rows.jsonl",
     "worst_labels.csv",
     "worst_labels.png",
     "all_results.json",
@@ -97,6 +102,7 @@ OUTPUTS = (
 MOST_ASSIGNED = 100
 # Baselines are trained by default where they take less than this share of the training time.
 BASELINE_SHARE = 0.1
+DEFAULT_VALIDATION_SPLIT = 0.1
 
 
 class Settings(NamedTuple):
@@ -141,8 +147,10 @@ def main() -> None:
     settings = read_settings(sys.argv[1:])
     backbone, tokenizer, trained = find_encoder(settings)
     data = prepare_data(settings, backbone, tokenizer, trained)
+    show_data(settings, data, tokenizer)
     if settings.args.do_train:
         settings = choose_settings(settings, data, backbone)
+        show_plan(settings, data)
     if settings.run.dry_run:
         return
     model = build_model(settings, data, backbone, tokenizer, trained)
@@ -231,6 +239,8 @@ def prepare_data(settings: Settings, backbone: str, tokenizer, trained: bool) ->
     args = settings.args
     with args.main_process_first(desc="reading documents"):
         documents = load_documents(settings)
+    with args.main_process_first(desc="splitting documents"):
+        set_aside(settings, documents)
     check_splits(settings, documents)
     streamed = isinstance(documents.get("train"), datasets.IterableDataset)
     names, num_documents = None, 0
@@ -279,10 +289,37 @@ def load_documents(settings: Settings) -> dict[str, Any]:
     return dict(load_files(settings, train_file=data.train_file, **files, **source))
 
 
-def load_files(settings: Settings, **sources):
+def set_aside(settings: Settings, documents: dict[str, Any]) -> None:
+    """Take test and validation documents from the training documents where no others are named."""
+    train = documents.get("train")
+    if train is None or not settings.args.do_train or isinstance(train, datasets.IterableDataset):
+        return
+    for split, share in (("test", settings.data.test_split), ("validation", settings.data.validation_split)):
+        named = share is not None
+        share = DEFAULT_VALIDATION_SPLIT if share is None and split == "validation" else share
+        if split in documents or not share:
+            continue
+        try:
+            documents["train"], documents[split] = split_documents(documents["train"], share, seed=settings.args.seed)
+        except ValueError as error:
+            if named:
+                raise
+            logger.warning(f"There are no {split} documents, and none can be set aside: {error}")
+            continue
+        if settings.args.should_log:
+            print(f"{len(documents[split])} of {len(train)} training documents are set aside for {split}.")
+
+
+def load_files(settings: Settings, streaming: bool = False, **sources):
+    bad_rows = None
+    if settings.data.on_bad_rows == "skip" and not streaming and not settings.run.dry_run:
+        bad_rows = Path(settings.args.output_dir) / "bad_rows.jsonl" if settings.args.should_save else None
     columns = settings.labels.label_column
     return load_splits(
         **sources,
+        streaming=streaming,
+        on_bad_rows=settings.data.on_bad_rows,
+        bad_rows_file=bad_rows,
         text_columns=settings.data.text_columns,
         label_column=columns[0] if len(columns) == 1 else columns,
         id_column=settings.data.id_column,
@@ -296,7 +333,10 @@ def check_splits(settings: Settings, documents) -> None:
     for flag, split in {"do_train": "train", "do_eval": "validation", "do_predict": "test"}.items():
         if getattr(settings.args, flag) and split not in documents:
             raise ValueError(
-                f"`--{flag}` needs {split} documents. Name them with `--{split}_file`, or leave the flag out."
+                f"`--{flag}` needs {split} documents. Name them with `--{split}_file`, set some aside with `--{split}_split 0.1`, or "
+                "leave the flag out."
+                if split != "train"
+                else f"`--{flag}` needs training documents. Name them with `--train_file`, or leave the flag out."
             )
     if "validation" in documents or not settings.args.do_train:
         return
@@ -358,6 +398,23 @@ def choose_metrics(settings: Settings, num_labels: int) -> None:
         args.metric_for_best_model, args.greater_is_better = f"ndcg@{max(ks)}", True
 
 
+def show_data(settings: Settings, data: RunData, tokenizer) -> None:
+    """One page about the documents, before anything is trained."""
+    train = data.documents.get("train")
+    if train is None or isinstance(train, datasets.IterableDataset) or not settings.args.should_log:
+        return
+    if "is_pseudo" in train.column_names:
+        train = train.select(range(data.num_documents))  # pseudo-documents stand at the end
+    limit = min(n for n in (settings.data.max_length, tokenizer.model_max_length) if n)
+    others = {split: data.documents[split] for split in ("validation", "test") if split in data.documents}
+    found = inspect_documents(
+        train, **others, tokenizer=tokenizer, max_length=limit, near_duplicates=len(train) <= 50_000
+    )
+    print(f"\n{found}")
+    if not settings.run.dry_run:
+        write_json(Path(settings.args.output_dir) / "data_report.json", found.to_dict())
+
+
 # ---- Settings ----
 
 
@@ -396,6 +453,25 @@ def choose_settings(settings: Settings, data: RunData, backbone: str) -> Setting
         print(f"\nSettings (recipe {settings.run.recipe!r})\n")
         print("\n".join(chosen.table()))
     return settings._replace(**groups)
+
+
+def show_plan(settings: Settings, data: RunData) -> None:
+    """What will be done."""
+    args, train = settings.args, data.encoded["train"]
+    if not args.should_log:
+        return
+    steps = args.max_steps
+    if steps <= 0:
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps = math.ceil(args.num_train_epochs * math.ceil(len(train) / batch))
+    further = ["lexical scores"] if settings.lexical.lexical_scores else []
+    if settings.thresholds.tune_thresholds and "validation" in data.encoded:
+        further.append("thresholds")
+    print(
+        f"\nWill train {steps} steps on {args.device.type}{' in bfloat16' if args.bf16 else ''}"
+        + (f", then fit {' and '.join(further)} on the validation documents" if further else "")
+        + f"; results go to {args.output_dir}/."
+    )
 
 
 # ---- Model ----

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tiny_models import tiny_backbone
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
+from trainer import run_outputs
 from trainer.backbones import freeze_layers, resolve_backbone
 
 
@@ -196,6 +198,18 @@ def broken(files, tmp_path, content):
     return {"train_file": path}
 
 
+def label_list(tmp_path, *names):
+    path = tmp_path / "labels.txt"
+    path.write_text("\n".join(names))
+    return path
+
+
+def blocked(tmp_path, name, make):
+    (tmp_path / "blocked").mkdir()
+    make(tmp_path / "blocked" / name)
+    return {"output_dir": tmp_path / "blocked"}
+
+
 BAD_INPUT = {
     "no such file": (lambda f, t: {"train_file": t / "none.jsonl"}, "none.jsonl"),
     "no such column": (lambda f, t: {"text_columns": "abstract"}, "abstract"),
@@ -225,7 +239,7 @@ BAD_INPUT = {
         "`--lexical_scores` needs all training documents at once",
     ),
     "lexical scores without validation documents": (
-        lambda f, t: {"lexical_scores": True, "validation_file": None, "do_eval": False},
+        lambda f, t: {"lexical_scores": True, "validation_file": None, "validation_split": 0, "do_eval": False},
         "`--lexical_scores` needs validation documents",
     ),
     "a stream with pseudo-documents": (
@@ -244,7 +258,35 @@ BAD_INPUT = {
         },
         "line 2",
     ),
-    "no validation documents": (lambda f, t: {"validation_file": None}, "`--do_eval` needs validation documents"),
+    "no validation documents": (
+        lambda f, t: {"validation_file": None, "validation_split": 0},
+        "`--do_eval` needs validation documents",
+    ),
+    "a split beside a file": (
+        lambda f, t: {"validation_split": 0.2},
+        "`--validation_split` is 0.2, but `--validation_file` names documents",
+    ),
+    "a split of everything": (
+        lambda f, t: {"validation_file": None, "validation_split": 1},
+        "`--validation_split` is 1.0",
+    ),
+    "an unknown metric of the best model": (
+        lambda f, t: {
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "ndcg5",
+            "eval_strategy": "epoch",
+            "save_strategy": "epoch",
+        },
+        "`--metric_for_best_model` is 'ndcg5', but an evaluation measures loss, .*ndcg@3",
+    ),
+    "a label list without any label of the documents": (
+        lambda f, t: {"label_list_file": label_list(t, "C1", "C2", "C3")},
+        "no training document has one of them",
+    ),
+    "an output folder that is a file": (lambda f, t: {"output_dir": f / "pseudo.jsonl"}, "is a file"),
+    "an output that is a folder": (lambda f, t: blocked(t, "predictions.jsonl", os.mkdir), "is a folder, but a file"),
+    "an output that is a pipe": (lambda f, t: blocked(t, "all_results.json", os.mkfifo), "is a device or a pipe"),
+    "a weight file that is a pipe": (lambda f, t: blocked(t, "model.safetensors", os.mkfifo), "a device or a pipe"),
 }
 
 
@@ -252,9 +294,9 @@ BAD_INPUT = {
 def test_bad_input_ends_in_one_clear_error_before_any_training(monkeypatch, files, tmp_path, case):
     changes, message = BAD_INPUT[case]
     monkeypatch.setattr(run_mldc.SepMldcTrainer, "train", lambda *args, **kwargs: pytest.fail("training started"))
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
-        run(monkeypatch, files, tmp_path / "out", **changes(files, tmp_path))
-    assert len(str(caught.value)) < 500
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        run(monkeypatch, files, **{"output_dir": tmp_path / "out", **changes(files, tmp_path)})
+    assert len(str(caught.value)) < 1000
 
 
 def test_duplicate_names_in_a_label_list_are_refused(monkeypatch, files, tmp_path):
@@ -327,3 +369,176 @@ def test_every_recipe_is_made_of_arguments_that_exist(monkeypatch, tmp_path, con
     if config != "quickstart.json":  # the settings of the paper
         assert (args.learning_rate, args.contrastive_temperature, model_args.classifier_dropout) == (5e-5, 0.1, 0.5)
         assert args.label_loss_weight == args.document_loss_weight == 0.01
+
+
+# ---- What must not be lost ----
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_cut_results_file_does_not_stop_a_resume(monkeypatch, files, tmp_path):
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "do_eval": False}
+    run(monkeypatch, files, tmp_path, **settings)
+    for content in (b"", b'{"a": ', b"[1]", b"\xff"):
+        (tmp_path / "all_results.json").write_bytes(content)
+        run(monkeypatch, files, tmp_path, resume_from_checkpoint="last", **settings)
+        assert {"train_loss", "test_p@1"} <= set(json.loads((tmp_path / "all_results.json").read_text()))
+
+
+@pytest.mark.parametrize("part", ["fit_lexical_scores", "tune_thresholds", "predict"])
+def test_a_trained_model_is_saved_before_anything_that_can_fail(monkeypatch, files, tmp_path, part):
+    def fail(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(run_mldc.SepMldcTrainer, part, fail)
+    with pytest.raises(OSError, match="No space left"):
+        run(monkeypatch, files, tmp_path, lexical_scores=True)
+    model = SepMldcForMultiLabelClassification.from_pretrained(tmp_path)
+    assert model.config.labels == sorted(TOPICS) and (tmp_path / "train_results.json").exists()
+
+
+def test_a_failed_save_leaves_the_former_model_whole(monkeypatch, files, tmp_path):
+    run(monkeypatch, files, tmp_path, do_predict=False)
+    former = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".json")}
+
+    def half(self, folder, **kwargs):
+        os.makedirs(folder, exist_ok=True)
+        Path(folder, "model.safetensors").write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(SepMldcForMultiLabelClassification, "save_pretrained", half)
+    with pytest.raises(OSError, match="No space left"):
+        run(monkeypatch, files, tmp_path, overwrite_output_dir=True, do_predict=False)
+    assert {name: (tmp_path / name).read_bytes() for name in former} == former
+    assert not (tmp_path / "_unfinished_model").exists()
+
+
+def test_a_readme_of_the_user_and_links_stay_what_they_are(monkeypatch, files, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere.jsonl"
+    out.mkdir()
+    (out / "README.md").write_text("# Mine\n")
+    (out / "predictions.jsonl").symlink_to(elsewhere)
+    run(monkeypatch, files, out)
+    assert (out / "README.md").read_text() == "# Mine\n"
+    assert (out / "predictions.jsonl").is_symlink() and len(lines(elsewhere)) == 6
+
+
+@pytest.mark.parametrize("labels", [["x"], []])
+def test_validation_documents_without_a_known_label_cost_the_thresholds_only(
+    monkeypatch, files, tmp_path, labels, caplog
+):
+    path = tmp_path / "unknown.jsonl"
+    path.write_text("".join(json.dumps({"text": "a star", "labels": labels}) + "\n" for _ in range(4)))
+    monkeypatch.setattr(run_mldc.logger, "propagate", True)
+    run(monkeypatch, files, tmp_path / "out", validation_file=path, lexical_scores=True, do_eval=False)
+    config = SepMldcForMultiLabelClassification.from_pretrained(tmp_path / "out").config
+    assert config.thresholds is None and "None of the validation documents has a label" in caplog.text
+
+
+def test_labels_that_are_not_learned_are_named(monkeypatch, files, tmp_path, caplog):
+    monkeypatch.setattr(run_mldc.logger, "propagate", True)
+    run(monkeypatch, files, tmp_path / "out", label_list_file=label_list(tmp_path, "stars", "robots"), metric_ks="1")
+    assert "'markets' (10)" in caplog.text and "labels.txt" in caplog.text
+    # A trained checkpoint and a file with a label that it does not know.
+    caplog.clear()
+    run(
+        monkeypatch, files, tmp_path / "again", model_name_or_path=tmp_path / "out", metric_ks="1", validation_file=None, validation_split=0,
+        do_eval=False, do_predict=False,
+    )  # fmt: skip
+    assert "'markets' (10)" in caplog.text and "model.add_labels" in caplog.text
+
+
+def test_the_revision_is_asked_of_the_checkpoint_too(monkeypatch, files, tmp_path):
+    asked = []
+    original = run_mldc.AutoConfig.from_pretrained
+
+    def recorded(*args, **kwargs):
+        asked.append(kwargs.get("revision"))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(run_mldc.AutoConfig, "from_pretrained", recorded)
+    run(monkeypatch, files, tmp_path, model_revision="v2", do_eval=False, do_predict=False)
+    assert asked and set(asked) == {"v2"}
+
+
+def test_pseudo_documents_with_odd_provenance_do_not_matter(monkeypatch, files, tmp_path):
+    row = {"text": "a market of stars", "labels": ["markets"], "provenance": "an LLM"}
+    (tmp_path / "pseudo.jsonl").write_text(json.dumps(row) + "\n")
+    run(monkeypatch, files, tmp_path / "out", pseudo_documents_file=tmp_path / "pseudo.jsonl", do_predict=False)
+    assert "1 of the training documents" in (tmp_path / "out" / "README.md").read_text()
+
+
+# ---- One file, one page, one report ----
+
+
+def test_one_file_is_enough(monkeypatch, files, tmp_path, capsys):
+    (tmp_path / "all.jsonl").write_text("".join((files / f"{s}.jsonl").read_text() for s in ("train", "test")))
+    arguments = {"train_file": tmp_path / "all.jsonl", "validation_file": None, "test_file": None, "id_column": "id"}
+    for name in ("first", "second"):
+        run(monkeypatch, files, tmp_path / name, test_split=0.2, **arguments)
+    first, second = (lines(tmp_path / name / "predictions.jsonl") for name in ("first", "second"))
+    assert [row["id"] for row in first] == [row["id"] for row in second] and len(first) == 6
+    shown = capsys.readouterr().out
+    assert "6 of 30 training documents are set aside for test" in shown and "set aside for validation" in shown
+    config = SepMldcForMultiLabelClassification.from_pretrained(tmp_path / "first").config
+    assert config.thresholds is not None and config.num_train_documents < 24 and min(config.label_counts) >= 1
+
+
+def test_a_dry_run_shows_a_page_and_leaves_nothing(monkeypatch, files, tmp_path, capsys):
+    monkeypatch.setattr(run_mldc.SepMldcTrainer, "__init__", lambda *args, **kwargs: pytest.fail("a trainer was made"))
+    run(monkeypatch, files, tmp_path / "out", dry_run=True, num_train_epochs=2)
+    shown = capsys.readouterr().out
+    assert "training documents per label" in shown and "named by the user" in shown and "Will train 6 steps" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_are_no_documents_can_be_skipped(monkeypatch, files, tmp_path):
+    content = (files / "train.jsonl").read_text() + '{"text": "a star"}\n'
+    changes = broken(files, tmp_path, content)
+    run(monkeypatch, files, tmp_path / "out", on_bad_rows="skip", do_predict=False, **changes)
+    assert len(lines(tmp_path / "out" / "bad_rows.jsonl")) == 1
+
+
+def test_predictions_hold_scores_decisions_and_the_right_labels(monkeypatch, files, tmp_path):
+    run(monkeypatch, files, tmp_path, prediction_top_k=1)
+    thresholds = SepMldcForMultiLabelClassification.from_pretrained(tmp_path).config.thresholds
+    rows, documents = lines(tmp_path / "predictions.jsonl"), lines(files / "test.jsonl")
+    assert [sorted(row["gold"]) for row in rows] == [sorted(document["labels"]) for document in documents]
+    names = sorted(TOPICS)
+    for row in rows:
+        (best,) = row["labels"]
+        assert (best["label"] in row["assigned"]) is (best["score"] >= thresholds[names.index(best["label"])])
+        assert set(row["assigned"]) <= set(names)
+
+
+def test_baselines_are_trained_by_default_where_they_are_cheap(monkeypatch, files, tmp_path, capsys):
+    for share, shown in ((1e9, True), (0, False)):
+        monkeypatch.setattr(run_mldc, "BASELINE_SHARE", share)
+        run(monkeypatch, files, tmp_path / str(share))
+        assert ("TF-IDF + LinearSVC" in capsys.readouterr().out) is shown
+        assert (tmp_path / str(share) / "baseline_results.json").exists() is shown
+
+
+def test_the_report_gives_intervals_worst_labels_and_next_steps(monkeypatch, files, tmp_path, capsys):
+    run(
+        monkeypatch, files, tmp_path, baselines=True, learning_rate=1e-9, head_learning_rate=1e-9, lexical_scores=False
+    )
+    shown = capsys.readouterr().out
+    for part in ("95% interval", "Labels with the lowest F1", "What to do next:\n1. "):
+        assert part in shown
+    compared = json.loads((tmp_path / "comparison.json").read_text())
+    for name, metrics in compared["intervals"].items():
+        for metric, (low, high) in metrics.items():
+            assert low - 1e-9 <= compared["metrics"][name][metric] <= high + 1e-9
+    worst = list(csv.DictReader(open(tmp_path / "worst_labels.csv")))
+    assert worst and float(worst[0]["f1"]) < 1 and worst[0]["why"]
+
+
+def test_output_folders_that_cannot_be_written_are_told(tmp_path):
+    with pytest.raises(OSError, match="is a file"):
+        (tmp_path / "file").write_text("")
+        run_outputs.check_output_folder(tmp_path / "file")
+    with pytest.raises(OSError, match="cannot be written"):
+        run_outputs.check_output_folder("/proc/none")

@@ -178,7 +178,7 @@ def worst_labels(
     missed, wrong = (results.gold - results.correct).tocsr(), (results.assigned - results.correct).tocsr()
     confused = (missed.T @ wrong).tocsr()  # documents that miss label i and are given label j
     rows = []
-    for i in np.flatnonzero((support > 0) & (correct < support)):
+    for i in np.flatnonzero((support > 0) & (correct < np.maximum(support, predicted))):
         other, times = _most_frequent(confused[i])
         name = labels[other] if times >= max(2, 0.3 * (support[i] - correct[i])) else ""
         count = None if label_counts is None else int(label_counts[i])

@@ -83,6 +83,27 @@ class DataArguments:
     )
     validation_file: list[str] | None = field(default=None, metadata={"help": "As `train_file`."})
     test_file: list[str] | None = field(default=None, metadata={"help": "As `train_file`."})
+    validation_split: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the training documents that is set aside for validation where there is no validation file. "
+            "Defaults to 0.1 in training; 0 sets none aside."
+        },
+    )
+    test_split: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the training documents that is set aside for testing where there is no test file."
+        },
+    )
+    on_bad_rows: str = field(
+        default="error",
+        metadata={
+            "help": "What to do with rows that are no documents: 'error' lists the first twenty, 'skip' leaves them out and writes "
+            "them to bad_rows.jsonl.",
+            "choices": ["error", "skip"],
+        },
+    )
     dataset_name: str | None = field(default=None, metadata={"help": "A data set of the Hub, instead of files."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     data_format: str = field(
@@ -289,6 +310,15 @@ def check_arguments(
         _check_range(
             model, name, lambda value: 0 <= value < 1, "a probability of at least 0 and below 1", "Use 0 for none."
         )
+    for name in ("validation_split", "test_split"):
+        _check_range(
+            data, name, lambda value: 0 <= value < 1, "a share of at least 0 and below 1", "Use 0.1, for example."
+        )
+        if getattr(data, name) and getattr(data, name.replace("split", "file")):
+            raise ValueError(
+                f"`--{name}` is {getattr(data, name)}, but `--{name.replace('split', 'file')}` names documents. Leave one of the "
+                "two out."
+            )
     check_threshold_settings(thresholds.threshold_objective, None, thresholds.score_calibration)
     if run.early_stopping_patience is not None and args.eval_strategy == "no":
         raise ValueError(
@@ -316,6 +346,8 @@ def _check_streaming(data, labels, lexical, report, args) -> None:
         raise ValueError("`--streaming` reads files, but `--dataset_name` names a data set of the Hub. Use its files.")
     for name, named in (
         ("baselines", report.baselines),
+        ("validation_split", data.validation_split),
+        ("test_split", data.test_split),
         ("pseudo_documents_file", labels.pseudo_documents_file),
         ("group_by_label_set", args.group_by_label_set),
         ("lexical_scores", lexical.lexical_scores),
