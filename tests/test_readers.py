@@ -159,7 +159,8 @@ GOOD = '{"text": "x"}\n'
         ("t.csv", 'text;labels\n"x;a\n', "line 2: unexpected end of data. Separate the columns with semicolons"),
         ("t.csv", "text;labels\nx;a;b\n", "line 2: 3 columns, but the header has 2"),
         ("t.parquet", b"", "not a whole Parquet file"),
-        ("t.xlsx", b"", "the format is not known from the name"),
+        ("t.doc", b"", "the format is not known from the name"),
+        ("t.xlsx", b"", "t.xlsx: spreadsheets are not read.*CSV UTF-8"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(tmp_path, name, content, message):

@@ -1,4 +1,4 @@
-"""What a quick look at the data gives: the majority labels, and a linear SVM on TF-IDF. A model should beat both."""
+"""Baselines that a trained model should beat: the most frequent labels, and linear SVMs on TF-IDF features."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -19,7 +19,7 @@ BATCH_SIZE = 256
 
 def majority_baseline(train_labels, test_labels, metrics: StreamingMetrics) -> dict[str, float]:
     """
-    Every document gets the labels in the order of their training frequency; none is predicted below a share of one half.
+    Ranks the labels of every document by training frequency; a label is predicted if half of the training documents have it.
 
     Args:
         train_labels, test_labels (`Sequence[Sequence[int]]`): label ids of each document.
@@ -40,28 +40,28 @@ def fit_linear_svm(
     texts: Sequence[str], labels: Sequence[Sequence[int]], num_labels: int, num_jobs: int | None = None
 ) -> Callable[[Sequence[str]], torch.Tensor]:
     """
-    One linear SVM a label (scikit-learn's LinearSVC, C = 1) on TF-IDF of words.
+    One linear SVM per label (`sklearn.svm.LinearSVC`, C = 1) on TF-IDF features of words.
 
     Args:
         texts (`Sequence[str]` of length `N`): training documents.
-        labels (`Sequence[Sequence[int]]` of length `N`): label ids of each.
+        labels (`Sequence[Sequence[int]]` of length `N`): label ids of each document.
         num_labels (`int`): L.
-        num_jobs (`int`, *optional*): processes; one if not given.
+        num_jobs (`int`, *optional*): number of processes; 1 if not given.
 
     Returns:
-        a function of texts that returns their margins (n, L); labels without a training document rank last.
+        A function from `n` texts to their margins, `(n, L)`. Labels without a training document rank last.
     """
     vectorizer = TfidfVectorizer(sublinear_tf=True, strip_accents="unicode")
     features = vectorizer.fit_transform(texts)
     binarizer = MultiLabelBinarizer(classes=range(num_labels), sparse_output=True)
     targets = sparse.csc_matrix(binarizer.fit_transform(labels))
-    learnt = np.flatnonzero(np.asarray(targets.sum(axis=0)).ravel())
-    classifier = OneVsRestClassifier(LinearSVC(), n_jobs=num_jobs).fit(features, targets[:, learnt])
+    learned = np.flatnonzero(np.asarray(targets.sum(axis=0)).ravel())
+    classifier = OneVsRestClassifier(LinearSVC(), n_jobs=num_jobs).fit(features, targets[:, learned])
 
     def score(texts: Sequence[str]) -> torch.Tensor:
         margins = classifier.decision_function(vectorizer.transform(texts))
         scores = np.full((len(texts), num_labels), -1e3)
-        scores[:, learnt] = np.reshape(margins, (len(texts), -1))
+        scores[:, learned] = np.reshape(margins, (len(texts), -1))
         return torch.from_numpy(scores)
 
     return score
@@ -71,12 +71,12 @@ def linear_svm_baseline(
     train_texts, train_labels, test_texts, test_labels, metrics: StreamingMetrics
 ) -> dict[str, float]:
     """
-    Metrics of [`fit_linear_svm`] on test documents; a label is predicted above the margin.
+    Metrics of [`fit_linear_svm`] on test documents; a label is predicted if its margin is positive.
 
     Args:
         train_texts, test_texts (`Sequence[str]`): documents.
         train_labels, test_labels (`Sequence[Sequence[int]]`): label ids of each document.
-        metrics ([`StreamingMetrics`]): an empty accumulator whose threshold is the probability 0.5, the margin.
+        metrics ([`StreamingMetrics`]): an empty accumulator with threshold 0.5, which is a margin of 0.
     """
     score = fit_linear_svm(train_texts, train_labels, metrics.num_labels)
     for start in tqdm(range(0, len(test_texts), BATCH_SIZE), desc="Linear SVM", leave=False):
@@ -87,7 +87,7 @@ def linear_svm_baseline(
 
 
 def rows_of_table(systems: dict[str, dict[str, float]], names: list[str]) -> Iterator[str]:
-    """Lines of a plain-text table, a row a system and a column a metric, in per cent."""
+    """Lines of a plain-text table in percent, with one row per system and one column per metric."""
     width = max(len(system) for system in systems)
     yield " " * width + "".join(f"{name:>10}" for name in names)
     for system, metrics in systems.items():

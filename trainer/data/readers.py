@@ -60,6 +60,7 @@ EXTENSIONS = {
     ".parquet": "parquet",
     ".txt": "txt",
 }
+SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
 PARQUET_BATCH = 1000  # rows
 
 
@@ -119,6 +120,8 @@ def find_format(path: str | os.PathLike, data_format: str = "auto") -> str:
         extension = os.path.splitext(bare_name(path))[1].lower()
         data_format = "txt" if path == STANDARD_INPUT else EXTENSIONS.get(extension, "auto")
     if data_format not in FORMATS:
+        if os.path.splitext(bare_name(path))[1].lower() in SPREADSHEETS:
+            raise DataFileError(f'{path}: spreadsheets are not read. Save the sheet as "CSV UTF-8".')
         raise DataFileError(
             f"{display_name(path)}: the format is not known from the name. Name the file {', '.join(EXTENSIONS)} (also .gz, "
             f".zst), or choose a format among {', '.join(FORMATS)}."
