@@ -179,8 +179,11 @@ def test_logit_batches_are_the_logits_of_all_documents_in_their_order(tmp_path):
     assert trainer.model.label_embeddings.any(), "the label embeddings were not refreshed"
     ids = [row[mask > 0].tolist() for batch in batches for row, mask in zip(*batch.inputs.values(), strict=True)]
     assert ids == documents["input_ids"]
-    unlabeled = next(trainer.logit_batches(documents.remove_columns("label_indices")))
+    left_early = trainer.logit_batches(documents.remove_columns("label_indices"))
+    unlabeled = next(left_early)
+    left_early.close()
     assert unlabeled.labels is None
+    assert not trainer.accelerator.gradient_state.in_dataloader, "the loop seems to run on"
     torch.testing.assert_close(unlabeled.logits, batches[0].logits)
 
 
