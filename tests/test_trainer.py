@@ -12,6 +12,8 @@ from tiny_models import tiny_backbone_config, tiny_model, tiny_tokenizer
 from tiny_training import NUM_LABELS, batch_of, make_trainer, tiny_documents, trained_trainer
 from torch._dynamo.testing import CompileCounter
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers.hyperparameter_search import ALL_HYPERPARAMETER_SEARCH_BACKENDS
+from transformers.trainer_utils import HPSearchBackend
 
 from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArguments
 from trainer.losses import document_contrastive_loss, label_contrastive_loss
@@ -179,11 +181,13 @@ def test_logit_batches_are_the_logits_of_all_documents_in_their_order(tmp_path):
     assert trainer.model.label_embeddings.any(), "the label embeddings were not refreshed"
     ids = [row[mask > 0].tolist() for batch in batches for row, mask in zip(*batch.inputs.values(), strict=True)]
     assert ids == documents["input_ids"]
+    gradient_state = trainer.accelerator.gradient_state
+    active = gradient_state.active_dataloader
     left_early = trainer.logit_batches(documents.remove_columns("label_indices"))
     unlabeled = next(left_early)
     left_early.close()
     assert unlabeled.labels is None
-    assert not trainer.accelerator.gradient_state.in_dataloader, "the loop seems to run on"
+    assert gradient_state.active_dataloader is active, "the loop seems to run on"
     torch.testing.assert_close(unlabeled.logits, batches[0].logits)
 
 
@@ -638,3 +642,57 @@ def test_an_adapter_scores_after_loading_as_after_training_and_a_changing_label_
     assert not torch.allclose(trained, before, atol=1e-3)
     with pytest.raises(ValueError, match="which a PEFT adapter does not save"):
         make_trainer(tmp_path, model=adapted(), label_encoding="encoder")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, "eval_ndcg@5"),
+        ({"metric_ks": [1, 3]}, "eval_ndcg@3"),
+        ({"metric_for_best_model": "eval_f1_macro"}, "eval_f1_macro"),
+        ({"metric_for_best_model": "p@1"}, "eval_p@1"),
+    ],
+)
+def test_a_search_maximizes_one_metric_by_default(tmp_path, arguments, expected):
+    trainer = make_trainer(tmp_path, **arguments)
+    metrics = trainer.evaluate()
+    assert trainer.compute_objective(metrics) == metrics[expected]
+
+
+def test_a_search_over_several_sets_maximizes_their_mean(tmp_path):
+    trainer = make_trainer(tmp_path, evaluation={"a": tiny_documents(6), "b": tiny_documents(6, seed=3)})
+    metrics = trainer.evaluate()
+    expected = (metrics["eval_a_ndcg@5"] + metrics["eval_b_ndcg@5"]) / 2
+    assert trainer.compute_objective(metrics) == pytest.approx(expected)
+
+
+class OneQuestion:
+    """A search backend in the place of optuna: asks for the objective once."""
+
+    default_hp_space = staticmethod(lambda trial: {})
+    asked: list = []
+
+    def ensure_available(self):
+        pass
+
+    def run(self, trainer, n_trials, direction, **kwargs):
+        metrics = {"eval_loss": 9.0, "eval_classification_loss": 8.0, "eval_ndcg@5": 0.25}
+        self.asked.append((n_trials, direction, trainer.compute_objective(metrics)))
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "expected"),
+    [
+        ({}, {}, ("maximize", 0.25)),
+        ({}, {"metric_for_best_model": "loss"}, ("minimize", 9.0)),
+        ({"compute_objective": lambda metrics: 7.0}, {}, ("minimize", 7.0)),
+        ({"compute_objective": lambda metrics: 7.0, "direction": "maximize"}, {}, ("maximize", 7.0)),
+    ],
+)
+def test_the_direction_of_a_search_fits_its_objective(tmp_path, monkeypatch, given, arguments, expected):
+    monkeypatch.setitem(ALL_HYPERPARAMETER_SEARCH_BACKENDS, HPSearchBackend.OPTUNA, OneQuestion)
+    trainer = make_trainer(tmp_path, **arguments)
+    trainer.model_init = lambda: tiny_model(num_labels=NUM_LABELS)
+    trainer.hyperparameter_search(n_trials=2, backend="optuna", **given)
+    assert OneQuestion.asked.pop() == (2, *expected)
+    assert trainer.compute_objective({"eval_ndcg@5": 0.5, "eval_loss": 3.0}) in (0.5, 3.0)

@@ -10,7 +10,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback
-from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, PredictionOutput, TrainOutput, has_length
+from transformers.trainer_utils import (
+    EvalLoopOutput,
+    IntervalStrategy,
+    PredictionOutput,
+    TrainOutput,
+    default_compute_objective,
+    has_length,
+)
 from transformers.utils import logging
 
 from .checkpoints import MANIFEST_NAME, CheckpointGuard, damaged_files, last_whole_checkpoint
@@ -235,6 +242,8 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         candidates = None
         uses_labels = self.model.uses_label_embeds or args.label_loss_weight > 0
         if model.training and self.label_schedule is not None and uses_labels:
+            # A hyperparameter search may have changed them.
+            self.label_schedule.seed, self.label_schedule.labels_per_step = args.seed, args.labels_per_step
             candidates = self.label_schedule.select(all_labels, self.state.global_step, present)
             inputs = {**inputs, **self.label_schedule.inputs(candidates, labels.device)}
             candidates = inputs["candidate_indices"]
@@ -767,6 +776,42 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
             names += ["document_contrastive_loss", "anchors_with_positive"]
         metrics.update(torch.zeros(1, metrics.num_labels), label_indices=[[0]])
         return names + list(metrics.compute())
+
+    def compute_objective(self, metrics: dict[str, float]) -> float:
+        """
+        What `hyperparameter_search` maximizes by default: `metric_for_best_model` if it is given, else nDCG at the largest k of
+        `metric_ks`, for several evaluation sets the mean over them. transformers would add up all metrics, losses included.
+        """
+        name = self.args.metric_for_best_model
+        if name is not None:
+            return metrics[f"eval_{name.removeprefix('eval_')}"]
+        k = max(self.args.cutoffs(self.model.config.num_labels))
+        values = [value for name, value in metrics.items() if name.endswith(f"ndcg@{k}")]
+        return sum(values) / len(values) if values else default_compute_objective(metrics)
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable | None = None,
+        compute_objective: Callable | None = None,
+        n_trials: int = 20,
+        direction: str | list[str] | None = None,
+        *more: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        As in transformers, but by default one metric is maximized, see `compute_objective`. With `compute_objective` of one's own,
+        `direction` is `"minimize"` unless it is given, as in transformers.
+        """
+        if direction is None:
+            name = self.args.metric_for_best_model
+            is_loss = name is not None and name.endswith("loss")
+            direction = "minimize" if compute_objective is not None or is_loss else "maximize"
+        own = type(self).compute_objective.__get__(self)
+        objective = own if compute_objective is None else compute_objective
+        try:
+            return super().hyperparameter_search(hp_space, objective, n_trials, direction, *more, **kwargs)
+        finally:
+            self.__dict__.pop("compute_objective", None)  # transformers keeps the last one
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in transformers, with the label embeddings of the encoder as it is now."""
