@@ -102,6 +102,7 @@ def test_the_worst_labels_come_first_with_the_likely_reason():
     ("documents", "why"),
     [
         ([("a", "a")] * 2 + [("a", "")] + [("", "a")] * 9, "assigned too often (11 times, 2 correct)"),
+        ([("a", "")] * 2 + [("", "a")] * 3, "never assigned correctly (3 times wrongly)"),
         ([("a", "a")] + [("a", "")] * 9, "missed in 9 of 10 documents"),
         ([("a", "a")] * 4 + [("a", "")] * 3 + [("", "a")] * 3, "mistakes of both kinds"),
     ],

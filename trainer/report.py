@@ -178,7 +178,7 @@ def worst_labels(
     missed, wrong = (results.gold - results.correct).tocsr(), (results.assigned - results.correct).tocsr()
     confused = (missed.T @ wrong).tocsr()  # documents that miss label i and are given label j
     rows = []
-    for i in np.flatnonzero((support > 0) & (correct < np.maximum(support, predicted))):
+    for i in np.flatnonzero((support > 0) & (correct < np.maximum(support, predicted))).tolist():
         other, times = _most_frequent(confused[i])
         name = labels[other] if times >= max(2, 0.3 * (support[i] - correct[i])) else ""
         count = None if label_counts is None else int(label_counts[i])
@@ -190,6 +190,8 @@ def worst_labels(
             reasons.append(f"only {count} training documents")
         if predicted[i] == 0:
             reasons.append("never assigned")
+        elif correct[i] == 0:
+            reasons.append(f"never assigned correctly ({predicted[i]} times wrongly)")
         elif precision < recall / 2:
             reasons.append(f"assigned too often ({predicted[i]} times, {correct[i]} correct)")
         elif recall < precision / 2:

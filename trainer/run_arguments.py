@@ -1,8 +1,10 @@
 """The arguments of `examples/run_mldc.py`, in groups by what they control, and the checks that need nothing but them."""
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from .devices import has_accelerator, is_bfloat16_native
@@ -303,9 +305,7 @@ def check_arguments(
         (run, "early_stopping_patience", 1, "Leave it out to train to the end."),
     ]
     for group, name, least, remedy in whole:
-        _check_range(
-            group, name, lambda value, least=least: value >= least, f"a whole number of at least {least}", remedy
-        )
+        _check_range(group, name, partial(operator.le, least), f"a whole number of at least {least}", remedy)
     for name in ("classifier_dropout", "backbone_dropout"):
         _check_range(
             model, name, lambda value: 0 <= value < 1, "a probability of at least 0 and below 1", "Use 0 for none."
@@ -337,7 +337,13 @@ def _check_range(group: Any, name: str, rule: Callable[[float], bool], wanted: s
         raise ValueError(f"`--{name}` is {value}, but it must be {wanted}. {remedy}")
 
 
-def _check_streaming(data, labels, lexical, report, args) -> None:
+def _check_streaming(
+    data: DataArguments,
+    labels: LabelArguments,
+    lexical: LexicalArguments,
+    report: ReportArguments,
+    args: SepMldcTrainingArguments,
+) -> None:
     if args.do_train and args.max_steps <= 0:
         raise ValueError(
             "`--streaming` does not know the number of documents. Say how long to train with `--max_steps`."

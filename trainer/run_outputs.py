@@ -128,8 +128,8 @@ def write_per_label_metrics(folder: str | os.PathLike, metrics: Any, labels: Seq
 
 def write_predictions(
     path: str | os.PathLike,
-    scores,
-    indices,
+    scores: Any,
+    indices: Any,
     labels: Sequence[str],
     thresholds: Sequence[float] | None = None,
     ids: Sequence[Any] | None = None,

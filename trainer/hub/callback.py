@@ -54,7 +54,7 @@ class ModelCardCallback(TrainerCallback):
     def on_predict(self, args, state, control, metrics=None, **kwargs):
         self._keep(state, metrics or {})
 
-    def _keep(self, state, metrics: Mapping[str, float]) -> None:
+    def _keep(self, state: Any, metrics: Mapping[str, float]) -> None:
         if not split_metrics(metrics):
             return
         try:
@@ -63,7 +63,7 @@ class ModelCardCallback(TrainerCallback):
             deciles = None
         self.measurements.append(Measurement(state.global_step, self.is_training, dict(metrics), deciles))
 
-    def card_of(self, state, args) -> dict[str, Any]:
+    def card_of(self, state: Any, args: Any) -> dict[str, Any]:
         """
         What was measured of the model as it is now: `metrics`, `metric_note` (when) and `deciles`, for `save_model_card`.
 

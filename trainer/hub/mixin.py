@@ -13,6 +13,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from ..checkpoints import write_manifest
+from ..transformers_internals import TransformersInternals
 from .callback import ModelCardCallback
 from .model_card import is_generated_card, save_model_card
 
@@ -23,7 +24,7 @@ logger = logging.get_logger(__name__)
 BESIDE_THE_WEIGHTS = ("README.md", "*.png", "*.py")
 
 
-class HubMixin:
+class HubMixin(TransformersInternals):
     """
     For a `Trainer`: each saved folder gets a model card, and each push to the Hub the card and the model's code too.
 
@@ -33,7 +34,9 @@ class HubMixin:
         model_card_callback ([`~trainer.hub.callback.ModelCardCallback`]): what was measured so far.
     """
 
-    def __init__(self, *args, **kwargs):
+    args: Any
+
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.model_card_callback = ModelCardCallback(self)
         self.add_callback(self.model_card_callback)
@@ -48,15 +51,15 @@ class HubMixin:
 
     def create_model_card(
         self,
-        language=None,
-        license=None,
-        tags=None,
-        model_name=None,
-        finetuned_from=None,
-        tasks=None,
-        dataset_tags=None,
-        dataset=None,
-        dataset_args=None,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
     ) -> None:
         """
         Write the model card into `args.output_dir`. What is given here holds for later cards too; `tasks` and `dataset_args` are
@@ -96,7 +99,7 @@ class HubMixin:
         except FileExistsError as error:
             logger.warning(str(error))
 
-    def save_model(self, output_dir=None, _internal_call=False) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             self._write_model_card(output_dir if output_dir is not None else self.args.output_dir)
@@ -169,7 +172,7 @@ class HubMixin:
             )
 
 
-def _arguments_with_folder(args, folder: Path):
+def _arguments_with_folder(args: Any, folder: Path) -> Any:
     """A copy of training arguments with another `output_dir` that is pickled as the original. It keeps the token."""
     copy = object.__new__(type(args))
     copy.__dict__.update(vars(args), output_dir=str(folder), __getstate__=args.__getstate__)
@@ -183,7 +186,7 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _base_model(config) -> str | None:
+def _base_model(config: Any) -> str | None:
     """The encoder's name: as a Hub name where it is known to be one, else marked as a folder."""
     name = getattr(config.backbone_config, "_name_or_path", None)
     if not name:

@@ -8,6 +8,7 @@ import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -74,7 +75,8 @@ def summarize_provenance(rows: Iterable[Mapping]) -> dict:
     count, models, templates, dates = 0, set(), set(), set()
     for row in rows:
         count += 1
-        fields = row.get("provenance") if isinstance(row.get("provenance"), Mapping) else row
+        own = row.get("provenance")
+        fields = own if isinstance(own, Mapping) else row
         if fields.get("model"):
             models.add(str(fields["model"]))
         if fields.get("template"):
@@ -91,12 +93,12 @@ def summarize_provenance(rows: Iterable[Mapping]) -> dict:
     }
 
 
-def _setting(value) -> str:
+def _setting(value: Any) -> str:
     value = getattr(value, "value", value)
     return f"{value:g}" if isinstance(value, float) else escape_markdown(value)
 
 
-def _rows(source, names: Mapping[str, str]) -> list[tuple[str, str]]:
+def _rows(source: Any, names: Mapping[str, str]) -> list[tuple[str, str]]:
     """(what, value) of the attributes that `source` has: a list of what may be told, so that no secret gets in."""
     values = ((title, getattr(source, name, None)) for name, title in names.items())
     return [(title, _setting(value)) for title, value in values if value is not None]
@@ -137,7 +139,7 @@ _TRAINING_SETTINGS = {
 }
 
 
-def _label_table(config, counts: Sequence[int] | None) -> tuple[list[str], list[list]]:
+def _label_table(config: Any, counts: Sequence[int] | None) -> tuple[list[str], list[list]]:
     """Header and rows of the most frequent labels; a column that would be empty is left out."""
     descriptions, names = config.label_descriptions or {}, [config.id2label[i] for i in range(config.num_labels)]
     order = list(range(len(names)) if counts is None else sorted(range(len(names)), key=lambda i: -counts[i]))
@@ -152,7 +154,7 @@ def _label_table(config, counts: Sequence[int] | None) -> tuple[list[str], list[
     return list(columns), [list(row) for row in zip(*columns.values())]
 
 
-def _co2_grams(run_dir) -> float | None:
+def _co2_grams(run_dir: str | os.PathLike | None) -> float | None:
     """Emissions of the run, in g CO2eq, from the `emissions.csv` that codecarbon's callback leaves in the output folder."""
     path = Path(run_dir or "", "emissions.csv")
     if run_dir is None or not path.is_file():
@@ -162,7 +164,7 @@ def _co2_grams(run_dir) -> float | None:
     return 1000 * sum(runs.values())
 
 
-def _unused_limit(training_args) -> str:
+def _unused_limit(training_args: Any) -> str:
     """Which of "epochs" and "steps" did not say how long to train."""
     return "num_train_epochs" if (getattr(training_args, "max_steps", None) or 0) > 0 else "max_steps"
 
@@ -178,11 +180,11 @@ def _environment() -> list[tuple[str, str]]:
 
 
 def build_model_card(
-    config,
+    config: Any,
     *,
     metrics: Mapping[str, float] | None = None,
     metric_note: str | None = None,
-    training_args=None,
+    training_args: Any = None,
     label_counts: Sequence[int] | None = None,
     pseudo_document_provenance: Iterable[Mapping] | Mapping | None = None,
     base_model: str | None = None,
@@ -336,7 +338,9 @@ def build_model_card(
     return card
 
 
-def _group_table(splits, counts: Sequence[int] | None) -> tuple[list[str], list[list[str]]]:
+def _group_table(
+    splits: Mapping[str, Mapping[str, float]], counts: Sequence[int] | None
+) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the metrics by label frequency; a group without labels is left out."""
     groups = ["head", "body", "tail"]
     if counts is not None:
@@ -368,7 +372,7 @@ TERMS = {
 }
 
 
-def _encoder_tokens(config, max_length: int | None) -> int | None:
+def _encoder_tokens(config: Any, max_length: int | None) -> int | None:
     """Number of tokens that the encoder reads of a document in training, special tokens included."""
     backbone = config.backbone_config
     positions = getattr(backbone, "max_position_embeddings", None)
@@ -390,13 +394,13 @@ def _pseudo_documents(summary: Mapping | None, num_real: int | None) -> dict | N
 
 def save_model_card(
     output_dir: str | os.PathLike,
-    config,
+    config: Any,
     *,
     log_history: Sequence[Mapping] | None = None,
     metrics: Mapping[str, float] | None = None,
     deciles: Sequence[Mapping] | None = None,
     overwrite: bool = False,
-    **kwargs,
+    **kwargs: Any,
 ) -> Path:
     """
     Write `README.md` and its pictures into `output_dir`, each under a temporary name and then renamed, the card last.

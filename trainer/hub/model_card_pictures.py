@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .model_card_text import GROUP, METRIC, pretty_metric
 
@@ -23,8 +24,8 @@ def draw_pictures(log_history: Sequence[Mapping] | None, deciles: Sequence[Mappi
     return {name: picture for name, picture in pictures.items() if picture is not None}
 
 
-def _series(log_history, keys) -> dict[str, tuple[list, list]]:
-    series = {}
+def _series(log_history: Sequence[Mapping], keys: Sequence[str]) -> dict[str, tuple[list, list]]:
+    series: dict[str, tuple[list, list]] = {}
     for entry in log_history:
         for key in keys:
             if key in entry and "step" in entry and math.isfinite(entry[key]):
@@ -34,13 +35,13 @@ def _series(log_history, keys) -> dict[str, tuple[list, list]]:
     return series
 
 
-def _png(figure) -> bytes:
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})  # same data, same bytes: no new upload
     return buffer.getvalue()
 
 
-def _training_curve(log_history) -> bytes | None:
+def _training_curve(log_history: Sequence[Mapping]) -> bytes | None:
     from matplotlib.figure import Figure
 
     losses = ["loss", "eval_loss", "classification_loss", "label_contrastive_loss", "document_contrastive_loss"]
@@ -60,7 +61,7 @@ def _training_curve(log_history) -> bytes | None:
     return _png(figure)
 
 
-def _decile_recall(deciles) -> bytes | None:
+def _decile_recall(deciles: Sequence[Mapping]) -> bytes | None:
     from matplotlib.figure import Figure
 
     measured = [key for key in (deciles[0] if deciles else ()) if key.startswith("recall@")]

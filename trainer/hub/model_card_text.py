@@ -23,7 +23,7 @@ _ACRONYMS = {
 }
 
 
-def escape_markdown(text, limit: int = MAX_CELL_CHARACTERS) -> str:
+def escape_markdown(text: object, limit: int = MAX_CELL_CHARACTERS) -> str:
     """
     `text` as the inside of one cell of a markdown table: shown letter by letter, whatever it holds.
 
