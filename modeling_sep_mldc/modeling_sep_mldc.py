@@ -217,6 +217,8 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         if os.path.isdir(backbone):
             # A folder of this machine means nothing to whoever loads the checkpoint.
             encoder.config._name_or_path = os.path.basename(os.path.normpath(backbone))
+        if config_kwargs.get("label_counts") is not None:
+            config_kwargs["label_counts"] = [int(count) for count in config_kwargs["label_counts"]]
         config = cls.config_class(
             backbone_config=encoder.config,
             id2label=dict(enumerate(labels)),
@@ -237,10 +239,13 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
             model.encode_labels(tokenize_label_texts(tokenizer, config.label_texts, max_label_length))
         )
         if config.classifier_bias_init == "prior":
+            if label_frequencies is None and config.label_counts is not None and config.num_train_documents:
+                label_frequencies = [count / config.num_train_documents for count in config.label_counts]
             if label_frequencies is None:
                 raise ValueError(
                     '`classifier_bias_init="prior"` needs `label_frequencies`, the share of the training documents that '
-                    'have each label. Pass them, or use `classifier_bias_init="zero"`.'
+                    "have each label, or `label_counts` and `num_train_documents`. Pass them, or use "
+                    '`classifier_bias_init="zero"`.'
                 )
             model.init_prior_bias(torch.as_tensor(label_frequencies, dtype=torch.float32))
         return model.eval()
