@@ -132,6 +132,7 @@ class RunData:
         num_documents (`int`): real training documents.
         descriptions (`dict[str, str]`): of the labels that have one.
         pseudo_documents (`dict`, *optional*): where the pseudo-documents come from, for the model card.
+        settings (`dict`): value and reason of each setting that the recipe covers.
     """
 
     documents: dict[str, Any]
@@ -141,6 +142,7 @@ class RunData:
     num_documents: int
     descriptions: dict[str, str] = field(default_factory=dict)
     pseudo_documents: dict | None = None
+    settings: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -444,11 +446,12 @@ def choose_settings(settings: Settings, data: RunData, backbone: str) -> Setting
         own = {f.name for f in dataclasses.fields(getattr(settings, group))}
         values = {name: value for name, value in chosen.items() if name in own and name not in named}
         groups[group] = dataclasses.replace(getattr(settings, group), **values)
-    if settings.run.early_stopping_patience is None and chosen.get("load_best_model_at_end"):
+    if chosen.get("load_best_model_at_end") and args.metric_for_best_model is None:
         best = max(k for k in args.ks if k <= len(data.labels))
         groups["args"] = dataclasses.replace(
-            groups["args"], metric_for_best_model=args.metric_for_best_model or f"ndcg@{best}", greater_is_better=True
+            groups["args"], metric_for_best_model=f"ndcg@{best}", greater_is_better=True
         )
+    data.settings = {name: {"value": value, "why": why} for name, value, why in chosen.rows()}
     if args.should_log:
         print(f"\nSettings (recipe {settings.run.recipe!r})\n")
         print("\n".join(chosen.table()))
@@ -557,6 +560,7 @@ def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
     trainer.save_state()
     if trainer.is_world_process_zero():
         save_metrics(settings.args.output_dir, "train", result.metrics)
+        save_metrics(settings.args.output_dir, "settings", {"settings": data.settings})
     logger.info(f"The trained model is saved in {settings.args.output_dir}.")
     validation = data.encoded.get("validation")
     if validation is None:

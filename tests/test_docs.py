@@ -1,6 +1,7 @@
 """The code of README and documentation runs, and what they name exists."""
 
 import csv
+import json
 import re
 import shlex
 import sys
@@ -71,6 +72,11 @@ def test_the_readme_trains_on_your_own_file_as_printed(folder, monkeypatch):
     run_mldc.main()
     assert (folder / "outputs" / "tickets" / "model.safetensors").exists()
     assert (folder / "outputs" / "tickets" / "README.md").exists()
+    results = json.loads((folder / "outputs" / "tickets" / "all_results.json").read_text(encoding="utf-8"))
+    assert results["settings"]["classifier"] == {
+        "value": "mlp+similarity",
+        "why": results["settings"]["classifier"]["why"],
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
