@@ -8,7 +8,7 @@ import pytest
 
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
 from trainer import SepMldcTrainingArguments, recommend_settings
-from trainer.recipes import ENOUGH_VALIDATION, FEWEST_STEPS, MANY_LABELS, RECIPES
+from trainer.recipes import ENOUGH_VALIDATION, FEWEST_STEPS, MANY_LABELS, MOST_EPOCHS, RECIPES
 
 
 SIZES = [(30, 3), (300, 76), (1110, 10), (3000, 427), (6000, 3201), (22_713, 76), (328_774, 20_559)]
@@ -35,7 +35,11 @@ def test_more_documents_need_fewer_epochs_and_more_labels_need_more():
     assert recommend_settings(6000, 3201)["num_train_epochs"] > recommend_settings(6000, 76)["num_train_epochs"]
 
 
-@pytest.mark.parametrize("size", SIZES)
+def test_a_handful_of_documents_is_not_seen_hundreds_of_times():
+    assert recommend_settings(4, 2)["num_train_epochs"] == MOST_EPOCHS
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
 def test_no_run_is_shorter_than_the_fewest_steps(size):
     settings = recommend_settings(*size)
     steps = settings["num_train_epochs"] * size[0] / settings["per_device_train_batch_size"]

@@ -20,6 +20,8 @@ MANY_LABELS = 1000
 # Up to this number of documents, batches are small.
 SMALL = 2000
 FEWEST_STEPS = 300
+# With fewer documents than `FEWEST_STEPS` need for this many epochs, a run is shorter.
+MOST_EPOCHS = 40
 EVALUATIONS = 6
 # With fewer validation documents, choosing a checkpoint by them is noise.
 ENOUGH_VALIDATION = 300
@@ -239,7 +241,7 @@ def _optimizer_settings(
         # Below 3 epochs only for more documents than were measured.
         fewest = min(3.0, max(1.0, 90_000 / num_documents))
         epochs = min(max(350 / math.sqrt(num_documents) * (num_labels / 400) ** 0.25, fewest), 20)
-        epochs = max(epochs, FEWEST_STEPS * batch / num_documents)
+        epochs = max(epochs, min(FEWEST_STEPS * batch / num_documents, MOST_EPOCHS))
     similarity = settings["classifier"].value == "similarity"
     partly_frozen = settings["freeze_layers"].value > 0 and num_documents <= 1000
     return {
