@@ -90,6 +90,8 @@ class SepMldcConfig(PreTrainedConfig):
             Number of weights stored per label by the lexical scores, a sparse linear classifier on the tokens of the
             document that is added to the logits outside training (see `SepMldcTrainer.fit_lexical_scores`). `None` if there
             are none.
+        num_lexical_bigrams (`int`, *optional*, defaults to 0):
+            Number of hash buckets for pairs of neighboring tokens among the features of the lexical scores. 0 for tokens alone.
         lexical_info (`dict`, *optional*):
             How the lexical scores were fitted: scale, number of documents, metrics without and with them.
         label_descriptions (`dict[str, str]`, *optional*):
@@ -146,6 +148,7 @@ class SepMldcConfig(PreTrainedConfig):
     label_attention: bool = True
     encoder_max_length: int | None = None
     num_lexical_features: int | None = None
+    num_lexical_bigrams: int = 0
     lexical_info: dict | None = None
     label_descriptions: dict[str, str] | None = None
     thresholds: list[float | int] | None = None

@@ -9,40 +9,66 @@ from torch import nn
 UNSEEN_MARGIN = -1.0
 
 
-def term_weights(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, idf: torch.Tensor) -> torch.Tensor:
+def bigram_ids(first: torch.Tensor, second: torch.Tensor, num_bigrams: int) -> torch.Tensor:
+    """Bucket, 0 to `num_bigrams` - 1, of each pair of neighboring token ids: a hash, so different pairs may share one."""
+    return (first.long() * 1_000_003 + second.long()) % num_bigrams
+
+
+def term_weights(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, idf: torch.Tensor, num_bigrams: int = 0
+) -> torch.Tensor:
     r"""
-    TF-IDF of the tokens of documents: $(1 + \ln n_t) \cdot \text{idf}_t$, scaled to length 1. A token that was in no
-    training document, and every special token, has an idf of 0.
+    TF-IDF of the terms of documents: $(1 + \ln n_t) \cdot \text{idf}_t$, scaled to length 1. Terms are the tokens and, behind
+    them, the buckets of pairs of neighboring tokens. A token that was in no training document, and every special token, has an
+    idf of 0 and is part of no pair.
 
     Args:
         input_ids, attention_mask (`torch.Tensor` of shape `(B, T)`): the documents.
-        idf (`torch.Tensor` of shape `(V,)`): inverse document frequency of each token of the vocabulary.
+        idf (`torch.Tensor` of shape `(V + num_bigrams,)`): inverse document frequency of each token of the vocabulary and of
+            each bucket.
+        num_bigrams (`int`, defaults to 0): buckets, see [`bigram_ids`].
 
     Returns:
-        `torch.Tensor` of shape `(B, V)`, float32; zeros for a document without known tokens.
+        `torch.Tensor` of shape `(B, V + num_bigrams)`, float32; zeros for a document without known tokens.
     """
     idf = idf.float()
+    vocab_size = idf.shape[0] - num_bigrams
+    terms = input_ids.clamp_max(vocab_size - 1)
     attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    counts = torch.zeros(input_ids.shape[0], idf.shape[0], device=input_ids.device)
-    counts = counts.scatter_add(1, input_ids.clamp_max(idf.shape[0] - 1), attended.to(counts.dtype))
-    weights = torch.where(counts > 0, 1 + counts.clamp_min(1).log(), counts) * idf
-    return F.normalize(weights, dim=-1, eps=1e-9)
+    if num_bigrams:
+        known = attended * (idf[terms] > 0)
+        pairs = vocab_size + bigram_ids(terms[:, :-1], terms[:, 1:], num_bigrams)
+        terms = torch.cat([terms, pairs], dim=1)
+        attended = torch.cat([attended, known[:, :-1] * known[:, 1:]], dim=1)
+    # One column per document, which is how a bag of features reads it; logarithms only of the terms that occur.
+    terms, attended = terms.t(), attended.t().float()
+    empty = torch.zeros(idf.shape[0], input_ids.shape[0], device=input_ids.device)
+    counts = empty.scatter_add(0, terms, attended).gather(0, terms)
+    weights = torch.where(counts > 0, 1 + counts.clamp_min(1).log(), counts) * idf[terms]
+    # A term that occurs n times is here n times, with an n-th of its square each.
+    squares = (weights.square() * attended / counts.clamp_min(1)).sum(dim=0)
+    return empty.scatter(0, terms, weights / squares.sqrt().clamp_min(1e-9)).t()
 
 
 class LexicalScores(nn.Module):
     """
-    Margins of one linear classifier a label on the TF-IDF of tokens, times a scale, plus a lift of rare labels; how much both
-    count was chosen on validation documents.
+    Margins of one linear classifier per label on the TF-IDF of tokens and pairs of neighboring tokens, times a scale, plus a
+    lift of rare labels; how much both count was chosen on validation documents.
 
-    Of each label only the largest weights are stored, `num_lexical_features` of them: a label costs 8 bytes a weight, not a row
-    as long as the vocabulary. An encoder sees the meaning of the first tokens; this sees the words of all of them, which
+    Of each label only the largest weights are stored, `num_features` of them: 8 bytes per weight, not a row as long as the
+    vocabulary. An encoder sees the meaning of the first tokens; this sees the words of all of them, which
     tells thousands of rare labels apart. `SepMldcTrainer.fit_lexical_scores` fits it.
+
+    Args:
+        vocab_size, num_labels, num_features (`int`): V, L, F.
+        num_bigrams (`int`, defaults to 0): buckets for pairs of neighboring tokens, whose features follow those of the V tokens.
     """
 
-    def __init__(self, vocab_size: int, num_labels: int, num_features: int):
+    def __init__(self, vocab_size: int, num_labels: int, num_features: int, num_bigrams: int = 0):
         super().__init__()
-        # Buffers: constants of the model, saved with it, and no affair of an optimiser.
-        self.register_buffer("idf", torch.zeros(vocab_size))
+        self.num_bigrams = num_bigrams
+        # Buffers: constants of the model, saved with it, and no affair of an optimizer.
+        self.register_buffer("idf", torch.zeros(vocab_size + num_bigrams))
         self.register_buffer("feature_ids", torch.zeros(num_labels, num_features, dtype=torch.int32))
         self.register_buffer("feature_weights", torch.zeros(num_labels, num_features))
         self.register_buffer("bias", torch.full((num_labels,), UNSEEN_MARGIN))
@@ -52,7 +78,7 @@ class LexicalScores(nn.Module):
     @torch.no_grad()
     def margins(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels=slice(None)):
         """Margins (B, L) of documents (B, T), or of the `labels` of a slice; float32, without gradient."""
-        terms = term_weights(input_ids, attention_mask, self.idf)
+        terms = term_weights(input_ids, attention_mask, self.idf, self.num_bigrams)
         ids, weights = self.feature_ids[labels], self.feature_weights[labels].float()
         if torch.compiler.is_exporting():  # ONNX has no bags
             of_features = terms.index_select(1, ids.flatten()).unflatten(1, ids.shape)
@@ -67,12 +93,27 @@ class LexicalScores(nn.Module):
 
     @torch.no_grad()
     def contributions(self, input_ids: torch.Tensor, labels: list[int]) -> torch.Tensor:
-        """What each token (T,) of one document adds to the logits of some labels, (n, T): exact, as the scores are linear."""
-        terms = term_weights(input_ids[None], None, self.idf)[0]
-        of_token = terms / torch.zeros_like(terms).index_add(0, input_ids, terms.new_ones(len(input_ids))).clamp_min(1)
+        """
+        What each token (T,) of one document adds to the logits of some labels, (n, T): exact, as the scores are linear. Both
+        tokens of a pair get half of what it adds.
+        """
+        terms = term_weights(input_ids[None], None, self.idf, self.num_bigrams)[0]
         weights = torch.zeros(len(labels), len(terms), device=terms.device)
         weights.scatter_add_(1, self.feature_ids[labels].long(), self.feature_weights[labels].float())
-        return self.scale.float() * weights[:, input_ids] * of_token[input_ids]
+        weights = self.scale.float() * weights * terms
+
+        def of_occurrence(ids, present):
+            counts = torch.zeros_like(terms).index_add(0, ids, present)
+            return weights[:, ids] / counts[ids].clamp_min(1) * present
+
+        parts = of_occurrence(input_ids, torch.ones_like(input_ids, dtype=terms.dtype))
+        if self.num_bigrams:
+            known = (self.idf[input_ids] > 0).to(terms.dtype)
+            pairs = len(terms) - self.num_bigrams + bigram_ids(input_ids[:-1], input_ids[1:], self.num_bigrams)
+            halves = of_occurrence(pairs, known[:-1] * known[1:]) / 2
+            parts[:, :-1] += halves
+            parts[:, 1:] += halves
+        return parts
 
     @torch.no_grad()
     def change_label_rows(self, rows: torch.Tensor, num_added: int = 0) -> None:

@@ -138,7 +138,9 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         self.lexical = None
         if config.num_lexical_features is not None:
             vocab_size = config.get_text_config().vocab_size
-            self.lexical = LexicalScores(vocab_size, config.num_labels, config.num_lexical_features)
+            self.lexical = LexicalScores(
+                vocab_size, config.num_labels, config.num_lexical_features, config.num_lexical_bigrams
+            )
         arguments = inspect.signature(type(self.backbone).forward).parameters
         self.takes_use_cache = "use_cache" in arguments
         self.takes_token_type_ids = (

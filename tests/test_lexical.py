@@ -12,7 +12,8 @@ from tiny_training import NUM_LABELS, make_trainer, tiny_documents
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcForMultiLabelClassification
 from modeling_sep_mldc.lexical_sep_mldc import LexicalScores, term_weights
-from trainer.lexical.fitting import BalancedObjective, fit_sparse_svms, token_tf_idf
+from trainer.lexical import fit_kernel_ridge, fit_sparse_svms, token_tf_idf
+from trainer.lexical.fusion import BalancedObjective
 from trainer.metrics import ranking_metrics
 from trainer.metrics.ranking import inverse_propensities
 

@@ -593,6 +593,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
                 shrinkage,
                 calibration,
                 wide=softmax or bool(config.num_lexical_features),
+                label_counts=config.label_counts,
             )
         except BaseException:
             config.score_calibration = former
@@ -602,12 +603,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         return tuned.threshold_info
 
     def fit_lexical_scores(
-        self,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        num_features: int = 300,
-        cost: float = 1.0,
-        **kwargs: Any,
+        self, train_dataset: Any = None, eval_dataset: Any = None, num_features: int | None = None, **kwargs: Any
     ) -> dict:
         """
         Give the model lexical scores fitted on training documents and weighted on validation documents. Call `tune_thresholds`
@@ -616,7 +612,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         Args:
             train_dataset, eval_dataset (`Dataset`, *optional*): tokenized documents with `label_indices`; the trainer's own if
                 not given. Pseudo-documents among the training documents count like others.
-            num_features, cost, kwargs: as in [`~trainer.lexical.fit_lexical_scores`].
+            num_features, kwargs: as in [`~trainer.lexical.fit_lexical_scores`].
 
         Returns:
             `dict`: what is stored as `config.lexical_info`.
@@ -633,7 +629,6 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
             self.train_dataset if train_dataset is None else train_dataset,
             self.logit_batches(eval_dataset, "Weighing lexical scores"),
             num_features,
-            cost,
             special_ids=list(getattr(self.processing_class, "all_special_ids", None) or []),
             hide_progress=self.args.disable_tqdm,
             **kwargs,

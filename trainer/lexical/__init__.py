@@ -6,16 +6,27 @@ from .._lazy import attach
 
 
 _MODULES = {
+    "choose_tail_weight": ".fusion",
+    "default_num_features": ".fitting",
+    "fit_kernel_ridge": ".solvers",
     "fit_lexical_scores": ".fitting",
-    "fit_sparse_svms": ".fitting",
-    "token_tf_idf": ".fitting",
+    "fit_sparse_svms": ".solvers",
+    "stack_scores": ".fusion",
+    "token_tf_idf": ".features",
 }
 __getattr__, __dir__ = attach(__name__, _MODULES)
 __all__ = [
+    "choose_tail_weight",
+    "default_num_features",
+    "fit_kernel_ridge",
     "fit_lexical_scores",
     "fit_sparse_svms",
+    "stack_scores",
     "token_tf_idf",
 ]
 
 if TYPE_CHECKING:
-    from .fitting import fit_lexical_scores, fit_sparse_svms, token_tf_idf
+    from .features import token_tf_idf
+    from .fitting import default_num_features, fit_lexical_scores
+    from .fusion import choose_tail_weight, stack_scores
+    from .solvers import fit_kernel_ridge, fit_sparse_svms

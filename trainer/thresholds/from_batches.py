@@ -77,12 +77,13 @@ def tune_thresholds_from_batches(
     shrinkage: float | None = None,
     calibration: str | None = None,
     wide: bool = False,
+    label_counts: np.ndarray | None = None,
 ) -> TunedThresholds:
     r"""
     Each label's decision threshold from batches of logits and labels that the model was not trained on.
 
     Scores are kept as one histogram per label, never as an N x L matrix. Thresholds of labels
-    with few positives are shrunk towards the global one (see [`~trainer.thresholds.tune_thresholds`]). The F1 in the
+    with few positives are shrunk towards a common rule (see [`~trainer.thresholds.tune_thresholds`]). The F1 in the
     answer is cross-fitted: thresholds of the even documents are scored on the odd ones and vice versa, so
     no document evaluates thresholds that were tuned on it. The thresholds themselves are tuned on all documents.
 
@@ -95,6 +96,8 @@ def tune_thresholds_from_batches(
             documents if not given, see [`~trainer.thresholds.choose_shrinkage`]; 20 for `"precision:P"`.
         calibration (`str`, *optional*): `"temperature"` or `"platt"`.
         wide (`bool`, defaults to `False`): histograms that span logits of -40 to 40, as a softmax loss and lexical scores make.
+        label_counts (`Sequence[int]` of length `num_labels`, *optional*): training documents of each label, for thresholds that
+            depend on their frequency.
 
     Raises:
         ValueError: there are no documents, some have no labels, or an unknown objective or calibration.
@@ -115,14 +118,14 @@ def tune_thresholds_from_batches(
     if calibration is not None:
         scale = (platt_scaling if calibration == "platt" else temperature_scaling)(*both)
     if shrinkage is None:
-        shrinkage = choose_shrinkage(even, odd, objective)
-    thresholds = tune_thresholds(*both, objective=objective, shrinkage=shrinkage, calibration=scale)
+        shrinkage = choose_shrinkage(even, odd, objective, label_counts=label_counts)
+    settings = {"objective": objective, "shrinkage": shrinkage, "calibration": scale, "label_counts": label_counts}
+    thresholds = tune_thresholds(*both, **settings)
 
     crossed = np.zeros((3, len(thresholds)))
     for tuned, held_out in ((even, odd), (odd, even)):
         if tuned[0].sum():
-            own = tune_thresholds(*tuned, objective=objective, shrinkage=shrinkage, calibration=scale)
-            crossed += _decisions(*held_out, own, scale)
+            crossed += _decisions(*held_out, tune_thresholds(*tuned, **settings), scale)
     at_half = _f1(_decisions(*both, np.full(len(thresholds), 0.5), scale))
     info = {
         "objective": objective,

@@ -17,6 +17,12 @@ CALIBRATIONS = ("temperature", "platt")
 # In positives. Defaults; `choose_shrinkage` finds a better value on two halves of the documents.
 SHRINKAGE = {"f1": 20.0, "macro": 1.0, "micro": 20.0, "precision": 20.0}
 SHRINKAGES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
+# Share of macro F1 in the objective "f1", the rest is micro F1: macro F1 of few documents is noisy, most of all for a search.
+MACRO_SHARE, MACRO_SHARE_OF_SEARCH = 1 / 3, 0.15
+# Slopes of `frequency_thresholds` for calibrated logits, in which the middle half of the positives spans about 3.
+SLOPES = np.arange(-6, 7) / 4
+SPAN_OF_POSITIVES = 3.0
+MAX_OFFSETS = 256
 
 
 def tune_thresholds(
@@ -26,17 +32,18 @@ def tune_thresholds(
     objective: str = "f1",
     shrinkage: float | None = None,
     calibration: dict[str, float] | None = None,
+    label_counts: np.ndarray | None = None,
 ) -> np.ndarray:
     r"""
-    Per-label probability thresholds, shrunk towards the global threshold for labels with few positives.
+    Per-label probability thresholds, shrunk towards a common rule for labels with few positives.
 
     The best threshold t_l of a single label is estimated from its n_l positives; with few positives it fits noise. In logits,
     the result is the credibility-weighted mean (Bühlmann, 1967, Experience rating and credibility, ASTIN Bulletin 4)
 
-    $$t = \frac{n_l}{n_l + m} t_l + \frac{m}{n_l + m} t_{global}$$
+    $$t = \frac{n_l}{n_l + m} t_l + \frac{m}{n_l + m} t_{common}$$
 
-    with m = `shrinkage`. A label with m positives gets the mean of both; a label without positives gets the global threshold,
-    which is the best single threshold for all labels together.
+    with m = `shrinkage`. A label with m positives gets the mean of both; a label without positives gets the common threshold.
+    That is the best single threshold for all labels together or, if `label_counts` is given, [`frequency_thresholds`].
 
     Args:
         positives, negatives (`np.ndarray` of shape `(num_labels, num_bins)`): counts of logits.
@@ -49,6 +56,7 @@ def tune_thresholds(
             `"macro"`, else 20; `choose_shrinkage` finds a better value.
         calibration (`dict`, *optional*): `{"scale", "bias"}`, see `platt_scaling`: thresholds are then on
             sigmoid(scale · logit + bias).
+        label_counts (`np.ndarray` of shape `(num_labels,)`, *optional*): training documents of each label.
 
     Returns:
         `np.ndarray` of shape `(num_labels,)`: a label is predicted from this probability on.
@@ -72,8 +80,67 @@ def tune_thresholds(
         raise ValueError(
             f"`shrinkage` is {shrinkage}, but it must be a number of positives of at least 0. Leave it out to have it chosen."
         )
-    logits = _shrunk(*_estimates(positives, negatives, bin_edges, objective), shrinkage)
+    logits = _shrunk(*_estimates(positives, negatives, bin_edges, objective, label_counts), shrinkage)
     return expit(_calibrated(logits, calibration))
+
+
+def frequency_thresholds(
+    positives: np.ndarray,
+    negatives: np.ndarray,
+    bin_edges: np.ndarray,
+    label_counts: np.ndarray,
+    objective: str = "f1",
+) -> np.ndarray:
+    r"""
+    Thresholds, in logits, that rise or fall with the frequency of labels: $t_l = a + b \ln(n_l + 1)$.
+
+    Models score rare labels lower than frequent ones (or higher, where they are lifted for the ranking), so one threshold for
+    all finds few of the rare or too many. Two numbers can be learned where a threshold per label cannot. a and b have the best
+    micro F1, macro F1 or, for `"f1"`, two thirds of the one and a third of the other, as a moving mean over a: no lucky value
+    wins.
+
+    Args:
+        positives, negatives, bin_edges: as in [`tune_thresholds`].
+        label_counts (`np.ndarray` of shape `(num_labels,)`): n, training documents of each label.
+        objective (`str`, defaults to `"f1"`): `"f1"`, `"micro"` or `"macro"`.
+
+    Returns:
+        `np.ndarray` of shape `(num_labels,)`.
+
+    Raises:
+        ValueError: as `tune_thresholds`, or if `label_counts` has another length.
+    """
+    _check(positives, negatives, bin_edges)
+    if np.shape(label_counts) != (len(positives),):
+        raise ValueError(
+            f"`label_counts` has shape {np.shape(label_counts)}, but the histograms are of {len(positives)} labels. Pass one "
+            "count per label."
+        )
+    correct, predicted = _counts_from_edges(positives, negatives)
+    inner, support = np.asarray(bin_edges, dtype=np.float64)[1:-1], positives.sum(axis=1)
+    frequency = np.log1p(np.asarray(label_counts, dtype=np.float64))
+    frequency = frequency - np.average(frequency, weights=support)
+    # Offsets: the edges between which the scores of positives lie, and some below. Slopes: in units of their spread.
+    share = correct.sum(axis=0) / support.sum()
+    quartiles = [inner[np.argmax(share <= level)] if (share <= level).any() else inner[-1] for level in (0.75, 0.25)]
+    span = max(quartiles[1] - quartiles[0], inner[1] - inner[0] if len(inner) > 1 else 1.0)
+    slopes = SLOPES * span / SPAN_OF_POSITIVES
+    low, high = np.searchsorted(inner, quartiles[0] - 3 * span), np.searchsorted(inner, quartiles[1] + 2 * span)
+    offsets = inner[low : high + 1][:: max((high + 1 - low) // MAX_OFFSETS, 1)]
+    rows, best, found = np.arange(len(positives)), -1.0, None
+    for slope in sorted(slopes, key=abs):  # of equally good ones the flattest
+        values = np.empty(len(offsets))
+        for index, offset in enumerate(offsets):
+            at = np.searchsorted(inner, offset + slope * frequency).clip(max=len(inner) - 1)
+            values[index] = _value(correct[rows, at], predicted[rows, at], support, objective, MACRO_SHARE_OF_SEARCH)
+        width = min(5, len(offsets))
+        smooth = np.convolve(
+            np.pad(values, (width // 2, (width - 1) // 2), mode="edge"), np.full(width, 1 / width), "valid"
+        )
+        index = int(smooth.argmax())
+        if smooth[index] > best + 1e-12:
+            best, found = smooth[index], offsets[index] + slope * frequency
+    return found
 
 
 def check_objective(objective: str) -> float | None:
@@ -99,7 +166,11 @@ def check_objective(objective: str) -> float | None:
 
 
 def choose_shrinkage(
-    even: tuple, odd: tuple, objective: str = "f1", candidates: tuple[float, ...] = SHRINKAGES
+    even: tuple,
+    odd: tuple,
+    objective: str = "f1",
+    candidates: tuple[float, ...] = SHRINKAGES,
+    label_counts: np.ndarray | None = None,
 ) -> float:
     """
     The `shrinkage` of `tune_thresholds` with the best result on documents that the thresholds were not tuned on:
@@ -108,9 +179,10 @@ def choose_shrinkage(
     Args:
         even, odd (`tuple` of three `np.ndarray`): histograms and bin edges of two halves, as
             `StreamingMetrics.histograms()` returns them.
-        objective (`str`, defaults to `"f1"`): `"f1"` is the mean of micro and macro F1, `"micro"` and `"macro"` one of
-            them; with `"precision:P"` nothing is chosen.
+        objective (`str`, defaults to `"f1"`): `"f1"` is two thirds of micro and one third of macro F1, `"micro"` and
+            `"macro"` one of them; with `"precision:P"` nothing is chosen.
         candidates (`tuple[float]`): candidates for m, in positives. Ties go to the first.
+        label_counts (`np.ndarray` of shape `(num_labels,)`, *optional*): as in [`tune_thresholds`].
 
     Returns:
         `float`: m, in positives.
@@ -123,17 +195,13 @@ def choose_shrinkage(
         return SHRINKAGE.get(kind, 0.0)
     decisions = np.zeros((len(candidates), 3, len(even[0])))
     for tuned, held_out in ((even, odd), (odd, even)):
-        estimates = _estimates(*tuned, objective)
+        estimates = _estimates(*tuned, objective, label_counts)
         correct, predicted = _counts_from_edges(*held_out[:2])
         inner, rows = np.asarray(held_out[2], dtype=np.float64)[1:-1], np.arange(len(correct))
         for index, shrinkage in enumerate(candidates):
             at = np.minimum(np.searchsorted(inner, _shrunk(*estimates, shrinkage)), len(inner) - 1)
             decisions[index] += correct[rows, at], predicted[rows, at], held_out[0].sum(axis=1)
-    values = []
-    for correct, predicted, support in decisions:
-        micro = ratio(2 * correct.sum(), predicted.sum() + support.sum())
-        macro = ratio(2 * correct, predicted + support).mean()
-        values.append({"micro": micro, "macro": macro}.get(objective, (micro + macro) / 2))
+    values = [_value(*decided, objective, MACRO_SHARE) for decided in decisions]
     return float(candidates[int(np.argmax(values))])
 
 
@@ -262,9 +330,13 @@ def expected_calibration_error(
 
 
 def _estimates(
-    positives: np.ndarray, negatives: np.ndarray, bin_edges: np.ndarray, objective: str
+    positives: np.ndarray,
+    negatives: np.ndarray,
+    bin_edges: np.ndarray,
+    objective: str,
+    label_counts: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The best threshold per label (L,) and for all labels together (1,), in logits, and the number of positives (L,)."""
+    """The best threshold per label (L,) and the common one (1,) or (L,), in logits, and the number of positives (L,)."""
     _check(positives, negatives, bin_edges)
     if len(bin_edges) < 3:
         raise ValueError(
@@ -274,9 +346,20 @@ def _estimates(
     correct, predicted = _counts_from_edges(positives, negatives)
     inner = np.asarray(bin_edges, dtype=np.float64)[1:-1]
     support = positives.sum(axis=1)
+    own = inner[_best(correct, predicted, support, objective)]
+    if label_counts is not None and check_objective(objective) is None:
+        return own, frequency_thresholds(positives, negatives, bin_edges, label_counts, objective), support
     total = (counts.sum(axis=0, keepdims=True) for counts in (correct, predicted, support))
-    of_all = _best(next(total), next(total), next(total), objective)
-    return inner[_best(correct, predicted, support, objective)], inner[of_all], support
+    return own, inner[_best(next(total), next(total), next(total), objective)], support
+
+
+def _value(
+    correct: np.ndarray, predicted: np.ndarray, support: np.ndarray, objective: str, macro_weight: float
+) -> float:
+    """F1 of decisions: micro, macro, or for `"f1"` a weighted mean."""
+    micro = ratio(2 * correct.sum(), predicted.sum() + support.sum())
+    macro = ratio(2 * correct, predicted + support).mean()
+    return float({"micro": micro, "macro": macro}.get(objective, (1 - macro_weight) * micro + macro_weight * macro))
 
 
 def _shrunk(own: np.ndarray, pooled: np.ndarray, support: np.ndarray, shrinkage: float) -> np.ndarray:

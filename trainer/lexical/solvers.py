@@ -1,0 +1,157 @@
+"""Linear classifiers on sparse features, one per label: kernel ridge regression for all labels at once, or support vector machines."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from joblib import Parallel, delayed
+from scipy import sparse
+from scipy.linalg import cho_factor, cho_solve
+from sklearn.svm import LinearSVC
+from tqdm.auto import tqdm
+
+from modeling_sep_mldc.lexical_sep_mldc import UNSEEN_MARGIN
+
+
+# Labels that are solved for at a time, and documents of a block of the kernel: a few hundred MB at most.
+LABELS_PER_STEP = 256
+DOCUMENTS_PER_BLOCK = 1024
+
+
+def kernel_bytes(num_documents: int) -> int:
+    """Memory that the kernel of [`fit_kernel_ridge`] takes."""
+    return 4 * num_documents**2
+
+
+def fit_kernel_ridge(
+    features: sparse.csr_matrix,
+    label_indices: Sequence[Sequence[int]],
+    num_labels: int,
+    num_features: int,
+    penalty: float = 0.3,
+    hide_progress: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    r"""
+    One ridge regression per label on targets of -1 and 1; of each, the `num_features` weights largest in size.
+
+    With the kernel $K = X X^\top + 1$, all labels share one Cholesky factor of $K + \lambda I$; the constant stands for the bias,
+    a feature of 1 that is penalized like the others. On text, the squared loss ranks as well as the squared hinge (Rifkin and
+    Klautau, 2004, In defense of one-vs-all classification, JMLR 5), at a cost that hardly grows with the number of labels.
+
+    Args:
+        features (`scipy.sparse.csr_matrix` of shape `(N, V)`): documents, as rows of length 1.
+        label_indices (`Sequence[Sequence[int]]` of length `N`): label ids of each document.
+        num_labels (`int`), num_features (`int`): L, F.
+        penalty (`float`, defaults to 0.3): λ.
+        hide_progress (`bool`, defaults to `False`): no progress bar.
+
+    Returns:
+        feature ids (L, F), weights (L, F) and biases (L,); a label without documents, or of all of them, has weights of 0.
+    """
+    used, compact = _used_columns(features)
+    members = _members(label_indices, num_labels)
+    token_ids, weights, biases = _no_classifiers(num_labels, num_features)
+    num_documents = compact.shape[0]
+    # A label of no document keeps the margin of the unseen, one of all documents has nothing to be told apart from.
+    biases[[len(rows) == num_documents for rows in members]] = -UNSEEN_MARGIN
+    learned = [index for index, rows in enumerate(members) if 0 < len(rows) < num_documents]
+    if not learned or not len(used):
+        return token_ids, weights, biases
+    kernel = _kernel(compact)
+    kernel[np.diag_indices(num_documents)] += penalty
+    factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
+    transposed = sparse.csr_matrix(compact.T)
+    size = min(num_features, len(used))
+    with tqdm(total=len(learned), desc="Lexical scores", disable=hide_progress, leave=False) as bar:
+        for start in range(0, len(learned), LABELS_PER_STEP):
+            step = learned[start : start + LABELS_PER_STEP]
+            targets = np.full((num_documents, len(step)), -1, dtype=np.float32, order="F")
+            for column, index in enumerate(step):
+                targets[members[index], column] = 1
+            dual = cho_solve(factor, targets, overwrite_b=True, check_finite=False)
+            biases[step] = dual.sum(axis=0)
+            for index, row in zip(step, np.ascontiguousarray((transposed @ dual).T), strict=True):
+                _keep_largest(row, size, used, token_ids[index], weights[index])
+            bar.update(len(step))
+    return token_ids, weights, biases
+
+
+def fit_sparse_svms(
+    features: sparse.csr_matrix,
+    label_indices: Sequence[Sequence[int]],
+    num_labels: int,
+    num_features: int,
+    cost: float = 1.0,
+    num_jobs: int | None = None,
+    hide_progress: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    One linear SVM (squared hinge, scikit-learn's LinearSVC) per label; of each, the `num_features` weights largest in size.
+
+    For more documents than [`fit_kernel_ridge`] has memory for.
+
+    Args:
+        features, label_indices, num_labels, num_features, hide_progress: as in [`fit_kernel_ridge`].
+        cost (`float`, defaults to 1.0): C.
+        num_jobs (`int`, *optional*): threads; one if not given.
+
+    Returns:
+        feature ids (L, F), weights (L, F) and biases (L,); a label without documents, or of all of them, has weights of 0.
+    """
+    # Only the columns that occur: liblinear's time and memory for dense weights goes with them.
+    used, compact = _used_columns(features)
+    compact = compact.astype(np.float64)
+    members = _members(label_indices, num_labels)
+    token_ids, weights, biases = _no_classifiers(num_labels, num_features)
+    size = min(num_features, max(len(used), 1))
+
+    def fit(index: int) -> None:
+        rows = members[index]
+        if not rows or not len(used):
+            return
+        if len(rows) == compact.shape[0]:
+            biases[index] = -UNSEEN_MARGIN  # every document has it: nothing to tell apart
+            return
+        target = np.zeros(compact.shape[0], dtype=np.int8)
+        target[rows] = 1
+        svm = LinearSVC(C=cost).fit(compact, target)
+        _keep_largest(svm.coef_[0], size, used, token_ids[index], weights[index])
+        biases[index] = svm.intercept_[0]
+
+    bar = tqdm(range(num_labels), desc="Lexical scores", disable=hide_progress, leave=False)
+    # Threads: liblinear releases the interpreter, and each label writes rows of its own.
+    Parallel(n_jobs=num_jobs or 1, prefer="threads")(delayed(fit)(index) for index in bar)
+    return token_ids, weights, biases
+
+
+def _used_columns(features: sparse.csr_matrix) -> tuple[np.ndarray, sparse.csr_matrix]:
+    used = np.flatnonzero(np.bincount(features.indices, minlength=features.shape[1]))
+    return used, features[:, used]
+
+
+def _members(label_indices, num_labels: int) -> list[list[int]]:
+    members: list[list[int]] = [[] for _ in range(num_labels)]
+    for row, ids in enumerate(label_indices):
+        for index in set(ids):
+            members[index].append(row)
+    return members
+
+
+def _no_classifiers(num_labels: int, num_features: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    shape = num_labels, num_features
+    return np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.full(num_labels, UNSEEN_MARGIN, np.float32)
+
+
+def _keep_largest(row: np.ndarray, size: int, used: np.ndarray, token_ids: np.ndarray, weights: np.ndarray) -> None:
+    kept = np.argpartition(-np.abs(row), size - 1)[:size]
+    token_ids[:size], weights[:size] = used[kept], row[kept]
+
+
+def _kernel(features: sparse.csr_matrix) -> np.ndarray:
+    """The lower triangle of X X' + 1, (N, N) in float32; what lies above is arbitrary."""
+    num_documents = features.shape[0]
+    kernel = np.empty((num_documents, num_documents), dtype=np.float32, order="F")
+    for start in range(0, num_documents, DOCUMENTS_PER_BLOCK):
+        end = start + DOCUMENTS_PER_BLOCK
+        kernel[start:, start:end] = (features[start:] @ features[start:end].T).toarray()
+    kernel += 1
+    return kernel
