@@ -206,6 +206,10 @@ class SepMldcConfig(PreTrainedConfig):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"`{field}` is {value}, but it must be 1 or more, or `None`. Correct it.")
+        if self.num_lexical_bigrams < 0:
+            raise ValueError(
+                f"`num_lexical_bigrams` is {self.num_lexical_bigrams}, but it must be 0 or more. Correct it."
+            )
         if not 0 <= self.classifier_dropout <= 1:
             raise ValueError(
                 f"`classifier_dropout` is {self.classifier_dropout}, but it is a probability from 0 to 1. Use 0.5, for example."

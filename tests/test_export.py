@@ -221,8 +221,11 @@ def test_every_kind_of_encoder_exports_with_equal_logits(kind, tmp_path):
 
 
 @pytest.mark.slow
-def test_lexical_scores_are_exported_with_the_model(tmp_path):
-    model = tiny_model(NUM_LABELS, num_lexical_features=3, encoder_max_length=6).eval()
+@pytest.mark.parametrize("num_bigrams", [0, 50])
+def test_lexical_scores_are_exported_with_the_model(tmp_path, num_bigrams):
+    model = tiny_model(
+        NUM_LABELS, num_lexical_features=3, num_lexical_bigrams=num_bigrams, encoder_max_length=6
+    ).eval()
     torch.manual_seed(0)
     lexical = model.lexical
     lexical.idf.uniform_(0.5, 2.0)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score
 from sklearn.svm import LinearSVC
 from tiny_models import tiny_model
@@ -12,8 +13,16 @@ from tiny_training import NUM_LABELS, make_trainer, tiny_documents
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcForMultiLabelClassification
 from modeling_sep_mldc.lexical_sep_mldc import LexicalScores, term_weights
-from trainer.lexical import fit_kernel_ridge, fit_sparse_svms, token_tf_idf
-from trainer.lexical.fusion import BalancedObjective
+from trainer.lexical import (
+    choose_tail_weight,
+    default_num_features,
+    fit_kernel_ridge,
+    fit_sparse_svms,
+    solvers,
+    stack_scores,
+    token_tf_idf,
+)
+from trainer.lexical.fusion import BalancedObjective, ValidationScores
 from trainer.metrics import ranking_metrics
 from trainer.metrics.ranking import inverse_propensities
 
@@ -57,6 +66,58 @@ def test_a_batch_of_the_model_gets_the_term_weights_that_were_fitted_on():
     assert torch.equal(term_weights(ids.masked_fill(mask == 0, 5), mask, torch.from_numpy(idf)), weights)
 
 
+def test_pairs_of_neighboring_tokens_count_in_a_batch_as_in_fitting():
+    documents = [[2, 5, 6, 7, 3], [2, 5, 6, 0, 3], [2, 7, 6, 5, 3], [2, 3]]
+    matrix, idf = token_tf_idf(documents, vocab_size=12, special_ids=[0, 2, 3], num_bigrams=101)
+    ids = torch.tensor([document + [0] * (6 - len(document)) for document in documents])
+    mask = (torch.arange(6) < torch.tensor([[5], [5], [5], [2]])).long()
+    weights = term_weights(ids, mask, torch.from_numpy(idf), num_bigrams=101)
+    np.testing.assert_allclose(weights.numpy(), matrix.toarray(), atol=1e-6)
+    # Only the pair (5, 6) is in two documents; pairs with special tokens, and the reverse order, are none.
+    pairs = weights[:, 12:] > 0
+    assert pairs.sum(dim=1).tolist() == [1, 1, 0, 0] and torch.equal(pairs[0], pairs[1])
+    assert (idf[12:] > 0).sum() == 1 and idf[12:].max() == pytest.approx((np.log(5 / 3) + 1) / 2)
+    # Padding and unknown tokens are part of no pair.
+    assert torch.equal(term_weights(ids.masked_fill(mask == 0, 6), mask, torch.from_numpy(idf), 101), weights)
+    unknown = term_weights(torch.tensor([[9, 5, 9, 6]]), None, torch.from_numpy(idf), 101)
+    assert (unknown > 0).sum() == 2
+
+
+def random_documents(count=60, num_tokens=30):
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(4, num_tokens, size=12).tolist() for _ in range(count)]
+    return documents, [sorted({ids[0] % 3, ids[1] % 3}) for ids in documents]
+
+
+def test_ridge_regressions_of_all_labels_at_once_are_those_of_each(monkeypatch):
+    documents, gold = random_documents()
+    gold = [[*ids, *ids, 4] for ids in gold]  # twice the same label is once; label 3 is in no document, 4 in all
+    matrix, _ = token_tf_idf(documents, 30, [])
+    found = fit_kernel_ridge(matrix, gold, 5, num_features=30, penalty=0.5, hide_progress=True)
+    with_bias = np.hstack([matrix.toarray(), np.ones((60, 1))])
+    for label in range(3):
+        target = np.array([1 if label in ids else -1 for ids in gold])
+        expected = Ridge(alpha=0.5, fit_intercept=False).fit(with_bias, target).coef_
+        weights = np.zeros(30)
+        weights[found[0][label]] += found[1][label]
+        np.testing.assert_allclose(weights, expected[:-1], atol=1e-4)
+        assert found[2][label] == pytest.approx(expected[-1], abs=1e-4)
+    assert found[2][3:].tolist() == [-1, 1] and not found[1][3:].any()
+    # In steps and blocks, the same.
+    monkeypatch.setattr(solvers, "LABELS_PER_STEP", 2)
+    monkeypatch.setattr(solvers, "DOCUMENTS_PER_BLOCK", 16)
+    again = fit_kernel_ridge(matrix, gold, 5, num_features=30, penalty=0.5, hide_progress=True)
+    np.testing.assert_allclose(np.sort(again[1]), np.sort(found[1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("documents", [[[4, 5]], [[], []], [[], [4]]])
+@pytest.mark.parametrize("fit", [fit_kernel_ridge, fit_sparse_svms])
+def test_one_document_and_empty_documents_can_be_fitted(fit, documents):
+    matrix, _ = token_tf_idf(documents, 8, [], num_bigrams=11)
+    _, weights, biases = fit(matrix, [[0]] + [[] for _ in documents[1:]], 2, num_features=3, hide_progress=True)
+    assert np.isfinite(weights).all() and np.isfinite(biases).all() and biases[1] == -1
+
+
 def test_margins_are_those_of_the_support_vector_machines():
     rng = np.random.default_rng(0)
     documents = [rng.integers(4, 30, size=12).tolist() for _ in range(60)]
@@ -77,12 +138,74 @@ def test_margins_are_those_of_the_support_vector_machines():
     )
 
 
-def test_only_the_largest_weights_are_kept():
+@pytest.mark.parametrize("fit", [fit_kernel_ridge, fit_sparse_svms])
+def test_only_the_largest_weights_are_kept(fit):
     matrix, _ = token_tf_idf([[4, 5, 5], [4, 6], [5, 6], [4, 4, 7], [6, 7]], 8, [])
-    every = fit_sparse_svms(matrix, [[0], [0], [], [0], []], 1, num_features=4)
-    two = fit_sparse_svms(matrix, [[0], [0], [], [0], []], 1, num_features=2)
+    every = fit(matrix, [[0], [0], [], [0], []], 1, num_features=4)
+    two = fit(matrix, [[0], [0], [], [0], []], 1, num_features=2)
     largest = sorted(zip(np.abs(every[1][0]), every[0][0], strict=True), reverse=True)[:2]
     assert set(two[0][0]) == {token for _, token in largest}
+
+
+class Stored:
+    """Margins that are given with the documents."""
+
+    def margins(self, input_ids, attention_mask=None):
+        return input_ids
+
+
+def validation_scores(logits, margins, labels, size=50, **kwargs):
+    batches = zip(
+        *(values.split(size) for values in (logits, labels)), [{"input_ids": m} for m in margins.split(size)]
+    )
+    return ValidationScores(batches, Stored(), **kwargs)
+
+
+def simulated(of_logits, of_margins, bias, count=400, num_labels=20):
+    generator = torch.Generator().manual_seed(0)
+    logits, margins = (scale * torch.randn(count, num_labels, generator=generator) for scale in (3.0, 0.2))
+    probabilities = (of_logits * logits + of_margins * margins + bias).sigmoid()
+    return logits, margins, torch.bernoulli(probabilities, generator=generator)
+
+
+def test_stacking_finds_the_weights_that_made_the_labels():
+    logits, margins, labels = simulated(0.7, 5.0, -2.0)
+    found = stack_scores(validation_scores(logits, margins, labels))
+    features = torch.stack([logits.flatten(), margins.flatten()], dim=1).numpy()
+    expected = LogisticRegression(C=np.inf).fit(features, labels.flatten().numpy())
+    np.testing.assert_allclose(found, [*expected.coef_[0], *expected.intercept_], rtol=0.02)
+    np.testing.assert_allclose(found, (0.7, 5.0, -2.0), rtol=0.15)
+
+
+def test_scores_that_point_the_wrong_way_get_no_weight():
+    logits, margins, labels = simulated(0.7, -5.0, -2.0)
+    of_logits, of_margins, _ = stack_scores(validation_scores(logits, margins, labels))
+    assert of_logits > 0.5 and of_margins == 0
+
+
+def test_weights_are_finite_where_the_scores_separate_the_labels():
+    logits = torch.linspace(-5, 5, 40).view(10, 4)
+    found = stack_scores(validation_scores(logits, logits / 10, (logits > 0).float()))
+    assert np.isfinite(found).all() and max(found) < 1e4
+    # Logits that are all the same, and one document.
+    found = stack_scores(validation_scores(torch.zeros(1, 4), torch.tensor([[1.0, -1, -1, -1]]), torch.eye(4)[:1]))
+    assert np.isfinite(found).all() and found[1] > 0
+
+
+def test_no_more_pairs_than_asked_for_are_kept():
+    logits, margins, labels = simulated(0.7, 5.0, -2.0)
+    scores = validation_scores(logits, margins, labels, max_pairs=2001)
+    assert scores.num_documents == 150 and sum(len(batch[0]) for batch in scores.batches) == 150
+
+
+def test_few_documents_keep_the_weight_of_the_tail_near_the_usual_one():
+    objectives = {0.0: 0.48, 1.0: 0.5, 1.5: 0.505, 2.0: 0.508}
+    assert [choose_tail_weight(objectives, count) for count in (10, 100, 10_000)] == [1.0, 1.5, 2.0]
+    assert choose_tail_weight({0.0: 0.5}, 10) == 0.0
+
+
+def test_the_default_number_of_weights_is_bounded():
+    assert [default_num_features(count) for count in (1, 1000, 2500, 700_000)] == [1000, 1000, 400, 300]
 
 
 def test_fitting_raises_the_validation_metrics_and_changes_the_logits_by_the_scaled_margins(tmp_path):
@@ -101,22 +224,37 @@ def test_fitting_raises_the_validation_metrics_and_changes_the_logits_by_the_sca
 
 
 def test_the_weight_of_the_tail_lifts_rare_labels_by_their_inverse_propensity(tmp_path):
-    support = [100, 80, 40, 20, 2, 1]
-    change = {"label_counts": support, "num_train_documents": 120}
-    plain = fitted(tmp_path / "a", tiny_model(num_labels=NUM_LABELS, **change), scales=(2.0,), tail_weights=(0.0,))
-    lifted = fitted(tmp_path / "b", tiny_model(num_labels=NUM_LABELS, **change), scales=(2.0,), tail_weights=(1.5,))
-    assert lifted.model.config.lexical_info["tail_weight"] == 1.5
+    counts = [100, 80, 40, 20, 2, 1]
+    change = {"label_counts": counts, "num_train_documents": 120}
+    plain = fitted(tmp_path / "a", tiny_model(num_labels=NUM_LABELS, **change), tail_weights=(0.0,))
+    lifted = fitted(tmp_path / "b", tiny_model(num_labels=NUM_LABELS, **change), tail_weights=(1.5,))
+    info = lifted.model.config.lexical_info
+    assert info["tail_weight"] == 1.5 and info["scale"] == plain.model.config.lexical_info["scale"]
     inputs = batch(plain)
-    added = lifted.model.lexical(**inputs) - plain.model.lexical(**inputs)
-    expected = 1.5 * np.log(inverse_propensities(np.array(support), 120))
-    np.testing.assert_allclose(added.numpy(), np.tile(expected, (6, 1)), atol=1e-4)
+    added = (lifted.model.lexical(**inputs) - plain.model.lexical(**inputs)).numpy()
+    expected = 1.5 * np.log(inverse_propensities(np.array(counts), 120))
+    # In units of the logit: the same factor for all labels, which is 1 over the logit's own weight.
+    factor = added[0] @ expected / (expected @ expected)
+    assert factor > 0
+    np.testing.assert_allclose(added, np.tile(factor * expected, (6, 1)), atol=1e-3)
     # A label that is lifted gets a threshold that is lifted as much (`shrinkage=0`: no other label has a say).
     for trainer in (plain, lifted):
         trainer.tune_thresholds(calibration="platt", shrinkage=0.0)
-    assert lifted.evaluate()["eval_f1_micro"] == pytest.approx(plain.evaluate()["eval_f1_micro"])
-    assert not np.allclose(lifted.model.config.thresholds, plain.model.config.thresholds, atol=0.01)
     measured = lifted.evaluate()
-    assert measured["eval_psp@5"] == pytest.approx(lifted.model.config.lexical_info["with"]["psp@5"])
+    assert measured["eval_f1_micro"] == pytest.approx(plain.evaluate()["eval_f1_micro"], abs=0.02)
+    assert not np.allclose(lifted.model.config.thresholds, plain.model.config.thresholds, atol=0.01)
+    assert measured["eval_psp@5"] == pytest.approx(info["with"]["psp@5"])
+
+
+@pytest.mark.parametrize("solver", ["ridge", "svm"])
+def test_the_solver_is_the_one_that_memory_allows_or_that_is_named(tmp_path, solver):
+    documents, model = tiny_documents(120), tiny_model(num_labels=NUM_LABELS)
+    trainer = make_trainer(tmp_path, model, documents=documents, evaluation=tiny_documents(60, seed=1))
+    needed = 4 * 120**2 / 2**30
+    info = trainer.fit_lexical_scores(max_memory=needed * (1.01 if solver == "ridge" else 0.99), num_jobs=1)
+    assert info["solver"] == solver and info["scale"] > 0
+    named = trainer.fit_lexical_scores(solver=solver, num_bigrams=0, max_memory=1e-9)
+    assert named["solver"] == solver and model.config.num_lexical_bigrams == 0 and model.lexical.num_bigrams == 0
 
 
 def test_training_sees_no_lexical_scores(tmp_path):
@@ -132,9 +270,13 @@ def test_training_sees_no_lexical_scores(tmp_path):
 
 
 def test_scores_that_do_not_help_are_not_kept(tmp_path):
-    trainer = make_trainer(tmp_path, evaluation=tiny_documents(10, seed=1))
-    info = trainer.fit_lexical_scores(scales=())
-    assert info["scale"] == 0 and trainer.model.lexical is None and trainer.model.config.num_lexical_features is None
+    documents = tiny_documents(120)
+    others = [[index for index in range(NUM_LABELS) if index not in ids] for ids in documents["label_indices"]]
+    wrong = documents.remove_columns("label_indices").add_column("label_indices", others)
+    trainer = make_trainer(tmp_path, documents=wrong, evaluation=tiny_documents(60, seed=1))
+    info = trainer.fit_lexical_scores()
+    assert info["scale"] == 0 and info["with"] == info["without"]
+    assert trainer.model.lexical is None and trainer.model.config.num_lexical_features is None
 
 
 def test_former_thresholds_are_dropped_and_can_be_tuned_anew(tmp_path):
@@ -197,8 +339,11 @@ def test_a_forward_with_lexical_scores_compiles_to_one_graph(tmp_path):
     ("change", "message"),
     [
         ({"train_dataset": datasets.Dataset.from_dict({"input_ids": [[1]]})}, "`label_indices` are needed"),
-        ({"eval_dataset": datasets.Dataset.from_dict({})}, "Pass a data set of tokenised documents"),
+        ({"eval_dataset": datasets.Dataset.from_dict({})}, "Pass a data set of tokenized documents"),
         ({"num_features": 0}, "needs a weight at least"),
+        ({"num_bigrams": -1}, "`num_bigrams` is -1"),
+        ({"solver": "tree"}, "`solver` is 'tree'"),
+        ({"tail_weights": ()}, "`tail_weights` is empty"),
     ],
 )
 def test_bad_input_is_refused(tmp_path, change, message):
@@ -214,9 +359,24 @@ def test_a_size_below_one_is_refused(field):
         tiny_model(num_labels=3, **{field: 0})
 
 
-def test_contributions_of_tokens_add_up_to_the_scores(tmp_path):
+def test_a_negative_number_of_buckets_is_refused():
+    with pytest.raises(ValueError, match="`num_lexical_bigrams` is -1"):
+        tiny_model(num_labels=3, num_lexical_bigrams=-1)
+
+
+def test_pairs_keep_their_features_when_the_vocabulary_is_resized(tmp_path):
     trainer = fitted(tmp_path)
+    model, inputs = trainer.model.eval(), batch(trainer)
+    margins = model.lexical.margins(inputs["input_ids"], inputs["attention_mask"])
+    model.resize_token_embeddings(model.config.get_text_config().vocab_size + 5)
+    torch.testing.assert_close(model.lexical.margins(inputs["input_ids"], inputs["attention_mask"]), margins)
+
+
+@pytest.mark.parametrize("num_bigrams", [0, 131_071])
+def test_contributions_of_tokens_add_up_to_the_scores(tmp_path, num_bigrams):
+    trainer = fitted(tmp_path, num_bigrams=num_bigrams)
     lexical = trainer.model.lexical
+    assert (lexical.feature_ids >= lexical.idf.shape[0] - num_bigrams).any() == (num_bigrams > 0)
     ids = torch.tensor(trainer.eval_dataset[0]["input_ids"])
     parts = lexical.contributions(ids, [0, 3])
     expected = lexical.scale * (lexical.margins(ids[None]) - lexical.bias)[0, [0, 3]]

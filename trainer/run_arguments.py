@@ -193,7 +193,12 @@ class LexicalArguments:
             "documents. Time and memory grow with training documents times labels."
         },
     )
-    num_lexical_features: int = field(default=300, metadata={"help": "Number of token weights kept per label."})
+    num_lexical_features: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of weights kept per label. Defaults to a million in all, at least 300 and at most 1,000 per label."
+        },
+    )
 
 
 @dataclass

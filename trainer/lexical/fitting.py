@@ -59,8 +59,8 @@ def fit_lexical_scores(
     highest likelihood (see [`~trainer.lexical.stack_scores`]). To that, κ times the logarithm of each label's inverse
     propensity w (Jain et al., 2016) is added, which lifts rare labels; κ has the best mean of P@k, PSP@k (k = 1, 3, 5), nDCG@5
     and micro F1 (see [`~trainer.lexical.choose_tail_weight`]). In units of the logit, the model adds
-    $\frac{w_m}{w_z} m + \frac{\kappa}{w_z} \ln w$. Where the mean does not rise, the model keeps its scores, and nothing is stored.
-    Thresholds and calibration of the former scores are dropped.
+    $\frac{w_m}{w_z} m + \frac{\kappa}{w_z} \ln w$. Where the margins have no weight, or the mean falls by more than the noise of N
+    documents, 1 / (10 √N), the model keeps its scores, and nothing is stored. Thresholds and calibration of the former scores are dropped.
 
     Args:
         model (`SepMldcForMultiLabelClassification`): gets the scores. Its former ones are removed before `batches` is read.
@@ -112,7 +112,8 @@ def fit_lexical_scores(
     }
     without = scores.metrics(config)
     best = choose_tail_weight({weight: found["objective"] for weight, found in results.items()}, scores.num_documents)
-    kept = scale > 0 and results[best]["objective"] > without["objective"]
+    noise = 0.1 * scores.num_documents**-0.5
+    kept = scale > 0 and results[best]["objective"] > without["objective"] - noise
     shown = [name for name in without if name.split("@")[0] in ("p", "ndcg", "psp", "f1_micro")]
     info = {
         "scale": scale if kept else 0.0,
