@@ -13,6 +13,7 @@ from trainer.metrics import StreamingMetrics
 from trainer.thresholds.tuning import (
     choose_shrinkage,
     expected_calibration_error,
+    frequency_thresholds,
     global_threshold,
     platt_scaling,
     temperature_scaling,
@@ -136,6 +137,56 @@ def test_the_shrinkage_is_the_one_whose_thresholds_do_best_on_the_other_half(obj
     # Halves are weighed together there, and one after the other here.
     assert reached[candidates.index(chosen)] > max(reached) - 0.02
     assert chosen == 1.0 if separate else chosen >= 10.0
+
+
+def labels_scored_by_frequency(slope: float, num_documents: int, seed: int = 0):
+    """Histograms of 40 labels with 1 to 300 training documents, whose scores lie `slope` higher per unit of ln(n + 1)."""
+    rng = np.random.default_rng(seed)
+    counts = np.geomspace(1, 300, 40).round().astype(int)
+    labels = (rng.random((num_documents, 40)) < counts / 1000 + 0.01).astype(int)
+    scores = rng.normal(size=labels.shape) + 4 * labels + slope * (np.log1p(counts) - 3)
+    return histograms(scores, labels, 240, (-12, 12)), counts
+
+
+@pytest.mark.parametrize("slope", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("objective", ["f1", "micro", "macro"])
+def test_thresholds_follow_the_frequency_of_labels_as_the_scores_do(slope, objective):
+    tuned, counts = labels_scored_by_frequency(slope, 400)
+    thresholds = frequency_thresholds(*tuned, counts, objective)
+    line = np.polyfit(np.log1p(counts), thresholds, 1)
+    # Frequent labels want a lower threshold by themselves: log-odds of a fifth per unit.
+    assert line[0] == pytest.approx(slope - 0.2, abs=0.3)
+    assert thresholds == pytest.approx(np.polyval(line, np.log1p(counts)))
+    held_out, _ = labels_scored_by_frequency(slope, 2000, seed=1)
+    single = np.full(40, logit(global_threshold(*tuned, "micro")))
+    better = np.subtract(f1_of(held_out, thresholds), f1_of(held_out, single))
+    assert (better > 0.03).all() if slope else (better > -0.01).all()
+
+
+def test_few_documents_allow_no_steep_slope():
+    tuned, counts = labels_scored_by_frequency(0.0, 3)
+    thresholds = frequency_thresholds(*tuned, counts)
+    assert abs(np.polyfit(np.log1p(counts), thresholds, 1)[0]) < 0.3
+
+
+def test_rare_labels_are_shrunk_towards_the_threshold_of_their_frequency():
+    tuned, counts = labels_scored_by_frequency(1.0, 100)
+    common = frequency_thresholds(*tuned, counts)
+    found = logit(tune_thresholds(*tuned, shrinkage=1e12, label_counts=counts))
+    assert found == pytest.approx(common)
+    assert logit(tune_thresholds(*tuned, shrinkage=1e12)) == pytest.approx(logit(global_threshold(*tuned)))
+    unseen = tuned[0].sum(axis=1) == 0
+    assert unseen.any()
+    assert logit(tune_thresholds(*tuned, shrinkage=5.0, label_counts=counts))[unseen] == pytest.approx(common[unseen])
+    # The precision that is asked for is a promise per label, whatever its frequency.
+    for_precision = tune_thresholds(*tuned, "precision:0.9", label_counts=counts)
+    assert for_precision == pytest.approx(tune_thresholds(*tuned, "precision:0.9"))
+
+
+def test_counts_of_other_labels_are_refused():
+    tuned, counts = labels_scored_by_frequency(1.0, 100)
+    with pytest.raises(ValueError, match=r"`label_counts` has shape \(3,\), but the histograms are of 40 labels"):
+        tune_thresholds(*tuned, label_counts=counts[:3])
 
 
 def test_without_positives_in_both_halves_or_for_a_precision_the_shrinkage_is_the_default():

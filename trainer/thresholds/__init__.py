@@ -8,6 +8,7 @@ from .._lazy import attach
 _MODULES = {
     "choose_shrinkage": ".tuning",
     "expected_calibration_error": ".tuning",
+    "frequency_thresholds": ".tuning",
     "global_threshold": ".tuning",
     "platt_scaling": ".tuning",
     "temperature_scaling": ".tuning",
@@ -21,6 +22,7 @@ __all__ = [
     "TunedThresholds",
     "choose_shrinkage",
     "expected_calibration_error",
+    "frequency_thresholds",
     "global_threshold",
     "platt_scaling",
     "temperature_scaling",
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .tuning import (
         choose_shrinkage,
         expected_calibration_error,
+        frequency_thresholds,
         global_threshold,
         platt_scaling,
         temperature_scaling,

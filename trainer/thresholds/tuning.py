@@ -17,11 +17,12 @@ CALIBRATIONS = ("temperature", "platt")
 # In positives. Defaults; `choose_shrinkage` finds a better value on two halves of the documents.
 SHRINKAGE = {"f1": 20.0, "macro": 1.0, "micro": 20.0, "precision": 20.0}
 SHRINKAGES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
-# Share of macro F1 in the objective "f1", the rest is micro F1: macro F1 of few documents is noisy, most of all for a search.
-MACRO_SHARE, MACRO_SHARE_OF_SEARCH = 1 / 3, 0.15
+# Share of macro F1 in the objective "f1", the rest is micro F1: macro F1 of few documents is noisy, above all in a search.
+MACRO_SHARE, MACRO_SHARE_OF_SEARCH = 1 / 3, 0.2
 # Slopes of `frequency_thresholds` for calibrated logits, in which the middle half of the positives spans about 3.
-SLOPES = np.arange(-6, 7) / 4
+SLOPES = np.arange(-4, 5) / 4
 SPAN_OF_POSITIVES = 3.0
+SLOPE_PENALTY = 0.1
 MAX_OFFSETS = 256
 
 
@@ -94,10 +95,11 @@ def frequency_thresholds(
     r"""
     Thresholds, in logits, that rise or fall with the frequency of labels: $t_l = a + b \ln(n_l + 1)$.
 
-    Models score rare labels lower than frequent ones (or higher, where they are lifted for the ranking), so one threshold for
-    all finds few of the rare or too many. Two numbers can be learned where a threshold per label cannot. a and b have the best
-    micro F1, macro F1 or, for `"f1"`, two thirds of the one and a third of the other, as a moving mean over a: no lucky value
-    wins.
+    Models score rare labels lower than frequent ones, or higher if the ranking lifts them, so one threshold for all labels
+    predicts too few or too many of the rare ones. Two numbers can be learned from few documents, a threshold per label cannot.
+    a and b maximize micro F1, macro F1 or, for `"f1"`, 80% of micro and 20% of macro F1, less a penalty on the slope of
+    0.1 / sqrt(number of documents) times the square of b, in units of the spread of positives. A moving mean over a smooths
+    the objective.
 
     Args:
         positives, negatives, bin_edges: as in [`tune_thresholds`].
@@ -124,11 +126,12 @@ def frequency_thresholds(
     share = correct.sum(axis=0) / support.sum()
     quartiles = [inner[np.argmax(share <= level)] if (share <= level).any() else inner[-1] for level in (0.75, 0.25)]
     span = max(quartiles[1] - quartiles[0], inner[1] - inner[0] if len(inner) > 1 else 1.0)
-    slopes = SLOPES * span / SPAN_OF_POSITIVES
+    num_documents = (positives.sum() + negatives.sum()) / len(positives)
     low, high = np.searchsorted(inner, quartiles[0] - 3 * span), np.searchsorted(inner, quartiles[1] + 2 * span)
     offsets = inner[low : high + 1][:: max((high + 1 - low) // MAX_OFFSETS, 1)]
-    rows, best, found = np.arange(len(positives)), -1.0, None
-    for slope in sorted(slopes, key=abs):  # of equally good ones the flattest
+    rows, best, found = np.arange(len(positives)), -np.inf, None
+    for steepness in sorted(SLOPES, key=abs):  # of equally good ones the flattest
+        slope = steepness * span / SPAN_OF_POSITIVES
         values = np.empty(len(offsets))
         for index, offset in enumerate(offsets):
             at = np.searchsorted(inner, offset + slope * frequency).clip(max=len(inner) - 1)
@@ -138,8 +141,9 @@ def frequency_thresholds(
             np.pad(values, (width // 2, (width - 1) // 2), mode="edge"), np.full(width, 1 / width), "valid"
         )
         index = int(smooth.argmax())
-        if smooth[index] > best + 1e-12:
-            best, found = smooth[index], offsets[index] + slope * frequency
+        value = smooth[index] - SLOPE_PENALTY * steepness**2 / num_documents**0.5
+        if value > best + 1e-12:
+            best, found = value, offsets[index] + slope * frequency
     return found
 
 
