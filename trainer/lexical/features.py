@@ -32,7 +32,7 @@ def token_tf_idf(
         special_ids (`Sequence[int]`): tokens that say nothing about a document.
         num_bigrams (`int`, defaults to 0): buckets for pairs of neighboring tokens; 0: tokens alone.
     """
-    special = np.zeros(vocab_size, dtype=bool)
+    special: np.ndarray = np.zeros(vocab_size, dtype=bool)
     special[list(special_ids)] = True
     rows = [_terms(np.asarray(ids, dtype=np.int64), special, num_bigrams) for ids in documents]
     offsets = np.cumsum([0] + [len(row) for row in rows])

@@ -1,6 +1,7 @@
 """The sum of logits and lexical margins: how much each counts, from documents that neither was trained on."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class BalancedObjective:
     # Scores to the precision of a bin, of each document the highest only: no threshold of use predicts more labels.
     RANGE, BINS, TOP = (-80.0, 80.0), 6400, 100
 
-    def __init__(self, config):
+    def __init__(self, config: Any):
         self.ks = tuple(k for k in (1, 3, 5) if k <= config.num_labels)
         self.ranking = StreamingMetrics(
             config.num_labels,
@@ -70,7 +71,7 @@ class ValidationScores:
     and a label.
     """
 
-    def __init__(self, batches: Iterable, lexical, max_pairs: int = MAX_PAIRS):
+    def __init__(self, batches: Iterable, lexical: Any, max_pairs: int = MAX_PAIRS):
         self.batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self.num_documents, num_left_out = 0, 0
         for logits, labels, inputs in batches:
@@ -85,7 +86,7 @@ class ValidationScores:
                 f"{num_left_out} validation documents are not used to weigh the lexical scores: {self.num_documents} do."
             )
 
-    def metrics(self, config, scale: float = 0.0, lift: torch.Tensor | float = 0.0) -> dict[str, float]:
+    def metrics(self, config: Any, scale: float = 0.0, lift: torch.Tensor | float = 0.0) -> dict[str, float]:
         """[`BalancedObjective`] of logits + scale * margins + lift (L,)."""
         objective = BalancedObjective(config)
         for logits, margins, labels in self.batches:
@@ -111,8 +112,9 @@ def stack_scores(scores: ValidationScores) -> tuple[float, float, float]:
     ]
     total = sum(z.numel() for z, _, _ in scaled)
 
-    def loss(weights):
-        value, slope = 0.5 * float(weights[:2] @ weights[:2]), np.append(weights[:2], 0.0)
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        value = 0.5 * float(weights[:2] @ weights[:2])
+        slope: np.ndarray = np.array([weights[0], weights[1], 0.0])
         for z, m, y in scaled:
             fused = float(weights[0]) * z + float(weights[1]) * m + float(weights[2])
             value += float(torch.nn.functional.binary_cross_entropy_with_logits(fused, y, reduction="sum"))

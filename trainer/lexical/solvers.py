@@ -128,7 +128,7 @@ def _used_columns(features: sparse.csr_matrix) -> tuple[np.ndarray, sparse.csr_m
     return used, features[:, used]
 
 
-def _members(label_indices, num_labels: int) -> list[list[int]]:
+def _members(label_indices: Sequence[Sequence[int]], num_labels: int) -> list[list[int]]:
     members: list[list[int]] = [[] for _ in range(num_labels)]
     for row, ids in enumerate(label_indices):
         for index in set(ids):

@@ -119,7 +119,12 @@ def tune_thresholds_from_batches(
         scale = (platt_scaling if calibration == "platt" else temperature_scaling)(*both)
     if shrinkage is None:
         shrinkage = choose_shrinkage(even, odd, objective, label_counts=label_counts)
-    settings = {"objective": objective, "shrinkage": shrinkage, "calibration": scale, "label_counts": label_counts}
+    settings: dict[str, Any] = {
+        "objective": objective,
+        "shrinkage": shrinkage,
+        "calibration": scale,
+        "label_counts": label_counts,
+    }
     thresholds = tune_thresholds(*both, **settings)
 
     crossed = np.zeros((3, len(thresholds)))

@@ -129,7 +129,7 @@ def frequency_thresholds(
     num_documents = (positives.sum() + negatives.sum()) / len(positives)
     low, high = np.searchsorted(inner, quartiles[0] - 3 * span), np.searchsorted(inner, quartiles[1] + 2 * span)
     offsets = inner[low : high + 1][:: max((high + 1 - low) // MAX_OFFSETS, 1)]
-    rows, best, found = np.arange(len(positives)), -np.inf, None
+    rows, best, found = np.arange(len(positives)), -np.inf, np.zeros(len(positives))
     for steepness in sorted(SLOPES, key=abs):  # of equally good ones the flattest
         slope = steepness * span / SPAN_OF_POSITIVES
         values = np.empty(len(offsets))
