@@ -633,7 +633,7 @@ def measure(data: RunData, trainer: SepMldcTrainer, split: str, prefix: str) -> 
         args.prediction_top_k = top_k
     if trainer.is_world_process_zero():
         save_metrics(args.output_dir, prefix, output.metrics)
-        write_per_label_metrics(args.output_dir, trainer.last_metrics, data.labels)
+        write_per_label_metrics(Path(args.output_dir) / "per_label_metrics.csv", trainer.last_metrics, data.labels)
     metrics = {name.removeprefix(f"{prefix}_"): value for name, value in output.metrics.items()}
     return Evaluation(split, metrics, *output.predictions)
 

@@ -111,19 +111,19 @@ def save_metrics(folder: str | os.PathLike, split: str, metrics: Mapping[str, An
     write_json(path, {**(former if isinstance(former, dict) else {}), **metrics})
 
 
-def write_per_label_metrics(folder: str | os.PathLike, metrics: Any, labels: Sequence[str]) -> None:
+def write_per_label_metrics(path: str | os.PathLike, metrics: Any, labels: Sequence[str]) -> None:
     """
-    Write `per_label_metrics.csv`.
+    Write the metrics of each label as a csv table.
 
     Args:
-        folder (path): the output folder.
+        path (path): the file.
         metrics ([`~trainer.metrics.StreamingMetrics`]): of an evaluation, such as `trainer.last_metrics`.
         labels (`list[str]` of length `num_labels`): names.
     """
     columns = metrics.per_label()
     names = [n for n in ("train_count", "support", "precision", "recall", "f1", "threshold") if n in columns]
     rows = ([label, *(round(float(columns[name][i]), 6) for name in names)] for i, label in enumerate(labels))
-    write_csv(Path(folder) / "per_label_metrics.csv", ["label", *names], rows)
+    write_csv(path, ["label", *names], rows)
 
 
 def write_predictions(
