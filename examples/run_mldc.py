@@ -576,7 +576,11 @@ def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
         trainer.fit_lexical_scores(data.encoded["train"], validation, num_features=features)
     if settings.thresholds.tune_thresholds:
         objective, calibration = settings.thresholds.threshold_objective, settings.thresholds.score_calibration
-        trainer.tune_thresholds(validation, objective=objective, calibration=calibration)
+        try:
+            trainer.tune_thresholds(validation, objective=objective, calibration=calibration)
+        except ValueError as error:
+            # The model is saved; a run that was trained goes on without tuned thresholds.
+            logger.warning(f"Thresholds are not tuned: {error}")
     save_model_whole(trainer)
 
 
