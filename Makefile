@@ -17,8 +17,9 @@ quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu \
 		examples/run_mldc.py examples/configs/quickstart.json $(ARGS)
 
+# Two test processes with one thread each.
 test: $(VENV)/.installed-$(EXTRAS)
-	$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 # What depends on the arithmetic of the processor, as on one that has AVX2 but not AVX-512.
 test-numeric: $(VENV)/.installed-$(EXTRAS)
