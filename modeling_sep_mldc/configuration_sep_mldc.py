@@ -12,8 +12,18 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTraine
 from .encoder_sep_mldc import max_tokens
 
 
+# The recommended head. `trainer.recommend_settings` reads these: a model made in Python and a run of the command get the same one.
+# From this number of labels on, the classifier is label similarity alone.
+MANY_LABELS = 1000
+DROPOUT_BY_CLASSIFIER = {"mlp": 0.5, "mlp+similarity": 0.5, "similarity": 0.2}
+
 # Names of fields in version 0.1 and their names now. The former ones are accepted for one release.
 FORMER_FIELDS = {"label_support": "label_counts", "lexical_features": "num_lexical_features"}
+
+
+def recommended_classifier(num_labels: int) -> Literal["mlp+similarity", "similarity"]:
+    """The recommended `classifier` for this number of labels."""
+    return "similarity" if num_labels >= MANY_LABELS else "mlp+similarity"
 
 
 def rename_former_fields(values: dict[str, Any], warn: bool = False) -> dict[str, Any]:
@@ -64,17 +74,17 @@ class SepMldcConfig(PreTrainedConfig):
         pooling (`str`, *optional*, defaults to `"mean"`):
             How token states become one embedding. `"mean"` averages over the attended tokens, `"cls"` takes the last hidden
             state of the first token.
-        classification_loss (`str`, *optional*, defaults to `"bce"`):
+        classification_loss (`str`, *optional*, defaults to `"bce+decoupled_softmax"`):
             `"bce"` is binary cross-entropy, summed over labels and averaged over documents. `"softmax"` is cross-entropy
             against the multi-hot target. In `"decoupled_softmax"`, the positives of a document do not compete with each
             other. `"bce+softmax"` and `"bce+decoupled_softmax"` are sums. Without `"bce"`, logits only rank labels until they
             are calibrated.
-        classifier (`str`, *optional*, defaults to `"mlp"`):
+        classifier (`str`, *optional*):
             `"mlp"` is the paper's classifier. `"similarity"` is a learned scale times the cosine of the projected input and
             the label embedding, plus a bias, and has no weight matrix with one row per label. `"mlp+similarity"` is the sum
-            of both logits.
-        classifier_dropout (`float`, *optional*, defaults to 0.5):
-            Dropout probability before each linear layer of the head.
+            of both logits. Defaults to `"mlp+similarity"`, and to `"similarity"` from 1,000 labels on.
+        classifier_dropout (`float`, *optional*):
+            Dropout probability before each linear layer of the head. Defaults to 0.5, and to 0.2 with `"similarity"`.
         classifier_hidden_size (`int`, *optional*):
             Width of the hidden layer of the MLP. Defaults to the encoder's hidden size.
         classifier_bias_init (`str`, *optional*, defaults to `"zero"`):
@@ -139,9 +149,11 @@ class SepMldcConfig(PreTrainedConfig):
 
     backbone_config: dict | PreTrainedConfig | None = None
     pooling: Literal["mean", "cls"] = "mean"
-    classification_loss: Literal["bce", "softmax", "decoupled_softmax", "bce+softmax", "bce+decoupled_softmax"] = "bce"
-    classifier: Literal["mlp", "similarity", "mlp+similarity"] = "mlp"
-    classifier_dropout: float | int = 0.5
+    classification_loss: Literal["bce", "softmax", "decoupled_softmax", "bce+softmax", "bce+decoupled_softmax"] = (
+        "bce+decoupled_softmax"
+    )
+    classifier: Literal["mlp", "similarity", "mlp+similarity"] | None = None
+    classifier_dropout: float | int | None = None
     classifier_hidden_size: int | None = None
     classifier_bias_init: Literal["zero", "prior"] = "zero"
     similarity_scale_init: float | int = 10.0
@@ -176,6 +188,10 @@ class SepMldcConfig(PreTrainedConfig):
         if self.problem_type is None:
             self.problem_type = "multi_label_classification"
         super().__post_init__(**kwargs)
+        if self.classifier is None:
+            self.classifier = recommended_classifier(self.num_labels)
+        if self.classifier_dropout is None:
+            self.classifier_dropout = DROPOUT_BY_CLASSIFIER[self.classifier]
         if self.problem_type != "multi_label_classification":
             raise ValueError(
                 f"`problem_type` is {self.problem_type!r}, but SEP-MLDC models are for 'multi_label_classification'. Leave "

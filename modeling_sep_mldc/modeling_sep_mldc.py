@@ -179,10 +179,11 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
             labels (`list[str]`): label names, in the order of the logits.
             label_descriptions (`dict[str, str]`, *optional*): label description by label name, for labels that have one.
             label_frequencies (`torch.Tensor` of shape `(L,)`, *optional*): share of the training documents that have
-                each label; needed by `classifier_bias_init="prior"`.
+                each label. Defaults to `label_counts / num_train_documents` if both are given.
             max_label_length (`int`, defaults to 64): maximum number of tokens per label text.
             backbone_kwargs (`dict`, *optional*): passed on to `AutoModel.from_pretrained` (`revision`, `token`, ...).
-            config_kwargs: fields of [`SepMldcConfig`], and `attn_implementation`.
+            config_kwargs: fields of [`SepMldcConfig`], and `attn_implementation`. `classifier_bias_init` defaults to `"prior"` if
+                label frequencies are known.
 
         Raises:
             ValueError: there are no labels, two have the same name, one is described but not named, or frequencies do not fit.
@@ -221,6 +222,10 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
             encoder.config._name_or_path = os.path.basename(os.path.normpath(backbone))
         if config_kwargs.get("label_counts") is not None:
             config_kwargs["label_counts"] = [int(count) for count in config_kwargs["label_counts"]]
+            if label_frequencies is None and config_kwargs.get("num_train_documents"):
+                total = config_kwargs["num_train_documents"]
+                label_frequencies = [count / total for count in config_kwargs["label_counts"]]
+        config_kwargs.setdefault("classifier_bias_init", "zero" if label_frequencies is None else "prior")
         config = cls.config_class(
             backbone_config=encoder.config,
             id2label=dict(enumerate(labels)),
@@ -241,8 +246,6 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
             model.encode_labels(tokenize_label_texts(tokenizer, config.label_texts, max_label_length))
         )
         if config.classifier_bias_init == "prior":
-            if label_frequencies is None and config.label_counts is not None and config.num_train_documents:
-                label_frequencies = [count / config.num_train_documents for count in config.label_counts]
             if label_frequencies is None:
                 raise ValueError(
                     '`classifier_bias_init="prior"` needs `label_frequencies`, the share of the training documents that '

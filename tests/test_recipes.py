@@ -5,9 +5,10 @@ import inspect
 
 import numpy as np
 import pytest
+from tiny_models import tiny_backbone, tiny_tokenizer
 
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
-from trainer import SepMldcTrainingArguments, recommend_settings
+from trainer import SepMldcTrainer, SepMldcTrainingArguments, recommend_settings
 from trainer.recipes import ENOUGH_VALIDATION, FEWEST_STEPS, MANY_LABELS, MOST_EPOCHS, RECIPES
 
 
@@ -27,6 +28,29 @@ def test_every_setting_is_an_argument_that_exists_and_has_a_reason(size, recipe,
     assert args.num_train_epochs >= 1
     assert all(reason for _, _, reason in settings.rows())
     assert recommend_settings(*size, device=device, recipe=recipe, num_validation_documents=500) == settings
+
+
+@pytest.mark.parametrize("num_labels", [2, MANY_LABELS - 1, MANY_LABELS])
+def test_a_model_and_a_trainer_without_named_settings_have_the_recommended_ones(num_labels, tmp_path):
+    backbone = tiny_backbone(tmp_path / "encoder")
+    labels = [f"label {index}" for index in range(num_labels)]
+    known = {"label_counts": [1] * num_labels, "num_train_documents": 10_000}
+    model = SepMldcForMultiLabelClassification.from_backbone(backbone, tiny_tokenizer(), labels, **known)
+    args = SepMldcTrainer(model, SepMldcTrainingArguments(str(tmp_path), use_cpu=True)).args
+    settings = recommend_settings(10_000, num_labels, num_layers=2, device="cuda")
+    given = SepMldcConfig(id2label=dict(enumerate(labels)))
+    depends_on_documents = {"encoder_max_length", "num_train_epochs", "per_device_train_batch_size", "logging_steps"}
+    depends_on_documents |= {"eval_strategy", "save_strategy", "bf16"}
+    for name in set(settings.model) - depends_on_documents:
+        assert getattr(model.config, name) == settings[name], name
+        assert name == "classifier_bias_init" or getattr(given, name, settings[name]) == settings[name], name
+    for name in set(settings.training) - depends_on_documents:
+        assert getattr(args, name) == settings[name], name
+
+
+def test_the_prior_is_left_out_where_label_frequencies_are_not_known(tmp_path):
+    model = SepMldcForMultiLabelClassification.from_backbone(tiny_backbone(tmp_path), tiny_tokenizer(), ["a", "b"])
+    assert model.config.classifier_bias_init == "zero" and not model.classifier.bias.any()
 
 
 def test_more_documents_need_fewer_epochs_and_more_labels_need_more():

@@ -110,7 +110,7 @@ def test_saved_arguments_hold_no_secret(tmp_path):
         assert secret not in content and secret not in pickle.dumps(args)
     assert args.hub_token == "hf_secret" and args.lr_scheduler_kwargs["api_key"] == "k-123"
     loaded = torch.load(tmp_path / "training_args.bin", weights_only=False)
-    assert loaded.lr_scheduler_kwargs == {"api_key": None, "power": 2} and loaded.label_loss_weight == 0.01
+    assert loaded.lr_scheduler_kwargs == {"api_key": None, "power": 2} and loaded.learning_rate == 1e-4
     assert loaded.cutoffs(2) == (1,)
 
 

@@ -34,8 +34,11 @@ def make_trainer(folder, model=None, documents=None, evaluation=None, callbacks=
         "disable_tqdm": True,
         "label_encoding": "encoder",
         "labels_per_step": 4,
+        "label_loss_weight": 0.01,
+        "document_loss_weight": 0.01,
         **arguments,
     }
+    settings.setdefault("head_learning_rate", settings["learning_rate"])
     return SepMldcTrainer(
         model=tiny_model(num_labels=NUM_LABELS) if model is None else model,
         args=SepMldcTrainingArguments(str(folder), **settings),

@@ -1,8 +1,9 @@
 """
 Recommended settings, chosen from the data.
 
-One place decides what a user gets without naming a setting. The rules come from `benchmarks/recipe_sweep.py`: many short runs over
-three data sets at 300 to 6,000 documents, chosen on validation data. See docs/settings.md for the measurements.
+What does not depend on the data is read from the defaults of `SepMldcConfig` and `SepMldcTrainingArguments`. The rules come from
+`benchmarks/recipe_sweep.py`: many short runs over three data sets at 300 to 6,000 documents, chosen on validation data. See
+docs/settings.md for the measurements.
 """
 
 import math
@@ -12,11 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from modeling_sep_mldc.configuration_sep_mldc import (
+    DROPOUT_BY_CLASSIFIER,
+    MANY_LABELS,
+    SepMldcConfig,
+    recommended_classifier,
+)
+
+from .training_arguments import HEAD_LEARNING_RATE_BY_CLASSIFIER, SepMldcTrainingArguments
+
 
 RECIPES = ("best", "fast", "paper")
 PAPER = "the paper's"
-# From this number of labels on, the classifier is label similarity alone.
-MANY_LABELS = 1000
 # Up to this number of documents, batches are small.
 SMALL = 2000
 FEWEST_STEPS = 300
@@ -174,22 +182,29 @@ def _model_settings(num_labels: int, recipe: str, named: Mapping[str, Any]) -> d
             "document_loss_weight": Setting(0.01, f"{PAPER}, γ of Eq. 21"),
             "lexical_scores": Setting(False, "not in the paper"),
         }
-    if num_labels >= MANY_LABELS and recipe == "best":
+    classifier = Setting(recommended_classifier(num_labels), "ahead of either part alone for fewer labels")
+    if recipe == "fast":
+        classifier = Setting("mlp+similarity", "over embeddings that are not trained")
+    elif classifier.value == "similarity":
         classifier = Setting("similarity", f"from {MANY_LABELS:,} labels: +0.5 to +2 points of nDCG@5")
-    else:
-        classifier = Setting("mlp+similarity", "ahead of either part alone for fewer labels")
     kind = named.get("classifier", classifier.value)
     return {
         "classifier": classifier,
         "classification_loss": Setting(
-            "bce+decoupled_softmax", "best P@1 at every size, and calibrated probabilities"
+            SepMldcConfig.classification_loss, "best P@1 at every size, and calibrated probabilities"
         ),
-        "classifier_dropout": Setting(0.2 if kind == "similarity" else 0.5, f"goes with `{kind}`"),
+        "classifier_dropout": Setting(DROPOUT_BY_CLASSIFIER[kind], f"goes with `{kind}`"),
         "classifier_bias_init": Setting("prior", "no step is spent on learning how rare the labels are"),
-        "label_attention": Setting(True, "+0.8 points of PSP@5 and +1.3 of macro F1"),
-        "label_encoding": Setting("embedding", "as good as encoding label texts in each step, and faster"),
-        "label_loss_weight": Setting(0.0, "no effect at any weight with this classifier"),
-        "document_loss_weight": Setting(0.0, "no effect at any weight with this classifier"),
+        "label_attention": Setting(SepMldcConfig.label_attention, "+0.8 points of PSP@5 and +1.3 of macro F1"),
+        "label_encoding": Setting(
+            SepMldcTrainingArguments.label_encoding, "as good as encoding label texts in each step, and faster"
+        ),
+        "label_loss_weight": Setting(
+            SepMldcTrainingArguments.label_loss_weight, "no effect at any weight with this classifier"
+        ),
+        "document_loss_weight": Setting(
+            SepMldcTrainingArguments.document_loss_weight, "no effect at any weight with this classifier"
+        ),
         "lexical_scores": Setting(True, "ahead of the encoder alone and of a linear model at every size"),
     }
 
@@ -242,17 +257,18 @@ def _optimizer_settings(
         fewest = min(3.0, max(1.0, 90_000 / num_documents))
         epochs = min(max(350 / math.sqrt(num_documents) * (num_labels / 400) ** 0.25, fewest), 20)
         epochs = max(epochs, min(FEWEST_STEPS * batch / num_documents, MOST_EPOCHS))
-    similarity = settings["classifier"].value == "similarity"
+    kind = settings["classifier"].value
     partly_frozen = settings["freeze_layers"].value > 0 and num_documents <= 1000
     return {
         "num_train_epochs": Setting(round(epochs, 1), "fewer for many documents, more for many labels"),
         "per_device_train_batch_size": Setting(batch, f"{'up to' if batch == 16 else 'above'} {SMALL:,} documents"),
         "learning_rate": Setting(
-            2e-4 if partly_frozen else 1e-4, "few documents, lower layers frozen" if partly_frozen else "flat optimum"
+            2e-4 if partly_frozen else SepMldcTrainingArguments.learning_rate,
+            "few documents, lower layers frozen" if partly_frozen else "flat optimum",
         ),
-        "head_learning_rate": Setting(3e-3 if similarity else 1e-3, f"goes with `{settings['classifier'].value}`"),
-        "warmup_steps": Setting(0.1, "a tenth of the steps"),
-        "weight_decay": Setting(0.01, "not sensitive"),
+        "head_learning_rate": Setting(HEAD_LEARNING_RATE_BY_CLASSIFIER[kind], f"goes with `{kind}`"),
+        "warmup_steps": Setting(SepMldcTrainingArguments.warmup_steps, "a tenth of the steps"),
+        "weight_decay": Setting(SepMldcTrainingArguments.weight_decay, "not sensitive"),
     }
 
 

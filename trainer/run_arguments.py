@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from modeling_sep_mldc import SepMldcConfig
+
 from .devices import has_accelerator, is_bfloat16_native
 from .recipes import RECIPES
 from .thresholds import check_threshold_settings
@@ -36,7 +38,7 @@ class ModelArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub model."})
     pooling: str = field(default="mean", metadata={"help": "'mean' or 'cls'.", "choices": ["mean", "cls"]})
     classification_loss: str = field(
-        default="bce",
+        default=SepMldcConfig.classification_loss,
         metadata={
             "help": "Loss of Eq. 19.",
             "choices": ["bce", "softmax", "decoupled_softmax", "bce+softmax", "bce+decoupled_softmax"],

@@ -37,7 +37,7 @@ from .metrics.streaming import StreamingMetrics
 from .processes import keep_process_group
 from .run_record import EpochOrder, RestoreCallbacks, RunRecord, check_same_run, read_record, run_fingerprint
 from .thresholds import check_threshold_settings, tune_thresholds_from_batches
-from .training_arguments import SepMldcTrainingArguments
+from .training_arguments import HEAD_LEARNING_RATE_BY_CLASSIFIER, SepMldcTrainingArguments
 from .transformers_internals import TransformersInternals
 
 
@@ -163,6 +163,8 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
             self.label_schedule.prepare(self.model.config.label_texts)
         keep_process_group()
         args.cutoffs(self.model.config.num_labels)
+        if args.head_learning_rate is None:
+            args.head_learning_rate = HEAD_LEARNING_RATE_BY_CLASSIFIER[self.model.config.classifier]
         self._configure_label_table(self.model)
 
     def _check_label_encoding(self) -> None:
@@ -337,7 +339,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         """As in transformers, with `head_learning_rate` for all parameters outside the backbone."""
         created = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if created and self.args.head_learning_rate is not None:
+        if created:
             named = (self.model if model is None else model).named_parameters()
             head = {id(parameter) for name, parameter in named if "backbone." not in name}
             for group in list(optimizer.param_groups):

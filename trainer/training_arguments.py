@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 
 DEFAULT_KS = (1, 3, 5)
+HEAD_LEARNING_RATE_BY_CLASSIFIER = {"mlp": 1e-3, "mlp+similarity": 1e-3, "similarity": 3e-3}
 SECRET_NAME = re.compile(r"(token|secret|password|api_key)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
@@ -30,7 +31,8 @@ class SepMldcTrainingArguments(TrainingArguments):
     `TrainingArguments` with what SEP-MLDC adds: the weights of the two contrastive losses (Eq. 21), the training of label
     embeddings, the order of documents, and the settings of evaluation and prediction.
 
-    These defaults differ from transformers: `train_sampling_strategy="group_by_length"`, `batch_eval_metrics=True`,
+    These defaults differ from transformers: `learning_rate=1e-4`, `warmup_steps=0.1` (a tenth of the steps), `weight_decay=0.01`,
+    `train_sampling_strategy="group_by_length"`, `batch_eval_metrics=True`,
     `logging_nan_inf_filter=False` (a NaN loss stops the run instead of being averaged away) and `dispatch_batches=False` in
     `accelerator_config` (each process reads its own batches of a stream, padded to their own length).
 
@@ -46,15 +48,17 @@ class SepMldcTrainingArguments(TrainingArguments):
 
     >>> args = SepMldcTrainingArguments("outputs", label_encoding="encoder", label_loss_weight=0.1)
     >>> args.document_loss_weight, args.contrastive_temperature
-    (0.01, 0.1)
+    (0.0, 0.1)
 
     ```
     """
 
     # Contrastive losses
-    label_loss_weight: float = field(default=0.01, metadata={"help": "β, the weight of the label loss L1 (Eq. 21)."})
+    label_loss_weight: float = field(
+        default=0.0, metadata={"help": "β, the weight of the label loss L1 (Eq. 21). The paper uses 0.01."}
+    )
     document_loss_weight: float = field(
-        default=0.01, metadata={"help": "γ, the weight of the document loss L2 (Eq. 21)."}
+        default=0.0, metadata={"help": "γ, the weight of the document loss L2 (Eq. 21). The paper uses 0.01."}
     )
     contrastive_temperature: float = field(
         default=0.1, metadata={"help": "τ, the temperature of both contrastive losses."}
@@ -86,10 +90,16 @@ class SepMldcTrainingArguments(TrainingArguments):
     max_label_length: int = field(default=64, metadata={"help": "Maximum number of tokens per label text."})
 
     # Optimization
+    learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate of the encoder."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Number of warmup steps, or their share of all steps if below 1."}
+    )
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of all weights but biases and norms."})
     head_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Learning rate of the classifier and of trained label embeddings. Defaults to `learning_rate`."
+            "help": "Initial learning rate of all parameters outside the encoder. Defaults to 1e-3, and to 3e-3 with the classifier "
+            "'similarity'."
         },
     )
 
@@ -161,7 +171,7 @@ class SepMldcTrainingArguments(TrainingArguments):
         for name, remedy in (
             ("label_loss_weight", at_least_zero),
             ("document_loss_weight", at_least_zero),
-            ("learning_rate", "Use 5e-5, for example."),
+            ("learning_rate", "Use 1e-4, for example."),
             ("head_learning_rate", "Use 1e-3, for example, or leave it out."),
             ("weight_decay", at_least_zero),
             ("max_grad_norm", at_least_zero),
