@@ -15,7 +15,7 @@ COMPARED = ("p@1", "p@3", "p@5", "ndcg@5", "psp@1", "psp@3", "psp@5")
 
 
 def per_document(result: dict) -> dict[str, np.ndarray]:
-    """Numerators and denominators of the ranking metrics, a row a document, from the kept first ten labels."""
+    """Numerators and denominators of the ranking metrics, one row per document, from the first ten labels."""
     top, gold = np.array(result["top"]), result["gold"]
     weights = inverse_propensities(np.array(result["label_counts"]), result["num_documents"])
     hits = np.array([np.isin(row, ids) for row, ids in zip(top, gold)])
@@ -63,7 +63,7 @@ def report(options, systems_in_order: list[str]) -> None:
             "",
             "| system | seeds | "
             + " | ".join(SHOWN)
-            + " | training, CPU s | inference, ms a document | memory, GiB |",
+            + " | training, CPU s | inference, ms per document | memory, GiB |",
         ]
         lines.append("|---" * (len(SHOWN) + 5) + "|")
         place = {name: at for at, name in enumerate(systems_in_order)}
@@ -86,8 +86,8 @@ def report(options, systems_in_order: list[str]) -> None:
             strongest = max(others, key=lambda name: np.mean([r["metrics"]["ndcg@5"] for r in systems[name]]))
             lines += [
                 "",
-                f"Difference to {strongest} (of the others the best nDCG@5), points, 95% interval of a paired bootstrap over "
-                "the test documents:",
+                f"Difference from {strongest}, the other system with the best nDCG@5. In points, with 95% intervals of a paired "
+                "bootstrap over the test documents:",
                 "",
                 "| system | " + " | ".join(COMPARED) + " |",
                 "|---" * (len(COMPARED) + 1) + "|",
@@ -123,7 +123,7 @@ def report(options, systems_in_order: list[str]) -> None:
 
 
 def draw(groups: dict, path: Path) -> None:
-    """Each comparison a row of panels, one a metric: a dot a run, the mean as a bar."""
+    """One row of panels per comparison, one panel per metric: a dot per run, the mean as a bar."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -138,8 +138,8 @@ def draw(groups: dict, path: Path) -> None:
         for metric, panel in zip(metrics, panels):
             for at, name in enumerate(reversed(names)):
                 values = [100 * result["metrics"][metric] for result in systems[name]]
-                colour = "#c44e52" if name.startswith("sep-mldc") else "#8c8c8c"
-                panel.barh(at, np.mean(values), color=colour, alpha=0.6, height=0.7)
+                color = "#c44e52" if name.startswith("sep-mldc") else "#8c8c8c"
+                panel.barh(at, np.mean(values), color=color, alpha=0.6, height=0.7)
                 panel.plot(values, [at] * len(values), "k.", markersize=4)
             means = [100 * np.mean([r["metrics"][metric] for r in systems[name]]) for name in names]
             span = max(max(means) - min(means), 1.0)
