@@ -4,6 +4,7 @@ import inspect
 import os
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
@@ -443,11 +444,18 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         )
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; the checkpoint also names, and carries, the code of the model and of its pipeline."""
-        # transformers copies the files of relative imports, so this one also takes the pipeline's file along.
+        """
+        As in transformers; the checkpoint also names, and carries, the code of the model, of its pipeline and of the handler of
+        Inference Endpoints.
+        """
+        # transformers copies the files of relative imports, so these two also take their files along.
+        from .handler import REQUIREMENTS
         from .pipeline_sep_mldc import custom_pipelines
 
         self.config.auto_map = dict(AUTO_MAP)
         self.config.custom_pipelines = custom_pipelines()
         self.config.architectures = [type(self).__name__]
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            Path(save_directory, "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
+        return saved

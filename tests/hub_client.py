@@ -203,7 +203,40 @@ def without_package(folder):
     seen["third"], seen["fourth"] = logits_of(third, tokenizer), logits_of(fourth, tokenizer)
     classifier = pipeline("text-classification", model="alice/run", trust_remote_code=True, token=False, top_k=None)
     seen["pipeline"] = classifier(TEXTS)
+    seen |= endpoint(HfApi(token=False))
     return seen
+
+
+def endpoint(api):
+    """What an Inference Endpoint does: pulls the repository, loads its handler.py, and sends it requests that came as JSON."""
+    import importlib.util
+
+    path = api.snapshot_download("alice/run")
+    spec = importlib.util.spec_from_file_location("handler", Path(path, "handler.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    handler = module.EndpointHandler(path)
+
+    def ask(request):
+        return json.loads(json.dumps(handler(json.loads(json.dumps(request)))))
+
+    top = {"top_k": 2}
+    bad = {
+        "no `inputs`": {"parameters": top},
+        "no parameter `topk`": {"inputs": TEXTS, "parameters": {"topk": 2}},
+        "`parameters` is": {"inputs": TEXTS, "parameters": [2]},
+        "`inputs` is": {"inputs": 7},
+        "must be a text": {"inputs": [7]},
+        "1001 documents": {"inputs": ["a"] * 1001},
+        "`batch_size` is": {"inputs": "a", "parameters": {"batch_size": 0}},
+    }
+    answers = {
+        "one": ask({"inputs": TEXTS[0], "parameters": top}),
+        "dictionary": ask({"inputs": {"text": TEXTS[0]}, "parameters": top}),
+        "many": ask({"inputs": TEXTS, "parameters": {**top, "batch_size": 2}}),
+        "errors": {words: outcome(lambda request=request: ask(request)) for words, request in bad.items()},
+    }
+    return {"endpoint": answers, "requirements": Path(path, "requirements.txt").read_text().splitlines()}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ CODE = {
     "classification_loss_sep_mldc.py",
     "configuration_sep_mldc.py",
     "encoder_sep_mldc.py",
+    "handler.py",
     "label_editing_sep_mldc.py",
     "label_table_sep_mldc.py",
     "label_texts_sep_mldc.py",
@@ -27,7 +28,14 @@ CODE = {
     "pipeline_sep_mldc.py",
     "top_k_sep_mldc.py",
 }
-COMPLETE = CODE | {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
+COMPLETE = CODE | {
+    "requirements.txt",
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "README.md",
+}
 TOKENS = {"hf_alice": "alice"}
 
 
@@ -100,6 +108,19 @@ def test_both_auto_classes_survive_from_hand_to_hand(session):
         }
         assert CODE <= set(hub.files(repo_id))
     assert CODE <= set(seen["code"])
+
+
+def test_an_inference_endpoint_answers_by_the_handler_of_a_pushed_model(session):
+    _, _, seen, _ = session
+    answers = seen["endpoint"]
+    assert [entry["label"] for entry in answers["one"]] == [entry["label"] for entry in answers["many"][0]]
+    assert len(answers["one"]) == 2 and len(answers["many"]) == 3
+    best = max(seen["pipeline"][0], key=lambda entry: entry["score"])
+    assert answers["one"][0]["label"] == best["label"] and answers["one"][0]["score"] == pytest.approx(best["score"])
+    assert answers["dictionary"] == answers["one"]
+    for words, (kind, message) in answers["errors"].items():
+        assert kind == "ValueError" and words in message
+    assert set(seen["requirements"]) >= {"transformers>=5.24,<6"}
 
 
 def test_two_checkpoints_live_in_one_process(session):

@@ -21,7 +21,7 @@ from .model_card import is_generated_card, save_model_card
 logger = logging.get_logger(__name__)
 
 # What transformers does not copy by itself from a checkpoint when it pushes one.
-BESIDE_THE_WEIGHTS = ("README.md", "*.png", "*.py")
+BESIDE_THE_WEIGHTS = ("README.md", "*.png", "*.py", "requirements.txt")
 
 
 class HubMixin(TransformersInternals):
