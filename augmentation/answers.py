@@ -1,4 +1,4 @@
-"""What an answer says, in whatever form it comes."""
+"""The text of an answer, in any of its forms."""
 
 import json
 import re

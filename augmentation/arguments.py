@@ -150,7 +150,10 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
         help='more fields of a request, such as {"top_p": 0.9}',
     )
     group.add_argument(
-        "--structured-output", choices=["auto", "json_schema", "text"], default="auto", help="form that is asked for"
+        "--structured-output",
+        choices=["auto", "json_schema", "text"],
+        default="auto",
+        help="requested form of answers",
     )
     group.add_argument("--batch", action="store_true", help="use the Batch API: half the price, answers within a day")
     group.add_argument("--batch-poll-seconds", type=float, default=30.0, help="time between two looks at a batch")

@@ -22,7 +22,7 @@ from .writing import encoded
 
 
 MAX_REQUESTS, MAX_BYTES = 50_000, 190_000_000  # of one input file; the documented limits are 50,000 and 200 MB
-SUBMISSIONS = 4  # of one request, before it has failed for good
+SUBMISSIONS = 4  # attempts per request before it counts as failed
 OK = 200
 
 
@@ -249,7 +249,7 @@ class BatchRunner:
                     self._reasons.setdefault(key, f"the batch ended as {look.status} without an answer")
                 self.budget.release(self._reserved.pop(key, 0.0))
         self._collected.add(batch.token)
-        # another command may still want the other answers of the batch
+        # another command may still need the other answers of the batch
         known = {name for _, request in wanted.values() for name in request.keys}
         if look.status != "abandoned" and all(key in known or self.journal.get(key) for key in batch.keys or ()):
             await self._note("batch_done", token=batch.token, status=look.status)
@@ -304,7 +304,7 @@ class BatchRunner:
         response = line.get("response")
         response = response if isinstance(response, dict) else {}
         sent = self._body(request, batch)
-        try:  # an answer that is there is taken, whatever else the line says
+        try:  # an answer counts, regardless of the rest of the line
             return self.endpoint.entry(request, response.get("body"), sent, batch=True)
         except TryAgain:
             status, problem = response.get("status_code"), line.get("error")

@@ -1,4 +1,4 @@
-"""The endpoints of the OpenAI Batch API, with retries and with a doubtful eye on what they answer."""
+"""The endpoints of the OpenAI Batch API, with retries and checks of their answers."""
 
 import io
 import json
@@ -39,7 +39,7 @@ class BatchApi:
     """
     Uploads, creates, finds, looks at and downloads batches.
 
-    Every method raises `NotFound` where the endpoint does not know what is asked for, another `AugmentationError` where it
+    Every method raises `NotFound` where the endpoint does not know the requested object, another `AugmentationError` where it
     cannot be talked to.
     """
 

@@ -1,5 +1,5 @@
 """
-What the journal knows of batches.
+Notes on batches in the journal.
 
 Three notes follow each other: the intention to submit a batch (with its keys), its id, and that it was collected. A new process
 finds a batch whose id was never noted by the token in its metadata, so no batch is submitted twice.

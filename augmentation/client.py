@@ -19,7 +19,7 @@ from .tokens import approximate_tokens
 from .waiting import retry_after_seconds
 
 
-MAX_COUNT = 10**9  # tokens; no answer has more, whatever an odd endpoint says
+MAX_COUNT = 10**9  # tokens; larger counts of an endpoint are wrong
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached")
 
 
@@ -108,7 +108,7 @@ class Endpoint:
         body = self.body(request)
         text = ""
         try:
-            # as text: whatever the content type says, the answer is looked at here
+            # as text: the content type may be wrong
             text = await self.client.post("/chat/completions", cast_to=str, body=body)
             answer = json.loads(text)
         except self.errors as error:
@@ -217,7 +217,7 @@ class Endpoint:
             },
             "structured": "response_format" in sent,
             "usage": {
-                # an endpoint that does not count is paid by the estimate
+                # without counts from the endpoint, the estimate is used
                 "prompt_tokens": _count(usage.get("prompt_tokens")) or prompt_tokens(request),
                 "completion_tokens": _count(usage.get("completion_tokens")) or approximate_tokens(content),
             },

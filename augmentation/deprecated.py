@@ -18,7 +18,7 @@ OLD_NAMES: dict[str, Any] = {"TailOptions": ("PseudoDocumentOptions", PseudoDocu
 
 
 def warn(old: str, new: str, stacklevel: int = 3) -> None:
-    """Tells that a name has changed."""
+    """Warns that a name has changed."""
     warnings.warn(
         f"{old} is called {new} now; the old name will be removed in the next version.", FutureWarning, stacklevel
     )

@@ -1,4 +1,4 @@
-"""What can go wrong, and what follows from it."""
+"""Errors, and what follows from each."""
 
 
 class AugmentationError(Exception):

@@ -37,7 +37,7 @@ class Document:
     One labeled document.
 
     Args:
-        id (`str`): The document's `id` column, or `"{file name}:{line number}"` where there is none.
+        id (`str`): The document's `id` column, or `"{file name}:{line number}"` if there is none.
         text (`str`): The text; a `title` column is not part of it.
         labels (`tuple[str, ...]`): Label names, in the file's order, without repetition.
         has_own_id (`bool`): Whether `id` comes from the file.
@@ -86,7 +86,7 @@ def read_rows(path: str | Path, data_format: str = "jsonl") -> Iterator[tuple[st
 
 
 def _format_of(path: str | Path) -> str:
-    """From the ending of the name; JSON Lines where it is none that is known, as for a pipe."""
+    """From the file extension; JSON Lines if it is unknown, as for a pipe."""
     known = Path(bare_name(os.fspath(path))).suffix.lower() in readers.EXTENSIONS
     return "auto" if known else "jsonl"
 
@@ -131,7 +131,7 @@ def read_documents(
 
 def read_labels(path: str | Path, label_delimiter: str | None = None) -> dict[str, str]:
     """
-    Label names, each with the data set's own note on it ("" where there is none); see `trainer.data.label_files.read_labels`.
+    Label names, each with the note of the data set ("" if there is none); see `trainer.data.label_files.read_labels`.
 
     Args:
         path: File of labels, or a training file with a column `labels`.

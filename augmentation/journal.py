@@ -21,7 +21,7 @@ from .reserve import Reserve
 from .writing import check_output, check_writable
 
 
-# Between two syncs: each hands the interpreter to a thread and back, which a busy machine does slowly.
+# Time between two syncs: each switches threads, which is slow on a busy machine.
 SYNC_SECONDS = 0.05
 SHOWN_WARNINGS = 3
 
@@ -66,7 +66,7 @@ class Journal:
         try:
             if not self.read_only:
                 self._open_for_writing()
-            # answers are read through a handle of its own: the other one only appends
+            # answers are read through a separate handle: the other one only appends
             if self.path.exists():
                 self._reader = open(self.path, "rb")
                 self._load(self._reader)
@@ -135,7 +135,7 @@ class Journal:
             self._repair_end(stream, place)
 
     def _repair_end(self, stream: BinaryIO, size: int) -> None:
-        """Takes off a line that a kill has cut; ends a whole line that an editor has left without its end."""
+        """Removes a line that was cut by a kill; adds a missing line end."""
         assert self._stream is not None
         if self._end < size:
             logger.warning("%s ended in mid-line (%d bytes) and was repaired.", self.path, size - self._end)
@@ -262,7 +262,7 @@ class Journal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._stream.fileno(), self._end)  # no later line may follow half a line
+                os.ftruncate(self._stream.fileno(), self._end)  # no line may follow a partial one
             raise
 
     def _rescue(self, line: bytes) -> None:
@@ -298,7 +298,7 @@ class Journal:
             self._problem = AugmentationError(f"{self._problem} Paid answers are kept: {hint}.")
 
     def _absorb_rescued(self) -> None:
-        """Takes in what an earlier run could not write here."""
+        """Adds answers that an earlier run could not write here."""
         path = Path(f"{self.path}.rescued")
         if not path.exists() or self._stream is None:
             return

@@ -68,7 +68,7 @@ def decode_line(line: bytes) -> dict[str, Any]:
 
 
 def _canonical(entry: dict[str, Any]) -> bytes:
-    """The bytes that the digest is of, whatever the blanks between the fields."""
+    """The bytes of the digest, regardless of spaces between the fields."""
     text = json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "backslashreplace")
 

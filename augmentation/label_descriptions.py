@@ -86,7 +86,7 @@ class LabelDescriptions:
     def row(self, index: int, entries: list[dict[str, Any]]) -> dict[str, Any]:
         answers = [answer_text(entry, FIELD, OLD_FIELD) for entry in entries]
         judged = [(_one_line(text), self.problems(_one_line(text), cut)) for text, cut in answers]
-        # the second answer counts, unless it is of no use and the first one is not
+        # the second answer counts, unless only the first one is usable
         text, marks = next((pair for pair in reversed(judged) if not {"empty", "refusal"} & set(pair[1])), judged[-1])
         if "empty" in marks or "refusal" in marks:
             raise ItemError(f"no usable answer, also when asked again ({', '.join(marks)}): {text[:80]!r}")
@@ -114,7 +114,7 @@ def describe_labels(
     """
     Writes `label_descriptions.jsonl`: `{"label", "description", "marks", "provenance"}` for each label (Eq. 1).
 
-    A description that is empty, longer than 30 tokens, cut off or in another language is asked for once more; what is still
+    A description that is empty, longer than 30 tokens, cut off or in another language is requested once more; what is still
     too long or in another language is kept, and marked in `marks`.
 
     Args:

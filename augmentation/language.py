@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 
-CERTAINTY = 0.9  # below it the text is given the benefit of the doubt: names and formulas have no language
+CERTAINTY = 0.9  # shorter texts are accepted: names and formulas have no language
 MIN_LETTERS = 20
 
 
@@ -14,7 +14,7 @@ def _identifier():
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-@lru_cache(maxsize=256)  # an answer is looked at by the follow-up and by the row
+@lru_cache(maxsize=256)  # an answer is checked twice, for the follow-up and for the row
 def is_language(text: str, language: str) -> bool:
     """
     False where a text is in another language than `language` (ISO 639-1), with a probability of 0.9 or more.

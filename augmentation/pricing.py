@@ -219,7 +219,7 @@ def token_counter(model: str, seconds: float = 5.0) -> tuple[Callable[[str], int
             except KeyError:
                 encoding = tiktoken.get_encoding("o200k_base")
             found.append(lambda text: len(encoding.encode(text, disallowed_special=())))
-        except Exception:  # not installed, no network, a damaged cache: an estimate is possible all the same
+        except Exception:  # not installed, no network, a damaged cache: an estimate is still possible
             pass
 
     thread = threading.Thread(target=load, daemon=True)

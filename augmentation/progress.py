@@ -1,4 +1,4 @@
-"""Progress bars and remarks on the screen, where there is one."""
+"""Progress bars and messages on standard error, if it is open."""
 
 import contextlib
 import sys
@@ -14,7 +14,7 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, show: bool = True, **
 
 
 def remark(text: str) -> None:
-    """A line beside the progress bars."""
+    """A line that does not break the progress bars."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             tqdm.write(text, file=sys.stderr)

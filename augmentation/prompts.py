@@ -175,7 +175,7 @@ class PromptBuilder:
 
     @contextmanager
     def _template_errors(self, what: str) -> Iterator[None]:
-        """A template is code of the user: whatever it raises becomes one sentence."""
+        """Turns any error of a user's template into one sentence."""
         try:
             yield
         except AugmentationError:
@@ -213,7 +213,7 @@ class PromptBuilder:
 
         Args:
             labels: (label, description) of every label the new document shall have.
-            document: The demonstration, already cut; None where there is none.
+            document: The demonstration, already cut; None for none.
             length: Wanted length in tokens.
             variation: Number of the pseudo-document for this demonstration; asks for a fresh topic each time.
         """

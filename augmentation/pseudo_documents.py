@@ -106,7 +106,7 @@ class Demonstrations:
 
     def text(self, document: Document) -> tuple[str, bool]:
         """What is shown of a document, and whether it was cut."""
-        if len(self._cut) > CACHED_DEMONSTRATIONS:  # items of one label follow each other: a small cache is enough
+        if len(self._cut) > CACHED_DEMONSTRATIONS:  # the items of a label are consecutive: a small cache is enough
             self._cut.clear()
         if id(document) not in self._cut:  # not by its own id, which two documents may share
             self._cut[id(document)] = cut_to_tokens(document.text, self._longest)
@@ -228,7 +228,7 @@ class PseudoDocuments:
         return found
 
     def _shared_prompts(self) -> dict[int, Any]:
-        """By `id(document)`: what tells the prompts of demonstrations apart, where several tail labels use the same one."""
+        """By `id(document)`: distinguishes the prompts of tail labels that use the same demonstration."""
         prompts: dict[int, Any] = {}
         owners: dict[Any, set[str]] = collections.defaultdict(set)
         for label in self.tail:

@@ -1,4 +1,4 @@
-"""Disk space for answers that are paid for and not there yet."""
+"""Reserved disk space for answers under way."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ STEP = 65536  # bytes
 
 class Reserve:
     """
-    Disk space that is kept free for the answers under way, as a file beside the journal.
+    Disk space that is kept free for the answers under way, as a file next to the journal.
 
     Args:
         path: The file; it is removed when the journal is closed.
@@ -44,7 +44,7 @@ class Reserve:
         self._booked -= size
 
     def release(self) -> None:
-        """Frees the space for good: the disk is full, and the answers under way need it now."""
+        """Frees the space permanently: the disk is full, and the answers under way need it."""
         self._closed = True
         self.remove()
 

@@ -1,4 +1,4 @@
-"""The gate between generated pseudo-documents and training."""
+"""Review of pseudo-documents before training."""
 
 import collections
 import math
@@ -41,7 +41,7 @@ REASONS = (
     "near_duplicate_of_pseudo_document",
     "disagreement",
 )
-ECHO_WORDS = 8  # in a row, which are not the same by chance
+ECHO_WORDS = 8  # words in a row; shared runs of this length are no coincidence
 COPIED_SHARE = 0.3  # of a text's eight-word runs
 
 _BOILERPLATE = re.compile(
@@ -67,7 +67,7 @@ class ReviewOptions:
     Args:
         min_length_ratio, max_length_ratio (`float`): Length in tokens, as a share of the demonstration's (without one: of the
             median of the training documents).
-        min_words (`int`): Fewest words, whatever the demonstration.
+        min_words (`int`): Minimum number of words, regardless of the demonstration.
         near_duplicate_threshold (`float`): Jaccard similarity of three-word runs from which two texts are near-duplicates.
         language (`str`): ISO 639-1 code.
         min_agreement (`float`, *optional*): Smallest mean score of a trained model for the intended labels; needs scores.

@@ -20,7 +20,7 @@ from .settings import RequestSettings
 from .waiting import error_of, seconds_to_wait
 
 
-FAILURES_IN_A_ROW = 10  # requests that failed for good, with no success between them, before the run stops
+FAILURES_IN_A_ROW = 10  # consecutive failed requests before the run stops
 FIRST_FAILURES = 3  # the same, as long as the endpoint has not answered once
 FIRST_ATTEMPTS = 3  # where nothing has ever answered, or nothing that can be read: do not wait or pay for long
 TOKEN_BYTES, LINE_BYTES = 16, 2048  # most that a token of an answer, and the rest of its line, take in the journal
@@ -42,10 +42,10 @@ class Task(Protocol):
         """The item's request."""
 
     def follow_up(self, index: int, request: Request, entry: dict[str, Any]) -> Request | None:
-        """One more request where the answer will not do."""
+        """A follow-up request if the answer is not usable."""
 
     def row(self, index: int, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        """The output row; raises `ItemError` where the answers are of no use."""
+        """The output row; raises `ItemError` if the answers are not usable."""
 
 
 class StopRun(Exception):
@@ -178,7 +178,7 @@ class Runner:
             except AugmentationError as error:
                 self._end(str(error), error)
                 return
-            except Exception as error:  # a defect: the other workers must not go on and pay
+            except Exception as error:  # a bug: the other workers must not go on and pay
                 self._end(repr(error))
                 raise
             finally:

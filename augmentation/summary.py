@@ -1,4 +1,4 @@
-"""What a command has done, or would do."""
+"""Summaries of what a command did or would do."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

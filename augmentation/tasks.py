@@ -57,11 +57,11 @@ def run_task(
     """
     Answers every item and writes the task's file, or counts only (`dry_run`).
 
-    The output is written when every item is answered or has failed for good; with `partial` also before. Nothing that leaves
+    The output is written when every item is answered or has failed; with `partial` also before. Nothing that leaves
     this function, to a file or to the caller, holds a key.
 
     Args:
-        task (`Task`): What is asked for.
+        task (`Task`): The task.
         settings (`RequestSettings`): Model, endpoint and limits.
         output_dir: Folder of the output and the journal.
         dry_run, partial (`bool`): See above.
@@ -93,7 +93,7 @@ def _run(
     try:
         state = _run_coroutine(runner.run)
     except BaseException:
-        with contextlib.suppress(AugmentationError):  # the first problem is the one to tell
+        with contextlib.suppress(AugmentationError):  # the first problem is reported
             _write_failed(output_dir / FAILED, task, runner.state, redact)
         raise
     _write_failed(output_dir / FAILED, task, state, redact)
@@ -152,7 +152,7 @@ class Origins:
         self.old += row["provenance"]["request_key"] != request.key
 
     def notes(self, host: str) -> list[str]:
-        """Says so where answers come from another endpoint than `host`; warns of answers of version 0.1."""
+        """Warns if answers come from another endpoint than `host` or from version 0.1."""
         if self.old:
             warnings.warn(
                 f"{self.old} answers in the journal are in the form of version 0.1; the next version will ask for them again.",
@@ -204,7 +204,7 @@ class _Incomplete(Exception):
 
 
 def _rows(task: Task, journal: Journal, may_lack: set[int], origins: Origins) -> Iterator[dict[str, Any]]:
-    """Output rows in the task's order, whatever the order in which the answers came."""
+    """Output rows in the order of the task."""
     for index in range(len(task)):
         row = output_row(task, journal, index)
         if row is not None:
@@ -215,7 +215,7 @@ def _rows(task: Task, journal: Journal, may_lack: set[int], origins: Origins) ->
 
 
 def output_row(task: Task, journal: Journal, index: int) -> dict[str, Any] | None:
-    """The output row of an item, from the journal alone; None where an answer is missing or of no use."""
+    """The output row of an item, from the journal alone; None if an answer is missing or not usable."""
     request = task.request(index)
     entry = journal.answer(request)
     if entry is None:

@@ -26,10 +26,10 @@ def error_of(state: RetryCallState) -> TryAgain:
 
 def seconds_to_wait(state: RetryCallState, settings: RequestSettings, host: str) -> float:
     """
-    Seconds until the next attempt: an exponential back-off with jitter, or what the endpoint asks for if that is longer.
+    Seconds until the next attempt: an exponential back-off with jitter, or what the endpoint requests if that is longer.
 
     Raises:
-        FatalError: if the endpoint asks for more than `max_wait`.
+        FatalError: if the endpoint requests more than `max_wait`.
     """
     error = error_of(state)
     if isinstance(error, Adapted):

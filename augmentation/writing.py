@@ -1,4 +1,4 @@
-"""Writing of output files, whole or not at all."""
+"""Atomic writes of output files."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = (), special: b
         is_other = is_special(path)
     except IsADirectoryError:
         is_other, special = True, False
-    except OSError:  # not reachable: writing says why
+    except OSError:  # not accessible: writing reports why
         return
     if is_other and not special:
         raise AugmentationError(f"the output {path} must be a file, but is something else; choose another path.")
@@ -71,7 +71,7 @@ def encoded(value: Any, **options: Any) -> bytes:
 
 
 def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Writes the rows, whole or not at all; returns their number."""
+    """Writes the rows atomically; returns their number."""
     number = 0
     with replace_whole(path) as stream:
         for row in rows:
@@ -82,7 +82,7 @@ def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
 
 def check_writable(folder: str | Path) -> None:
     """
-    Tries the output folder before anything is paid for.
+    Checks the output folder before anything is paid for.
 
     Raises:
         AugmentationError: if no file can be written there.

@@ -32,7 +32,7 @@ ANSWER = "Papers on how documents of this field are found, ranked and recommende
 
 
 async def serve(latency: float) -> None:
-    """Answers every request after `latency` seconds; prints its port first. Runs in a process of its own."""
+    """Answers every request after `latency` seconds; prints its port first. Runs in a separate process."""
     answer = json.dumps(
         {
             "object": "chat.completion",

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-What a user gets without naming a setting: `run_mldc.py` with defaults, beside linear models on the same documents.
+What a user gets without naming a setting: `run_mldc.py` with defaults, compared with linear models on the same documents.
 
     python benchmarks/defaults.py run --data FOLDER --sizes 300 1000 --seeds 0 1 2
     python benchmarks/defaults.py report
@@ -77,7 +77,7 @@ def measure(top: np.ndarray, assigned: list[list[int]], gold: list[list[int]], t
 
 
 def run_command(options, folder: Path, seed: int, task) -> dict:
-    """One run of the command with defaults, in a process of its own."""
+    """One run of the command with defaults, in a separate process."""
     output = folder / f"output_{seed}"
     command = [sys.executable, str(COMMAND), "--model_name_or_path", options.backbone]
     command += [word for split in SPLITS for word in (f"--{split}_file", str(folder / f"{split}.jsonl"))]

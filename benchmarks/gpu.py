@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """
-Documents per second and model FLOP utilisation on a GPU, in one call of under eight minutes.
+Documents per second and model FLOP utilization on a GPU, in one call of under eight minutes.
 
     python benchmarks/gpu.py                 # writes benchmarks/results/gpu.json
-    python benchmarks/gpu.py --smoke         # a few steps of a tiny encoder on whatever device there is
+    python benchmarks/gpu.py --smoke         # a few steps of a tiny encoder on any device
 
 MiniLM (6 layers, 384 wide) and a RoBERTa-base-sized random encoder, 128 and 512 tokens, bf16, eager and compiled, bare
-against SEP-MLDC with 76, 3,201 and 100,000 labels. Utilisation counts 6 FLOP a parameter and token (2 in inference) plus
+against SEP-MLDC with 76, 3,201 and 100,000 labels. Utilization counts 6 FLOP per parameter and token (2 in inference) plus
 attention, over the peak given with --peak-tflops (dense bf16: 989 for H100 SXM, 312 for A100, 165 for RTX 4090).
 """
 
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
     parser.add_argument("--batch-tokens", type=int, default=32_768, dest="batch_tokens")
-    parser.add_argument("--seconds", type=float, default=1.5, help="of measuring each figure")
+    parser.add_argument("--seconds", type=float, default=1.5, help="seconds per measurement")
     parser.add_argument("--peak-tflops", type=float, default=989.0, dest="peak_tflops")
     parser.add_argument("--no-compile", action="store_false", dest="compile")
     parser.add_argument("--smoke", action="store_true")
@@ -130,16 +130,16 @@ def main() -> None:
                             "system": kind,
                             "mode": mode,
                             "train_documents_per_second": options.batch_size / step,
-                            "train_utilisation": flops[0] / step / peak,
+                            "train_utilization": flops[0] / step / peak,
                             "inference_documents_per_second": options.batch_size / infer,
-                            "inference_utilisation": flops[1] / infer / peak,
+                            "inference_utilization": flops[1] / infer / peak,
                             "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None,
                         }
                         rows.append(row)
                         print(
                             f"{encoder:<8}{length:>7}{num_labels:>8} {kind:<9}{mode:<9}{row['train_documents_per_second']:>12.0f}"
-                            f"{100 * row['train_utilisation']:>6.1f}%{row['inference_documents_per_second']:>12.0f}"
-                            f"{100 * row['inference_utilisation']:>6.1f}%",
+                            f"{100 * row['train_utilization']:>6.1f}%{row['inference_documents_per_second']:>12.0f}"
+                            f"{100 * row['inference_utilization']:>6.1f}%",
                             flush=True,
                         )
                         del plain, model, optimizer

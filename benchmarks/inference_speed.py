@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """
-Documents a second of a trained model on the CPU: PyTorch in float32, bf16 and compiled, ONNX in float32 and int8, and the
+Documents per second of a trained model on the CPU: PyTorch in float32, bf16 and compiled, ONNX in float32 and int8, and the
 bare encoder with a linear layer; with P@1 of each.
 
     python benchmarks/inference_speed.py --checkpoint outputs/quickstart
-    python benchmarks/inference_speed.py --smoke               # a tiny encoder: checks the structure, says nothing on speed
+    python benchmarks/inference_speed.py --smoke               # a tiny encoder: checks the structure, not the speed
 
 All systems run in one process, one batch of each in turn, on the same test documents; speeds are medians, and `x bare` is
-the median of the ratios of neighbouring batches, so that a machine that slows down slows all of them. Other label counts
+the median of the ratios of neighboring batches, so that a machine that slows down slows all of them. Other label counts
 than the checkpoint's take its encoder with random labels: they have a speed and no P@1.
 """
 
@@ -121,7 +121,7 @@ def read_documents(options, model, tokenizer) -> list[dict]:
 
 
 def make_batches(documents: list[dict], size: int) -> list[Batch]:
-    """Right-padded batches of neighbouring documents."""
+    """Right-padded batches of neighboring documents."""
     batches = []
     for start in range(0, len(documents), size):
         ids = [torch.tensor(document["input_ids"]) for document in documents[start : start + size]]
@@ -137,7 +137,7 @@ def make_batches(documents: list[dict], size: int) -> list[Batch]:
 
 @torch.inference_mode()
 def measure_speed(systems: dict[str, Callable], batches: list[Batch], rounds: int, description: str) -> dict:
-    """Median documents a second of each system, and the median of its speed over the bare encoder's on the same batch."""
+    """Median documents per second of each system, and the median of its speed over the bare encoder's on the same batch."""
     for run in systems.values():
         for batch in batches[:2]:  # two lengths: the compiled model now knows that they differ
             run(**batch)
@@ -188,10 +188,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--labels", type=int, nargs="*", default=[3201], help="further label counts")
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--length", type=int, default=128, help="documents are cut after so many tokens")
+    parser.add_argument("--length", type=int, default=128, help="maximum number of tokens per document")
     parser.add_argument("--documents", type=int, default=500, help="test documents for P@1")
     parser.add_argument("--test_file", default=str(TEST_FILE))
-    parser.add_argument("--rounds", type=int, default=12, help="batches a system and setting")
+    parser.add_argument("--rounds", type=int, default=12, help="batches per system and setting")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--output", default=None)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Padding waste of the document order, and the share of training time that is neither forward, backward nor optimiser.
+Padding waste of the document order, and the share of training time that is neither forward, backward nor optimizer.
 
     python benchmarks/input_pipeline.py padding FOLDER [FOLDER ...]      # folders with train.jsonl(.gz)
     python benchmarks/input_pipeline.py profile FOLDER --steps 20
@@ -68,7 +68,7 @@ def padding(options) -> dict:
 
 
 class Clock:
-    """Seconds spent in each named part; a part inside another one counts for itself only."""
+    """Seconds spent in each named part, without the parts inside it."""
 
     def __init__(self):
         self.spent: dict[str, float] = {}
@@ -92,8 +92,8 @@ class Clock:
         return wrapper
 
 
-# What has to be computed in any training; all other parts are overhead.
-STEP = ("forward", "backward", "optimiser")
+# Necessary parts; all others are overhead.
+STEP = ("forward", "backward", "optimizer")
 
 
 def watch(trainer: SepMldcTrainer, clock: Clock) -> None:
@@ -113,13 +113,13 @@ def watch(trainer: SepMldcTrainer, clock: Clock) -> None:
     trainer.log = clock.timed(trainer.log, "logging")
     trainer.compute_loss = clock.timed(trainer.compute_loss, "rest of compute_loss")
     trainer.training_step = clock.timed(trainer.training_step, "rest of training_step")
-    trainer._clip_grad_norm = clock.timed(trainer._clip_grad_norm, "optimiser")
+    trainer._clip_grad_norm = clock.timed(trainer._clip_grad_norm, "optimizer")
     create = trainer.create_optimizer
 
     def create_timed(*args, **kwargs):
         optimizer = create(*args, **kwargs)
         # A bound method, because schedulers unwrap it.
-        optimizer.step = types.MethodType(clock.timed(type(optimizer).step, "optimiser"), optimizer)
+        optimizer.step = types.MethodType(clock.timed(type(optimizer).step, "optimizer"), optimizer)
         return optimizer
 
     trainer.create_optimizer = create_timed
@@ -143,7 +143,7 @@ def profile(options) -> dict:
     clock = Clock()
     watch(trainer, clock)
     trainer.train()
-    # The sampler is made before the loop: once a run, not once a step.
+    # The sampler is made before the loop: once per run, not once per step.
     sampler = clock.spent.pop("sampler", 0.0)
     total = sum(clock.spent.values())
     shares = {name: value / total for name, value in sorted(clock.spent.items(), key=lambda item: -item[1])}
@@ -153,13 +153,13 @@ def profile(options) -> dict:
     for name, share in shares.items():
         print(f"{name:<28}{100 * share:>7.2f}%")
     print(f"{'outside ' + ', '.join(STEP):<28}{100 * outside:>7.2f}%   (target: below 5%)")
-    print(f"{'sampler, once a run':<28}{sampler:>7.2f} s")
+    print(f"{'sampler, once per run':<28}{sampler:>7.2f} s")
     return {
         "data": Path(options.folders[0]).name,
         "seconds": total,
         "sampler_seconds": sampler,
         "shares": shares,
-        "share_outside_forward_backward_optimiser": outside,
+        "share_outside_forward_backward_optimizer": outside,
     }
 
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 """
-How often must label texts be encoded? Quality of each schedule against the time of its training.
+How often to encode label texts: quality of each schedule against its training time.
 
     python benchmarks/quality.py run --data arxiv_mlc --train-size 3000 --epochs 2 \\
         --systems sep-mldc "sep-mldc encoder 8" "sep-mldc encoder 24" "sep-mldc encoder 128" ...    # first
     python benchmarks/label_schedules.py
 
-A schedule is `embedding` (label embeddings are parameters that start from the encoded texts) or `encoder N` (at most N of the
-batch's labels are encoded with gradient at each step, the others come from the table). Quality and time are those of the runs in
-benchmarks/results/quality/, all of as many steps: time is CPU seconds of training, as a ratio to `embedding`. Writes
+A schedule is `embedding` (label embeddings are parameters, initialized with the encoded texts) or `encoder N` (at most N of the
+batch's labels are encoded with gradient in each step, the others come from the table). Quality and time are those of the runs in
+benchmarks/results/quality/, all of the same number of steps: time is CPU seconds of training, as a ratio to `embedding`. Writes
 benchmarks/results/label_schedules.json and docs/label_schedules.png.
 """
 
@@ -26,7 +26,7 @@ SHOWN = ("p@1", "ndcg@5", "psp@5")
 
 
 def qualities(data: str, train_size: int) -> dict[str, list[dict]]:
-    """Training time and test metrics of each schedule, a `dict` a seed."""
+    """Training time and test metrics of each schedule, one `dict` per seed."""
     found: dict[str, list[dict]] = {schedule: [] for schedule in SCHEDULES}
     for path in sorted(QUALITY.glob(f"{data}_{train_size}_*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
 """
 Time and memory against the number of labels: losses, head, loss of the head, metrics, collator and checkpoint, up to the size of
-Amazon-670K, on random labels with a Zipf tail (5.45 labels a document, as there). The encoder is left out: it does not
-know how many labels there are.
+Amazon-670K, on random labels with a Zipf tail (5.45 labels per document, as there). The encoder is left out: its
+cost does not depend on the number of labels.
 
     python benchmarks/large_label_sets.py --labels 76 3201 100000 670000
 
-Each number of labels is measured in a process of its own; memory is that process's peak over what it held before. So is, each in
-one more process, the classification loss with its gradient: at once with float labels, and in chunks of labels with labels
-of a byte; and the best ten labels of a batch: of all logits, and in chunks of labels. Writes
-benchmarks/results/large_label_sets.json and, with matplotlib, a picture beside it.
+Each number of labels is measured in a separate process; memory is the increase of that process's peak. The following is
+measured in further processes: the classification loss with its gradient: at once with float labels, and in chunks of labels with labels
+of one byte; and the best ten labels of a batch: of all logits, and in chunks of labels. Writes
+benchmarks/results/large_label_sets.json and, with matplotlib, a picture next to it.
 """
 
 import argparse
@@ -160,7 +160,7 @@ def part_in_own_process(pipe, function) -> None:
 
 
 def run(context, target, *arguments):
-    """What `target` sends through its pipe, from a process of its own."""
+    """What `target` sends through its pipe, from a separate process."""
     receiver, sender = context.Pipe(duplex=False)
     num_labels, options, *rest = arguments
     process = context.Process(target=target, args=(num_labels, options, sender, *rest))

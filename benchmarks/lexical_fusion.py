@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-What lexical scores and their fusion are worth, given the logits of a trained encoder; no training, minutes on a CPU.
+The effect of lexical scores and their fusion, given the logits of a trained encoder. No training, minutes on a CPU.
 
     python benchmarks/lexical_fusion.py --data FOLDER --scores scores.npz --train-size 1000 --max-validation 100
 
@@ -157,7 +157,7 @@ def statistics(task: Task, scores: np.ndarray, gold: np.ndarray, decided: np.nda
 
 
 def figures(found: dict, documents: np.ndarray) -> dict[str, float]:
-    """Metrics over some documents, which may repeat, in per cent."""
+    """Metrics over some documents, which may repeat, in percent."""
     values = {name: float(found[name][0][documents].sum() / found[name][1][documents].sum()) for name in SHOWN[:5]}
     counts = np.bincount(documents, minlength=len(found["gold"])).astype(np.float64)
     correct, predicted, support = (

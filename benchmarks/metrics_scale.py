@@ -6,10 +6,10 @@ Time and peak memory of the metrics at the size of RCV1's test set (781,265 x 10
     python benchmarks/metrics_scale.py --reference_python /tmp/reference/bin/python   # also LibMultiLabel and napkinXC
     python benchmarks/metrics_scale.py --smoke                                         # tiny; checks structure and values
 
-The other libraries live in an environment of their own: `pip install libmultilabel --no-deps`, `pip install napkinxc`.
+The other libraries need a separate environment: `pip install libmultilabel --no-deps`, `pip install napkinxc`.
 
 Every system sees the same batches of scores and multi-hot labels, made from a seed and thrown away after use; each run is a
-fresh process, the systems take turns, and only the time inside the metrics counts: CPU seconds on one thread (the others
+separate process, the systems alternate, and only the time inside the metrics counts: CPU seconds on one thread (the others
 have no more), which a busy machine disturbs least, and wall seconds. Memory is the peak of the whole process
 and what the run added to it after its imports, one batch included. All systems compute P, R and nDCG at 1, 3 and 5;
 "ours" and LibMultiLabel also micro and macro F1, napkinXC PSP and PSnDCG, "ours, all" everything there is: propensities,

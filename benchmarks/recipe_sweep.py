@@ -9,7 +9,7 @@ Which training settings suit which data: hundreds of short runs of SEP-MLDC, man
     python benchmarks/recipe_sweep.py pack --plan plan.json --runs runs.jsonl --name screening  # into results/recipe_sweep.jsonl
 
 `prepare` tokenizes the documents with the project's code and fits the linear baseline. `sweep` needs PyTorch and NumPy alone
-and trains groups of K runs that share data, length, batch size, frozen layers and number of epochs, and differ in whatever else
+and trains groups of K runs that share data, length, batch size, frozen layers and number of epochs, and differ in any other setting
 (`RUN` below): every weight is stored K times, (K, in, out), and a batched matrix product serves all runs at once. Small
 encoders leave a GPU idle when they are trained one by one.
 
@@ -909,7 +909,7 @@ def finish(group: Group, records, options) -> None:
         out = np.zeros((group.size, group.data.num_labels), np.float16)
         for index in range(group.number):
             rows = group.held_out[index]
-            # All runs predict all held-out documents; each is asked for its own alone.
+            # All runs predict all held-out documents; each keeps its own.
             out[rows] = group.predict("train", rows, torch.float16)[index].cpu().numpy()
         parts["out_of_fold"] = out
     else:

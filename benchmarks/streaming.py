@@ -110,7 +110,7 @@ def measure(options) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--documents", type=int, default=5_000_000)
-    parser.add_argument("--words", type=int, default=30, help="words a document")
+    parser.add_argument("--words", type=int, default=30, help="words per document")
     parser.add_argument("--labels", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20, help="training steps before the loader runs alone")

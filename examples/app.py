@@ -207,7 +207,7 @@ def build_page(pipe: Pipeline):
             [labels, classified, bars, choice, highlighted, attended],
             api_name="classify",
         )
-        # Moving the slider asks for one threshold for all labels.
+        # Moving the slider selects one threshold for all labels.
         slider.release(lambda: False, None, own, api_name=False).then(
             on_threshold, [labels, slider, own], bars, api_name=False
         )

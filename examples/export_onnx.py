@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Write a trained SEP-MLDC checkpoint as ONNX, in float32 or int8, and say how far it is from the checkpoint.
+Write a trained SEP-MLDC checkpoint as ONNX, in float32 or int8, and report how much it differs from the checkpoint.
 
     python examples/export_onnx.py outputs/quickstart outputs/onnx
     python examples/export_onnx.py outputs/quickstart outputs/onnx-int8 --int8 --documents examples/data/test.jsonl.gz
@@ -20,7 +20,7 @@ from trainer.export import check_folder, compare_logits, export_onnx
 
 
 def texts_to_compare(options, config) -> list[str]:
-    """Documents of the file, or the label texts of the checkpoint, which are at hand without one."""
+    """Documents of the file, or, without one, the label texts of the checkpoint."""
     if options.documents is None:
         return config.label_texts[: options.max_documents]
     documents = load_splits(test_file=options.documents, label_column=None, text_columns=[options.text_column])["test"]

@@ -5,8 +5,8 @@ Heat maps of the similarities that a checkpoint has learned, like Figures 2 and 
     python examples/plot_similarity.py outputs/quickstart --train_file examples/data/train.jsonl.gz \
         --documents_file examples/data/test.jsonl.gz --output_dir outputs/similarity
 
-Writes label_similarity.png (inner products of label embeddings; beside it the Jaccard similarity of the labels in the
-training documents, Eq. 5-8), document_similarity.png (inner products of document embeddings; beside it the Jaccard
+Writes label_similarity.png (inner products of label embeddings, next to the Jaccard similarity of the labels in the
+training documents, Eq. 5-8), document_similarity.png (inner products of document embeddings, next to the Jaccard
 similarity of their label sets, Eq. 10-13) and similarity.json with the rank correlation of each pair of matrices.
 Embeddings have unit length. Rows are ordered by average-linkage clustering of the embeddings. Needs the extra `plot`.
 """

@@ -82,7 +82,9 @@ class PredictArguments:
         default=None, metadata={"help": "Column copied to `id`. Defaults to `id` where there is such a column."}
     )
 
-    top_k: int | None = field(default=None, metadata={"help": "Return the best k labels, whatever the thresholds."})
+    top_k: int | None = field(
+        default=None, metadata={"help": "Return the best k labels, regardless of the thresholds."}
+    )
     threshold: float | None = field(default=None, metadata={"help": "One threshold for all labels, from 0 to 1."})
     min_score: float | None = field(default=None, metadata={"help": "Leave out labels with a lower score."})
     max_length: int | None = field(
@@ -288,7 +290,7 @@ class DirectOutput:
 
 
 def open_output(args: PredictArguments, paths: list[str]) -> DirectOutput | ResumableLines:
-    """The output. Whatever speaks against it is found here, before a model is loaded."""
+    """The output, checked before a model is loaded."""
     path = args.output_file
     if path != "-":
         check_apart(path, [*paths, *model_files(args.model_name_or_path)])
@@ -348,7 +350,7 @@ def load_pipeline(args: PredictArguments) -> MultiLabelDocumentClassificationPip
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError):
         raise
-    except Exception as error:  # whatever libraries raise for a damaged checkpoint
+    except Exception as error:  # libraries raise many kinds of errors for damaged checkpoints
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{name} cannot be loaded ({type(error).__name__}: {reason}). Save or download the checkpoint again."
@@ -461,7 +463,7 @@ def main(arguments: list[str] | None = None) -> None:
         (args,) = parser.parse_args_into_dataclasses(args=arguments)
         predict(args)
     except BrokenPipeError:
-        # Whoever reads standard output has enough. Python would complain once more when it closes the stream.
+        # The reader of standard output has stopped. Python would raise again when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except torch.OutOfMemoryError as error:

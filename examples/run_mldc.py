@@ -6,7 +6,7 @@ Fine-tune, evaluate and run SEP-MLDC on documents with several labels each.
     accelerate launch examples/run_mldc.py --train_file train.csv --validation_file dev.csv --model_name_or_path roberta-base \
         --label_delimiter ";" --output_dir outputs --do_train --do_eval
 
-All arguments: `python examples/run_mldc.py --help`. They can stand in one JSON or YAML file instead.
+All arguments: `python examples/run_mldc.py --help`. They can be given in one JSON or YAML file instead.
 """
 
 import dataclasses
@@ -98,9 +98,9 @@ OUTPUTS = (
     "comparison.json",
     "README.md",
 )
-# Predicted labels among which those to assign are looked for.
+# Number of best labels from which the assigned ones are chosen.
 MOST_ASSIGNED = 100
-# Baselines are trained by default where they take less than this share of the training time.
+# Baselines are trained by default if they take less than this share of the training time.
 BASELINE_SHARE = 0.1
 DEFAULT_VALIDATION_SPLIT = 0.1
 
@@ -187,7 +187,7 @@ def read_settings(argv: list[str]) -> Settings:
         logging.set_verbosity_info() if args.get_process_log_level() <= 20 else logging.set_verbosity_warning()
     if any(word.partition("=")[0].replace("-", "_") == "__hub_token" for word in argv):
         logger.warning(
-            "`--hub_token` stands on the command line, where process lists show it, and accelerate prints the whole command when a "
+            "`--hub_token` is on the command line, where process lists show it, and accelerate prints the whole command when a "
             "run fails. Set the environment variable HF_TOKEN or use `hf auth login` instead."
         )
     if named.get("bf16") and args.use_cpu and not is_bfloat16_native(use_cpu=True):
@@ -237,7 +237,7 @@ def find_encoder(settings: Settings):
 
 
 def prepare_data(settings: Settings, backbone: str, tokenizer, trained: bool) -> RunData:
-    """Read and check all input, learn the labels, tokenize. Whatever is wrong with the input is found here."""
+    """Read and check all input, collect the labels, tokenize. Errors in the input are found here."""
     args = settings.args
     with args.main_process_first(desc="reading documents"):
         documents = load_documents(settings)
@@ -259,7 +259,7 @@ def prepare_data(settings: Settings, backbone: str, tokenizer, trained: bool) ->
     if settings.labels.label_descriptions_file and not trained:
         data.descriptions = load_label_descriptions(settings.labels.label_descriptions_file, labels)
 
-    # Only now: labels are learned from all training documents, so that a short trial has the same ones.
+    # After the labels were collected from all training documents, so that a short trial has the same ones.
     for split in documents:
         limit = settings.data.max_train_samples if split == "train" else settings.data.max_eval_samples
         documents[split] = first(documents[split], limit)
@@ -401,12 +401,12 @@ def choose_metrics(settings: Settings, num_labels: int) -> None:
 
 
 def show_data(settings: Settings, data: RunData, tokenizer) -> None:
-    """One page about the documents, before anything is trained."""
+    """Print a report on the documents before training."""
     train = data.documents.get("train")
     if train is None or isinstance(train, datasets.IterableDataset) or not settings.args.should_log:
         return
     if "is_pseudo" in train.column_names:
-        train = train.select(range(data.num_documents))  # pseudo-documents stand at the end
+        train = train.select(range(data.num_documents))  # pseudo-documents are at the end
     limit = min(n for n in (settings.data.max_length, tokenizer.model_max_length) if n)
     others = {split: data.documents[split] for split in ("validation", "test") if split in data.documents}
     found = inspect_documents(
@@ -459,7 +459,7 @@ def choose_settings(settings: Settings, data: RunData, backbone: str) -> Setting
 
 
 def show_plan(settings: Settings, data: RunData) -> None:
-    """What will be done."""
+    """Print what will be done."""
     args, train = settings.args, data.encoded["train"]
     if not args.should_log:
         return
@@ -554,7 +554,7 @@ def check_metric_for_best_model(trainer: SepMldcTrainer) -> None:
 
 
 def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
-    """Train and save; only then what needs the trained model: lexical scores and thresholds."""
+    """Train and save, then fit lexical scores and thresholds."""
     result = trainer.train(resume_from_checkpoint=settings.args.resume_from_checkpoint)
     save_model_whole(trainer)
     trainer.save_state()
@@ -604,7 +604,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> Evaluation | None:
-    """Measure on validation and test documents and write what was measured; the last of them is what is reported."""
+    """Measure on validation and test documents and write the results; the last result is reported."""
     args, result = settings.args, None
     if args.do_eval:
         result = measure(data, trainer, "validation", "eval")
@@ -654,7 +654,7 @@ def thresholds_of(trainer: SepMldcTrainer) -> list[float] | None:
 
 
 def report(settings: Settings, data: RunData, trainer: SepMldcTrainer, result: Evaluation) -> None:
-    """Show what was measured beside baselines, the worst labels, some documents, and what to do next."""
+    """Print the results next to baselines, the worst labels, some documents, and what to do next."""
     if not trainer.is_world_process_zero():
         return
     folder, split = Path(settings.args.output_dir), result.split
@@ -698,7 +698,7 @@ def report(settings: Settings, data: RunData, trainer: SepMldcTrainer, result: E
 
 
 def wants_baselines(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> bool:
-    """Whether baselines are asked for, or cheap beside the training."""
+    """Whether baselines are requested, or cheap compared with training."""
     train = data.documents.get("train")
     if train is None or isinstance(train, datasets.IterableDataset):
         return False

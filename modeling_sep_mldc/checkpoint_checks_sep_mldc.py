@@ -17,7 +17,7 @@ def explained_loading_errors(name: str | os.PathLike | None, kwargs: dict[str, A
 
     Raises:
         OSError: there are no weights in safetensors, or a file of them is damaged.
-        ValueError: a pickle is asked for, or weights have other shapes than the configuration says.
+        ValueError: a pickle is requested, or weights have other shapes than the configuration says.
     """
     if kwargs.get("use_safetensors") is False:
         raise ValueError(
@@ -48,11 +48,11 @@ def explained_loading_errors(name: str | os.PathLike | None, kwargs: dict[str, A
 
 def check_loading_report(name: str | os.PathLike | None, report: dict[str, Any]) -> None:
     """
-    Refuse weights that lack tensors of the model, or have some that it lacks: its answers would be those of another model.
+    Refuse weights with missing or unexpected tensors.
 
     Args:
         name (`str` or `os.PathLike`): the checkpoint.
-        report (`dict`): what `from_pretrained(..., output_loading_info=True)` returns beside the model.
+        report (`dict`): what `from_pretrained(..., output_loading_info=True)` returns with the model.
     """
     for problem, text in (
         ("missing_keys", "lack {} of the model ({}), which would be random numbers"),
@@ -77,7 +77,7 @@ def check_finite(name: str | os.PathLike | None, model: nn.Module) -> None:
             # Offloaded weights are on the meta device, 8-bit ones have no sum.
             if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() < 2:
                 continue
-            # A sum needs no memory. It may overflow, so it only tells where to look closer.
+            # A sum needs no memory. It may overflow, so only tensors with a suspicious sum are checked in full.
             if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
                 raise ValueError(
                     f"`{tensor_name}` of {name} holds NaN or infinite values, so its scores would mean nothing; the training "

@@ -35,7 +35,7 @@ def multi_label_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> t
         `torch.Tensor`: a float32 scalar; 0 for a batch without documents.
     """
     terms = kind.split("+")
-    # A compiler fuses the casts, so it gets the formula as it stands.
+    # A compiler fuses the casts, so it gets the plain formula.
     if logits.numel() > LOSS_CHUNK_SIZE and not torch.compiler.is_compiling():
         return _ChunkedLoss.apply(logits, labels.to(logits.device), terms)
     logits, labels = logits.float(), labels.to(device=logits.device, dtype=torch.float32)

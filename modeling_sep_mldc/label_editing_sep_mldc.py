@@ -13,26 +13,24 @@ from .label_texts_sep_mldc import pad_label_inputs, tokenize_label_texts
 
 
 # Maximum number of existing labels that a new label starts from.
-NUM_NEIGHBOURS = 5
+NUM_NEIGHBORS = 5
 
 
-def neighbour_weights(
-    embeds: torch.Tensor, others: torch.Tensor, num_neighbours: int = NUM_NEIGHBOURS
-) -> torch.Tensor:
+def neighbor_weights(embeds: torch.Tensor, others: torch.Tensor, num_neighbors: int = NUM_NEIGHBORS) -> torch.Tensor:
     """
     Weights of the nearest `others` of each embedding, proportional to how far their cosine is above the mean cosine to all
-    others: the cosines of an encoder's texts lie in a narrow band far from zero.
+    others: the cosines of an encoder's texts are in a narrow range far from zero.
 
     Args:
         embeds (`torch.Tensor` of shape `(n, d)`): embeddings.
         others (`torch.Tensor` of shape `(m, d)`): embeddings to choose neighbors from.
-        num_neighbours (`int`, *optional*, defaults to 5): maximum number of positive weights per row.
+        num_neighbors (`int`, *optional*, defaults to 5): maximum number of positive weights per row.
 
     Returns:
         `torch.Tensor` of shape `(n, m)`: non-negative weights; each row sums to 1.
     """
     cosines = F.normalize(embeds.float(), dim=-1) @ F.normalize(others.float(), dim=-1).t()
-    best, indices = cosines.topk(min(num_neighbours, len(others)), dim=-1)
+    best, indices = cosines.topk(min(num_neighbors, len(others)), dim=-1)
     # The smallest positive number keeps a row whose cosines are all equal (a single label, say) from 0/0.
     above = (best - cosines.mean(dim=-1, keepdim=True)).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.zeros_like(cosines).scatter_(1, indices, above / above.sum(dim=-1, keepdim=True))
@@ -94,7 +92,7 @@ class LabelEditingMixin:
         Add labels that the model can score before any training on them (zero-shot).
 
         The embedding of a new label is that of its text (Eq. 1-2, 5). Its output weights and its decision threshold are means of
-        those of the closest existing labels, weighted by similarity ([`neighbour_weights`]). Its bias is the mean of all biases:
+        those of the closest existing labels, weighted by similarity ([`neighbor_weights`]). Its bias is the mean of all biases:
         the meaning of a label says nothing about its frequency, and with the biases of their neighbors new labels rank worse
         among each other. If stored embeddings have moved away from their texts because they were trained, the embedding of a new
         label is moved as those of its neighbors were.
@@ -136,7 +134,7 @@ class LabelEditingMixin:
         old = self.label_embeddings.detach().float()
         max_label_length = min(max_label_length, config.max_tokens(tokenizer))
         new = self.encode_labels(tokenize_label_texts(tokenizer, texts, max_label_length))
-        weights = neighbour_weights(new, old)
+        weights = neighbor_weights(new, old)
 
         used = weights.any(dim=0).nonzero().flatten()
         label_texts = config.label_texts
@@ -179,7 +177,7 @@ class LabelEditingMixin:
         kept = [index for index in range(config.num_labels) if index not in gone]
         if not kept:
             raise ValueError(
-                f"`labels` names all {config.num_labels} labels, but a classifier needs one at least. Leave one out."
+                f"`labels` names all {config.num_labels} labels, but at least one must remain. Leave one out."
             )
         labels_before = config.labels
         names = [labels_before[index] for index in kept]

@@ -1,4 +1,4 @@
-"""Lexical scores of SEP-MLDC models: a sparse linear classifier over the document's own tokens, beside the encoder's scores."""
+"""Lexical scores of SEP-MLDC models: a sparse linear classifier on the tokens of the document, added to the encoder's scores."""
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ def term_weights(
     r"""
     TF-IDF of the terms of documents: $(1 + \ln n_t) \cdot \text{idf}_t$, scaled to length 1. Terms are the tokens and, behind
     them, the buckets of pairs of neighboring tokens. A token that was in no training document, and every special token, has an
-    idf of 0 and is part of no pair.
+    idf of 0 and belongs to no pair.
 
     Args:
         input_ids, attention_mask (`torch.Tensor` of shape `(B, T)`): the documents.
@@ -45,7 +45,7 @@ def term_weights(
     empty = torch.zeros(idf.shape[0], input_ids.shape[0], device=input_ids.device)
     counts = empty.scatter_add(0, terms, attended).gather(0, terms)
     weights = torch.where(counts > 0, 1 + counts.clamp_min(1).log(), counts) * idf[terms]
-    # A term that occurs n times is here n times, with an n-th of its square each.
+    # A term that occurs n times is stored n times, each with 1/n of its square.
     squares = (weights.square() * attended / counts.clamp_min(1)).sum(dim=0)
     return empty.scatter(0, terms, weights / squares.sqrt().clamp_min(1e-9)).t()
 
@@ -53,11 +53,11 @@ def term_weights(
 class LexicalScores(nn.Module):
     """
     Margins of one linear classifier per label on the TF-IDF of tokens and pairs of neighboring tokens, times a scale, plus a
-    lift of rare labels; how much both count was chosen on validation documents.
+    bonus for rare labels. Both weights are chosen on validation data.
 
     Of each label only the largest weights are stored, `num_features` of them: 8 bytes per weight, not a row as long as the
-    vocabulary. An encoder sees the meaning of the first tokens; this sees the words of all of them, which
-    tells thousands of rare labels apart. `SepMldcTrainer.fit_lexical_scores` fits it.
+    vocabulary. The encoder reads the first tokens of a document, lexical scores read all of them, which
+    helps with many rare labels. `SepMldcTrainer.fit_lexical_scores` fits it.
 
     Args:
         vocab_size, num_labels, num_features (`int`): V, L, F.
@@ -67,7 +67,7 @@ class LexicalScores(nn.Module):
     def __init__(self, vocab_size: int, num_labels: int, num_features: int, num_bigrams: int = 0):
         super().__init__()
         self.num_bigrams = num_bigrams
-        # Buffers: constants of the model, saved with it, and no affair of an optimizer.
+        # Buffers: saved with the model, but not optimized.
         self.register_buffer("idf", torch.zeros(vocab_size + num_bigrams))
         self.register_buffer("feature_ids", torch.zeros(num_labels, num_features, dtype=torch.int32))
         self.register_buffer("feature_weights", torch.zeros(num_labels, num_features))
@@ -88,7 +88,7 @@ class LexicalScores(nn.Module):
         return sums.t() + self.bias[labels].float()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels=slice(None)):
-        """What is added to the logits (B, L): `scale` times the margins, plus the lift of each label."""
+        """What is added to the logits (B, L): `scale` times the margins, plus the bonus of each label."""
         return self.scale.float() * self.margins(input_ids, attention_mask, labels) + self.lift[labels].float()
 
     @torch.no_grad()
@@ -128,8 +128,8 @@ class LexicalScores(nn.Module):
     @torch.no_grad()
     def resize_vocabulary(self, old_size: int, new_size: int) -> None:
         """
-        Fit the tables to a vocabulary of another size: new tokens have no weight, weights of removed ones are dropped. What lies
-        beyond the vocabulary in the tables of features moves along.
+        Fit the tables to a vocabulary of another size: new tokens have no weight, weights of removed ones are dropped. Ids of pairs,
+        which follow the vocabulary, are shifted.
         """
         kept, added = min(old_size, new_size), max(new_size - old_size, 0)
         self.idf = torch.cat([self.idf[:kept], self.idf.new_zeros(added), self.idf[old_size:]])

@@ -55,7 +55,7 @@ class SepMldcOutput(ModelOutput):
         candidate_embeds (`torch.FloatTensor` of shape `(C, d)`, *optional*):
             The freshly encoded rows of `label_embeds`, with gradient, when candidates were given.
         hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
-            The encoder's, for the documents, when asked for.
+            Those of the encoder for the documents, if requested.
     """
 
     loss: torch.FloatTensor | None = None
@@ -72,7 +72,7 @@ class SepMldcClassifier(nn.Module):
     """
     Scores every label from the input features (B, f) and the label embeddings: `"mlp"`, `"similarity"` or their sum.
 
-    The similarity logit of label l is `scale · cos(W e_input, e_y[l])`. One bias a label serves all kinds.
+    The similarity logit of label l is `scale · cos(W e_input, e_y[l])`. All kinds share one bias per label.
     """
 
     def __init__(self, config: SepMldcConfig):
@@ -120,7 +120,7 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    # As in other composite models: what is asked for is checked by the encoder's class.
+    # As in other composite models, the encoder's class checks what is requested.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -201,25 +201,23 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         """
         labels = labels if isinstance(labels, str) else list(labels)
         if isinstance(labels, str) or not labels:
-            raise ValueError(
-                f"`labels` is {labels!r}, but a list of label names is needed. Pass one with a name or more."
-            )
+            raise ValueError(f"`labels` is {labels!r}, but a list of label names is needed. Pass at least one.")
         labels = [normalize("NFC", label) for label in labels]
         descriptions = {normalize("NFC", label): text for label, text in (label_descriptions or {}).items()}
         unknown = sorted(set(descriptions) - set(labels))
         if unknown:
             raise ValueError(
-                f"`label_descriptions` explains {unknown[0]!r}, which is not among the {len(labels)} labels. Remove it or "
+                f"`label_descriptions` describes {unknown[0]!r}, which is not among the {len(labels)} labels. Remove it or "
                 "correct its name."
             )
         set_padding_token(tokenizer)
         backbone_kwargs = dict(backbone_kwargs or {})
-        # The weights are trained from here on: half precision is a matter of autocast, not of storage.
+        # Weights that will be trained are stored in float32; half precision comes from autocast.
         backbone_kwargs.setdefault("dtype", torch.float32)
         encoder_config = AutoConfig.from_pretrained(backbone, **backbone_kwargs)
         encoder = encoder_class(encoder_config).from_pretrained(backbone, **backbone_kwargs)
         if os.path.isdir(backbone):
-            # A folder of this machine means nothing to whoever loads the checkpoint.
+            # A local path is meaningless to users of the checkpoint.
             encoder.config._name_or_path = os.path.basename(os.path.normpath(backbone))
         if config_kwargs.get("label_counts") is not None:
             config_kwargs["label_counts"] = [int(count) for count in config_kwargs["label_counts"]]
@@ -234,7 +232,7 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
             **config_kwargs,
         )
         model = cls(config)
-        # Loading first and copying leaves out the pooler and any other head without a warning about missing weights.
+        # Loading and copying drops the pooler and other heads without a warning about missing weights.
         report = model.backbone.load_state_dict(encoder.state_dict(), strict=False)
         if report.missing_keys:
             raise ValueError(
@@ -270,7 +268,7 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
 
         Raises:
             OSError: there are no weights in safetensors, or a file of them is damaged.
-            ValueError: a pickle is asked for, weights are missing or do not fit the configuration, or some are NaN or infinite.
+            ValueError: a pickle is requested, weights are missing or do not fit the configuration, or some are NaN or infinite.
         """
         name = pretrained_model_name_or_path
         with_report = kwargs.pop("output_loading_info", False)
@@ -314,7 +312,7 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         self.backbone.set_input_embeddings(value)
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
-        """As in transformers. The tables of the lexical scores are resized along."""
+        """As in transformers. The tables of the lexical scores are resized as well."""
         text_config = self.config.get_text_config()
         old_size = text_config.vocab_size
         embeddings = super().resize_token_embeddings(*args, **kwargs)
@@ -339,7 +337,7 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         r"""
         Probabilities of labels from the logits that the model returns outside training.
 
-        Each label has a probability of its own, so any selection of labels may be passed: $\sigma(z)$, as logits are already
+        Each label has its own probability, so any selection of labels may be passed: $\sigma(z)$, as logits are already
         calibrated ($\sigma(a z + b)$ for checkpoints of version 0.1, see `config.calibrate_logits`). A model that only ranks labels
         (`config.is_ranking`) has no such probabilities; it returns each label's share of the softmax over all labels.
 
@@ -428,7 +426,7 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
             features = torch.cat([table.mix(attention), document_embeds], dim=-1)  # Eq. 17-18
         features = features.to(self.classifier.bias.dtype)
         logits = self.classifier(features, table.products)
-        # Their margins are near 1 for every label of a training document: in training they would leave nothing to learn.
+        # Their margins are near 1 for the labels of training documents: added during training, they would leave nothing to learn.
         if self.lexical is not None and not self.training and input_ids is not None:
             logits = logits + self.lexical(input_ids, attention_mask).to(logits.dtype)
 

@@ -22,13 +22,13 @@ class TopKMixin:
         r"""
         The best `k` labels of each document, `forward(...).logits.topk(k)`, from `chunk_size` labels at a time.
 
-        For label sets so large that the logits (B, L) and α (B, L) of a batch do not fit. Label attention (Eq. 16-17) is
+        For label sets whose logits (B, L) and attention weights (B, L) do not fit into memory. Label attention (Eq. 16-17) is
         summed up over a first pass through the labels with a running maximum, the logits are ranked in a second one.
         Without gradient and without dropout.
 
         Args:
             input_ids, attention_mask, token_type_ids, inputs_embeds: the documents, as in `forward`.
-            k (`int`, defaults to 10): labels a document, from 1 to the number of labels.
+            k (`int`, defaults to 10): number of labels per document, from 1 to the number of labels.
             chunk_size (`int`, defaults to 16,384): labels that are scored together.
 
         Returns:

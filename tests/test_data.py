@@ -149,7 +149,7 @@ def test_globs_and_lists_of_files_make_one_split(tmp_path, load):
     assert len(load([str(tmp_path / "part2.jsonl"), str(tmp_path / "part0.jsonl")])) == 2
 
 
-def test_unlabelled_documents_load_without_a_label_column(tmp_path, load):
+def test_unlabeled_documents_load_without_a_label_column(tmp_path, load):
     assert load(write(tmp_path / "t.csv", "text\nx\n"), label_column=None).column_names == ["text"]
 
 
@@ -306,7 +306,7 @@ def test_a_multi_hot_value_that_is_neither_0_nor_1_is_named(tmp_path, load):
         load(write(tmp_path / "t.csv", "text,a\nx,1\ny,2\n"), label_column=["a"])
 
 
-def test_an_unlabelled_class_id_is_named(tmp_path, load):
+def test_an_unlabeled_class_id_is_named(tmp_path, load):
     features = Features({"text": Value("string"), "labels": ListFeature(ClassLabel(names=["a"]))})
     file = write(tmp_path / "t.parquet", parquet([{"text": "x", "labels": [-1]}], features))
     with pytest.raises(ValueError, match="row 1: `labels` holds -1, but its 1 classes"):
@@ -368,7 +368,7 @@ def any_train(request, train):
     return train if request.param == "table" else train.to_iterable_dataset(num_shards=2)
 
 
-def test_labels_are_learnt_from_train_in_sorted_order(any_train):
+def test_labels_are_learned_from_train_in_sorted_order(any_train):
     assert build_label_list(any_train) == ["a", "b", "c"]
 
 
@@ -379,7 +379,7 @@ def test_documents_without_any_label_cannot_be_trained_on(train):
 
 def test_a_label_list_file_fixes_the_order_and_refuses_a_name_twice(tmp_path, train):
     assert build_label_list(train, write(tmp_path / "labels.txt", "c\n\nz\na\n")) == ["c", "z", "a"]
-    with pytest.raises(ValueError, match="line 3: label 'c' already stands in line 1"):
+    with pytest.raises(ValueError, match="line 3: label 'c' already appears in line 1"):
         build_label_list(train, write(tmp_path / "labels.txt", "c\na\nc\n"))
     with pytest.raises(ValueError, match="holds no labels"):
         build_label_list(train, write(tmp_path / "labels.txt", "\n"))

@@ -129,7 +129,7 @@ def test_two_checkpoints_live_in_one_process(session):
     assert_same(seen["first again"], trained["logits"])
 
 
-def test_hostile_label_names_and_long_expansions_survive(session):
+def test_hostile_label_names_and_long_descriptions_survive(session):
     _, _, seen, _ = session
     assert seen["labels"] == LABELS and seen["descriptions"] == DESCRIPTIONS
     assert {entry["label"] for entry in seen["pipeline"][0]} == set(LABELS)

@@ -8,7 +8,7 @@ from tiny_models import KINDS, tiny_batch, tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
-from modeling_sep_mldc.label_editing_sep_mldc import neighbour_weights
+from modeling_sep_mldc.label_editing_sep_mldc import neighbor_weights
 from modeling_sep_mldc.label_texts_sep_mldc import tokenize_label_texts
 
 
@@ -76,11 +76,11 @@ def test_the_embedding_of_a_new_label_is_its_encoded_text(kind):
     assert torch.allclose(model.label_embeddings[4:], expected, atol=1e-4)
 
 
-def test_new_output_weights_and_thresholds_are_means_of_the_neighbours_and_a_new_bias_is_the_mean_of_all():
+def test_new_output_weights_and_thresholds_are_means_of_the_neighbors_and_a_new_bias_is_the_mean_of_all():
     model = make_model()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     model.add_labels({"cells": "cell cells", "queries": "query search"}, tiny_tokenizer())
-    weights = neighbour_weights(model.label_embeddings[4:], before["label_embeddings"])
+    weights = neighbor_weights(model.label_embeddings[4:], before["label_embeddings"])
     rows, bias = model.classifier.out_proj.weight, model.classifier.bias
     assert torch.equal(rows[:4], before["classifier.out_proj.weight"]) and torch.equal(
         bias[:4], before["classifier.bias"]
@@ -94,16 +94,16 @@ def test_new_output_weights_and_thresholds_are_means_of_the_neighbours_and_a_new
         assert torch.equal(dict(model.named_parameters())[name], before[name])
 
 
-def test_neighbour_weights_grow_with_the_cosine_and_ignore_what_is_below_the_mean():
+def test_neighbor_weights_grow_with_the_cosine_and_ignore_what_is_below_the_mean():
     others = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
-    (weights,) = neighbour_weights(torch.tensor([[3.0, 0.3]]), others)
+    (weights,) = neighbor_weights(torch.tensor([[3.0, 0.3]]), others)
     cosines = torch.nn.functional.normalize(torch.tensor([[3.0, 0.3]])) @ others.t()
     above = (cosines[0] - cosines.mean()).clamp_min(0)
     assert weights == pytest.approx((above / above.sum()).tolist())
     assert weights[0] > weights[1] > 0 and weights[3] < 1e-30
-    assert (neighbour_weights(torch.randn(3, 4), torch.randn(50, 4)) > 1e-30).sum(dim=1).max() <= 5
-    assert neighbour_weights(torch.ones(1, 2), torch.ones(1, 2)).tolist() == [[1.0]]
-    assert neighbour_weights(torch.ones(1, 2), torch.ones(3, 2)).sum() == pytest.approx(1.0)
+    assert (neighbor_weights(torch.randn(3, 4), torch.randn(50, 4)) > 1e-30).sum(dim=1).max() <= 5
+    assert neighbor_weights(torch.ones(1, 2), torch.ones(1, 2)).tolist() == [[1.0]]
+    assert neighbor_weights(torch.ones(1, 2), torch.ones(3, 2)).sum() == pytest.approx(1.0)
 
 
 def test_a_copy_of_a_label_under_another_name_scores_like_it_without_label_attention():
@@ -141,7 +141,7 @@ def test_with_label_attention_old_scores_change_only_by_what_the_new_label_is_at
     assert torch.allclose(after.logits, expected, atol=1e-4)
 
 
-def test_a_new_embedding_moves_the_way_trained_embeddings_of_its_neighbours_have_moved():
+def test_a_new_embedding_moves_the_way_trained_embeddings_of_its_neighbors_have_moved():
     model = make_model()
     moved = torch.full((4, 32), 0.5)
     untouched = copy.deepcopy(model)

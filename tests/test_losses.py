@@ -272,7 +272,7 @@ def test_embeddings_that_are_zero_or_huge_stay_finite():
             assert torch.isfinite(value) and torch.isfinite(embeds.grad).all()
 
 
-def test_share_of_anchors_with_positive_counts_exact_label_sets_of_labelled_documents():
+def test_share_of_anchors_with_positive_counts_exact_label_sets_of_labeled_documents():
     for seed in range(20):
         _, labels = random_batch("document", seed)
         label_sets = [tuple(row) for row in labels.tolist() if any(row)]

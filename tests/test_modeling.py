@@ -240,14 +240,14 @@ def test_stored_embeddings_that_are_still_zero_give_finite_scores_and_gradients(
 def slow_loss(logits, labels, kind):
     total = 0.0
     for scores, targets in zip(logits.double().tolist(), labels.tolist()):
-        normaliser = math.log(sum(math.exp(z) for z in scores))
+        normalizer = math.log(sum(math.exp(z) for z in scores))
         negatives = sum(math.exp(z) for z, y in zip(scores, targets) if not y)
         for z, y in zip(scores, targets):
             probability = 1 / (1 + math.exp(-z))
             if "bce" in kind:
                 total -= math.log(probability if y else 1 - probability)
             if "softmax" in kind.split("+") and y:
-                total -= z - normaliser
+                total -= z - normalizer
             if "decoupled_softmax" in kind and y:
                 total += math.log(math.exp(z) + negatives) - z
     return total / len(logits)
@@ -309,7 +309,7 @@ def test_labels_that_no_document_or_every_document_has_get_a_finite_prior_bias()
 # --- label texts
 
 
-def test_a_label_text_is_label_colon_expansion_or_the_bare_name():
+def test_a_label_text_is_label_colon_description_or_the_bare_name():
     config = SepMldcConfig(id2label=dict(enumerate(LABELS)), label_descriptions={**DESCRIPTIONS, "cs.CL": ""})
     assert config.label_texts == ["cs.IR: search engines and ranking", "cs.CL", "math.CO: graphs"]
     assert SepMldcConfig(id2label={0: "a"}).label_texts == ["a"]

@@ -32,7 +32,7 @@ run_mldc = load_script()
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A tiny encoder, documents of three topics, expansions and pseudo-documents."""
+    """A tiny encoder, documents of three topics, label descriptions and pseudo-documents."""
     folder = tmp_path_factory.mktemp("files")
     tiny_backbone(folder / "encoder")
     names = list(TOPICS)
@@ -47,7 +47,7 @@ def files(tmp_path_factory):
         writer = csv.writer(file)
         writer.writerow(["title", "text", "labels"])
         writer.writerows(["a title", row["text"], ";".join(row["labels"])] for row in rows[:24])
-    (folder / "expansions.json").write_text(json.dumps({"stars": "Things that shine.", "robots": "Machines."}))
+    (folder / "descriptions.json").write_text(json.dumps({"stars": "Things that shine.", "robots": "Machines."}))
     (folder / "pseudo.jsonl").write_text(json.dumps({"text": "a market of stars", "labels": ["markets"]}) + "\n")
     return folder
 
@@ -105,7 +105,7 @@ def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, 
         files,
         tmp_path,
         id_column="id",
-        label_descriptions_file=files / "expansions.json",
+        label_descriptions_file=files / "descriptions.json",
         pseudo_documents_file=files / "pseudo.jsonl",
         baselines=True,
         learning_rate=1e-3,
@@ -305,7 +305,7 @@ def test_duplicate_names_in_a_label_list_are_refused(monkeypatch, files, tmp_pat
         run(monkeypatch, files, tmp_path / "out", label_list_file=tmp_path / "labels.txt")
 
 
-def test_an_expansion_for_an_unknown_label_warns_with_the_closest_name(files, caplog):
+def test_a_description_of_an_unknown_label_warns_with_the_closest_name(files, caplog):
     import logging
 
     from trainer.data import load_label_descriptions

@@ -1,4 +1,4 @@
-"""Training of SEP-MLDC models: a `Trainer`, losses, metrics, data, thresholds, export. Imported on first use."""
+"""Training of SEP-MLDC models: a `Trainer`, losses, metrics, data, thresholds, export. Names are imported on first use."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING

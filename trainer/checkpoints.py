@@ -1,4 +1,4 @@
-"""Whole checkpoints: a manifest with a digest of each file is written last, and a resume trusts only what matches it."""
+"""Complete checkpoints: a manifest with a digest of each file is written last, and a resume accepts only what matches it."""
 
 import contextlib
 import hashlib
@@ -42,8 +42,8 @@ def remove_manifest(folder: str | os.PathLike) -> None:
 
 def damaged_files(folder: str | os.PathLike) -> list[str]:
     """
-    Names of the files of a checkpoint that are missing or differ from the manifest, the manifest's own name where there is none
-    that can be read. Empty for a whole checkpoint.
+    Names of the files of a checkpoint that are missing or differ from the manifest; the name of the manifest if it cannot be
+    read. Empty for a complete checkpoint.
     """
     folder = Path(folder)
     try:
@@ -68,7 +68,7 @@ def is_whole(folder: str | os.PathLike) -> bool:
 
 def last_whole_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
-    The newest checkpoint of a run that was saved to its end and is undamaged, or `None`.
+    The newest checkpoint of a run that is complete and undamaged, or `None`.
 
     `transformers.trainer_utils.get_last_checkpoint` takes the highest number, even a folder that a kill left half-written.
     """

@@ -1,4 +1,4 @@
-"""Arguments from the command line and from a file, and errors as one sentence: what a program around the trainer needs."""
+"""Arguments from the command line and from a file, and errors as one sentence."""
 
 import contextlib
 import dataclasses
@@ -130,7 +130,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} appears twice")
     return values
 
 
@@ -155,7 +155,7 @@ def _value(parser: HfArgumentParser, name: str, value: Any, hint: Any) -> Any:
 
 def _parsed(parser: HfArgumentParser, name: str, value: Any) -> Any:
     if isinstance(value, (dict, list)) or value is None:
-        raise ValueError(f"{value!r} stands in a list, but texts and numbers are needed there. Write a flat list.")
+        raise ValueError(f"{value!r} is in a list, but texts and numbers are needed there. Write a flat list.")
     namespace, unknown = parser.parse_known_args([f"--{name}={value}"], Namespace())
     return getattr(namespace, name)
 
@@ -181,7 +181,7 @@ def _present_name(name: str, former_names: Mapping[str, str], dashes: str, word:
 
 def _unknown(name: str, fields: set[str], dashes: str) -> str:
     if not dashes and name not in fields and not name.isidentifier():
-        return f"{name!r} belongs to no argument. Write it behind the argument's name. All arguments: `--help`."
+        return f"{name!r} belongs to no argument. Write it after the argument's name. All arguments: `--help`."
     close = difflib.get_close_matches(name.replace("-", "_"), sorted(fields), n=1)
     remedy = f"The closest is `{dashes}{close[0]}`." if close else "All arguments: `--help`."
     return f"There is no argument `{dashes}{name}`. {remedy}"
@@ -191,7 +191,7 @@ def _unknown(name: str, fields: set[str], dashes: str) -> str:
 
 
 class _TolerantStream:
-    """A standard stream that nobody may read: a reader that has gone, or a full disk, does not end a training."""
+    """A standard stream that ignores a closed pipe or a full disk, so that neither ends the training."""
 
     def __init__(self, stream: Any):
         self._stream, self._broken = stream, False
@@ -235,8 +235,8 @@ def keep_standard_streams() -> None:
 
 def run_program(main: Callable[[], None], name: str) -> None:
     """
-    Run a program. What its user can mend ends it with one sentence on standard error: wrong input with exit code 2, what
-    happens on the way (full disk, memory, network) with exit code 1. `SEP_MLDC_DEBUG=1` shows the traceback.
+    Run a program. Errors that the user can fix end it with one sentence on standard error: wrong input with exit code 2, others
+    (full disk, memory, network) with exit code 1. `SEP_MLDC_DEBUG=1` shows the traceback.
 
     Args:
         main (callable): the program.
@@ -259,10 +259,10 @@ def run_program(main: Callable[[], None], name: str) -> None:
 
 
 def one_sentence(error: BaseException) -> str | None:
-    """What to tell a user of an error, or `None` for one that is a fault of the program."""
+    """The message for the user, or `None` for a bug."""
     text = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return f"The memory is used up ({text[:200] or 'no details'}). Lower `per_device_train_batch_size` or `max_length`."
+        return f"Out of memory ({text[:200] or 'no details'}). Lower `per_device_train_batch_size` or `max_length`."
     if type(error).__name__ == "SafetensorError":
         return f"The weights cannot be read or written ({text})."
     if isinstance(error, OSError) and error.filename is not None:

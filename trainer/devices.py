@@ -17,7 +17,7 @@ def is_bfloat16_native(use_cpu: bool = False) -> bool:
     AMX (x86), or with the bfloat16 instructions of Arm.
 
     Args:
-        use_cpu (`bool`, defaults to `False`): ask for the processor although there is an accelerator.
+        use_cpu (`bool`, defaults to `False`): check the CPU even if there is an accelerator.
     """
     if has_accelerator() and not use_cpu:
         return is_torch_xla_available() or is_torch_bf16_gpu_available()

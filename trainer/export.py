@@ -56,7 +56,7 @@ On {num_documents} {kind}, on a processor of type {processor}:
 INT8_README = """
 ## int8
 
-Weights are stored in 7 bits (-64 to 64) with one scale per output channel; activations are quantized as they come.
+Weights are stored in 7 bits (-64 to 64) with one scale per output channel; activations are quantized at run time.
 With 8-bit weights, processors without VNNI instructions (most x86 desktops and laptops before 2021, and many since) saturate in the
 16-bit sums of the products and return wrong logits. With 7 bits no sum can saturate, so every processor computes the same integers.
 """
@@ -76,7 +76,7 @@ class OnnxSepMldc(ExportedModel):
         )
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **ignored):
-        """`SepMldcOutput` of documents (B, T). What else tokenizers and pipelines pass has no place in the graph."""
+        """`SepMldcOutput` of documents (B, T). Other inputs from tokenizers and pipelines are ignored."""
         return super().__call__(input_ids=input_ids, attention_mask=attention_mask)
 
 
@@ -94,13 +94,13 @@ def export_onnx(
     The graph takes `input_ids` and `attention_mask` of shape `(B, T)` (int64, T up to the encoder's limit) and returns
     `logits` (B, L), `label_attention` (B, L; absent without label attention) and `document_embeds` (B, d) in float32.
     The folder holds `model.onnx`, its weights `model.onnx.data`, `config.json` with the label names and thresholds, the
-    tokenizer, and `README.md`, which says how far the export is from the model, on which documents and which processor. The
+    tokenizer, and `README.md`, which says how much the export differs from the model, on which documents and which processor. The
     folder appears when all of it is written and checked, or not at all.
 
     Args:
         model ([`SepMldcForMultiLabelClassification`]): a model in float32.
         folder (`str` or path): where to write; must not exist, or be empty.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): saved along.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): saved with the model.
         int8 (`bool`, defaults to `False`): quantize with [`quantize_int8`] after the check in float32.
         tolerance (`float`, defaults to 1e-4): largest difference from a logit of PyTorch, before quantization.
         batches (iterable of `dict`, *optional*): documents to compare on for `README.md`, as `input_ids` and `attention_mask` of
@@ -175,7 +175,7 @@ def check_folder(folder: str | os.PathLike) -> Path:
 
 def quantize_int8(exported: ExportedModel) -> ExportedModel:
     """
-    A copy of an export with int8 weights, one scale per output channel, and activations that are quantized as they come
+    A copy of an export with int8 weights, one scale per output channel, and activations that are quantized at run time
     (dynamic quantization of ONNX Runtime). Its logits differ: see [`compare_logits`].
 
     Weights use 7 of the 8 bits. Processors without VNNI add two products of an activation (uint8) and a weight (int8) in 16
@@ -239,7 +239,7 @@ def compare_logits(
     model: SepMldcForMultiLabelClassification, exported: ExportedModel, batches: Iterable[dict[str, torch.Tensor]]
 ) -> dict[str, float]:
     """
-    How far an export is from its model, over batches of documents.
+    How much an export differs from its model, over batches of documents.
 
     Args:
         model ([`SepMldcForMultiLabelClassification`]): in eval mode.

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, tables that are safe to open in a spreadsheet, and digests."""
+"""Atomic writes, tables that are safe to open in a spreadsheet, and digests."""
 
 import contextlib
 import csv
@@ -20,10 +20,10 @@ def atomic_write(
     path: str | os.PathLike, mode: str = "w", encoding: str | None = None, newline: str | None = None
 ) -> Iterator[IO]:
     """
-    Open a file for writing that gets its name, whole and on disk, when the block ends without an error.
+    Open a file for writing that appears under its name, complete and synced, when the block ends without an error.
 
-    Until then a former file of that name stays as it was, and after an error it still is. What is written lies in a temporary
-    file in the same folder. A symbolic link is followed. FIFOs and character devices are written to directly.
+    Until then, and after an error, an existing file of that name is unchanged. Data is written to a temporary file in the same
+    folder. A symbolic link is followed. FIFOs and character devices are written to directly.
 
     Args:
         path (`str` or path): the file.
@@ -44,7 +44,7 @@ def atomic_write(
     if mode not in ("w", "wb"):
         raise ValueError(f"`mode` is {mode!r}, but only 'w' and 'wb' replace a file as a whole. Use one of them.")
     encoding = encoding if encoding or "b" in mode else "utf-8"
-    if is_special(path):  # asked of the path itself: what /dev/stdout links to may have no name of its own
+    if is_special(path):  # check the path itself: the target of /dev/stdout may have no name
         with open(path, mode, encoding=encoding, newline=newline) as file:
             yield file
         return
@@ -86,7 +86,7 @@ def is_special(path: str | os.PathLike) -> bool:
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
-    """Bring new and renamed entries of a folder to the disk, where the system can."""
+    """Sync new and renamed entries of a folder to disk, where the system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder or ".", os.O_RDONLY)
         try:
@@ -118,7 +118,7 @@ def harmless_cell(value: Any) -> Any:
 
 
 def digest(*parts: str | bytes | memoryview) -> str:
-    """SHA-256 of some texts and byte strings, in hexadecimal; where one ends and the next begins makes a difference."""
+    """SHA-256 of some texts and byte strings, in hexadecimal; depends on where one ends and the next begins."""
     total = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part

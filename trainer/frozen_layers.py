@@ -27,7 +27,7 @@ logger = logging.get_logger(__name__)
 
 # In the output folder. The underscore keeps it out of pushes to the Hub.
 FOLDER = "_frozen_layers"
-# Disk space that is left free beside the cache.
+# Disk space to leave free.
 SPARE_BYTES = 2**30
 KEY_SIZE = 16
 INDEX_ENTRY = np.dtype([("key", f"V{KEY_SIZE}"), ("start", "<i8"), ("length", "<i4")])
@@ -270,7 +270,7 @@ def cached_frozen_layers(
 ) -> Iterator[FrozenLayersCache | None]:
     """
     Within this context, training reads the states of frozen layers from a cache in the output folder, if
-    `args.cache_frozen_layers` allows it and there is something to gain. The cache is deleted at the end of training. After a kill
+    `args.cache_frozen_layers` allows it and it saves time. The cache is deleted at the end of training. After a kill
     or an error it stays, and the resumed run reads it.
 
     Args:
@@ -303,7 +303,7 @@ def cached_frozen_layers(
                 "some, name another `output_dir`, or set `cache_frozen_layers=False`."
             )
         logger.warning(
-            f"The states of the frozen layers need {size} of disk space, which is not there: they are not cached."
+            f"The states of the frozen layers need {size} of disk space, which is not available: they are not cached."
         )
         yield None
         return

@@ -36,7 +36,7 @@ class LabelSchedule:
 
     Attributes:
         label_inputs (`dict`, *optional*): token ids of all label texts, as `tokenize_label_texts` returns them; made by
-            `prepare`. Ids of one's own may be set instead.
+            `prepare`. Can also be set directly.
         is_fresh (`bool`): whether the stored embeddings are those of the encoder as it is now.
     """
 

@@ -1,4 +1,4 @@
-"""Several processes on CPUs: what lets each of them end."""
+"""Clean shutdown of several processes on CPUs."""
 
 import atexit
 import ctypes
@@ -13,29 +13,29 @@ _kept: set[int] = set()
 
 def keep_process_group() -> None:
     """
-    Keep the process group of gloo until the process has ended, whatever is destroyed before, and let its worker threads come to
-    rest first. Call it in each process that trains; further calls do nothing.
+    Keep the process group of gloo alive until the process has ended, and wait for its worker threads first. Call it in each process
+    that trains; further calls do nothing.
 
     The destructor of `ProcessGroupGloo` joins its worker threads. Python runs it while holding the interpreter lock (when the last
     model that communicates through the group is freed), and a worker that has just finished its last collective may need that lock
-    to free a tensor: on a busy machine, a process then waits for ever after its last line. A group that is never freed joins
-    nothing; a worker that came for the lock only when the interpreter is gone would abort the process, hence the rest.
+    to free a tensor: on a busy machine, the process then hangs at exit. A group that is never freed joins nothing. A worker that
+    needs the lock after the interpreter has ended would abort the process, hence the wait.
     """
     if not (dist.is_available() and dist.is_initialized()) or "gloo" not in dist.get_backend():
         return
     group = dist.group.WORLD
     if id(group) not in _kept:
         _kept.add(id(group))
-        # A reference of our own would be dropped with this module, before the threads end.
+        # A reference from this module would be dropped before the threads end.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
         atexit.register(wait_for_workers)
 
 
 def wait_for_workers(timeout: float = 60.0) -> None:
     """
-    Wait until no worker thread of gloo has anything to do, `timeout` seconds at most.
+    Wait until all worker threads of gloo are idle, for at most `timeout` seconds.
 
-    Nothing in PyTorch tells so; on Linux the kernel does, elsewhere a short pause has to do.
+    PyTorch does not tell; on Linux the kernel does, elsewhere this is a short pause.
     """
     end, at_rest = time.monotonic() + timeout, 0
     while at_rest < 3 and time.monotonic() < end:

@@ -117,7 +117,7 @@ def recommend_settings(
     named: Mapping[str, Any] | None = None,
 ) -> RecommendedSettings:
     r"""
-    Settings for a training run, as a pure function of the size of the data and the abilities of the device.
+    Settings for a training run, as a pure function of the size of the data and the capabilities of the device.
 
     Args:
         num_documents (`int`): training documents, without pseudo-documents.

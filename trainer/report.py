@@ -1,4 +1,4 @@
-"""What a run tells at its end: a comparison with simple models, which labels are worst and why, and what to do next."""
+"""The report at the end of a run: a comparison with simple models, the worst labels and why, and what to do next."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from .metrics.ranking import ratio
 
 
 RESAMPLES = 200
-# A label needs so many training documents to be learned reasonably well.
+# Number of training documents from which labels are learned reasonably well.
 FEW_DOCUMENTS = 10
 # Seconds of processor time of the linear baseline per word of the training documents and label, measured on arxiv_mlc and debtags.
 SVM_SECONDS = 2.5e-8
@@ -89,8 +89,8 @@ def bootstrap(results: Mapping[str, DocumentResults], resamples: int = RESAMPLES
 
     Args:
         results (`dict[str, DocumentResults]`): by the name of the system, over the same documents.
-        resamples (`int`, defaults to 200): documents are drawn with replacement so many times.
-        seed (`int`, defaults to 0): of the draws.
+        resamples (`int`, defaults to 200): number of bootstrap samples of the documents.
+        seed (`int`, defaults to 0): of the samples.
 
     Returns:
         `dict`: `"intervals"` and `"differences"`, by system and metric: `(low, high)`.
@@ -278,7 +278,7 @@ def next_steps(
         )
     if behind_linear:
         remedy = "train longer or read more tokens" if has_lexical_scores else "add `--lexical_scores`"
-        lines.append(f"A linear model is ahead: {remedy}, and check that the texts are read as they should be.")
+        lines.append(f"A linear model is ahead: {remedy}, and check that the texts are read correctly.")
     if num_steps is not None and num_steps < 200:
         lines.append(f"Only {num_steps} steps were trained: try more with `--num_train_epochs` or `--max_steps`.")
     if share_cut > 0.2:

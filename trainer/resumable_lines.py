@@ -27,7 +27,7 @@ class ResumableLines:
     A file of lines that are written in blocks, one block after another, each on disk before the next begins.
 
     Blocks go to `PATH.partial`, which becomes `PATH` when the last one is written: a file of that name is complete.
-    `PATH.journal` stays beside it. Its first line is the fingerprint of the result: all that it depends on. Each further line
+    `PATH.journal` is kept next to it. Its first line is the fingerprint of the result: all that it depends on. Each further line
     records a block: how many items are done, how long the output is, and digests of the output and of the input so far. So a
     process that resumes knows which blocks are whole, and that its input and settings are those of the process before. The
     journal is locked while a process writes: two processes never share one output.
@@ -137,7 +137,7 @@ class ResumableLines:
         stored, blocks = self._read_journal()
         if stored is None:
             raise ValueError(
-                f"{self._resumed} has no readable {os.path.basename(self.journal)} beside it, so what it was made with is not known. "
+                f"{self._resumed} has no readable {os.path.basename(self.journal)} next to it, so the settings it was made with are unknown. "
                 "Overwrite it to start from the beginning."
             )
         changes = _differences(stored, fingerprint)

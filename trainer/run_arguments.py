@@ -1,4 +1,4 @@
-"""The arguments of `examples/run_mldc.py`, in groups by what they control, and the checks that need nothing but them."""
+"""The arguments of `examples/run_mldc.py`, in groups by what they control, and checks of their values."""
 
 import math
 import operator
@@ -117,7 +117,7 @@ class DataArguments:
         },
     )
     text_columns: list[str] = field(
-        default_factory=lambda: ["text"], metadata={"help": "Columns of the text, joined by a blank."}
+        default_factory=lambda: ["text"], metadata={"help": "Columns of the text, joined by a space."}
     )
     id_column: str | None = field(default=None, metadata={"help": "Column of document ids, for predictions.jsonl."})
     max_length: int | None = field(default=None, metadata={"help": "Maximum number of tokens per document."})
@@ -184,7 +184,7 @@ class ThresholdArguments:
 
 @dataclass
 class LexicalArguments:
-    """Scores of words beside those of the encoder."""
+    """Scores of words, added to those of the encoder."""
 
     _argument_group_name = "Lexical scores"
 
@@ -205,7 +205,7 @@ class LexicalArguments:
 
 @dataclass
 class ReportArguments:
-    """What a run tells."""
+    """What a run reports."""
 
     _argument_group_name = "Report"
 
@@ -292,7 +292,7 @@ def check_arguments(
     args: SepMldcTrainingArguments,
 ) -> None:
     """
-    Check what can be checked without reading anything.
+    Check what can be checked without reading any file.
 
     Raises:
         ValueError: a value out of its range, or arguments that exclude each other.

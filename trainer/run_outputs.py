@@ -1,4 +1,4 @@
-"""What a run leaves in its output folder: results, predictions and tables, each written whole or not at all."""
+"""The files of a run: results, predictions and tables, each written atomically."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def check_output_folder(folder: str | os.PathLike, files: Iterable[str] = ()) ->
 
     Raises:
         OSError: the folder is a file or cannot be written, one of `files` is a directory, or anything in the folder is a pipe or
-            a device, which would never let go of the writer.
+            a device, which would block the writer.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
@@ -42,7 +42,7 @@ def check_output_folder(folder: str | os.PathLike, files: Iterable[str] = ()) ->
     for entry in path.iterdir():
         try:
             mode = entry.stat().st_mode
-        except OSError:  # a link to nothing: writing makes its target
+        except OSError:  # a dangling link: writing creates its target
             continue
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise OSError(
@@ -52,8 +52,8 @@ def check_output_folder(folder: str | os.PathLike, files: Iterable[str] = ()) ->
 
 def save_model_whole(trainer: Any) -> None:
     """
-    Save the model into `args.output_dir` so that a former one stays until the new one is complete: it is written into a folder
-    of its own first and then moved. Must be called by every process.
+    Save the model into `args.output_dir`. It is written to a temporary folder first, so that an existing model stays until the new
+    one is complete. Must be called by every process.
 
     Args:
         trainer ([`SepMldcTrainer`]): its model, tokenizer, arguments and card are saved.
@@ -72,7 +72,7 @@ def save_model_whole(trainer: Any) -> None:
         if trainer.args.should_save:
             new = {path.name for path in staged.iterdir()}
             for path in staged.iterdir():
-                if path.name != "README.md":  # a card that someone has written stays
+                if path.name != "README.md":  # a card that a user has written is kept
                     os.replace(path, folder / path.name)
             for path in [*folder.glob("model*.safetensors"), *folder.glob("model*.index.json")]:
                 if path.name not in new:  # parts of a former model that had more of them
@@ -91,8 +91,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def save_metrics(folder: str | os.PathLike, split: str, metrics: Mapping[str, Any], combined: bool = True) -> None:
     """
-    Write `{split}_results.json` and add the metrics to `all_results.json`, as `Trainer.save_metrics` does, but whole or not at
-    all. An `all_results.json` that holds no JSON object (cut by a full disk or a kill) is replaced.
+    Write `{split}_results.json` and add the metrics to `all_results.json`, as `Trainer.save_metrics` does, but
+    atomically. An `all_results.json` that holds no JSON object (cut by a full disk or a kill) is replaced.
 
     Args:
         folder (path): the output folder.

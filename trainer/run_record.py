@@ -12,9 +12,9 @@ from transformers.utils import CONFIG_NAME, logging
 
 logger = logging.get_logger(__name__)
 
-# A run cannot go on with other values of these fields of the model's configuration.
+# A resume with other values of these fields of the configuration is refused.
 MODEL_FIELDS = ("pooling", "classification_loss", "classifier", "label_attention")
-# With other values of these arguments it can, but the result is no longer that of one run.
+# Other values of these arguments cause a warning.
 ARGUMENTS = (
     "seed",
     "data_seed",
@@ -134,7 +134,7 @@ def read_record(checkpoint: str | os.PathLike) -> dict[str, Any]:
 
 def check_same_run(checkpoint: str | os.PathLike, labels: list[str], fingerprint: dict[str, Any]) -> None:
     """
-    Compare a checkpoint with the run that is to go on from it. Other documents or arguments are warned of.
+    Compare a checkpoint with the run that resumes from it. Other documents or arguments cause a warning.
 
     Args:
         checkpoint (`str`): folder.

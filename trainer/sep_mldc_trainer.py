@@ -45,7 +45,7 @@ logger = logging.get_logger(__name__)
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    """Whether `torch.distributed.fsdp.fully_shard` has been here."""
+    """Whether `torch.distributed.fsdp.fully_shard` was applied."""
     return hasattr(model, "set_reshard_after_forward")
 
 
@@ -73,8 +73,8 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
     processes with batches of b documents compute what one computes with N·b.
 
     Evaluation and prediction never hold an N x L matrix: `evaluate` accumulates counts, `predict` returns the best
-    `prediction_top_k` labels per document, `(probabilities, label ids)`, in the order of the documents. `compute_metrics` of
-    one's own switches to the protocol of transformers' `batch_eval_metrics`.
+    `prediction_top_k` labels per document, `(probabilities, label ids)`, in the order of the documents. A custom
+    `compute_metrics` switches to the protocol of transformers' `batch_eval_metrics`.
 
     Args:
         model (`SepMldcForMultiLabelClassification`): to train.
@@ -239,7 +239,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         distributed = model.training and args.world_size > 1
         all_labels = self.accelerator.gather(labels.to(torch.uint8)) if distributed else labels
         contrastive = args.label_loss_weight > 0 or args.document_loss_weight > 0
-        present = present_labels(all_labels) if contrastive else None  # once per step: its length makes a GPU wait
+        present = present_labels(all_labels) if contrastive else None  # once per step: it forces a device sync
 
         candidates = None
         uses_labels = self.model.uses_label_embeds or args.label_loss_weight > 0
@@ -263,7 +263,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         if contrastive:
             added = self._contrastive_terms(outputs, all_labels, present, candidates, distributed, terms)
             if self.compute_loss_func is not None and model.training:
-                added = added / self.current_gradient_accumulation_steps  # transformers leaves that to such a loss
+                added = added / self.current_gradient_accumulation_steps  # transformers leaves that to a custom loss
             loss = loss + added
         self._terms.add(terms)
         return (loss, outputs) if return_outputs else loss
@@ -381,15 +381,15 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
     # ---- Evaluation and prediction ----
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As in transformers, but no document is left out of an evaluation, whatever `dataloader_drop_last` says."""
+        """As in transformers, but no document is left out of an evaluation, regardless of `dataloader_drop_last`."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
-            # transformers would answer with the loader of an earlier data set where workers persist.
+            # With persistent workers, transformers would return the loader of an earlier data set.
             return self.get_test_dataloader(eval_dataset)
         with self._every_document():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As in transformers, but no document is left out of a prediction, whatever `dataloader_drop_last` says."""
+        """As in transformers, but no document is left out of a prediction, regardless of `dataloader_drop_last`."""
         with self._every_document():
             return super().get_test_dataloader(test_dataset)
 
@@ -435,7 +435,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
 
     @property
     def last_evaluation(self) -> StreamingMetrics | None:
-        """The accumulator of the last `evaluate`, whatever has been predicted since; `None` before the first."""
+        """The accumulator of the last `evaluate`, regardless of later predictions; `None` before the first."""
         return self._evaluated
 
     def predict(
@@ -500,8 +500,8 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
 
     def logit_batches(self, dataset: Any = None, description: str = "Evaluation") -> Iterator[LogitBatch]:
         """
-        Logits of all documents of a data set in their order, batch by batch: what thresholds, lexical scores and own measures
-        are made from. Label embeddings are refreshed first; the model is in evaluation mode meanwhile. With several processes,
+        Logits of all documents of a data set in their order, batch by batch: the input of thresholds, lexical scores and custom
+        metrics. Label embeddings are refreshed first, and the model is in evaluation mode. With several processes,
         each one gets the documents of all.
 
         Args:
@@ -539,7 +539,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
                 batch = self.accelerator.gather_for_metrics(batch)
                 yield LogitBatch(batch.pop("logits"), batch.pop("labels", None), batch)
         finally:
-            loader.end()  # accelerate would take a loop that was left early for one that still runs
+            loader.end()  # accelerate would consider a loop that was left early as still running
             model.train(was_training)
 
     def _one_eval_dataset(self, dataset=None):
@@ -586,7 +586,8 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         softmax = "bce" not in config.classification_loss
         if softmax or (config.num_lexical_features and calibration is None):
             calibration = "platt"
-        former, config.score_calibration = config.score_calibration, None  # what is tuned are uncalibrated logits
+        # Thresholds are tuned on uncalibrated logits.
+        former, config.score_calibration = config.score_calibration, None
         try:
             tuned = tune_thresholds_from_batches(
                 self.logit_batches(dataset, "Tuning thresholds"),
@@ -672,7 +673,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        As in transformers. `resume_from_checkpoint=True` takes the newest checkpoint that was saved to its end and is undamaged.
+        As in transformers. `resume_from_checkpoint=True` takes the newest checkpoint that is complete and undamaged.
         A resumed run has the `train_loss` and the patience of early stopping of the whole run.
 
         Raises:
@@ -740,7 +741,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         return resume_from_checkpoint
 
     def _check_metric_for_best_model(self) -> None:
-        """What transformers would find out after the first evaluation."""
+        """Checks that transformers makes after the first evaluation only."""
         args = self.args
         early = any(isinstance(callback, EarlyStoppingCallback) for callback in self.callback_handler.callbacks)
         if early and (args.metric_for_best_model is None or args.eval_strategy == IntervalStrategy.NO):
@@ -796,7 +797,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         **kwargs: Any,
     ) -> Any:
         """
-        As in transformers, but by default one metric is maximized, see `compute_objective`. With `compute_objective` of one's own,
+        As in transformers, but by default one metric is maximized, see `compute_objective`. With a custom `compute_objective`,
         `direction` is `"minimize"` unless it is given, as in transformers.
         """
         if direction is None:

@@ -114,7 +114,7 @@ class SepMldcTrainingArguments(TrainingArguments):
     pad_to_multiple_of: int | None = field(
         default=None,
         metadata={
-            "help": "Pad batches to a multiple of this number of tokens. Few distinct lengths mean few graphs with "
+            "help": "Pad batches to a multiple of this number of tokens. Few distinct lengths mean few compiled graphs with "
             "`torch_compile`."
         },
     )
@@ -249,7 +249,7 @@ class SepMldcTrainingArguments(TrainingArguments):
 
     @property
     def ks(self) -> tuple[int, ...]:
-        """The k of the ranking metrics, whatever the number of labels; see `cutoffs`."""
+        """The k of the ranking metrics, regardless of the number of labels; see `cutoffs`."""
         return tuple(self.metric_ks or DEFAULT_KS)
 
     def cutoffs(self, num_labels: int) -> tuple[int, ...]:
@@ -271,8 +271,8 @@ class SepMldcTrainingArguments(TrainingArguments):
     @contextmanager
     def postponed_rotation(self) -> Iterator[int | None]:
         """
-        Inside, `save_total_limit` is `None`, so that transformers deletes no older checkpoint; yields the limit. A copy that
-        is pickled meanwhile (`training_args.bin`) has the limit.
+        Inside, `save_total_limit` is `None`, so that transformers deletes no older checkpoint; yields the limit. A copy
+        that is pickled inside (`training_args.bin`) has the limit.
         """
         limit: int | None = vars(self)["save_total_limit"]
         self.save_total_limit, self._postponed_limit = None, limit
@@ -300,7 +300,7 @@ def _checked_ks(value: Any) -> list[int] | None:
         for part in parts:
             if isinstance(part, str) and "," in part:
                 warnings.warn(
-                    f"`metric_ks` as a text ({part!r}) is deprecated. Pass a list of ints, such as [1, 3, 5], on the command "
+                    f"`metric_ks` as a string ({part!r}) is deprecated. Pass a list of ints, such as [1, 3, 5], on the command "
                     "line `--metric_ks 1 3 5`.",
                     FutureWarning,
                     stacklevel=4,

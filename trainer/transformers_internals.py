@@ -2,7 +2,7 @@
 The private parts of transformers' `Trainer` that this project overrides, each with its reason; nothing else in `trainer/`
 overrides or reads one.
 
-All else goes through public ways: callbacks, `save_model`, `log`, `training_step`, `evaluation_loop`.
+Everything else uses public interfaces: callbacks, `save_model`, `log`, `training_step`, `evaluation_loop`.
 `tests/test_transformers_internals.py` fails when the installed transformers no longer has one of these, or with other arguments.
 """
 
@@ -25,7 +25,7 @@ ATTRIBUTES = ("_signature_columns", "push_in_progress")
 
 
 class TransformersInternals(Trainer):
-    """A `Trainer` with public names for what it otherwise offers under private ones."""
+    """A `Trainer` with public names for what is private in transformers."""
 
     # Columns that the data collator needs although the model's forward has no such argument.
     further_columns: tuple[str, ...] = ()
@@ -50,15 +50,15 @@ class TransformersInternals(Trainer):
         """Start to push a checkpoint during training; for a subclass to override."""
         super()._push_from_checkpoint(folder)
 
-    # Reason: `on_push_begin` is told of a push, but cannot change what is pushed, and is called from the end of training too.
+    # Reason: `on_push_begin` cannot change what is pushed, and is also called at the end of training.
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self.push_checkpoint(checkpoint_folder)
 
     def finish_pushes(self) -> None:
-        """Wait until what is being pushed has been pushed; for a subclass to override."""
+        """Wait until pushes are finished; for a subclass to override."""
         super()._finish_current_push()
 
-    # Reason: transformers waits for uploads, but never looks at how they ended.
+    # Reason: transformers waits for uploads, but does not check whether they failed.
     def _finish_current_push(self) -> None:
         self.finish_pushes()
 

@@ -106,7 +106,7 @@ def main():
 
     names = json.loads((args.source / "arxiv_mlc" / "labels.json").read_text(encoding="utf-8"))
     descriptions = [
-        {"label": record["label"], "name": names[record["label"]]["name"], "expansion": record["expansion"]}
+        {"label": record["label"], "name": names[record["label"]]["name"], "description": record["expansion"]}
         for record in read(args.source / "llm" / "arxiv_mlc_expansions.jsonl")
     ]
 

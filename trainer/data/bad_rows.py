@@ -1,4 +1,4 @@
-"""What happens to rows that are no documents: the first twenty are listed in one error, or all are skipped and written to a file."""
+"""Rows that are not documents: the first twenty are listed in one error, or all are skipped and written to a file."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ MAX_LISTED = 20
 
 class BadRows:
     """
-    Collects the rows of a split that are no documents.
+    Collects the rows of a split that are not documents.
 
     Args:
         on_bad_rows (`"error"` or `"skip"`): whether [`finish`] raises.
@@ -41,7 +41,7 @@ class BadRows:
         self._file = file
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For cache keys and worker processes: what was collected does not count."""
+        """For cache keys and worker processes: excludes what was collected."""
         return BadRows, (self.on_bad_rows, self.split, None, self.max_listed)
 
     def add(self, error: DataFileError) -> None:

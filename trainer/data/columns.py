@@ -1,4 +1,4 @@
-"""What the columns of a record mean: a document `{"id", "text", "labels"}`, or what is wrong with it. Imports no torch."""
+"""The meaning of the columns of a record: a document `{"id", "text", "labels"}`, or what is wrong with it. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Label names to ids, and what is counted of them. Nothing here is N x L: labels stay lists of ids until the collator."""
+"""Label names to ids, and label counts. Nothing here is N x L: labels stay lists of ids until the collator."""
 
 import logging
 import os
@@ -49,7 +49,7 @@ def count_label_names(dataset: AnyDataset) -> tuple[Counter, int]:
 def _label_name(value: object) -> str:
     if not isinstance(value, str):
         raise DataFileError(
-            f"`labels` holds {value!r}, but names are needed here. Ids belong into a column `label_indices`, which needs no encoding; "
+            f"`labels` holds {value!r}, but names are needed here. Ids belong in a column `label_indices`, which needs no encoding; "
             "multi-hot rows are trained on as they are."
         )
     return normalize_label(value)
@@ -92,7 +92,7 @@ def _read_label_list(label_list_file: str | os.PathLike) -> list[str]:
     for where, name, _ in iterate_labels(path):
         if name in places:
             raise DataFileError(
-                f"{where}: label {name!r} already stands in {places[name].removeprefix(f'{path}, ')}. Remove one of them."
+                f"{where}: label {name!r} already appears in {places[name].removeprefix(f'{path}, ')}. Remove one of them."
             )
         places[name] = where
     if not places:

@@ -1,4 +1,4 @@
-"""A look at the documents before anything is trained: what is there, and what is wrong with it, on one page."""
+"""A report on the documents before training: what they are and what is wrong with them, on one page."""
 
 import dataclasses
 import os
@@ -35,7 +35,7 @@ class SplitReport:
 
     Args:
         documents: rows that are documents, those without text included.
-        bad_rows: rows that are no documents; `first_bad_rows` lists twenty.
+        bad_rows: rows that are not documents; `first_bad_rows` lists twenty.
         empty: documents without text.
         unlabeled: documents without labels.
         duplicates: documents whose words are those of an earlier document of the split.

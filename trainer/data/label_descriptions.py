@@ -1,4 +1,4 @@
-"""Label descriptions: what a label means, in a sentence, for the encoder to read beside its name."""
+"""Label descriptions: what a label means, in a sentence that is encoded together with its name."""
 
 import difflib
 import logging

@@ -19,7 +19,7 @@ Labels = Iterator[tuple[str, str, str]]  # where, name, note
 
 def read_labels(path: str | os.PathLike, label_delimiter: str | None = None) -> dict[str, str]:
     """
-    Label names, each with the data set's own note on it ("" where there is none).
+    Label names, each with the note of the data set ("" if there is none).
 
     Args:
         path (`str`): one of (each also as `.gz` or `.zst`)

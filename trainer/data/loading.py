@@ -78,7 +78,7 @@ def _no_documents(where: str) -> DataFileError:
 
 
 def _load_once(path: str, split: str, columns: Columns, data_format: str, bad_rows: BadRows) -> Dataset:
-    """What can be read only once (standard input, a pipe) goes to memory instead of the cache."""
+    """Inputs that can be read only once (standard input, a pipe) are kept in memory instead of the cache."""
     records = read_records(path, data_format, on_error=bad_rows.add)
     where, first = next(records, (path, None))
     if first is None:
@@ -248,15 +248,15 @@ def load_splits(
         data_format (`str`):
             By default that of the file's extension. "aapd" (SGM's text_train and label_train), "rcv1" (LYRL2004 token
             files and rcv1-v2.topics.qrels) and "eurlex" (train_raw_texts.txt and train_labels.txt) find the labels'
-            file beside the one named.
-        streaming (`bool`): Return iterable data sets that read as they go; a bad row is then met when it is reached.
+            file next to it.
+        streaming (`bool`): Return iterable data sets, which are read lazily; bad rows are found when they are reached.
         on_bad_rows (`"error"` or `"skip"`): "error" lists the first twenty bad rows of a split, "skip" leaves them out and
             logs their number.
         bad_rows_file (`str`, *optional*): A JSON Lines file for the rows that are skipped, `{"split", "problem"}`; not with
             `streaming`.
 
     Returns:
-        A dictionary of the splits asked for, with the columns "id" (if there are ids), "text" and "labels" (list of
+        A dictionary of the requested splits, with the columns "id" (if there are ids), "text" and "labels" (list of
         names).
 
     Raises:

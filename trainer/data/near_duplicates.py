@@ -25,7 +25,7 @@ def words(text: str) -> list[str]:
 
 
 def text_key(text: str) -> int:
-    """A number of 64 bits that texts with the same words share, whatever their case, blanks and punctuation."""
+    """A number of 64 bits that texts with the same words share, regardless of case, whitespace and punctuation."""
     joined = " ".join(words(text)).encode("utf-8", "surrogatepass")
     return zlib.crc32(joined) << 32 | zlib.crc32(joined[::-1])
 

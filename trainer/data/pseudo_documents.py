@@ -1,4 +1,4 @@
-"""Pseudo-documents: what a language model wrote for tail labels, beside the real documents."""
+"""Pseudo-documents: documents written by a language model for tail labels."""
 
 import difflib
 import os

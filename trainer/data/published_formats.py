@@ -1,4 +1,4 @@
-"""The files in which the data sets of the paper were published: texts in one file, labels in another beside it."""
+"""The published files of the paper's data sets: texts in one file, labels in another."""
 
 import glob
 import os
@@ -16,7 +16,7 @@ Records = Iterator[tuple[str, dict[str, Any]]]
 
 
 def _read_text_and_label_lines(path: str, label_path: str) -> Records:
-    """One document a line and, in a second file, its labels in the same line, separated by blanks."""
+    """One document per line and, in a second file, its labels in the same line, separated by spaces."""
     texts, labels = read_lines(path), read_lines(label_path)
     for number, text in texts:
         _, label_line = next(labels, (0, None))
@@ -48,11 +48,11 @@ def _beside(path: str, name: str, data_format: str) -> str:
 
 
 def _read_aapd(path: str, columns: Sequence[str] | None, on_error: OnError) -> Records:
-    """AAPD as SGM publishes it: `text_train` and `label_train` (or `_val`, `_test`), one document a line."""
+    """AAPD as SGM publishes it: `text_train` and `label_train` (or `_val`, `_test`), one document per line."""
     name = Path(path).name
     if "text" not in name:
         raise DataFileError(
-            f"{path}: data_format 'aapd' reads a file named like `text_train`, with `label_train` beside it. Rename "
+            f"{path}: data_format 'aapd' reads a file named like `text_train`, with `label_train` next to it. Rename "
             "it."
         )
     yield from _read_text_and_label_lines(path, _beside(path, name.replace("text", "label", 1), "aapd"))
@@ -67,7 +67,7 @@ def _read_eurlex(path: str, columns: Sequence[str] | None, on_error: OnError) ->
     if label_name == name:
         raise DataFileError(
             f"{path}: data_format 'eurlex' reads a file named like `train_raw_texts.txt`, with `train_labels.txt` "
-            "beside it. Rename it."
+            "next to it. Rename it."
         )
     yield from _read_text_and_label_lines(path, _beside(path, label_name, "eurlex"))
 
@@ -88,7 +88,7 @@ def _read_qrels(path: str) -> dict[str, tuple[str, ...]]:
 
 
 def _read_rcv1(path: str, columns: Sequence[str] | None, on_error: OnError) -> Records:
-    """RCV1-v2 as LYRL2004 publishes it: a token file (`.I id`, `.W`, tokens) and `rcv1-v2.topics.qrels` beside it."""
+    """RCV1-v2 as LYRL2004 publishes it: a token file (`.I id`, `.W`, tokens) and `rcv1-v2.topics.qrels` next to it."""
     found = sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(path) or "."), "*topics.qrels*")))
     if len(found) != 1:
         raise DataFileNotFoundError(

@@ -80,8 +80,8 @@ def read_records(
         path (`str`): a file, or `-` for standard input. Contents that are gzip or zstd are decompressed.
         data_format (`str`): one of `FORMATS`, or "auto" for the one of the file's extension ("txt" for standard input).
         columns (`Sequence[str]`, *optional*): the columns that are needed; a Parquet file's others are not read.
-        on_error (`Callable[[DataFileError], None]`): is told of each line that is no record, which is then left out; the first
-            one is raised if not given. What ends the reading is always raised.
+        on_error (`Callable[[DataFileError], None]`): called for each line that is not a record, which is then left out; without it, the
+            first one is raised. What ends the reading is always raised.
 
     Raises:
         DataFileNotFoundError: if the file, or the label file that belongs to it, is not there.
@@ -94,7 +94,7 @@ def read_records(
 
 
 def _guard(records: Records, path: str) -> Records:
-    """The border: whatever goes wrong in a reader leaves it as one sentence with its place."""
+    """Turns any error of a reader into one sentence that names the place."""
     where = display_name(path)
     try:
         for where, record in records:
@@ -163,7 +163,7 @@ def file_signature(path: str) -> tuple[str, int, int]:
 
 
 def signatures(path: str, data_format: str) -> tuple[tuple[str, int, int], ...]:
-    """The signatures of a file and, in the published formats, of the label files beside it."""
+    """The signatures of a file and, in the published formats, of its label files."""
     paired = data_format in published_formats.READERS
     beside = [str(p) for p in Path(path).parent.iterdir() if "label" in p.name or "qrels" in p.name] if paired else []
     return tuple(file_signature(p) for p in (path, *sorted(beside)))
@@ -264,7 +264,7 @@ def _read_tsv(path: str, columns: Sequence[str] | None, on_error: OnError) -> Re
 
 
 def _read_table(lines: Iterator[str], name: str, delimiter: str, skipped: int, on_error: OnError) -> Records:
-    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is shorter than many a legal act
+    csv.field_size_limit(2**31 - 1)  # many legal texts exceed the default of 128 KiB
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:

@@ -55,7 +55,7 @@ def split_documents(
         [`DocumentSplit`], each part in the order of `dataset`.
 
     Raises:
-        ValueError: if less than half of what is asked for can be set aside without taking the last training document from a
+        ValueError: if less than half of the requested documents can be set aside without taking the last training document from a
             label, or nothing can.
 
     Example:
@@ -137,7 +137,7 @@ class _Units:
 
 
 class _Assignment:
-    """Which units are held out so far, and what each side still wants of each label and in all."""
+    """Which units are held out so far, and how many documents each side still needs, per label and in total."""
 
     def __init__(self, units: _Units, target: int, rng: np.random.Generator) -> None:
         self.units, self.rng = units, rng
@@ -153,7 +153,7 @@ class _Assignment:
         return all(self.in_training[label] > count for label, count in self.units.counts[unit].items())
 
     def assign(self, unit: int, label: int | None = None) -> None:
-        """Gives a unit to the side that wants the label most, then the side that wants documents most."""
+        """Assigns a unit to the side that needs the label most, then to the side that needs documents most."""
         wants = [
             (self.wanted[side][label] if label is not None else 0.0, self.wanted_documents[side]) for side in (0, 1)
         ]
@@ -201,7 +201,7 @@ def _stratify(labels: Sequence[Sequence[int]], groups: np.ndarray, target: int, 
 
 
 def _correct_size(assignment: _Assignment, rng: np.random.Generator) -> None:
-    """Moves units at random until as many documents are held out as was asked for, where labels allow it."""
+    """Moves units at random until the requested number of documents is held out, where labels allow it."""
     missing = assignment.wanted_documents[1]
     side = missing < 0  # too many are held out: move them back
     units = [unit for unit, held_out in enumerate(assignment.held_out) if held_out == side]

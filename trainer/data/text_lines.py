@@ -23,7 +23,7 @@ BYTE_ORDER_MARKS = {
 
 
 class DataFileError(ValueError):
-    """A file is not what it should be. The message names file, line, rule and remedy."""
+    """A file has wrong content. The message names file, line, rule and remedy."""
 
 
 class DataFileNotFoundError(FileNotFoundError, DataFileError):
@@ -72,7 +72,7 @@ def is_regular(path: str) -> bool:
 @contextlib.contextmanager
 def open_binary(path: str) -> Iterator[BinaryIO]:
     """
-    The bytes of a file or of standard input (`-`), decompressed if the contents are gzip or zstd, whatever the name.
+    The bytes of a file or of standard input (`-`), decompressed if the contents are gzip or zstd, regardless of the name.
 
     Raises:
         DataFileError: if the file is a folder, a zip archive or an Excel workbook, or is empty under a compressed name.
@@ -107,7 +107,7 @@ def read_lines(path: str, on_error: OnError = raise_error) -> Iterator[tuple[int
 
     Args:
         path (`str`): a file, or `-` for standard input; gzip and zstd are decompressed.
-        on_error (`Callable`): is told of a line that is not text, which is then left out; raises if not given.
+        on_error (`Callable`): called for each line that is not text, which is then left out; without it, the error is raised.
 
     Raises:
         DataFileError: if the file cannot be opened, decompressed or decoded.

@@ -1,4 +1,4 @@
-"""Collects during a run what its model card tells."""
+"""Collects during a run what the model card reports."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -20,7 +20,7 @@ from .model_card import is_generated_card, save_model_card
 
 logger = logging.get_logger(__name__)
 
-# What transformers does not copy by itself from a checkpoint when it pushes one.
+# Files of a checkpoint that transformers does not push.
 BESIDE_THE_WEIGHTS = ("README.md", "*.png", "*.py", "requirements.txt")
 
 
@@ -29,7 +29,7 @@ class HubMixin(TransformersInternals):
     For a `Trainer`: each saved folder gets a model card, and each push to the Hub the card and the model's code too.
 
     Attributes:
-        model_card_kwargs (`dict`): what the card cannot know by itself: `datasets`, `language`, `license`, `base_model`,
+        model_card_kwargs (`dict`): what the trainer does not know: `datasets`, `language`, `license`, `base_model`,
             `pseudo_document_provenance`, further measured `metrics`, ... See [`~trainer.hub.model_card.build_model_card`].
         model_card_callback ([`~trainer.hub.callback.ModelCardCallback`]): what was measured so far.
     """
@@ -106,10 +106,10 @@ class HubMixin(TransformersInternals):
 
     def push_checkpoint(self, folder: str) -> None:
         """
-        Push a checkpoint during training as transformers does, but from a folder of its own that holds card and code too.
+        Push a checkpoint during training as transformers does, but from a separate folder that also holds card and code.
 
-        transformers uploads the output folder, where weights are overwritten and log files grow meanwhile, and checkpoints
-        that are rotated away meanwhile: each makes the push fail, unseen.
+        transformers uploads the output folder while weights are overwritten, log files grow and old checkpoints are deleted. Each of
+        these makes the push fail silently.
         """
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if (
@@ -137,14 +137,14 @@ class HubMixin(TransformersInternals):
         with self._output_dir(staged):
             super().push_checkpoint(str(checkpoint))
         jobs = [job for job in self.push_in_progress.jobs if job not in earlier]
-        # Uploads run one after the other, in the order they were asked for.
+        # Uploads run one after the other, in the order in which they were requested.
         jobs[-1].add_done_callback(lambda _: shutil.rmtree(staged, ignore_errors=True))
-        # Earlier jobs stay until they were looked at: one may have failed since, and would never be told of.
+        # Jobs are kept until they are checked: one may have failed since.
         self.push_in_progress.jobs = earlier + jobs
 
     @contextmanager
     def _output_dir(self, folder: Path) -> Iterator[None]:
-        """Inside, `args.output_dir` is another folder; what is saved of the arguments has the original one."""
+        """Inside, `args.output_dir` is another folder; saved arguments have the original one."""
         original: Any = self.args
         self.args = _arguments_with_folder(original, folder)
         try:
@@ -157,7 +157,7 @@ class HubMixin(TransformersInternals):
         self._warn_of_failed_pushes()
 
     def _warn_of_failed_pushes(self) -> None:
-        """transformers never looks at the result of a push during training."""
+        """Reports failed pushes, which transformers ignores during training."""
         push = getattr(self, "push_in_progress", None)
         if push is None:
             return

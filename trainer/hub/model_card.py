@@ -54,7 +54,7 @@ def hub_id(name: str | None) -> str | None:
 
 
 def _shown_name(name: str) -> str:
-    """A Hub name as a link, a local path by its last part only: no card tells the folders of a machine."""
+    """A Hub name as a link, a local path by its last part only: cards do not reveal local folders."""
     if hub_id(name):
         return f"[{escape_markdown(name)}](https://huggingface.co/{name})"
     return escape_markdown(re.split(r"[/\\]", name.rstrip("/\\"))[-1])
@@ -66,7 +66,7 @@ def _percent(value: float | None) -> str:
 
 def summarize_provenance(rows: Iterable[Mapping]) -> dict:
     """
-    What a card says of pseudo-documents, from their rows (each with a `provenance`, or holding its fields itself).
+    What a card says about pseudo-documents, from their rows (each with a `provenance`, or holding its fields itself).
 
     Returns:
         `dict`: `count`, and sorted lists `models`, `templates` (prompt names with the start of their hash) and `dates`
@@ -99,7 +99,7 @@ def _setting(value: Any) -> str:
 
 
 def _rows(source: Any, names: Mapping[str, str]) -> list[tuple[str, str]]:
-    """(what, value) of the attributes that `source` has: a list of what may be told, so that no secret gets in."""
+    """(what, value) of the attributes that `source` has: from a fixed list, so that no secret gets in."""
     values = ((title, getattr(source, name, None)) for name, title in names.items())
     return [(title, _setting(value)) for title, value in values if value is not None]
 
@@ -219,21 +219,21 @@ def build_model_card(
             The rows of the pseudo-documents that were trained on, or what [`summarize_provenance`] made of them. `()`
             says that there were none; `None` that it is not known.
         base_model, datasets (`str`, or a list for `datasets`, *optional*):
-            Hub names enter the metadata and are linked; of local folders and files the last part is named.
+            Hub names are linked and added to the metadata; of local paths only the last part is shown.
         license, language, tags (*optional*):
-            For the metadata. No license and no language are made up.
+            For the metadata. Left out if not given.
         repo_id (`str`, *optional*):
             The Hub name that the usage examples load.
         model_name (`str`, *optional*):
             The title; by default the last part of `repo_id`, or of `run_dir`.
         run_dir (path, *optional*):
-            The folder of the training run, where codecarbon's `emissions.csv` may lie.
+            The folder of the training run, which may contain codecarbon's `emissions.csv`.
         max_length (`int`, *optional*):
             Tokens after which documents were cut.
         evaluation_sets (`Sequence[str]`, *optional*):
             Names of several evaluation sets, whose metrics are called `eval_NAME_...`.
         pictures (`Iterable[str]`, *optional*):
-            File names of the pictures that lie beside the card.
+            File names of pictures in the same folder.
 
     Returns:
         [`~huggingface_hub.ModelCard`]: with the measured values as `data.eval_results`.
@@ -428,7 +428,7 @@ def save_model_card(
         config, metrics=metrics, pictures=pictures, run_dir=kwargs.pop("run_dir", folder), **kwargs
     )
     for name, content in {**pictures, path.name: str(card).encode()}.items():
-        temporary = folder / f"_{name}.{os.getpid()}.tmp"  # "_": a push that runs meanwhile leaves such files out
+        temporary = folder / f"_{name}.{os.getpid()}.tmp"  # "_": concurrent pushes leave such files out
         temporary.write_bytes(content)
         os.replace(temporary, folder / name)
     return path

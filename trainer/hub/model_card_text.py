@@ -25,10 +25,10 @@ _ACRONYMS = {
 
 def escape_markdown(text: object, limit: int = MAX_CELL_CHARACTERS) -> str:
     """
-    `text` as the inside of one cell of a markdown table: shown letter by letter, whatever it holds.
+    `text` as the inside of one cell of a markdown table: shown literally.
 
     Markup is escaped, line ends become `<br>`, control characters (also those that turn the reading direction) are
-    spelt out, right-to-left text is isolated from the cells beside it, and more than `limit` characters are cut.
+    spelled out, right-to-left text is isolated from neighboring cells, and more than `limit` characters are cut.
 
     Example:
 

@@ -12,7 +12,7 @@ from modeling_sep_mldc.lexical_sep_mldc import bigram_ids
 
 # A prime number near 2^17: few of the pairs that occur in two documents or more share a bucket.
 NUM_BIGRAMS = 131_071
-# A pair says less than it seems to, because its tokens count as well.
+# Pairs count half, because their tokens count as well.
 BIGRAM_WEIGHT = 0.5
 
 
@@ -29,7 +29,7 @@ def token_tf_idf(
     Args:
         documents (iterable of `N` lists): token ids.
         vocab_size (`int`): V.
-        special_ids (`Sequence[int]`): tokens that say nothing about a document.
+        special_ids (`Sequence[int]`): tokens to ignore.
         num_bigrams (`int`, defaults to 0): buckets for pairs of neighboring tokens; 0: tokens alone.
     """
     special: np.ndarray = np.zeros(vocab_size, dtype=bool)

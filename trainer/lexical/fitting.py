@@ -1,4 +1,4 @@
-"""Gives a trained model lexical scores: linear classifiers on the tokens of the training documents, weighed on others."""
+"""Fits lexical scores of a trained model: linear classifiers on tokens, weighted on documents that were not trained on."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,7 +17,7 @@ from .solvers import fit_kernel_ridge, fit_sparse_svms, kernel_bytes
 logger = logging.get_logger(__name__)
 
 SOLVERS = ("ridge", "svm")
-# Weights kept in all: labels of many documents want a thousand, thousands of rare labels are better off with a few hundred.
+# Weights kept in total: frequent labels need a thousand each, thousands of rare labels do better with a few hundred.
 TOTAL_WEIGHTS, MIN_FEATURES, MAX_FEATURES = 1_000_000, 300, 1000
 
 
@@ -57,7 +57,7 @@ def fit_lexical_scores(
     The linear classifiers are fitted on the tokens and the pairs of neighboring tokens of the training documents, without the
     encoder. How logits z and margins m add up is learned on documents that were not trained on: $w_z z + w_m m + c$ with the
     highest likelihood (see [`~trainer.lexical.stack_scores`]). To that, κ times the logarithm of each label's inverse
-    propensity w (Jain et al., 2016) is added, which lifts rare labels; κ has the best mean of P@k, PSP@k (k = 1, 3, 5), nDCG@5
+    propensity w (Jain et al., 2016) is added, which raises rare labels; κ has the best mean of P@k, PSP@k (k = 1, 3, 5), nDCG@5
     and micro F1 (see [`~trainer.lexical.choose_tail_weight`]). In units of the logit, the model adds
     $\frac{w_m}{w_z} m + \frac{\kappa}{w_z} \ln w$. Where the margins have no weight, or the mean falls by more than the noise of N
     documents, 1 / (10 √N), the model keeps its scores, and nothing is stored. Thresholds and calibration of the former scores are dropped.
@@ -145,7 +145,7 @@ def check_lexical_documents(name: str, dataset) -> None:
     columns = getattr(dataset, "column_names", None) or []
     if dataset is None or not hasattr(dataset, "__len__") or not len(dataset):
         raise ValueError(
-            f"`{name}` is {dataset!r}, but lexical scores are fitted on training documents and weighed on validation "
+            f"`{name}` is {dataset!r}, but lexical scores are fitted on training documents and weighted on validation "
             "documents that fit in memory. Pass a data set of tokenized documents."
         )
     if not {"input_ids", "label_indices"} <= set(columns):
@@ -157,7 +157,7 @@ def check_lexical_documents(name: str, dataset) -> None:
 
 def _check_settings(num_features: int, num_bigrams: int, solver: str | None, tail_weights) -> None:
     if num_features < 1:
-        raise ValueError(f"`num_features` is {num_features}, but each label needs a weight at least. Use 300.")
+        raise ValueError(f"`num_features` is {num_features}, but each label needs at least one weight. Use 300.")
     if num_bigrams < 0:
         raise ValueError(
             f"`num_bigrams` is {num_bigrams}, but it must be 0 or more. Use {NUM_BIGRAMS}, or 0 for none."
@@ -165,7 +165,7 @@ def _check_settings(num_features: int, num_bigrams: int, solver: str | None, tai
     if solver not in (None, *SOLVERS):
         raise ValueError(f"`solver` is {solver!r}, but it must be 'ridge', 'svm' or None. Leave it out.")
     if not len(tail_weights):
-        raise ValueError("`tail_weights` is empty, but one is needed. Pass (0.0,) for no lift of rare labels.")
+        raise ValueError("`tail_weights` is empty, but one is needed. Pass (0.0,) for no bonus for rare labels.")
 
 
 def _log_inverse_propensities(config) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The sum of logits and lexical margins: how much each counts, from documents that neither was trained on."""
+"""The weights of logits and lexical margins in their sum, from documents that neither was trained on."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ from ..metrics.streaming import StreamingMetrics
 
 logger = logging.get_logger(__name__)
 
-# Of the validation documents, so many document-label pairs are read: two matrices of 64 MB.
+# Maximum number of document-label pairs that are read: two matrices of 64 MB.
 MAX_PAIRS = 16_000_000
 TAIL_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
 USUAL_TAIL_WEIGHT = 1.0
@@ -21,14 +21,14 @@ USUAL_TAIL_WEIGHT = 1.0
 
 class BalancedObjective:
     """
-    What the weight of lexical scores is chosen by: the mean of P@1, P@3, P@5, nDCG@5, micro F1 at its best single
+    The objective of the weight of lexical scores: the mean of P@1, P@3, P@5, nDCG@5, micro F1 at its best single
     threshold and, where label frequencies are known, PSP@1, PSP@3, PSP@5; of smaller label sets the k up to their size.
 
     Args:
         config (`SepMldcConfig`): number of labels, and their frequencies.
     """
 
-    # Scores to the precision of a bin, of each document the highest only: no threshold of use predicts more labels.
+    # Scores are rounded to bins, and only the highest of each document are kept: useful thresholds do not predict more labels.
     RANGE, BINS, TOP = (-80.0, 80.0), 6400, 100
 
     def __init__(self, config: Any):
@@ -83,7 +83,7 @@ class ValidationScores:
             self.num_documents += len(logits)
         if num_left_out:
             logger.info(
-                f"{num_left_out} validation documents are not used to weigh the lexical scores: {self.num_documents} do."
+                f"{num_left_out} validation documents are not used for the weight of the lexical scores: {self.num_documents} are enough."
             )
 
     def metrics(self, config: Any, scale: float = 0.0, lift: torch.Tensor | float = 0.0) -> dict[str, float]:
@@ -133,7 +133,7 @@ def choose_tail_weight(objectives: dict[float, float], num_documents: int, usual
     differences are noise, and κ stays near the usual one.
 
     Args:
-        objectives (`dict[float, float]`): of each κ; shares, not per cent.
+        objectives (`dict[float, float]`): by κ, in [0, 1].
         num_documents (`int`): N.
         usual (`float`, defaults to 1.0): κ_0.
 

@@ -51,7 +51,7 @@ def fit_kernel_ridge(
     members = _members(label_indices, num_labels)
     token_ids, weights, biases = _no_classifiers(num_labels, num_features)
     num_documents = compact.shape[0]
-    # A label of no document keeps the margin of the unseen, one of all documents has nothing to be told apart from.
+    # Labels of no document and of all documents cannot be learned.
     biases[[len(rows) == num_documents for rows in members]] = -UNSEEN_MARGIN
     learned = [index for index, rows in enumerate(members) if 0 < len(rows) < num_documents]
     if not learned or not len(used):
@@ -97,7 +97,7 @@ def fit_sparse_svms(
     Returns:
         feature ids (L, F), weights (L, F) and biases (L,); a label without documents, or of all of them, has weights of 0.
     """
-    # Only the columns that occur: liblinear's time and memory for dense weights goes with them.
+    # Only the columns that occur: they determine liblinear's time and memory.
     used, compact = _used_columns(features)
     compact = compact.astype(np.float64)
     members = _members(label_indices, num_labels)
@@ -109,7 +109,7 @@ def fit_sparse_svms(
         if not rows or not len(used):
             return
         if len(rows) == compact.shape[0]:
-            biases[index] = -UNSEEN_MARGIN  # every document has it: nothing to tell apart
+            biases[index] = -UNSEEN_MARGIN  # every document has it
             return
         target = np.zeros(compact.shape[0], dtype=np.int8)
         target[rows] = 1
@@ -118,7 +118,7 @@ def fit_sparse_svms(
         biases[index] = svm.intercept_[0]
 
     bar = tqdm(range(num_labels), desc="Lexical scores", disable=hide_progress, leave=False)
-    # Threads: liblinear releases the interpreter, and each label writes rows of its own.
+    # Threads: liblinear releases the interpreter, and each label writes its own rows.
     Parallel(n_jobs=num_jobs or 1, prefer="threads")(delayed(fit)(index) for index in bar)
     return token_ids, weights, biases
 

@@ -1,8 +1,8 @@
 r"""
 Similarity-weighted contrastive losses over the labels and the documents of a batch (Eq. 5-15 of the SEP-MLDC paper).
 
-Pure functions of embeddings and multi-hot labels. Everything is computed in float32 (float64 stays float64) whatever
-the autocast dtype, and restricted to the labels present in the batch: no tensor has `num_labels`² entries, and the labels are
+Pure functions of embeddings and multi-hot labels. Everything is computed in float32 (float64 stays float64), regardless
+of the autocast dtype, and restricted to the labels present in the batch: no tensor has `num_labels`² entries, and the labels are
 read once.
 """
 

@@ -386,7 +386,7 @@ class StreamingMetrics:
         self._place = torch.searchsorted(steps, torch.arange(1, max_k + 1)).to(device)
         self._discounts = (1 / torch.log2(torch.arange(max_k, dtype=torch.float64) + 2)).to(device)
         ideal = self._discounts.cumsum(0)
-        sizes = torch.arange(max_k + 1, device=device).clamp(min=1)  # no label: no gain, whatever the ideal
+        sizes = torch.arange(max_k + 1, device=device).clamp(min=1)  # no label: no gain
         self._ideal = ideal[torch.minimum(sizes.unsqueeze(1), self._columns + 1) - 1]  # (max_k + 1, len(ks))
         if self.propensities is not None:
             self._weights = torch.tensor(self.propensities, dtype=torch.float64, device=device)

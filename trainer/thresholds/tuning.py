@@ -51,7 +51,7 @@ def tune_thresholds(
         bin_edges (`np.ndarray` of shape `(num_bins + 1,)`): ascending logits.
         objective (`str`, defaults to `"f1"`): `"f1"` or `"macro"`: the F1 of each label (which maximizes macro F1; the two differ
             in the default of `shrinkage`); `"micro"`: the F1 of all decisions together (exactly, by Dinkelbach's method: for a share λ of the optimum each
-            label maximises 2 TP - λ (predicted + positives)); `"precision:0.9"`: the lowest threshold, hence the
+            label maximizes 2 TP - λ (predicted + positives)); `"precision:0.9"`: the lowest threshold, hence the
             highest recall, with that precision; a label that never reaches it gets the highest threshold.
         shrinkage (`float`, *optional*): m, in positives; 0 uses the threshold of each label as it is. By default 1 for
             `"macro"`, else 20; `choose_shrinkage` finds a better value.
@@ -149,7 +149,7 @@ def frequency_thresholds(
 
 def check_objective(objective: str) -> float | None:
     """
-    The precision P that `"precision:P"` asks for, `None` for the other objectives.
+    The precision P of `"precision:P"`, `None` for the other objectives.
 
     Raises:
         ValueError: the objective is unknown.
