@@ -301,7 +301,7 @@ def test_bad_input_ends_in_one_clear_error_before_any_training(monkeypatch, file
 
 def test_duplicate_names_in_a_label_list_are_refused(monkeypatch, files, tmp_path):
     (tmp_path / "labels.txt").write_text("stars\nrobots\nstars\n")
-    with pytest.raises(ValueError, match="label 'stars' already stands in line 1"):
+    with pytest.raises(ValueError, match="label 'stars' already appears in line 1"):
         run(monkeypatch, files, tmp_path / "out", label_list_file=tmp_path / "labels.txt")
 
 
