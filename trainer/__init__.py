@@ -11,39 +11,7 @@ try:
 except PackageNotFoundError:  # a checkout that was not installed
     __version__ = "0+unknown"
 
-_MODULES = {
-    "LogitBatch": ".sep_mldc_trainer",
-    "SepMldcTrainer": ".sep_mldc_trainer",
-    "SepMldcTrainingArguments": ".training_arguments",
-    "SepMldcDataCollator": ".data",
-    "DataReport": ".data",
-    "LabeledDocuments": ".data",
-    "build_label_list": ".data",
-    "check_training_labels": ".data",
-    "inspect_documents": ".data",
-    "load_documents": ".data",
-    "split_documents": ".data",
-    "encode_labels": ".data",
-    "load_label_descriptions": ".data",
-    "load_pseudo_documents": ".data",
-    "load_splits": ".data",
-    "tokenize": ".data",
-    "document_contrastive_loss": ".losses",
-    "document_similarity": ".losses",
-    "label_contrastive_loss": ".losses",
-    "label_similarity": ".losses",
-    "StreamingMetrics": ".metrics",
-    "inverse_propensities": ".metrics",
-    "ranking_metrics": ".metrics",
-    "tune_thresholds": ".thresholds",
-    "RecommendedSettings": ".recipes",
-    "recommend_settings": ".recipes",
-    "compare_logits": ".export",
-    "export_onnx": ".export",
-    "load_onnx": ".export",
-    "quantize_int8": ".export",
-}
-__getattr__, __dir__ = attach(__name__, _MODULES)
+__getattr__, __dir__ = attach(__name__)
 __all__ = [
     "DataReport",
     "LabeledDocuments",

@@ -5,35 +5,7 @@ from typing import TYPE_CHECKING
 from .._lazy import attach
 
 
-_MODULES = {
-    "SepMldcDataCollator": ".collator",
-    "LabeledDocuments": ".documents",
-    "load_documents": ".documents",
-    "build_label_list": ".encoding",
-    "check_training_labels": ".encoding",
-    "count_label_names": ".encoding",
-    "count_unknown_labels": ".encoding",
-    "encode_labels": ".encoding",
-    "label_counts": ".encoding",
-    "num_real_documents": ".encoding",
-    "DataReport": ".inspection",
-    "SplitReport": ".inspection",
-    "inspect_documents": ".inspection",
-    "load_label_descriptions": ".label_descriptions",
-    "read_label_descriptions": ".label_files",
-    "read_labels": ".label_files",
-    "load_splits": ".loading",
-    "add_pseudo_documents": ".pseudo_documents",
-    "load_pseudo_documents": ".pseudo_documents",
-    "read_records": ".readers",
-    "DocumentSampler": ".sampler",
-    "DocumentSplit": ".splitting",
-    "split_documents": ".splitting",
-    "DataFileError": ".text_lines",
-    "DataFileNotFoundError": ".text_lines",
-    "tokenize": ".tokenization",
-}
-__getattr__, __dir__ = attach(__name__, _MODULES)
+__getattr__, __dir__ = attach(__name__)
 __all__ = [
     "DataFileError",
     "DataFileNotFoundError",

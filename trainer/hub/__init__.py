@@ -5,13 +5,7 @@ from typing import TYPE_CHECKING
 from .._lazy import attach
 
 
-_MODULES = {
-    "build_model_card": ".model_card",
-    "is_generated_card": ".model_card",
-    "save_model_card": ".model_card",
-    "summarize_provenance": ".model_card",
-}
-__getattr__, __dir__ = attach(__name__, _MODULES)
+__getattr__, __dir__ = attach(__name__)
 __all__ = [
     "build_model_card",
     "is_generated_card",

@@ -5,16 +5,7 @@ from typing import TYPE_CHECKING
 from .._lazy import attach
 
 
-_MODULES = {
-    "choose_tail_weight": ".fusion",
-    "default_num_features": ".fitting",
-    "fit_kernel_ridge": ".solvers",
-    "fit_lexical_scores": ".fitting",
-    "fit_sparse_svms": ".solvers",
-    "stack_scores": ".fusion",
-    "token_tf_idf": ".features",
-}
-__getattr__, __dir__ = attach(__name__, _MODULES)
+__getattr__, __dir__ = attach(__name__)
 __all__ = [
     "choose_tail_weight",
     "default_num_features",

@@ -5,15 +5,7 @@ from typing import TYPE_CHECKING
 from .._lazy import attach
 
 
-_MODULES = {
-    "document_contrastive_loss": ".contrastive",
-    "document_similarity": ".contrastive",
-    "label_contrastive_loss": ".contrastive",
-    "label_similarity": ".contrastive",
-    "present_labels": ".contrastive",
-    "share_of_anchors_with_positive": ".contrastive",
-}
-__getattr__, __dir__ = attach(__name__, _MODULES)
+__getattr__, __dir__ = attach(__name__)
 __all__ = [
     "document_contrastive_loss",
     "document_similarity",

@@ -5,14 +5,7 @@ from typing import TYPE_CHECKING
 from .._lazy import attach
 
 
-_MODULES = {
-    "StreamingMetrics": ".streaming",
-    "ranking_metrics": ".streaming",
-    "inverse_propensities": ".ranking",
-    "head_body_tail": ".label_groups",
-    "MultiLabelMetric": ".evaluate_metric",
-}
-__getattr__, __dir__ = attach(__name__, _MODULES)
+__getattr__, __dir__ = attach(__name__)
 __all__ = [
     "MultiLabelMetric",
     "StreamingMetrics",

@@ -5,19 +5,7 @@ from typing import TYPE_CHECKING
 from .._lazy import attach
 
 
-_MODULES = {
-    "choose_shrinkage": ".tuning",
-    "expected_calibration_error": ".tuning",
-    "frequency_thresholds": ".tuning",
-    "global_threshold": ".tuning",
-    "platt_scaling": ".tuning",
-    "temperature_scaling": ".tuning",
-    "TunedThresholds": ".from_batches",
-    "check_threshold_settings": ".from_batches",
-    "tune_thresholds_from_batches": ".from_batches",
-    "tune_thresholds": ".tuning",
-}
-__getattr__, __dir__ = attach(__name__, _MODULES)
+__getattr__, __dir__ = attach(__name__)
 __all__ = [
     "TunedThresholds",
     "choose_shrinkage",
