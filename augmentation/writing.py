@@ -3,13 +3,12 @@
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.files import atomic_write, is_special
+from trainer.files import atomic_write, is_special, make_writable_folder
 
 from .errors import AugmentationError
 
@@ -87,12 +86,8 @@ def check_writable(folder: str | Path) -> None:
     Raises:
         AugmentationError: if no file can be written there.
     """
-    folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as stream:
-            stream.write(b"x")
-            stream.flush()
+        make_writable_folder(folder)
     except OSError as error:
         raise AugmentationError(
             f"the output folder {folder} cannot be written ({error.strerror or error}); choose another `output_dir`."

@@ -1,7 +1,6 @@
 """The page: its functions on a tiny model, and the page itself in a real browser."""
 
 import html
-import importlib.util
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from answers import assert_same_answers
+from scripts import load_example
 from tiny_models import tiny_model, tiny_tokenizer
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline
@@ -21,9 +21,7 @@ from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline
 pytestmark = pytest.mark.numeric
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "app.py"
-spec = importlib.util.spec_from_file_location("app", SCRIPT)
-app = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(app)
+app = load_example("app")
 
 LABELS = ["vision", "<b>bold</b>", "language", "graphs", "robots"]
 TEXT = "The robot reads images, and speech.\nNo data of the market is needed; models search galaxies."

@@ -1,13 +1,11 @@
 """Training, augmentation and prediction read the same file alike, in every format, compression and encoding."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from data_files import jsonl, parquet, table, write
 from datasets import Dataset
+from scripts import load_example
 
 from augmentation import AugmentationError
 from augmentation.files import read_documents, read_label_descriptions, read_labels
@@ -40,12 +38,7 @@ ENCODINGS = {
 
 @pytest.fixture(scope="module")
 def predict():
-    path = Path(__file__).resolve().parents[1] / "examples" / "predict.py"
-    spec = importlib.util.spec_from_file_location("predict_of_one_reader", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_example("predict", "predict_of_one_reader")
 
 
 def read_in_three_ways(path, predict, cache, has_labels=True):

@@ -1,6 +1,5 @@
 """The heat maps of Figures 2 and 3: matrices against loops, order, rank correlation, and the pictures themselves."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from scripts import load_example
 from tiny_models import tiny_model, tiny_tokenizer
 
 from trainer.data import encode_labels
@@ -17,9 +17,7 @@ from trainer.data import encode_labels
 pytest.importorskip("matplotlib")
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "plot_similarity.py"
-spec = importlib.util.spec_from_file_location("plot_similarity", SCRIPT)
-plot_similarity = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(plot_similarity)
+plot_similarity = load_example("plot_similarity")
 
 LABELS = ["images", "language", "proofs", "stars", "never seen", "a $5 label"]
 DOCUMENTS = [

@@ -3,7 +3,6 @@
 import csv
 import gc
 import gzip
-import importlib.util
 import json
 import os
 import random
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from answers import assert_same_answers
+from scripts import load_example
 from tiny_models import WORDS, tiny_backbone, tiny_model, tiny_tokenizer
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline
@@ -30,15 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = str(ROOT / "examples" / "predict.py")
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("predict", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["predict"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-predict = load_script()
+predict = load_example("predict")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """examples/run_mldc.py on tiny encoders: one run end to end, and every kind of bad input before any training."""
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts import load_example
 from tiny_models import tiny_backbone
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
@@ -20,14 +20,7 @@ ROOT = Path(__file__).parents[1]
 TOPICS = {"stars": "galaxy stars star image", "robots": "robot robots vision speech", "markets": "market price data"}
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("run_mldc", ROOT / "examples" / "run_mldc.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-run_mldc = load_script()
+run_mldc = load_example("run_mldc")
 
 
 @pytest.fixture(scope="module")

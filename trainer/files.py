@@ -85,6 +85,19 @@ def is_special(path: str | os.PathLike) -> bool:
     )
 
 
+def make_writable_folder(folder: str | os.PathLike) -> None:
+    """
+    Create a folder if it is missing, and try to write a file in it.
+
+    Raises:
+        OSError: it cannot be created, or no file can be written in it.
+    """
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"x")
+        file.flush()
+
+
 def sync_folder(folder: str | os.PathLike) -> None:
     """Sync new and renamed entries of a folder to disk, where the system supports it."""
     with contextlib.suppress(OSError):

@@ -4,12 +4,11 @@ import json
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import atomic_write, write_csv
+from .files import atomic_write, make_writable_folder, write_csv
 
 
 def check_output_folder(folder: str | os.PathLike, files: Iterable[str] = ()) -> None:
@@ -28,10 +27,7 @@ def check_output_folder(folder: str | os.PathLike, files: Iterable[str] = ()) ->
     if path.exists() and not path.is_dir():
         raise OSError(f"The output folder {os.fspath(folder)!r} is a file. Choose another `output_dir`.")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as file:
-            file.write(b"x")
-            file.flush()
+        make_writable_folder(path)
     except OSError as error:
         raise OSError(
             f"The output folder {os.fspath(folder)!r} cannot be written ({error.strerror or error}). Choose another `output_dir`."
