@@ -391,7 +391,7 @@ def test_without_its_journal_a_part_is_not_continued(model_folder, documents, ha
         journal.unlink()
         if content is not None:
             journal.write_bytes(content)
-        with pytest.raises(ValueError, match="what it was made with is not known"):
+        with pytest.raises(ValueError, match="the settings it was made with are unknown"):
             run(model_folder, source, output, "--resume")
         journal.touch()
     run(model_folder, source, output, "--overwrite_output_file")
@@ -466,7 +466,7 @@ def test_a_complete_output_is_neither_overwritten_nor_made_again_unless_asked(
     output.write_text("{}\n")
     with pytest.raises(ValueError, match="exists. Name another"):
         run(model_folder, source, output)
-    with pytest.raises(ValueError, match="what it was made with is not known"):
+    with pytest.raises(ValueError, match="the settings it was made with are unknown"):
         run(model_folder, source, output, "--resume")
     output.chmod(0o600)
     run(model_folder, source, output, "--overwrite_output_file")
