@@ -3,6 +3,7 @@
 import inspect
 import json
 from functools import lru_cache
+from typing import Any
 
 import torch
 from transformers import (
@@ -13,7 +14,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
+
+from .static_encoder_sep_mldc import StaticEncoder
 
 
 # Tokens that an encoder reads if neither its configuration nor its tokenizer states a limit (XLNet, T5).
@@ -179,6 +183,8 @@ class TextEncodingMixin:
         elif max_length is not None:
             attention_mask = attention_mask[:, :max_length]
             values = [None if value is None else value[:, :max_length] for value in values]
+        if self._is_one_bag(values[0], encoder_kwargs):
+            return self.backbone.mean_embeds(values[0], attention_mask).float(), BaseModelOutput()
         inputs = dict(zip(("input_ids", "token_type_ids", "inputs_embeds"), values))
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if self.takes_use_cache:
@@ -190,3 +196,13 @@ class TextEncodingMixin:
         mask = attention_mask.unsqueeze(-1).to(states.dtype)
         total = (states * mask).sum(dim=1, dtype=torch.float32)
         return total / mask.sum(dim=1, dtype=torch.float32).clamp_min(1.0), output
+
+    def _is_one_bag(self, input_ids: torch.Tensor | None, encoder_kwargs: dict[str, Any]) -> bool:
+        """Whether the encoder gives the embeddings of texts without the states of tokens, which ONNX has no operator for."""
+        return (
+            isinstance(self.backbone, StaticEncoder)
+            and self.config.pooling == "mean"
+            and input_ids is not None
+            and not any(encoder_kwargs.values())
+            and not torch.compiler.is_exporting()
+        )

@@ -31,7 +31,32 @@ def term_weights(
     Returns:
         `torch.Tensor` of shape `(B, V + num_bigrams)`, float32; zeros for a document without known tokens.
     """
-    idf = idf.float()
+    terms, attended = _terms(input_ids, attention_mask, idf, num_bigrams)
+    return _tf_idf(terms, attended, idf.float()).t()
+
+
+def present_term_weights(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, idf: torch.Tensor, num_bigrams: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    What [`term_weights`] returns, for the K terms that occur in the documents alone.
+
+    Returns:
+        `tuple(torch.Tensor, torch.Tensor)`: the weights, `(K + 1, B)`, and the row in it of each of all terms, int32 of shape
+        `(V + num_bigrams,)`; row 0, of zeros, for a term of no document.
+    """
+    terms, attended = _terms(input_ids, attention_mask, idf, num_bigrams)
+    rows = torch.zeros(len(idf), dtype=torch.int32, device=idf.device)
+    rows[terms[attended > 0]] = 1
+    present = rows.nonzero().flatten()
+    rows[present] = torch.arange(1, len(present) + 1, dtype=torch.int32, device=idf.device)
+    return _tf_idf(rows[terms].long(), attended, F.pad(idf[present].float(), (1, 0))), rows
+
+
+def _terms(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, idf: torch.Tensor, num_bigrams: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Terms of documents and whether they count, (B, T'): tokens, and behind them the buckets of pairs."""
     vocab_size = idf.shape[0] - num_bigrams
     terms = input_ids.clamp_max(vocab_size - 1)
     attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -40,14 +65,19 @@ def term_weights(
         pairs = vocab_size + bigram_ids(terms[:, :-1], terms[:, 1:], num_bigrams)
         terms = torch.cat([terms, pairs], dim=1)
         attended = torch.cat([attended, known[:, :-1] * known[:, 1:]], dim=1)
+    return terms, attended
+
+
+def _tf_idf(terms: torch.Tensor, attended: torch.Tensor, idf: torch.Tensor) -> torch.Tensor:
+    """Weights (len(idf), B) of the terms (B, T'), see [`term_weights`]."""
     # One column per document, which is how a bag of features reads it; logarithms only of the terms that occur.
     terms, attended = terms.t(), attended.t().float()
-    empty = torch.zeros(idf.shape[0], input_ids.shape[0], device=input_ids.device)
+    empty = torch.zeros(idf.shape[0], terms.shape[1], device=terms.device)
     counts = empty.scatter_add(0, terms, attended).gather(0, terms)
     weights = torch.where(counts > 0, 1 + counts.clamp_min(1).log(), counts) * idf[terms]
     # A term that occurs n times is stored n times, each with 1/n of its square.
     squares = (weights.square() * attended / counts.clamp_min(1)).sum(dim=0)
-    return empty.scatter(0, terms, weights / squares.sqrt().clamp_min(1e-9)).t()
+    return empty.scatter(0, terms, weights / squares.sqrt().clamp_min(1e-9))
 
 
 class LexicalScores(nn.Module):
@@ -78,8 +108,14 @@ class LexicalScores(nn.Module):
     @torch.no_grad()
     def margins(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels=slice(None)):
         """Margins (B, L) of documents (B, T), or of the `labels` of a slice; float32, without gradient."""
-        terms = term_weights(input_ids, attention_mask, self.idf, self.num_bigrams)
         ids, weights = self.feature_ids[labels], self.feature_weights[labels].float()
+        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Far fewer terms occur in a batch than there are, so the table is small enough for the processor's cache.
+            terms, rows = present_term_weights(input_ids, attention_mask, self.idf, self.num_bigrams)
+            rows = rows.index_select(0, ids.flatten()).view_as(ids)
+            sums = F.embedding_bag(rows, terms, mode="sum", per_sample_weights=weights)
+            return sums.t() + self.bias[labels].float()
+        terms = term_weights(input_ids, attention_mask, self.idf, self.num_bigrams)
         if torch.compiler.is_exporting():  # ONNX has no bags
             of_features = terms.index_select(1, ids.flatten()).unflatten(1, ids.shape)
             return (of_features * weights).sum(dim=-1) + self.bias[labels].float()

@@ -359,6 +359,21 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
             logits = calibration["scale"] * logits + calibration["bias"]
         return torch.sigmoid(logits)
 
+    def score_documents(
+        self, document_embeds: torch.Tensor, table: LabelTable | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Logits (B, L) of document embeddings (B, d), without lexical scores and calibration, and α (B, L) of Eq. 16, which is `None`
+        without label attention. `table` holds the label embeddings; the stored ones if it is not given.
+        """
+        table = LabelTable(self.label_embeddings) if table is None else table
+        features, attention = document_embeds, None
+        if self.config.label_attention:
+            attention = attention_weights(table.products(document_embeds))  # Eq. 16
+            features = torch.cat([table.mix(attention), document_embeds], dim=-1)  # Eq. 17-18
+        features = features.to(self.classifier.bias.dtype)
+        return self.classifier(features, table.products), attention
+
     @can_return_tuple
     def forward(
         self,
@@ -420,12 +435,7 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
             fresh = self.encode(candidate_input_ids, candidate_attention_mask)[0]
         table = LabelTable(self.label_embeddings, fresh, candidate_indices)
 
-        features, attention = document_embeds, None
-        if self.config.label_attention:
-            attention = attention_weights(table.products(document_embeds))  # Eq. 16
-            features = torch.cat([table.mix(attention), document_embeds], dim=-1)  # Eq. 17-18
-        features = features.to(self.classifier.bias.dtype)
-        logits = self.classifier(features, table.products)
+        logits, attention = self.score_documents(document_embeds, table)
         # Their margins are near 1 for the labels of training documents: added during training, they would leave nothing to learn.
         if self.lexical is not None and not self.training and input_ids is not None:
             logits = logits + self.lexical(input_ids, attention_mask).to(logits.dtype)

@@ -14,10 +14,11 @@ __all__ = [
     "fit_sparse_svms",
     "stack_scores",
     "token_tf_idf",
+    "weigh_lexical_scores",
 ]
 
 if TYPE_CHECKING:
     from .features import token_tf_idf
-    from .fitting import default_num_features, fit_lexical_scores
+    from .fitting import default_num_features, fit_lexical_scores, weigh_lexical_scores
     from .fusion import choose_tail_weight, stack_scores
     from .solvers import fit_kernel_ridge, fit_sparse_svms

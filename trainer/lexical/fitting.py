@@ -98,6 +98,28 @@ def fit_lexical_scores(
     settings = {"penalty": penalty} if solver == "ridge" else {"cost": cost, "num_jobs": num_jobs}
     _fit_on_first_process(lexical, train_dataset, special_ids, solver, {**settings, "hide_progress": hide_progress})
 
+    settings = {name: value for name, value in settings.items() if name != "num_jobs"}
+    info = {"solver": solver, **settings, "num_documents": len(train_dataset)}
+    return weigh_lexical_scores(model, lexical, batches, tail_weights, info)
+
+
+def weigh_lexical_scores(
+    model, lexical: LexicalScores, batches: Iterable, tail_weights: Sequence[float] = TAIL_WEIGHTS, info: dict | None = None
+) -> dict:
+    """
+    Choose the weight of fitted lexical scores on validation documents, and give them to a model, as [`fit_lexical_scores`]
+    describes. Thresholds and calibration of the model's former scores are dropped.
+
+    Args:
+        model (`SepMldcForMultiLabelClassification`): gets the scores, where they have a weight.
+        lexical (`LexicalScores`): fitted on training documents.
+        batches, tail_weights: as in [`fit_lexical_scores`].
+        info (`dict`, *optional*): how the scores were fitted.
+
+    Returns:
+        `dict`: what is stored as `config.lexical_info`.
+    """
+    config, info = model.config, info or {}
     config.thresholds = config.threshold_info = config.score_calibration = None
     model.lexical, config.num_lexical_features, config.num_lexical_bigrams, config.lexical_info = None, None, 0, None
     scores = ValidationScores(batches, lexical)
@@ -118,9 +140,7 @@ def fit_lexical_scores(
     info = {
         "scale": scale if kept else 0.0,
         "tail_weight": best if kept else 0.0,
-        "solver": solver,
-        **{name: value for name, value in settings.items() if name != "num_jobs"},
-        "num_documents": len(train_dataset),
+        **info,
         "num_validation_documents": scores.num_documents,
         "without": {name: without[name] for name in shown},
         "with": {name: (results[best] if kept else without)[name] for name in shown},
@@ -128,10 +148,11 @@ def fit_lexical_scores(
     if kept:
         lexical.scale.fill_(scale)
         lexical.lift.copy_(best * tail)
-        model.lexical, config.num_lexical_features, config.num_lexical_bigrams = lexical, num_features, num_bigrams
+        model.lexical, config.num_lexical_features = lexical, lexical.feature_ids.shape[1]
+        config.num_lexical_bigrams = lexical.num_bigrams
         config.lexical_info = info
     logger.info(
-        f"Lexical scores fitted on {len(train_dataset)} documents, scale {info['scale']:.2f}, weight of the tail "
+        f"Lexical scores weighed on {scores.num_documents} documents: scale {info['scale']:.2f}, weight of the tail "
         f"{info['tail_weight']}: mean of the validation metrics {without['objective']:.4f} -> {results[best]['objective']:.4f}."
     )
     return info

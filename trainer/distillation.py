@@ -1,0 +1,377 @@
+"""A student without layers: a static table of token embeddings that learns the answers of a trained model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
+from modeling_sep_mldc.lexical_sep_mldc import LexicalScores
+from modeling_sep_mldc.static_encoder_sep_mldc import StaticEncoderConfig
+
+from .data.collator import SepMldcDataCollator
+from .lexical import weigh_lexical_scores
+from .sep_mldc_trainer import SepMldcTrainer
+from .training_arguments import SepMldcTrainingArguments
+
+
+logger = logging.get_logger(__name__)
+
+# Of the SIF weights a / (a + p) (Arora et al., 2017, ICLR).
+SIF = 1e-3
+# Weight of a special token: it is in every document.
+SPECIAL_WEIGHT = 1e-4
+# Ridge penalty of the map from mean token embeddings to document embeddings, in units of the mean variance of the former.
+ALIGNMENT_PENALTY = 0.01
+CLASSIFIER_DROPOUT = 0.1
+DEFAULTS = {
+    "num_train_epochs": 20,
+    "per_device_train_batch_size": 128,
+    "per_device_eval_batch_size": 256,
+    "learning_rate": 1e-3,
+    "head_learning_rate": 3e-4,
+    "weight_decay": 0.01,
+    "warmup_steps": 0.05,
+    "label_loss_weight": 0.0,
+    "document_loss_weight": 0.0,
+    "label_encoding": "embedding",
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "report_to": "none",
+}
+
+
+def distillation_arguments(output_dir: str = "outputs/student", **overrides: Any) -> SepMldcTrainingArguments:
+    """
+    [`SepMldcTrainingArguments`] for [`distill`]: more epochs and a higher learning rate than a transformer is trained with, no
+    contrastive losses. `overrides` are any training arguments.
+    """
+    return SepMldcTrainingArguments(output_dir, **{**DEFAULTS, **overrides})
+
+
+def distill(
+    teacher: SepMldcForMultiLabelClassification,
+    tokenizer: Any,
+    train_dataset: Any,
+    eval_dataset: Any = None,
+    args: SepMldcTrainingArguments | None = None,
+    hidden_size: int | None = None,
+) -> SepMldcForMultiLabelClassification:
+    r"""
+    A model whose encoder is a table of token embeddings, trained to give the answers of `teacher`. It keeps the labels, the
+    classifier, the lexical scores and the tokenizer of the teacher, and is saved, loaded and used like any other checkpoint.
+
+    1. The table starts as in model2vec (https://github.com/MinishLab/model2vec): what the teacher's encoder returns for each
+       token alone; a token with the frequency p counts a / (a + p). A linear map, by ridge regression, takes the means over
+       documents as close as it can to the document embeddings of the teacher, whose classifier therefore works from the start.
+    2. Table, token weights and classifier are trained: binary cross-entropy with the probabilities of the teacher, before lexical
+       scores, summed over labels.
+    3. With `eval_dataset`, lexical scores are weighed and thresholds are tuned again. Without it, both stay as they are.
+
+    Args:
+        teacher ([`SepMldcForMultiLabelClassification`]): a trained model; it is not changed.
+        tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
+        train_dataset (`Dataset`): tokenized documents (`input_ids`). Labels are not read, so documents without any will do, and
+            those that the teacher was not trained on are the better ones. Some thousands are needed: the more, the better.
+        eval_dataset (`Dataset`, *optional*): tokenized documents with `label_indices` that nothing was trained on.
+        args ([`SepMldcTrainingArguments`], *optional*): [`distillation_arguments`] if not given.
+        hidden_size (`int`, *optional*): size of the embeddings; that of the teacher if not given. A smaller one keeps the
+            directions in which document and label embeddings of the teacher are largest (PCA without centering).
+
+    Returns:
+        [`SepMldcForMultiLabelClassification`]: the student, in evaluation mode.
+
+    Raises:
+        ValueError: there are no documents, or a stream, or `hidden_size` is out of range.
+
+    Example:
+
+    ```python
+    teacher = SepMldcForMultiLabelClassification.from_pretrained("outputs/aapd")
+    tokenizer = AutoTokenizer.from_pretrained("outputs/aapd")
+    documents = tokenize(load_documents("unlabeled.jsonl", label_column=None).dataset, tokenizer)
+    student = distill(teacher, tokenizer, documents)
+    student.save_pretrained("outputs/student")
+    tokenizer.save_pretrained("outputs/student")
+    ```
+    """
+    trainer = DistillationTrainer(teacher, tokenizer, train_dataset, eval_dataset, args, hidden_size)
+    trainer.train()
+    if eval_dataset is not None:
+        trainer.tune_scores()
+    return trainer.model.eval()
+
+
+class DistillationTrainer(SepMldcTrainer):
+    """
+    The trainer behind [`distill`]: takes the same arguments, makes the student (`trainer.model`), and trains it to the teacher's
+    probabilities. All else is as in [`SepMldcTrainer`]: `evaluate`, `save_model`, `push_to_hub`, several processes.
+    """
+
+    further_columns = ("label_indices", "document_index")
+
+    def __init__(
+        self,
+        teacher: SepMldcForMultiLabelClassification,
+        tokenizer: Any,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        args: SepMldcTrainingArguments | None = None,
+        hidden_size: int | None = None,
+        **kwargs: Any,
+    ):
+        _check_documents(train_dataset)
+        args = distillation_arguments() if args is None else args
+        device, hidden = args.device, args.disable_tqdm
+        self.teacher = teacher.to(device).eval()
+        embeds = document_embeddings(teacher, tokenizer, train_dataset, bf16=args.bf16, hide_progress=hidden)
+        model = new_student(teacher, tokenizer, train_dataset["input_ids"], embeds, hidden_size, hide_progress=hidden)
+        columns = {"input_ids", "attention_mask", "length"} & set(train_dataset.column_names)
+        documents = train_dataset.select_columns(sorted(columns))
+        documents = documents.add_column("document_index", list(range(len(documents))))
+        super().__init__(
+            model, args, None, documents, eval_dataset, processing_class=tokenizer, **kwargs
+        )
+        self.data_collator = _Collator(self.data_collator, embeds)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Cross-entropy with the probabilities of the teacher, summed over labels, less their entropy: 0 at the best."""
+        embeds = inputs.pop("teacher_embeds", None)
+        if embeds is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with torch.no_grad():
+            wanted = self.teacher.score_documents(embeds.float())[0].float()
+        outputs = model(**inputs, return_label_embeds=False)
+        loss = binary_divergence(outputs["logits"].float(), wanted)
+        self._terms.add({"divergence": loss.detach()})
+        return (loss, outputs) if return_outputs else loss
+
+    def tune_scores(self) -> None:
+        """Weigh the teacher's lexical scores for the student, and tune its thresholds, on the evaluation documents."""
+        model = self._bare_model()
+        if model.lexical is not None:
+            kept = ("solver", "penalty", "cost", "num_documents")
+            info = {name: value for name, value in (model.config.lexical_info or {}).items() if name in kept}
+            batches = self.logit_batches(description="Weighing lexical scores")
+            weigh_lexical_scores(model, model.lexical, batches, info=info)
+        self.tune_thresholds()
+
+
+class _Collator:
+    """Adds the teacher's embeddings of the documents to what another collator makes."""
+
+    def __init__(self, collator: Any, embeds: torch.Tensor):
+        self.collator, self.embeds = collator, embeds
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self.collator(features)
+        if "document_index" in features[0]:
+            batch["teacher_embeds"] = self.embeds[[feature["document_index"] for feature in features]]
+        return batch
+
+
+def binary_divergence(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    r"""
+    $\sum_l \text{KL}(\sigma(z'_l) \| \sigma(z_l))$ of logits z and wanted logits z', both (B, L): the mean over documents.
+
+    Example:
+
+    ```python
+    >>> wanted = torch.tensor([[2.0, -3.0]])
+    >>> round(binary_divergence(wanted, wanted).item(), 6), round(binary_divergence(-wanted, wanted).item(), 3)
+    (0.0, 4.239)
+
+    ```
+    """
+    target = wanted.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    entropy = F.binary_cross_entropy_with_logits(wanted, target, reduction="none")
+    return (cross - entropy).sum(dim=-1).mean()
+
+
+@torch.no_grad()
+def document_embeddings(
+    teacher: SepMldcForMultiLabelClassification,
+    tokenizer: Any,
+    dataset: Any,
+    batch_size: int = 64,
+    bf16: bool = False,
+    hide_progress: bool = False,
+) -> torch.Tensor:
+    """Document embeddings (N, d) of a teacher in float16, on the CPU: the N documents of a tokenized data set, in their order."""
+    collator = SepMldcDataCollator(tokenizer)
+    documents = dataset["input_ids"]
+    limit = teacher.config.encoder_max_length
+    lengths = np.array([len(ids) for ids in documents])
+    order = np.argsort(-lengths, kind="stable")  # the longest first: memory that is short is short at once
+    embeds = torch.zeros(len(order), teacher.config.hidden_size, dtype=torch.float16)
+    with tqdm(total=len(order), desc="Reading with the teacher", disable=hide_progress, unit="document") as bar:
+        for rows in np.array_split(order, range(batch_size, len(order), batch_size)):
+            batch = collator([{"input_ids": documents[int(row)]} for row in rows])
+            batch = {name: batch[name].to(teacher.device) for name in ("input_ids", "attention_mask")}
+            with torch.autocast(teacher.device.type, torch.bfloat16, enabled=bf16):
+                found = teacher.encode(**batch, max_length=limit)[0]
+            embeds[torch.from_numpy(rows)] = found.to(embeds)
+            bar.update(len(rows))
+    return embeds
+
+
+@torch.no_grad()
+def token_embeddings(
+    teacher: SepMldcForMultiLabelClassification, tokenizer: Any, batch_size: int = 1024, hide_progress: bool = False
+) -> torch.Tensor:
+    """What a teacher's encoder returns for each token alone, (V, d): the embedding of the text of this token."""
+    size = teacher.get_input_embeddings().num_embeddings
+    table = torch.zeros(size, teacher.config.hidden_size, device=teacher.device)
+    before, after = _special_tokens_around(tokenizer)
+    for start in tqdm(range(0, size, batch_size), desc="Embedding tokens", disable=hide_progress, unit="batch"):
+        ids = torch.arange(start, min(start + batch_size, size), device=teacher.device)
+        texts = [torch.full_like(ids, special) for special in before] + [ids]
+        texts += [torch.full_like(ids, special) for special in after]
+        table[ids] = teacher.encode(torch.stack(texts, dim=1))[0]
+    return table
+
+
+def _special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Ids of the special tokens before and after a text."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+    if 0 not in special:
+        return [], []
+    return ids[: special.index(0)], ids[len(special) - special[::-1].index(0) :]
+
+
+@torch.no_grad()
+def new_student(
+    teacher: SepMldcForMultiLabelClassification,
+    tokenizer: Any,
+    documents: Sequence[Sequence[int]],
+    embeds: torch.Tensor,
+    hidden_size: int | None = None,
+    hide_progress: bool = False,
+) -> SepMldcForMultiLabelClassification:
+    """
+    The student before training (step 1 of [`distill`]).
+
+    Args:
+        teacher, tokenizer, hidden_size: as in [`distill`].
+        documents (`N` lists of token ids): what the embeddings are of.
+        embeds (`torch.Tensor` of shape `(N, d)`): document embeddings of the teacher.
+    """
+    wanted = embeds.float().to(teacher.device)
+    dimensions = teacher.config.hidden_size
+    hidden_size = dimensions if hidden_size is None else hidden_size
+    if not 1 <= hidden_size <= dimensions:
+        raise ValueError(
+            f"`hidden_size` is {hidden_size}, but it must be from 1 to {dimensions}, the size of the teacher's embeddings. Leave "
+            "it out."
+        )
+    table = token_embeddings(teacher, tokenizer, hide_progress=hide_progress)
+    log_weights = sif_weights(documents, len(table), tokenizer.all_special_ids).log().to(table.device)
+    config = _student_config(teacher.config, len(table), hidden_size, tokenizer.pad_token_id)
+    student = SepMldcForMultiLabelClassification(config).to(table.device).eval()
+    encoder = student.backbone
+    encoder.token_log_weights.copy_(log_weights)
+    basis = None
+    if hidden_size < dimensions:
+        rows = torch.cat([wanted, teacher.label_embeddings.float()])
+        basis = torch.linalg.eigh(rows.t() @ rows).eigenvectors[:, -hidden_size:]
+        wanted = wanted @ basis
+    encoder.token_embeddings.weight.copy_(_align(table, log_weights, documents, wanted, config.encoder_max_length))
+    _copy_head(teacher, student, basis)
+    if teacher.lexical is not None:
+        student.lexical.load_state_dict(teacher.lexical.state_dict())
+    return student
+
+
+def sif_weights(documents: Sequence[Sequence[int]], vocab_size: int, special_ids: Sequence[int]) -> torch.Tensor:
+    """
+    Weight a / (a + p) of each token, (V,), for its frequency p in the documents; special tokens count next to nothing.
+
+    Example:
+
+    ```python
+    >>> [round(weight, 4) for weight in sif_weights([[0, 1, 1, 1], [0, 2]], vocab_size=4, special_ids=[0]).tolist()]
+    [0.0001, 0.0013, 0.004, 1.0]
+
+    ```
+    """
+    counts = torch.zeros(vocab_size)
+    for ids in documents:
+        counts += torch.bincount(torch.as_tensor(ids, dtype=torch.long), minlength=vocab_size)[:vocab_size]
+    special = [index for index in special_ids if index < vocab_size]
+    counts[special] = 0
+    weights = SIF / (SIF + counts / counts.sum().clamp_min(1))
+    weights[special] = SPECIAL_WEIGHT
+    return weights
+
+
+def _student_config(config: SepMldcConfig, vocab_size: int, hidden_size: int, pad_token_id: int | None) -> SepMldcConfig:
+    values = config.to_dict()
+    encoder = StaticEncoderConfig(vocab_size=vocab_size, hidden_size=hidden_size, pad_token_id=pad_token_id)
+    encoder._name_or_path = config.backbone_config._name_or_path
+    values |= {
+        "backbone_config": encoder,
+        "pooling": "mean",
+        "classifier_dropout": CLASSIFIER_DROPOUT,
+        "classifier_hidden_size": config.classifier_hidden_size or config.hidden_size,
+        "encoder_max_length": config.max_tokens(),
+    }
+    for name in ("architectures", "auto_map", "custom_pipelines", "transformers_version", "dtype", "_name_or_path"):
+        values.pop(name, None)
+    return SepMldcConfig.from_dict(values)
+
+
+def _align(
+    table: torch.Tensor, log_weights: torch.Tensor, documents: Sequence[Sequence[int]], wanted: torch.Tensor, limit: int
+) -> torch.Tensor:
+    """The table (V, d) mapped so that its weighted means over documents are as close as possible to `wanted` (N, d')."""
+    means = torch.stack(
+        [
+            log_weights[ids].softmax(dim=0) @ table[ids]
+            for ids in (torch.as_tensor(document[:limit], device=table.device) for document in documents)
+        ]
+    )
+    center, target = means.mean(dim=0), wanted.mean(dim=0)
+    means, wanted = (means - center).double(), (wanted - target).double()
+    gram = means.t() @ means
+    penalty = ALIGNMENT_PENALTY * gram.diagonal().mean().clamp_min(1e-12)
+    gram.diagonal().add_(penalty)
+    mapping = torch.linalg.solve(gram, means.t() @ wanted).to(table.dtype)
+    return (table - center) @ mapping + target
+
+
+def _copy_head(teacher, student, basis: torch.Tensor | None) -> None:
+    """The teacher's classifier and label embeddings, in the coordinates of the student."""
+
+    def project(rows: torch.Tensor) -> torch.Tensor:  # (n, d) or, for the concatenation of Eq. 18, (n, 2 d)
+        if basis is None:
+            return rows
+        return torch.cat([block @ basis for block in rows.split(len(basis), dim=1)], dim=1)
+
+    student.set_label_embeddings(project(teacher.label_embeddings.float()))
+    source, target = teacher.classifier, student.classifier
+    target.bias.copy_(source.bias)
+    if hasattr(source, "dense"):
+        target.dense.weight.copy_(project(source.dense.weight))
+        target.dense.bias.copy_(source.dense.bias)
+        target.out_proj.weight.copy_(source.out_proj.weight)
+    if hasattr(source, "similarity_proj"):
+        weight, bias = project(source.similarity_proj.weight), source.similarity_proj.bias
+        target.similarity_proj.weight.copy_(weight if basis is None else basis.t() @ weight)
+        target.similarity_proj.bias.copy_(bias if basis is None else basis.t() @ bias)
+        target.similarity_scale.copy_(source.similarity_scale)
+
+
+def _check_documents(dataset: Any) -> None:
+    columns = getattr(dataset, "column_names", None) or []
+    if dataset is None or not hasattr(dataset, "__len__") or not len(dataset) or "input_ids" not in columns:
+        raise ValueError(
+            f"`train_dataset` is {dataset!r}, but a student learns from tokenized documents that fit in memory. Pass a data set with "
+            "a column `input_ids`, as `tokenize` returns it."
+        )
