@@ -7,6 +7,8 @@ from torch import nn
 
 # The margin of a linear classifier for a label that it has never seen.
 UNSEEN_MARGIN = -1.0
+# Documents whose terms are looked up together on a CPU.
+CPU_BATCH = 64
 
 
 def bigram_ids(first: torch.Tensor, second: torch.Tensor, num_bigrams: int) -> torch.Tensor:
@@ -109,19 +111,25 @@ class LexicalScores(nn.Module):
     def margins(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels=slice(None)):
         """Margins (B, L) of documents (B, T), or of the `labels` of a slice; float32, without gradient."""
         ids, weights = self.feature_ids[labels], self.feature_weights[labels].float()
-        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Far fewer terms occur in a batch than there are, so the table is small enough for the processor's cache.
-            terms, rows = present_term_weights(input_ids, attention_mask, self.idf, self.num_bigrams)
-            rows = rows.index_select(0, ids.flatten()).view_as(ids)
-            sums = F.embedding_bag(rows, terms, mode="sum", per_sample_weights=weights)
-            return sums.t() + self.bias[labels].float()
-        terms = term_weights(input_ids, attention_mask, self.idf, self.num_bigrams)
+        bias = self.bias[labels].float()
         if torch.compiler.is_exporting():  # ONNX has no bags
+            terms = term_weights(input_ids, attention_mask, self.idf, self.num_bigrams)
             of_features = terms.index_select(1, ids.flatten()).unflatten(1, ids.shape)
-            return (of_features * weights).sum(dim=-1) + self.bias[labels].float()
+            return (of_features * weights).sum(dim=-1) + bias
         # Bags are labels and the table is the batch: one pass over the stored weights, nothing of B x L x features.
-        sums = F.embedding_bag(ids, terms.t().contiguous(), mode="sum", per_sample_weights=weights)
-        return sums.t() + self.bias[labels].float()
+        if input_ids.device.type != "cpu" or torch.compiler.is_compiling():
+            terms = term_weights(input_ids, attention_mask, self.idf, self.num_bigrams)
+            return F.embedding_bag(ids, terms.t().contiguous(), mode="sum", per_sample_weights=weights).t() + bias
+        # Few of all terms occur in a batch: their table fits into the cache of a processor. An accelerator would have to wait for
+        # their number.
+        sums = []
+        for start in range(0, len(input_ids), CPU_BATCH):
+            rows = slice(start, start + CPU_BATCH)
+            mask = None if attention_mask is None else attention_mask[rows]
+            terms, row_of_term = present_term_weights(input_ids[rows], mask, self.idf, self.num_bigrams)
+            features = row_of_term.index_select(0, ids.flatten()).view_as(ids)
+            sums.append(F.embedding_bag(features, terms, mode="sum", per_sample_weights=weights).t())
+        return torch.cat(sums) + bias
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels=slice(None)):
         """What is added to the logits (B, L): `scale` times the margins, plus the bonus of each label."""

@@ -26,6 +26,7 @@ CODE = {
     "lexical_sep_mldc.py",
     "modeling_sep_mldc.py",
     "pipeline_sep_mldc.py",
+    "static_encoder_sep_mldc.py",
     "top_k_sep_mldc.py",
 }
 COMPLETE = CODE | {

@@ -12,7 +12,7 @@ from tiny_models import tiny_model
 from tiny_training import NUM_LABELS, make_trainer, tiny_documents
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcForMultiLabelClassification
-from modeling_sep_mldc.lexical_sep_mldc import LexicalScores, term_weights
+from modeling_sep_mldc.lexical_sep_mldc import CPU_BATCH, LexicalScores, term_weights
 from trainer.lexical import (
     choose_tail_weight,
     default_num_features,
@@ -81,6 +81,21 @@ def test_pairs_of_neighboring_tokens_count_in_a_batch_as_in_fitting():
     assert torch.equal(term_weights(ids.masked_fill(mask == 0, 6), mask, torch.from_numpy(idf), 101), weights)
     unknown = term_weights(torch.tensor([[9, 5, 9, 6]]), None, torch.from_numpy(idf), 101)
     assert (unknown > 0).sum() == 2
+
+
+def test_margins_of_the_terms_of_a_batch_are_those_of_all_terms():
+    torch.manual_seed(0)
+    lexical = LexicalScores(vocab_size=40, num_labels=4, num_features=30, num_bigrams=101)
+    lexical.idf.uniform_().masked_fill_(torch.rand(141) < 0.2, 0.0)
+    lexical.feature_ids.copy_(torch.stack([torch.randperm(141)[:30] for _ in range(4)]))
+    lexical.feature_weights.normal_()
+    ids = torch.randint(0, 40, (CPU_BATCH + 3, 9))
+    mask = (torch.arange(9) < torch.randint(1, 10, (len(ids), 1))).long()
+    weights = torch.zeros(4, 141).scatter_(1, lexical.feature_ids.long(), lexical.feature_weights)
+    for attended in (mask, None):
+        expected = term_weights(ids, attended, lexical.idf, 101) @ weights.t() + lexical.bias
+        torch.testing.assert_close(lexical.margins(ids, attended), expected)
+        torch.testing.assert_close(lexical.margins(ids, attended, slice(1, 3)), expected[:, 1:3])
 
 
 def random_documents(count=60, num_tokens=30):

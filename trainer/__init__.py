@@ -14,6 +14,7 @@ except PackageNotFoundError:  # a checkout that was not installed
 __getattr__, __dir__ = attach(__name__)
 __all__ = [
     "DataReport",
+    "DistillationTrainer",
     "LabeledDocuments",
     "check_training_labels",
     "inspect_documents",
@@ -28,6 +29,8 @@ __all__ = [
     "StreamingMetrics",
     "build_label_list",
     "compare_logits",
+    "distill",
+    "distillation_arguments",
     "document_contrastive_loss",
     "document_similarity",
     "encode_labels",
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
         split_documents,
         tokenize,
     )
+    from .distillation import DistillationTrainer, distill, distillation_arguments
     from .export import compare_logits, export_onnx, load_onnx, quantize_int8
     from .losses import document_contrastive_loss, document_similarity, label_contrastive_loss, label_similarity
     from .metrics import StreamingMetrics, inverse_propensities, ranking_metrics

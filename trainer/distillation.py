@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
-from modeling_sep_mldc.lexical_sep_mldc import LexicalScores
 from modeling_sep_mldc.static_encoder_sep_mldc import StaticEncoderConfig
 
 from .data.collator import SepMldcDataCollator
@@ -134,9 +132,7 @@ class DistillationTrainer(SepMldcTrainer):
         columns = {"input_ids", "attention_mask", "length"} & set(train_dataset.column_names)
         documents = train_dataset.select_columns(sorted(columns))
         documents = documents.add_column("document_index", list(range(len(documents))))
-        super().__init__(
-            model, args, None, documents, eval_dataset, processing_class=tokenizer, **kwargs
-        )
+        super().__init__(model, args, None, documents, eval_dataset, processing_class=tokenizer, **kwargs)
         self.data_collator = _Collator(self.data_collator, embeds)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -311,7 +307,9 @@ def sif_weights(documents: Sequence[Sequence[int]], vocab_size: int, special_ids
     return weights
 
 
-def _student_config(config: SepMldcConfig, vocab_size: int, hidden_size: int, pad_token_id: int | None) -> SepMldcConfig:
+def _student_config(
+    config: SepMldcConfig, vocab_size: int, hidden_size: int, pad_token_id: int | None
+) -> SepMldcConfig:
     values = config.to_dict()
     encoder = StaticEncoderConfig(vocab_size=vocab_size, hidden_size=hidden_size, pad_token_id=pad_token_id)
     encoder._name_or_path = config.backbone_config._name_or_path
@@ -328,7 +326,11 @@ def _student_config(config: SepMldcConfig, vocab_size: int, hidden_size: int, pa
 
 
 def _align(
-    table: torch.Tensor, log_weights: torch.Tensor, documents: Sequence[Sequence[int]], wanted: torch.Tensor, limit: int
+    table: torch.Tensor,
+    log_weights: torch.Tensor,
+    documents: Sequence[Sequence[int]],
+    wanted: torch.Tensor,
+    limit: int,
 ) -> torch.Tensor:
     """The table (V, d) mapped so that its weighted means over documents are as close as possible to `wanted` (N, d')."""
     means = torch.stack(

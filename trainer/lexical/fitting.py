@@ -104,7 +104,11 @@ def fit_lexical_scores(
 
 
 def weigh_lexical_scores(
-    model, lexical: LexicalScores, batches: Iterable, tail_weights: Sequence[float] = TAIL_WEIGHTS, info: dict | None = None
+    model,
+    lexical: LexicalScores,
+    batches: Iterable,
+    tail_weights: Sequence[float] = TAIL_WEIGHTS,
+    info: dict | None = None,
 ) -> dict:
     """
     Choose the weight of fitted lexical scores on validation documents, and give them to a model, as [`fit_lexical_scores`]

@@ -1,0 +1,129 @@
+#!/usr/bin/env python
+"""
+Make a fast student of a trained checkpoint: its encoder is a table of token embeddings that learns the teacher's answers.
+
+    python examples/distill.py --teacher outputs/aapd --train_file unlabeled.jsonl --validation_file dev.jsonl \
+        --test_file test.jsonl --output_dir outputs/aapd-student
+
+Training documents need no labels. Validation documents do: lexical scores are weighed and thresholds are tuned on them. Test
+documents compare the student with the teacher. All arguments: `python examples/distill.py --help`.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, set_seed
+
+from modeling_sep_mldc import SepMldcForMultiLabelClassification
+from trainer import SepMldcTrainer, SepMldcTrainingArguments
+from trainer.command_line import parse_arguments, run_program
+from trainer.data import encode_labels, load_splits, tokenize
+from trainer.devices import is_bfloat16_native
+from trainer.distillation import DEFAULTS, DistillationTrainer
+from trainer.run_outputs import check_output_folder, save_model_whole, write_json
+
+
+TABLE = ("p@1", "p@5", "ndcg@5", "psp@5", "f1_micro", "f1_macro")
+
+
+@dataclass
+class DistillArguments:
+    """The teacher and the documents."""
+
+    teacher: str | None = field(default=None, metadata={"help": "Folder or Hub name of a trained checkpoint."})
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Documents, with labels or without: csv, tsv, json, jsonl or parquet, each also .gz or .zst."
+        },
+    )
+    validation_file: list[str] | None = field(default=None, metadata={"help": "Documents with labels, to tune on."})
+    test_file: list[str] | None = field(default=None, metadata={"help": "Documents with labels, to compare on."})
+    text_columns: list[str] = field(
+        default_factory=lambda: ["text"], metadata={"help": "Columns of the text, joined by a blank."}
+    )
+    label_column: str = field(default="labels", metadata={"help": "Column of label lists or joined labels."})
+    label_delimiter: str | None = field(default=None, metadata={"help": "Separator of labels joined in one text."})
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Maximum number of tokens per document, those that only lexical scores read included."},
+    )
+    hidden_size: int | None = field(
+        default=None, metadata={"help": "Size of the token embeddings. Defaults to that of the teacher."}
+    )
+
+
+def defaults(named: dict[str, Any]) -> dict[str, Any]:
+    bf16 = is_bfloat16_native(named.get("use_cpu", False))
+    return {**DEFAULTS, "output_dir": "outputs/student", "bf16": bf16, "logging_steps": 50}
+
+
+def main() -> None:
+    (options, args), _ = parse_arguments(
+        (DistillArguments, SepMldcTrainingArguments),
+        sys.argv[1:],
+        defaults=defaults,
+        prog="distill.py",
+        description=__doc__.strip().split("\n")[0],
+    )
+    for name in ("teacher", "train_file"):
+        if not getattr(options, name):
+            raise ValueError(f"`--{name}` is not given, but a student learns from a teacher on documents. Name it.")
+    check_output_folder(args.output_dir, ("distillation.json",))
+    set_seed(args.seed)
+    teacher = SepMldcForMultiLabelClassification.from_pretrained(options.teacher, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(options.teacher)
+    documents = read_documents(options, teacher.config, tokenizer)
+    trainer = DistillationTrainer(
+        teacher, tokenizer, documents["train"], documents.get("validation"), args, options.hidden_size
+    )
+    trainer.model_card_kwargs = {"datasets": [Path(name).name for name in options.train_file]}
+    trainer.train()
+    if "validation" in documents:
+        trainer.tune_scores()
+    save_model_whole(trainer)
+    if "test" in documents:
+        compare(teacher, trainer, documents["test"])
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.end()
+
+
+def read_documents(options: DistillArguments, config, tokenizer) -> dict[str, Any]:
+    """Tokenized documents by split: those of training without labels, all others with the ids of their labels."""
+    columns = {"text_columns": options.text_columns}
+    found = dict(load_splits(train_file=options.train_file, label_column=None, **columns))
+    labeled = {f"{split}_file": getattr(options, f"{split}_file") for split in ("validation", "test")}
+    if any(labeled.values()):
+        columns |= {"label_column": options.label_column, "label_delimiter": options.label_delimiter}
+        for split, dataset in load_splits(**labeled, **columns).items():
+            found[split] = encode_labels(dataset, config.label2id)
+    return {split: tokenize(dataset, tokenizer, options.max_length) for split, dataset in found.items()}
+
+
+def compare(teacher, trainer: DistillationTrainer, documents) -> None:
+    """Print and write the metrics of teacher and student, and the documents per second of their models, tokenization apart."""
+    rows = {}
+    for name, model in (("teacher", teacher), ("student", trainer.model)):
+        evaluator = SepMldcTrainer(
+            model, trainer.args, eval_dataset=documents, processing_class=trainer.processing_class
+        )
+        start = time.perf_counter()
+        metrics = evaluator.evaluate()
+        seconds = time.perf_counter() - start
+        rows[name] = {metric: 100 * metrics[f"eval_{metric}"] for metric in TABLE if f"eval_{metric}" in metrics}
+        rows[name]["documents per second"] = len(documents) / seconds
+    if not trainer.is_world_process_zero():
+        return
+    print(f"\nOn {len(documents)} test documents, in percent:")
+    for metric in rows["teacher"]:
+        print(f"  {metric:<22}" + "".join(f"  {name} {values[metric]:9.1f}" for name, values in rows.items()))
+    write_json(Path(trainer.args.output_dir) / "distillation.json", rows)
+
+
+if __name__ == "__main__":
+    run_program(main, "distill.py")
