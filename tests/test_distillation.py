@@ -30,7 +30,13 @@ def teacher(tmp_path_factory):
 
 
 def arguments(folder, **overrides):
-    settings = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 32, "num_train_epochs": 20, "learning_rate": 5e-3}
+    settings = {
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "per_device_train_batch_size": 32,
+        "num_train_epochs": 20,
+        "learning_rate": 5e-3,
+    }
     return distillation_arguments(str(folder), **{**settings, **overrides})
 
 

@@ -15,6 +15,7 @@ __getattr__, __dir__ = attach(__name__)
 __all__ = [
     "DataReport",
     "DistillationTrainer",
+    "FastLabeler",
     "LabeledDocuments",
     "check_training_labels",
     "inspect_documents",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     )
     from .distillation import DistillationTrainer, distill, distillation_arguments
     from .export import compare_logits, export_onnx, load_onnx, quantize_int8
+    from .labeler import FastLabeler
     from .losses import document_contrastive_loss, document_similarity, label_contrastive_loss, label_similarity
     from .metrics import StreamingMetrics, inverse_propensities, ranking_metrics
     from .recipes import RecommendedSettings, recommend_settings

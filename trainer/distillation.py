@@ -13,6 +13,7 @@ from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
 from modeling_sep_mldc.static_encoder_sep_mldc import StaticEncoderConfig
 
 from .data.collator import SepMldcDataCollator
+from .data.word_cache import special_tokens_around
 from .lexical import weigh_lexical_scores
 from .sep_mldc_trainer import SepMldcTrainer
 from .training_arguments import SepMldcTrainingArguments
@@ -28,11 +29,11 @@ SPECIAL_WEIGHT = 1e-4
 ALIGNMENT_PENALTY = 0.01
 CLASSIFIER_DROPOUT = 0.1
 DEFAULTS = {
-    "num_train_epochs": 20,
+    "num_train_epochs": 6,
     "per_device_train_batch_size": 128,
     "per_device_eval_batch_size": 256,
-    "learning_rate": 1e-3,
-    "head_learning_rate": 3e-4,
+    "learning_rate": 3e-3,
+    "head_learning_rate": 5e-4,
     "weight_decay": 0.01,
     "warmup_steps": 0.05,
     "label_loss_weight": 0.0,
@@ -224,22 +225,13 @@ def token_embeddings(
     """What a teacher's encoder returns for each token alone, (V, d): the embedding of the text of this token."""
     size = teacher.get_input_embeddings().num_embeddings
     table = torch.zeros(size, teacher.config.hidden_size, device=teacher.device)
-    before, after = _special_tokens_around(tokenizer)
+    before, after = special_tokens_around(tokenizer)
     for start in tqdm(range(0, size, batch_size), desc="Embedding tokens", disable=hide_progress, unit="batch"):
         ids = torch.arange(start, min(start + batch_size, size), device=teacher.device)
         texts = [torch.full_like(ids, special) for special in before] + [ids]
         texts += [torch.full_like(ids, special) for special in after]
         table[ids] = teacher.encode(torch.stack(texts, dim=1))[0]
     return table
-
-
-def _special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids of the special tokens before and after a text."""
-    encoded = tokenizer("a", return_special_tokens_mask=True)
-    ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
-    if 0 not in special:
-        return [], []
-    return ids[: special.index(0)], ids[len(special) - special[::-1].index(0) :]
 
 
 @torch.no_grad()
