@@ -59,8 +59,14 @@ class StaticEncoder(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.token_embeddings
 
+    @torch.no_grad()
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """As in transformers. Tokens that the former table did not have get the mean of the logarithms of the weights."""
         self.token_embeddings = value
+        weights, size = self.token_log_weights, value.num_embeddings
+        if size != len(weights):
+            added = weights.mean().expand(max(size - len(weights), 0))
+            self.token_log_weights = nn.Parameter(torch.cat([weights[:size], added]))
 
     def token_shares(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Share (B, T) of each token in the embedding of its text, in float32: 0 for padding, and 1 in all."""

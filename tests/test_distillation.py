@@ -1,5 +1,6 @@
 """Students: a static encoder that learns the answers of a trained model."""
 
+import copy
 import json
 import os
 import subprocess
@@ -157,7 +158,18 @@ def test_a_student_is_loaded_like_any_checkpoint(student, saved):
         model=AutoModel.from_pretrained(saved), tokenizer=tiny_tokenizer()
     )
     found = classify("the search ranking model " * 100, return_explanation=True, top_k=2)
-    assert [entry["label"] for entry in found["labels"]] and found["tokens"]
+    assert len(found["labels"]) == 2
+
+
+def test_labels_and_vocabulary_of_a_student_are_edited_like_those_of_any_model(student):
+    edited = copy.deepcopy(student)
+    edited.add_labels({"robots": "robot code"}, tiny_tokenizer())
+    edited.resize_token_embeddings(len(tiny_tokenizer()) + 3)
+    assert len(edited.backbone.token_log_weights) == len(tiny_tokenizer()) + 3
+    batch = {name: value for name, value in tiny_batch().items() if name != "labels"}
+    with torch.no_grad():
+        assert edited(**batch).logits.shape == (4, NUM_LABELS + 1)
+        torch.testing.assert_close(edited.encode(**batch)[0], student.encode(**batch)[0])
 
 
 def test_a_student_and_its_bare_encoder_load_without_the_package(student, saved, tmp_path):

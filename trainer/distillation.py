@@ -28,6 +28,8 @@ SPECIAL_WEIGHT = 1e-4
 # Ridge penalty of the map from mean token embeddings to document embeddings, in units of the mean variance of the former.
 ALIGNMENT_PENALTY = 0.01
 CLASSIFIER_DROPOUT = 0.1
+# Documents that are added up together.
+CHUNK = 4096
 DEFAULTS = {
     "num_train_epochs": 6,
     "per_device_train_batch_size": 128,
@@ -251,7 +253,6 @@ def new_student(
         documents (`N` lists of token ids): what the embeddings are of.
         embeds (`torch.Tensor` of shape `(N, d)`): document embeddings of the teacher.
     """
-    wanted = embeds.float().to(teacher.device)
     dimensions = teacher.config.hidden_size
     hidden_size = dimensions if hidden_size is None else hidden_size
     if not 1 <= hidden_size <= dimensions:
@@ -267,10 +268,14 @@ def new_student(
     encoder.token_log_weights.copy_(log_weights)
     basis = None
     if hidden_size < dimensions:
-        rows = torch.cat([wanted, teacher.label_embeddings.float()])
-        basis = torch.linalg.eigh(rows.t() @ rows).eigenvectors[:, -hidden_size:]
-        wanted = wanted @ basis
-    encoder.token_embeddings.weight.copy_(_align(table, log_weights, documents, wanted, config.encoder_max_length))
+        label_embeds = teacher.label_embeddings.float()
+        products = label_embeds.t() @ label_embeds
+        for chunk in embeds.split(CHUNK):
+            rows = chunk.to(products)
+            products += rows.t() @ rows
+        basis = torch.linalg.eigh(products).eigenvectors[:, -hidden_size:]
+    aligned = _align(table, log_weights, documents, embeds, config.encoder_max_length)
+    encoder.token_embeddings.weight.copy_(aligned if basis is None else aligned @ basis)
     _copy_head(teacher, student, basis)
     if teacher.lexical is not None:
         student.lexical.load_state_dict(teacher.lexical.state_dict())
@@ -321,23 +326,32 @@ def _align(
     table: torch.Tensor,
     log_weights: torch.Tensor,
     documents: Sequence[Sequence[int]],
-    wanted: torch.Tensor,
+    embeds: torch.Tensor,
     limit: int,
 ) -> torch.Tensor:
-    """The table (V, d) mapped so that its weighted means over documents are as close as possible to `wanted` (N, d')."""
-    means = torch.stack(
-        [
-            log_weights[ids].softmax(dim=0) @ table[ids]
-            for ids in (torch.as_tensor(document[:limit], device=table.device) for document in documents)
-        ]
-    )
-    center, target = means.mean(dim=0), wanted.mean(dim=0)
-    means, wanted = (means - center).double(), (wanted - target).double()
-    gram = means.t() @ means
-    penalty = ALIGNMENT_PENALTY * gram.diagonal().mean().clamp_min(1e-12)
-    gram.diagonal().add_(penalty)
-    mapping = torch.linalg.solve(gram, means.t() @ wanted).to(table.dtype)
-    return (table - center) @ mapping + target
+    """The table (V, d) mapped so that its weighted means over documents are as close as possible to their `embeds` (N, d)."""
+    columns = table.shape[1]
+    gram, cross = table.new_zeros(2, columns, columns, dtype=torch.float64)
+    means, targets = table.new_zeros(2, columns, dtype=torch.float64)
+    for start in range(0, len(documents), CHUNK):
+        rows = torch.stack(
+            [_weighted_mean(table, log_weights, ids[:limit]) for ids in documents[start : start + CHUNK]]
+        )
+        rows, wanted = rows.double(), embeds[start : start + CHUNK].to(table.device).double()
+        gram += rows.t() @ rows
+        cross += rows.t() @ wanted
+        means += rows.sum(dim=0) / len(documents)
+        targets += wanted.sum(dim=0) / len(documents)
+    gram -= len(documents) * torch.outer(means, means)
+    cross -= len(documents) * torch.outer(means, targets)
+    gram.diagonal().add_(ALIGNMENT_PENALTY * gram.diagonal().mean().clamp_min(1e-12))
+    mapping = torch.linalg.solve(gram, cross)
+    return ((table - means) @ mapping + targets).to(table.dtype)
+
+
+def _weighted_mean(table: torch.Tensor, log_weights: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
+    rows = torch.as_tensor(ids, dtype=torch.long, device=table.device)
+    return log_weights[rows].softmax(dim=0) @ table[rows]
 
 
 def _copy_head(teacher, student, basis: torch.Tensor | None) -> None:
