@@ -114,7 +114,7 @@ class DistillationTrainer(SepMldcTrainer):
     probabilities. All else is as in [`SepMldcTrainer`]: `evaluate`, `save_model`, `push_to_hub`, several processes.
     """
 
-    further_columns = ("label_indices", "document_index")
+    further_columns: tuple[str, ...] = ("label_indices", "document_index")
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class DistillationTrainer(SepMldcTrainer):
         documents = train_dataset.select_columns(sorted(columns))
         documents = documents.add_column("document_index", list(range(len(documents))))
         super().__init__(model, args, None, documents, eval_dataset, processing_class=tokenizer, **kwargs)
-        self.data_collator = _Collator(self.data_collator, embeds)
+        self.data_collator: Any = _Collator(self.data_collator, embeds)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross-entropy with the probabilities of the teacher, summed over labels, less their entropy: 0 at the best."""
@@ -274,7 +274,8 @@ def new_student(
             rows = chunk.to(products)
             products += rows.t() @ rows
         basis = torch.linalg.eigh(products).eigenvectors[:, -hidden_size:]
-    aligned = _align(table, log_weights, documents, embeds, config.encoder_max_length)
+    limit = teacher.config.max_tokens()
+    aligned = _align(table, log_weights, documents, embeds, limit)
     encoder.token_embeddings.weight.copy_(aligned if basis is None else aligned @ basis)
     _copy_head(teacher, student, basis)
     if teacher.lexical is not None:
@@ -309,7 +310,7 @@ def _student_config(
 ) -> SepMldcConfig:
     values = config.to_dict()
     encoder = StaticEncoderConfig(vocab_size=vocab_size, hidden_size=hidden_size, pad_token_id=pad_token_id)
-    encoder._name_or_path = config.backbone_config._name_or_path
+    encoder._name_or_path = getattr(config.backbone_config, "_name_or_path", "")
     values |= {
         "backbone_config": encoder,
         "pooling": "mean",
@@ -354,7 +355,11 @@ def _weighted_mean(table: torch.Tensor, log_weights: torch.Tensor, ids: Sequence
     return log_weights[rows].softmax(dim=0) @ table[rows]
 
 
-def _copy_head(teacher, student, basis: torch.Tensor | None) -> None:
+def _copy_head(
+    teacher: SepMldcForMultiLabelClassification,
+    student: SepMldcForMultiLabelClassification,
+    basis: torch.Tensor | None,
+) -> None:
     """The teacher's classifier and label embeddings, in the coordinates of the student."""
 
     def project(rows: torch.Tensor) -> torch.Tensor:  # (n, d) or, for the concatenation of Eq. 18, (n, 2 d)

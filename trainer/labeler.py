@@ -52,7 +52,7 @@ class FastLabeler:
             torch.full((config.num_labels,), DEFAULT_THRESHOLD) if config.thresholds is None else config.thresholds
         )
         self.thresholds = torch.as_tensor(stored, dtype=torch.float32)
-        self.num_special = len(self.words._before) + len(self.words._after)
+        self.num_special = len(self.words.before) + len(self.words.after)
 
     def __call__(self, texts: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
         """
@@ -78,9 +78,9 @@ class FastLabeler:
     @torch.inference_mode()
     def _label_batch(self, documents: list[list[int]]) -> list[list[dict[str, Any]]]:
         lengths = [len(ids) for ids in documents]
-        ids = np.full((len(documents), max(max(lengths), 1)), self.pad_token_id, dtype=np.int64)
-        for row, tokens in zip(ids, documents):
-            row[: len(tokens)] = tokens
+        ids: np.ndarray = np.full((len(documents), max(max(lengths), 1)), self.pad_token_id, dtype=np.int64)
+        for row, tokens in enumerate(documents):
+            ids[row, : len(tokens)] = tokens
         mask = np.arange(ids.shape[1]) < np.array(lengths)[:, None]
         inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
@@ -104,7 +104,7 @@ class FastLabeler:
             rows, labels = (scores >= self.thresholds).nonzero(as_tuple=True)
             for row, label, value in zip(rows.tolist(), labels.tolist(), scores[rows, labels].tolist()):
                 found[row].append({"label": names[label], "score": value})
-            for entries in found:
-                entries.sort(key=lambda entry: -entry["score"])
+            for chosen in found:
+                chosen.sort(key=lambda entry: -entry["score"])
         # A text without tokens has no labels.
-        return [entries if length > self.num_special else [] for entries, length in zip(found, lengths)]
+        return [chosen if length > self.num_special else [] for chosen, length in zip(found, lengths)]

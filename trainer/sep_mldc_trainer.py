@@ -94,7 +94,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
             the label embeddings) or under a wrapper that cannot run it, or a k of `metric_ks` above the number of labels.
     """
 
-    further_columns = ("label_indices",)
+    further_columns: tuple[str, ...] = ("label_indices",)
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ class WordCache:
         self.tokenizer, self.max_words = tokenizer, max_words
         self.is_exact = _splits_at_spaces(tokenizer)
         self._ids: dict[str, list[int]] = {}
-        self._before, self._after = special_tokens_around(tokenizer)
+        self.before, self.after = special_tokens_around(tokenizer)
 
     def __call__(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Token ids of texts, cut after `max_length` tokens, special tokens included."""
@@ -48,7 +48,7 @@ class WordCache:
         if new:
             encoded = self.tokenizer(new, add_special_tokens=False, verbose=False)["input_ids"]
             self._ids.update(zip(new, encoded))
-        ids, room = self._ids, max_length - len(self._before) - len(self._after)
+        ids, room = self._ids, max_length - len(self.before) - len(self.after)
         rows = []
         for text, words in zip(texts, split):
             if _ODD_SPACES.search(text):
@@ -59,7 +59,7 @@ class WordCache:
                 row += ids[word]
             if len(row) < room and len(words) > room:
                 row = [index for word in words for index in ids[word]]
-            rows.append([*self._before, *row[:room], *self._after])
+            rows.append([*self.before, *row[:room], *self.after])
         return rows
 
 
