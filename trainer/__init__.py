@@ -66,11 +66,12 @@ if TYPE_CHECKING:
         tokenize,
     )
     from .distillation import DistillationTrainer, distill, distillation_arguments
+    from .evaluation import LogitBatch
     from .export import compare_logits, export_onnx, load_onnx, quantize_int8
     from .labeler import FastLabeler
     from .losses import document_contrastive_loss, document_similarity, label_contrastive_loss, label_similarity
     from .metrics import StreamingMetrics, inverse_propensities, ranking_metrics
     from .recipes import RecommendedSettings, recommend_settings
-    from .sep_mldc_trainer import LogitBatch, SepMldcTrainer
+    from .sep_mldc_trainer import SepMldcTrainer
     from .thresholds import tune_thresholds
     from .training_arguments import SepMldcTrainingArguments

@@ -93,7 +93,7 @@ def make_writable_folder(folder: str | os.PathLike) -> None:
         OSError: it cannot be created, or no file can be written in it.
     """
     os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=os.fspath(folder)) as file:
         file.write(b"x")
         file.flush()
 

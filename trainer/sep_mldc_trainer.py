@@ -1,21 +1,16 @@
 """Trainer of SEP-MLDC models."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
-from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from torch.utils.data import Sampler, SequentialSampler
 from tqdm.auto import tqdm
-from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import (
-    EvalLoopOutput,
     IntervalStrategy,
-    PredictionOutput,
     TrainOutput,
-    default_compute_objective,
     has_length,
 )
 from transformers.utils import logging
@@ -23,6 +18,7 @@ from transformers.utils import logging
 from .checkpoints import MANIFEST_NAME, CheckpointGuard, damaged_files, last_whole_checkpoint
 from .data.collator import SepMldcDataCollator, check_label_indices, check_multi_hot
 from .data.sampler import DocumentSampler
+from .evaluation import EvaluationMixin
 from .frozen_layers import cached_frozen_layers
 from .hub.mixin import HubMixin
 from .label_schedule import LabelSchedule
@@ -33,12 +29,10 @@ from .losses.contrastive import (
     share_of_anchors_with_positive,
 )
 from .losses.terms import TermMeans
-from .metrics.streaming import StreamingMetrics
 from .processes import keep_process_group
 from .run_record import EpochOrder, RestoreCallbacks, RunRecord, check_same_run, read_record, run_fingerprint
 from .thresholds import check_threshold_settings, tune_thresholds_from_batches
 from .training_arguments import HEAD_LEARNING_RATE_BY_CLASSIFIER, SepMldcTrainingArguments
-from .transformers_internals import TransformersInternals
 
 
 logger = logging.get_logger(__name__)
@@ -49,22 +43,23 @@ def _is_sharded(model: nn.Module) -> bool:
     return hasattr(model, "set_reshard_after_forward")
 
 
-class LogitBatch(NamedTuple):
-    """
-    A batch of evaluated documents, of all processes.
+def _checked_arguments(args: SepMldcTrainingArguments | None, processing_class: Any) -> SepMldcTrainingArguments:
+    """The arguments of a trainer, which must be of this package and fit its tokenizer."""
+    args = args if args is not None else SepMldcTrainingArguments(output_dir="outputs")
+    if not isinstance(args, SepMldcTrainingArguments):
+        raise ValueError(
+            f"`args` is a {type(args).__name__}, but SepMldcTrainer needs SepMldcTrainingArguments (they hold the loss "
+            "weights). Create those, or use transformers' Trainer."
+        )
+    if args.label_encoding == "encoder" and processing_class is None:
+        raise ValueError(
+            '`label_encoding="encoder"` encodes label texts during training and needs a tokenizer. Pass '
+            '`processing_class=tokenizer`, or choose `label_encoding="embedding"`.'
+        )
+    return args
 
-    Attributes:
-        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): float32.
-        labels (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): multi-hot; `None` for documents without labels.
-        inputs (`dict[str, torch.Tensor]`): what the model read: `input_ids` and `attention_mask`, `(batch_size, length)` each.
-    """
 
-    logits: torch.Tensor
-    labels: torch.Tensor | None
-    inputs: dict[str, torch.Tensor]
-
-
-class SepMldcTrainer(HubMixin, TransformersInternals):
+class SepMldcTrainer(HubMixin, EvaluationMixin):
     r"""
     `Trainer` for [`SepMldcForMultiLabelClassification`]: L = L_ce + β L1 + γ L2 (Eq. 21).
 
@@ -111,27 +106,13 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         *more: Any,
         **kwargs: Any,
     ):
-        args = args if args is not None else SepMldcTrainingArguments(output_dir="outputs")
-        if not isinstance(args, SepMldcTrainingArguments):
-            raise ValueError(
-                f"`args` is a {type(args).__name__}, but SepMldcTrainer needs SepMldcTrainingArguments (they hold the loss "
-                "weights). Create those, or use transformers' Trainer."
-            )
-        if args.label_encoding == "encoder" and processing_class is None:
-            raise ValueError(
-                '`label_encoding="encoder"` encodes label texts during training and needs a tokenizer. Pass '
-                '`processing_class=tokenizer`, or choose `label_encoding="embedding"`.'
-            )
+        args = _checked_arguments(args, processing_class)
         self.label_schedule: LabelSchedule | None = None
         if args.label_encoding == "encoder":
             self.label_schedule = LabelSchedule(
                 processing_class, args.labels_per_step, args.max_label_length, args.seed
             )
         self._terms = TermMeans()
-        self._metrics: StreamingMetrics | None = None
-        self._measured: StreamingMetrics | None = None
-        self._evaluated: StreamingMetrics | None = None
-        self._predicting = False
         self._encoded: tuple[torch.Tensor, torch.Tensor] | None = None
         self._unlogged_loss: torch.Tensor | float = 0.0
         self._last_logged_step = 0
@@ -204,9 +185,6 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
             used = False
         model.label_embeddings.requires_grad_(self.args.label_encoding == "embedding" and used)
 
-    def _bare_model(self) -> nn.Module:
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-
     def refresh_label_embeddings(self) -> None:
         """
         Encode all label texts with the encoder as it is now and store the embeddings; nothing to do under
@@ -214,7 +192,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         """
         if self.label_schedule is None:
             return
-        model = self._bare_model()
+        model = self.bare_model()
         hidden = self.args.disable_tqdm or not self.is_local_process_zero() or model.config.num_labels < 1000
         with tqdm(total=model.config.num_labels, desc="Encoding labels", disable=hidden, leave=False) as bar:
             batch_size = max(self.args.eval_batch_size, 64)
@@ -303,7 +281,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         """Embeddings of the present labels: encoded ones with gradient where there are any, stored ones elsewhere."""
         if candidates is None:
             return outputs["label_embeds"].index_select(0, present)
-        rows = self._bare_model().label_embeddings.detach().index_select(0, present).float()
+        rows = self.bare_model().label_embeddings.detach().index_select(0, present).float()
         position = torch.searchsorted(candidates, present).clamp_max(len(candidates) - 1)
         encoded = candidates[position] == present
         return torch.where(encoded.unsqueeze(1), outputs["candidate_embeds"][position], rows)
@@ -322,7 +300,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         if self.label_schedule is not None:
             encoded, self._encoded = self._encoded, None
             if encoded is not None:
-                self.label_schedule.commit(self._bare_model(), *encoded)
+                self.label_schedule.commit(self.bare_model(), *encoded)
             self.label_schedule.invalidate()
         return loss
 
@@ -378,185 +356,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         self._epoch_order.sampler = sampler
         return sampler
 
-    # ---- Evaluation and prediction ----
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As in transformers, but no document is left out of an evaluation, regardless of `dataloader_drop_last`."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            # With persistent workers, transformers would return the loader of an earlier data set.
-            return self.get_test_dataloader(eval_dataset)
-        with self._every_document():
-            return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As in transformers, but no document is left out of a prediction, regardless of `dataloader_drop_last`."""
-        with self._every_document():
-            return super().get_test_dataloader(test_dataset)
-
-    @contextmanager
-    def _every_document(self) -> Iterator[None]:
-        """Loaders made inside give all documents in their order: what `predict` returns must line up with them."""
-        names = ("dataloader_drop_last", "train_sampling_strategy")
-        former = {name: getattr(self.args, name) for name in names}
-        self.args.dataloader_drop_last, self.args.train_sampling_strategy = False, "random"
-        try:
-            yield
-        finally:
-            for name, value in former.items():
-                setattr(self.args, name, value)
-
-    def new_streaming_metrics(self, **kwargs: Any) -> StreamingMetrics:
-        """An accumulator with this model's labels, thresholds and training counts."""
-        config = self.model.config
-        thresholds = config.thresholds if config.thresholds is not None else self.args.prediction_threshold
-        if config.is_ranking:
-            thresholds = None  # no probabilities of single labels, so no decisions
-        settings = {
-            "ks": self.args.cutoffs(config.num_labels),
-            "label_counts": config.label_counts,
-            "num_documents": config.num_train_documents,
-            "thresholds": thresholds,
-        }
-        return StreamingMetrics(config.num_labels, **{**settings, **kwargs})
-
-    @property
-    def last_metrics(self) -> StreamingMetrics:
-        """
-        The accumulator of the last evaluation or prediction of documents with labels: `per_label()`, `deciles()`, ...
-
-        Raises:
-            ValueError: there has been none.
-        """
-        if self._measured is None:
-            raise ValueError(
-                "Nothing has been evaluated yet. Call `evaluate` or `predict` on documents with labels first."
-            )
-        return self._measured
-
-    @property
-    def last_evaluation(self) -> StreamingMetrics | None:
-        """The accumulator of the last `evaluate`, regardless of later predictions; `None` before the first."""
-        return self._evaluated
-
-    def predict(
-        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
-    ) -> PredictionOutput:
-        """
-        As in transformers; `predictions` are the best `prediction_top_k` labels per document, `(probabilities, label ids)` of
-        shape `(num_documents, k)` each, in the order of the documents.
-        """
-        self._predicting = True
-        try:
-            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
-        finally:
-            self._predicting = False
-
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        self.refresh_label_embeddings()
-        of_training, self._terms = self._terms, TermMeans()
-        self._metrics = self.new_streaming_metrics() if self.compute_metrics is None else None
-        try:
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-            values = self._terms.pop(self.accelerator)
-            if self._metrics is not None and self._metrics.num_seen > 0:
-                values.update(self._metrics.compute())
-                self._measured = self._metrics
-                self._evaluated = self._evaluated if self._predicting else self._metrics
-        finally:
-            self._terms, self._metrics = of_training, None
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
-        return output
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        if self._metrics is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = send_to_device(inputs, self.args.device)
-        loss = None
-        with torch.no_grad(), self.compute_loss_context_manager():
-            if inputs.get("labels") is not None:
-                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-                loss = loss.detach()
-            else:
-                outputs = model(**inputs)
-        logits = outputs["logits"].float()
-        if inputs.get("labels") is not None:
-            logits_of_all, labels_of_all = self.gather_function((logits, inputs["labels"]))
-            calibrated = self.model.config.score_calibration is not None
-            probabilities = self._bare_model().probabilities(logits_of_all) if calibrated else None
-            self._metrics.update(logits_of_all, labels_of_all, probabilities=probabilities)
-        if not self._predicting:
-            return loss, None, None
-        scores, indices = logits.topk(min(self.args.prediction_top_k, logits.shape[1]), dim=-1)
-        return loss, (self._bare_model().probabilities(scores, logits), indices), None
-
-    def logit_batches(self, dataset: Any = None, description: str = "Evaluation") -> Iterator[LogitBatch]:
-        """
-        Logits of all documents of a data set in their order, batch by batch: the input of thresholds, lexical scores and custom
-        metrics. Label embeddings are refreshed first, and the model is in evaluation mode. With several processes,
-        each one gets the documents of all.
-
-        Args:
-            dataset (`Dataset` or `str`, *optional*): encoded documents, with labels or without; `eval_dataset` if not given, or
-                the one with this name where `eval_dataset` is a dictionary.
-            description (`str`, defaults to `"Evaluation"`): of the progress bar.
-
-        Yields:
-            [`LogitBatch`].
-
-        Raises:
-            ValueError: there is no data set, or `eval_dataset` is a dictionary and none of its names is given.
-        """
-        loader = self.get_test_dataloader(self._one_eval_dataset(dataset))
-        self.refresh_label_embeddings()
-        model = self.model_wrapped if self.is_in_train else self.model
-        was_training = model.training
-        pad = {"input_ids": getattr(self.processing_class, "pad_token_id", None) or 0}
-        model.eval()
-        try:
-            for inputs in tqdm(loader, desc=description, disable=self.args.disable_tqdm, leave=False):
-                inputs = send_to_device(inputs, self.args.device)
-                labels = inputs.pop("labels", None)
-                with torch.no_grad(), self.accelerator.autocast():
-                    logits = model(**inputs)["logits"].float()
-                batch = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
-                if self.args.world_size > 1:  # processes pad to lengths of their own
-                    batch = {
-                        name: self.accelerator.pad_across_processes(value, dim=1, pad_index=pad.get(name, 0))
-                        for name, value in batch.items()
-                    }
-                batch["logits"] = logits
-                if labels is not None:
-                    batch["labels"] = labels
-                batch = self.accelerator.gather_for_metrics(batch)
-                yield LogitBatch(batch.pop("logits"), batch.pop("labels", None), batch)
-        finally:
-            loader.end()  # accelerate would consider a loop that was left early as still running
-            model.train(was_training)
-
-    def _one_eval_dataset(self, dataset=None):
-        dataset = self.eval_dataset if dataset is None else dataset
-        names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
-        if isinstance(dataset, str) and dataset in names:
-            return self.eval_dataset[dataset]
-        if dataset is None or isinstance(dataset, str):
-            raise ValueError(
-                f"`dataset` is {dataset!r}, but documents are needed. Pass a data set, or create the trainer with `eval_dataset`."
-            )
-        if isinstance(dataset, dict):
-            raise ValueError(
-                f"There are several data sets ({', '.join(map(str, dataset))}), but one is needed. Pass the data set, or its "
-                "name, as `dataset`."
-            )
-        return dataset
+    # ---- Thresholds and lexical scores ----
 
     def tune_thresholds(
         self,
@@ -582,7 +382,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
             ValueError: no documents or none with labels, or an unknown objective or calibration.
         """
         check_threshold_settings(objective, shrinkage, calibration)
-        config = self._bare_model().config
+        config = self.bare_model().config
         softmax = "bce" not in config.classification_loss
         if softmax or (config.num_lexical_features and calibration is None):
             calibration = "platt"
@@ -628,7 +428,7 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
         eval_dataset = self._one_eval_dataset(eval_dataset)
         check_lexical_documents("eval_dataset", eval_dataset)
         return fit_lexical_scores(
-            self._bare_model(),
+            self.bare_model(),
             self.train_dataset if train_dataset is None else train_dataset,
             self.logit_batches(eval_dataset, "Weighing lexical scores"),
             num_features,
@@ -681,9 +481,9 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
                 or model settings), or `metric_for_best_model` is unknown.
             FloatingPointError: the loss became NaN or infinite.
         """
-        self._check_metric_for_best_model()
+        self.check_metric_for_best_model()
         checkpoint = self._checked_checkpoint(resume_from_checkpoint)
-        self._record.fingerprint = run_fingerprint(self._bare_model(), self.args, self.train_dataset)
+        self._record.fingerprint = run_fingerprint(self.bare_model(), self.args, self.train_dataset)
         self._record.loss_sum = 0.0
         if checkpoint is not None:
             check_same_run(checkpoint, self.model.config.labels, self._record.fingerprint)
@@ -739,77 +539,6 @@ class SepMldcTrainer(HubMixin, TransformersInternals):
                 f"{resume_from_checkpoint} is damaged: {', '.join(damaged)} is missing or not as it was saved. {remedy}"
             )
         return resume_from_checkpoint
-
-    def _check_metric_for_best_model(self) -> None:
-        """Checks that transformers makes after the first evaluation only."""
-        args = self.args
-        early = any(isinstance(callback, EarlyStoppingCallback) for callback in self.callback_handler.callbacks)
-        if early and (args.metric_for_best_model is None or args.eval_strategy == IntervalStrategy.NO):
-            missing = "`metric_for_best_model`" if args.metric_for_best_model is None else "`eval_strategy`"
-            raise ValueError(
-                f"Early stopping is on, but {missing} is not given, and it watches a metric of evaluations during the training. "
-                'Set `eval_strategy="epoch"` and, for example, `metric_for_best_model="ndcg@5"`.'
-            )
-        if args.metric_for_best_model is None or args.eval_strategy == IntervalStrategy.NO:
-            return
-        if self.compute_metrics is not None:
-            return  # its names are not known
-        names = self.metric_names()
-        sets = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
-        if sets:
-            names = [f"{dataset}_{name}" for dataset in sets for name in names]
-        if args.metric_for_best_model.removeprefix("eval_") not in names:
-            raise ValueError(
-                f"`metric_for_best_model` is {args.metric_for_best_model!r}, but an evaluation of this model measures only "
-                f"{', '.join(names)}. Choose one of these."
-            )
-
-    def metric_names(self) -> list[str]:
-        """Names of what `evaluate` measures on documents with labels, without the prefix `eval_`."""
-        args, metrics = self.args, self.new_streaming_metrics()
-        names = ["loss", "classification_loss"]
-        if args.label_loss_weight > 0:
-            names.append("label_contrastive_loss")
-        if args.document_loss_weight > 0:
-            names += ["document_contrastive_loss", "anchors_with_positive"]
-        metrics.update(torch.zeros(1, metrics.num_labels), label_indices=[[0]])
-        return names + list(metrics.compute())
-
-    def compute_objective(self, metrics: dict[str, float]) -> float:
-        """
-        What `hyperparameter_search` maximizes by default: `metric_for_best_model` if it is given, else nDCG at the largest k of
-        `metric_ks`, for several evaluation sets the mean over them. transformers would add up all metrics, losses included.
-        """
-        name = self.args.metric_for_best_model
-        if name is not None:
-            return metrics[f"eval_{name.removeprefix('eval_')}"]
-        k = max(self.args.cutoffs(self.model.config.num_labels))
-        values = [value for name, value in metrics.items() if name.endswith(f"ndcg@{k}")]
-        return sum(values) / len(values) if values else default_compute_objective(metrics)
-
-    def hyperparameter_search(
-        self,
-        hp_space: Callable | None = None,
-        compute_objective: Callable | None = None,
-        n_trials: int = 20,
-        direction: str | list[str] | None = None,
-        *more: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """
-        As in transformers, but by default one metric is maximized, see `compute_objective`. With a custom `compute_objective`,
-        `direction` is `"minimize"` unless it is given, as in transformers.
-        """
-        if direction is None:
-            name = self.args.metric_for_best_model
-            is_loss = name is not None and name.endswith("loss")
-            direction = "minimize" if compute_objective is not None or is_loss else "maximize"
-        own = type(self).compute_objective.__get__(self)
-        objective = own if compute_objective is None else compute_objective
-        try:
-            return super().hyperparameter_search(hp_space, objective, n_trials, direction, *more, **kwargs)
-        finally:
-            self.__dict__.pop("compute_objective", None)  # transformers keeps the last one
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in transformers, with the label embeddings of the encoder as it is now."""

@@ -250,9 +250,50 @@ def build_model_card(
     datasets = [datasets] if isinstance(datasets, str) else list(datasets or [])
     name = model_name or (repo_id or "").split("/")[-1] or Path(run_dir or "").name or "sep-mldc"
     splits = split_metrics(metrics or {}, evaluation_sets)
-    headline = [split for split in splits if split.startswith("test")] or list(splits)
+    co2 = _co2_grams(run_dir)
+    data = _metadata(
+        name, splits, datasets, base_model=base_model, license=license, language=language, tags=tags, co2=co2
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=escape_markdown(name),
+        base_model_text=_shown_name(base_model) if base_model else None,
+        dataset_text=", ".join(map(_shown_name, datasets)),
+        repo_id=repo_id or "user/model",
+        repo_id_known=repo_id is not None,
+        metric_note=metric_note,
+        encoder_tokens=_encoder_tokens(config, max_length),
+        lexical_tokens=max_length if config.num_lexical_features and config.encoder_max_length else None,
+        environment=_environment(),
+        co2=f"{co2:.3g}" if co2 else None,
+        pictures=set(pictures),
+        **_label_values(config, counts),
+        **_metric_values(splits, counts),
+        **_setting_values(config, training_args),
+        **_pseudo_document_values(pseudo_document_provenance, config.num_train_documents),
+    )
+    card.text = f"\n{_MARKER}\n\n{card.text.strip()}\n"
+    # The marker holds the digest of all the rest, metadata too: a later change by hand is seen.
+    card.text = card.text.replace("{digest}", _digest(card.content.replace(_MARKER, "")), 1)
+    return card
+
+
+def _metadata(
+    name: str,
+    splits: Mapping[str, Mapping[str, float]],
+    datasets: Sequence[str],
+    *,
+    base_model: str | None,
+    license: str | None,
+    language: str | Sequence[str] | None,
+    tags: Sequence[str],
+    co2: float | None,
+) -> ModelCardData:
+    """The metadata of a card, with the headline metrics of the test documents, or of all splits without a test."""
     dataset_ids = [dataset for dataset in datasets if hub_id(dataset)]
     dataset_name = ", ".join(re.split(r"[/\\]", dataset.rstrip("/\\"))[-1] for dataset in datasets) or "not stated"
+    headline = [split for split in splits if split.startswith("test")] or list(splits)
     eval_results = [
         EvalResult(
             task_type="text-classification",
@@ -267,8 +308,8 @@ def build_model_card(
         for split in headline
         for metric in headline_metrics(splits[split])
     ]
-    co2 = _co2_grams(run_dir)
-    data = ModelCardData(
+    emissions = {"emissions": co2, "source": "codecarbon", "training_type": "fine-tuning"}
+    return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
         base_model=hub_id(base_model),
@@ -278,64 +319,66 @@ def build_model_card(
         datasets=dataset_ids or None,
         model_name=name if eval_results else None,
         eval_results=eval_results or None,
-        **(
-            {"co2_eq_emissions": {"emissions": co2, "source": "codecarbon", "training_type": "fine-tuning"}}
-            if co2
-            else {}
-        ),
+        **({"co2_eq_emissions": emissions} if co2 else {}),
     )
-    summary = pseudo_document_provenance
-    if summary is not None and not isinstance(summary, Mapping):
-        summary = summarize_provenance(summary)
-    backbone = config.backbone_config
+
+
+def _label_values(config: Any, counts: Sequence[int] | None) -> dict[str, Any]:
+    """What the template shows of the configuration."""
+    header, rows = _label_table(config, counts)
+    return {
+        "num_labels": config.num_labels,
+        "encoder": escape_markdown(config.backbone_config.model_type),
+        "num_train_documents": config.num_train_documents,
+        "num_rows": len(rows),
+        "label_header": header,
+        "label_rows": rows,
+        "has_counts": counts is not None,
+        "has_descriptions": bool(config.label_descriptions),
+        "has_thresholds": config.thresholds is not None,
+        "threshold_rows": [(escape_markdown(k), _setting(v)) for k, v in (config.threshold_info or {}).items()],
+        "probabilities": not config.is_ranking,
+    }
+
+
+def _metric_values(splits: Mapping[str, Mapping[str, float]], counts: Sequence[int] | None) -> dict[str, Any]:
+    """What the template shows of the metrics."""
     plain = {m: None for values in splits.values() for m in values if not GROUP.search(m) and "psndcg" not in m}
     shown = [split for split in splits if any(m in splits[split] for m in plain)]
-    metric_rows = [(pretty_metric(m), [_percent(splits[split].get(m)) for split in shown]) for m in plain]
-    label_header, label_rows = _label_table(config, counts)
+    rows = [(pretty_metric(m), [_percent(splits[split].get(m)) for split in shown]) for m in plain]
     group_header, group_rows = _group_table(splits, counts)
+    return {
+        "splits": shown,
+        "metric_rows": rows,
+        "terms": [text for start, text in TERMS.items() if any(name.startswith(start) for name, _ in rows)],
+        "group_header": group_header,
+        "group_rows": group_rows,
+    }
+
+
+def _setting_values(config: Any, training_args: Any) -> dict[str, Any]:
+    """What the template shows of the settings."""
     losses = dict(_LOSS_SETTINGS)
     if getattr(training_args, "label_encoding", None) == "embedding":
         del losses["labels_per_step"]
     settings = {name: title for name, title in _TRAINING_SETTINGS.items() if name != _unused_limit(training_args)}
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        title=escape_markdown(name),
-        num_labels=config.num_labels,
-        encoder=escape_markdown(backbone.model_type),
-        base_model_text=_shown_name(base_model) if base_model else None,
-        dataset_text=", ".join(map(_shown_name, datasets)),
-        num_train_documents=config.num_train_documents,
-        repo_id=repo_id or "user/model",
-        repo_id_known=repo_id is not None,
-        num_rows=len(label_rows),
-        label_header=label_header,
-        label_rows=label_rows,
-        has_counts=counts is not None,
-        has_descriptions=bool(config.label_descriptions),
-        has_thresholds=config.thresholds is not None,
-        threshold_rows=[(escape_markdown(k), _setting(v)) for k, v in (config.threshold_info or {}).items()],
-        probabilities=not config.is_ranking,
-        splits=shown,
-        metric_note=metric_note,
-        metric_rows=metric_rows,
-        terms=[text for start, text in TERMS.items() if any(name.startswith(start) for name, _ in metric_rows)],
-        group_header=group_header,
-        group_rows=group_rows,
-        loss_rows=_rows(config, _MODEL_SETTINGS) + _rows(training_args, losses),
-        training_rows=_rows(training_args, settings),
-        pseudo=_pseudo_documents(summary, config.num_train_documents),
-        no_pseudo_text="Not stated." if summary is None else "None were used.",
-        encoder_tokens=_encoder_tokens(config, max_length),
-        lexical_tokens=max_length if config.num_lexical_features and config.encoder_max_length else None,
-        environment=_environment(),
-        co2=f"{co2:.3g}" if co2 else None,
-        pictures=set(pictures),
-    )
-    card.text = f"\n{_MARKER}\n\n{card.text.strip()}\n"
-    # The marker holds the digest of all the rest, metadata too: a later change by hand is seen.
-    card.text = card.text.replace("{digest}", _digest(card.content.replace(_MARKER, "")), 1)
-    return card
+    return {
+        "loss_rows": _rows(config, _MODEL_SETTINGS) + _rows(training_args, losses),
+        "training_rows": _rows(training_args, settings),
+    }
+
+
+def _pseudo_document_values(
+    provenance: Iterable[Mapping] | Mapping | None, num_train_documents: int | None
+) -> dict[str, Any]:
+    """What the template shows of the pseudo-documents."""
+    summary = provenance
+    if summary is not None and not isinstance(summary, Mapping):
+        summary = summarize_provenance(summary)
+    return {
+        "pseudo": _pseudo_documents(summary, num_train_documents),
+        "no_pseudo_text": "Not stated." if summary is None else "None were used.",
+    }
 
 
 def _group_table(
