@@ -152,7 +152,7 @@ class DistillationTrainer(SepMldcTrainer):
 
     def tune_scores(self) -> None:
         """Weigh the teacher's lexical scores for the student, and tune its thresholds, on the evaluation documents."""
-        model = self._bare_model()
+        model = self.bare_model()
         if model.lexical is not None:
             kept = ("solver", "penalty", "cost", "num_documents")
             info = {name: value for name, value in (model.config.lexical_info or {}).items() if name in kept}
