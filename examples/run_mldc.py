@@ -528,6 +528,8 @@ def build_trainer(settings: Settings, data: RunData, model, tokenizer) -> SepMld
         "license": settings.report.license,
         "pseudo_document_provenance": data.pseudo_documents or (),
         "max_length": settings.data.max_length,
+        "recipe": settings.run.recipe if data.settings else None,
+        "settings": [(name, chosen["value"], chosen["why"]) for name, chosen in data.settings.items()],
     }
     use_short_lines(trainer)
     check_metric_for_best_model(trainer)

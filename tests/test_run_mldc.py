@@ -124,6 +124,8 @@ def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, 
     assert model.config.labels == sorted(TOPICS)
     assert model.config.label_descriptions == {"stars": "Things that shine.", "robots": "Machines."}
     assert model.config.num_train_documents == 24
+    card = (tmp_path / "README.md").read_text()
+    assert "(recipe best)" in card and "named by the user |" in card  # the table of settings
     shown = capsys.readouterr().out
     for word in ("SEP-MLDC", "TF-IDF + LinearSVC", "majority labels", "p@1", "f1_macro", "->"):
         assert word in shown

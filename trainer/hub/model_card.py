@@ -198,6 +198,8 @@ def build_model_card(
     max_length: int | None = None,
     evaluation_sets: Sequence[str] = (),
     pictures: Iterable[str] = (),
+    recipe: str | None = None,
+    settings: Sequence[tuple[str, Any, str]] = (),
 ) -> ModelCard:
     """
     The card of a model, from its configuration and from what was measured. Nothing is fetched, nothing is written.
@@ -234,6 +236,8 @@ def build_model_card(
             Names of several evaluation sets, whose metrics are called `eval_NAME_...`.
         pictures (`Iterable[str]`, *optional*):
             File names of pictures in the same folder.
+        recipe (`str`, *optional*), settings (`Sequence[tuple[str, Any, str]]`, *optional*):
+            How settings were chosen: name of the recipe, and (setting, value, why) as [`RecommendedSettings.rows`] returns them.
 
     Returns:
         [`~huggingface_hub.ModelCard`]: with the measured values as `data.eval_results`.
@@ -268,6 +272,8 @@ def build_model_card(
         environment=_environment(),
         co2=f"{co2:.3g}" if co2 else None,
         pictures=set(pictures),
+        recipe=escape_markdown(recipe or ""),
+        setting_rows=[[escape_markdown(name), _setting(value), escape_markdown(why)] for name, value, why in settings],
         **_label_values(config, counts),
         **_metric_values(splits, counts),
         **_setting_values(config, training_args),
