@@ -19,23 +19,21 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
+from transformers import HfArgumentParser
 
-from modeling_sep_mldc import (
-    MultiLabelDocumentClassificationPipeline,
-    SepMldcConfig,
-    SepMldcForMultiLabelClassification,
-)
+from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline
 from trainer.data.columns import Columns
 from trainer.data.readers import expand_files, find_format, is_regular, read_records
 from trainer.data.text_lines import check_file
 from trainer.files import digest, is_special
+from trainer.inference import is_onnx_export, load_pipeline
 from trainer.resumable_lines import ResumableLines
 
 
@@ -62,7 +60,9 @@ RESULT_ARGUMENTS = (
 class PredictArguments:
     """What to label, with which model, and which labels to write."""
 
-    model_name_or_path: str = field(metadata={"help": "A trained SEP-MLDC checkpoint: folder or Hub name."})
+    model_name_or_path: str = field(
+        metadata={"help": "A trained SEP-MLDC model: folder or Hub name of a checkpoint, or folder of an ONNX export."}
+    )
     input_file: list[str] = field(
         metadata={
             "help": "Files or glob patterns: txt (one document per line), jsonl, json, csv, tsv, each also .gz or .zst, or "
@@ -321,17 +321,7 @@ def model_files(folder: str) -> list[str]:
 # ---- Prediction ----
 
 
-def check_device(name: str | None) -> None:
-    try:
-        if name is not None:
-            torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"`--device` is {name!r}, which cannot be used ({reason}). Try cpu.") from None
-
-
-def load_pipeline(args: PredictArguments) -> MultiLabelDocumentClassificationPipeline:
-    name, revision = args.model_name_or_path, args.model_revision
+def make_pipeline(args: PredictArguments) -> MultiLabelDocumentClassificationPipeline:
     chosen = {
         "top_k": args.top_k,
         "threshold": args.threshold,
@@ -339,26 +329,10 @@ def load_pipeline(args: PredictArguments) -> MultiLabelDocumentClassificationPip
         "max_length": args.max_length,
         "stride": args.window_stride,
     }
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
-        if config.model_type != SepMldcConfig.model_type:
-            raise ValueError(
-                f"{name} is a {config.model_type} model, but a trained {SepMldcConfig.model_type} model is needed. Train one with "
-                "examples/run_mldc.py."
-            )
-        model = SepMldcForMultiLabelClassification.from_pretrained(name, revision=revision).eval()
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # libraries raise many kinds of errors for damaged checkpoints
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"{name} cannot be loaded ({type(error).__name__}: {reason}). Save or download the checkpoint again."
-        ) from error
-    return MultiLabelDocumentClassificationPipeline(
-        model=model,
-        tokenizer=tokenizer,
-        device=args.device,
+    return load_pipeline(
+        args.model_name_or_path,
+        args.model_revision,
+        args.device,
         window_merge=args.window_merge,
         **{name: value for name, value in chosen.items() if value is not None},
     )
@@ -366,11 +340,14 @@ def load_pipeline(args: PredictArguments) -> MultiLabelDocumentClassificationPip
 
 def fingerprint_of(classify: MultiLabelDocumentClassificationPipeline, args: PredictArguments) -> dict[str, Any]:
     """All that the lines depend on, the documents apart."""
-    model = classify.model
-    weights = []
-    for name, tensor in sorted(model.state_dict().items()):
-        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        weights += [f"{name} {tuple(tensor.shape)} {tensor.dtype}", data.data]
+    model, weights = classify.model, []
+    if is_onnx_export(args.model_name_or_path):
+        for path in sorted(Path(args.model_name_or_path).glob("*.onnx*")):
+            weights += [path.name, path.read_bytes()]
+    else:
+        for name, tensor in sorted(model.state_dict().items()):
+            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            weights += [f"{name} {tuple(tensor.shape)} {tensor.dtype}", data.data]
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     return {
         "model weights": digest(*weights),
@@ -414,11 +391,10 @@ def skip_done(documents: Iterator[Document], output: DirectOutput | ResumableLin
 
 def predict(args: PredictArguments) -> int:
     """Label all documents; returns how many were labeled by this run."""
-    check_device(args.device)
     paths = input_paths(args)
     total = count_documents(paths, args)
     with open_output(args, paths) as output:
-        classify = load_pipeline(args)
+        classify = make_pipeline(args)
         output.begin(fingerprint_of(classify, args))
         documents, seen = read_documents(paths, args), DocumentDigest()
         skip_done(documents, output, seen)
@@ -470,7 +446,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"predict.py: {str(error).splitlines()[0]} Choose a smaller `--batch_size`, then add `--resume`.")
     except KeyboardInterrupt:
         sys.exit("predict.py: interrupted. Add `--resume` to continue.")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"predict.py: {error}")
 
 

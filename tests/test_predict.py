@@ -642,7 +642,7 @@ def test_a_bad_line_is_named_with_its_rule(model_folder, tmp_path, content, mess
         (["--top_k", -1], "`--top_k` is -1, but it must be at least 1"),
         (["--window_stride", -1], "`--window_stride` is -1, but it must be at least 0"),
         (["--look_ahead", 0], "`--look_ahead` is 0"),
-        (["--device", "xyz"], "`--device` is 'xyz', which cannot be used"),
+        (["--device", "xyz"], "`device` is 'xyz', which cannot be used"),
         (["--text_columns", "body"], "no column 'body'. The columns are 'id', 'text', 'title'"),
         (["--input_format", "txt", "--text_columns", "body"], "txt has none"),
         (["--max_length", 100000], "a whole number from 3 to 128"),

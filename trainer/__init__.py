@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from .distillation import DistillationTrainer, distill, distillation_arguments
     from .evaluation import LogitBatch
     from .export import compare_logits, export_onnx, load_onnx, quantize_int8
+    from .inference import load_pipeline
     from .labeler import FastLabeler
     from .losses import document_contrastive_loss, document_similarity, label_contrastive_loss, label_similarity
     from .metrics import StreamingMetrics, inverse_propensities, ranking_metrics
