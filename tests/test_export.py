@@ -211,6 +211,34 @@ def test_the_pipeline_runs_on_an_export(model, exported, caplog):
         pipe(texts[0], top_k=1, return_explanation=True)
 
 
+def test_an_export_labels_files_as_its_checkpoint_does_and_another_export_does_not_resume_it(
+    model, exported, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import predict
+
+    model.save_pretrained(tmp_path / "checkpoint")
+    tiny_tokenizer().save_pretrained(tmp_path / "checkpoint")
+    texts = ["a galaxy of stars", "robots search images", "", "proof of the theorem"] * 3
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    answers = []
+    for name in (exported, tmp_path / "checkpoint"):
+        output = tmp_path / "labels.jsonl"
+        command = ["--model_name_or_path", str(name), "--input_file", str(tmp_path / "texts.txt")]
+        command += ["--output_file", str(output), "--look_ahead", "5"]
+        predict.main([*command, "--overwrite_output_file", "True"])
+        answers.append([json.loads(line)["labels"] for line in output.read_text().splitlines()])
+    assert [[one["label"] for one in labels] for labels in answers[0]] == [
+        [one["label"] for one in labels] for labels in answers[1]
+    ]
+    scores = [[one["score"] for labels in each for one in labels] for each in answers]
+    assert scores[0] and scores[0] == pytest.approx(scores[1], abs=1e-4)
+    # The output is now the checkpoint's; the export may not go on with it.
+    command[1] = str(exported)
+    with pytest.raises(SystemExit, match="model weights"):
+        predict.main([*command, "--resume", "True"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_encoder_exports_with_equal_logits(kind, tmp_path):
