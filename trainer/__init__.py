@@ -41,6 +41,7 @@ __all__ = [
     "label_similarity",
     "load_label_descriptions",
     "load_onnx",
+    "load_pipeline",
     "load_pseudo_documents",
     "load_splits",
     "quantize_int8",
