@@ -354,11 +354,16 @@ def check_splits(settings: Settings, documents) -> None:
 
 def check_known_labels(dataset, labels: list[str], split: str, settings: Settings, names=None) -> None:
     """Say which labels of the documents the model cannot learn or predict; training documents need at least one that it can."""
+    known = set(labels)
     if split != "train":
         count_unknown_labels(dataset, labels, split)
+        if split == "validation" and not any(known.intersection(names) for names in dataset["labels"]):
+            raise ValueError(
+                f"None of the {len(dataset)} validation documents has one of the {len(labels)} labels of the model ({labels[0]!r}, ...), "
+                "so nothing can be measured on them. Check the labels of `--validation_file`, or leave it out."
+            )
         return
     names = count_label_names(dataset)[0] if names is None else names
-    known = set(labels)
     unknown = {name: count for name, count in names.most_common() if name not in known}
     if not unknown:
         return
@@ -426,18 +431,20 @@ def choose_settings(settings: Settings, data: RunData, backbone: str) -> Setting
     config = AutoConfig.from_pretrained(backbone, revision=settings.model.model_revision).get_text_config()
     streamed = isinstance(train, datasets.IterableDataset)
     sample = [len(document["input_ids"]) for document in first(train, 2000)]
-    chosen = recommend_settings(
-        data.num_documents,
-        len(data.labels),
-        document_lengths=sample,
-        num_validation_documents=0 if validation is None else len(validation),
-        num_layers=config.num_hidden_layers,
-        max_tokens=settings.data.max_length or 512,
-        device=args.device.type,
-        bf16=args.bf16,
-        recipe=settings.run.recipe,
-        named=settings.named,
-    )
+    known = {
+        "document_lengths": sample,
+        "num_validation_documents": 0 if validation is None else len(validation),
+        "num_layers": config.num_hidden_layers,
+        "max_tokens": settings.data.max_length or 512,
+        "device": args.device.type,
+        "bf16": args.bf16,
+        "recipe": settings.run.recipe,
+    }
+    chosen = recommend_settings(data.num_documents, len(data.labels), named=settings.named, **known)
+    unnamed = recommend_settings(data.num_documents, len(data.labels), **known)
+    contradicted = [
+        name for name in chosen if name in settings.named and chosen[name] != unnamed.get(name, chosen[name])
+    ]
     if validation is None or streamed:
         chosen = chosen.without("lexical_scores")
     named = set(settings.named)
@@ -455,6 +462,10 @@ def choose_settings(settings: Settings, data: RunData, backbone: str) -> Setting
     if args.should_log:
         print(f"\nSettings (recipe {settings.run.recipe!r})\n")
         print("\n".join(chosen.table()))
+        if contradicted:
+            print(
+                f"\nNot those of the recipe {settings.run.recipe!r}, because you named them: {', '.join(contradicted)}."
+            )
     return settings._replace(**groups)
 
 
@@ -495,6 +506,7 @@ def build_model(settings: Settings, data: RunData, backbone: str, tokenizer, tra
             data.descriptions,
             pooling=given.pooling,
             classification_loss=given.classification_loss,
+            class_weights=given.class_weights,
             classifier=given.classifier,
             classifier_dropout=given.classifier_dropout,
             classifier_bias_init=given.classifier_bias_init,
@@ -566,12 +578,6 @@ def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
     logger.info(f"The trained model is saved in {settings.args.output_dir}.")
     validation = data.encoded.get("validation")
     if validation is None:
-        return
-    if not any(len(ids) for ids in validation["label_indices"]):
-        logger.warning(
-            "None of the validation documents has a label that the model knows, so thresholds and lexical scores are left out. Check "
-            "the labels of `--validation_file`."
-        )
         return
     if settings.lexical.lexical_scores:
         features = settings.lexical.num_lexical_features

@@ -11,7 +11,9 @@ from torch.autograd.function import once_differentiable
 LOSS_CHUNK_SIZE = 2**20
 
 
-def multi_label_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
+def multi_label_loss(
+    logits: torch.Tensor, labels: torch.Tensor, kind: str, positive_weights: torch.Tensor | None = None
+) -> torch.Tensor:
     r"""
     Classification loss of Eq. 19, read as binary or as softmax cross-entropy, in float32.
 
@@ -30,18 +32,22 @@ def multi_label_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> t
         logits (`torch.Tensor` of shape `(B, L)`): scores.
         labels (`torch.Tensor` of shape `(B, L)`): multi-hot targets of any dtype. One byte per label is the smallest.
         kind (`str`): `"bce"`, `"softmax"`, `"decoupled_softmax"`, or a sum: `"bce+softmax"`, `"bce+decoupled_softmax"`.
+        positive_weights (`torch.Tensor` of shape `(L,)`, *optional*): weight of $\log\sigma(z_{il})$ of each label in `"bce"`, see
+            `class_weights_sep_mldc`.
 
     Returns:
         `torch.Tensor`: a float32 scalar; 0 for a batch without documents.
     """
     terms = kind.split("+")
     # A compiler fuses the casts, so it gets the plain formula.
+    if positive_weights is not None:
+        positive_weights = positive_weights.to(device=logits.device, dtype=torch.float32)
     if logits.numel() > LOSS_CHUNK_SIZE and not torch.compiler.is_compiling():
-        return _ChunkedLoss.apply(logits, labels.to(logits.device), terms)
+        return _ChunkedLoss.apply(logits, labels.to(logits.device), terms, positive_weights)
     logits, labels = logits.float(), labels.to(device=logits.device, dtype=torch.float32)
     loss = logits.new_zeros(())
     if "bce" in terms:
-        loss = loss + F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        loss = loss + F.binary_cross_entropy_with_logits(logits, labels, pos_weight=positive_weights, reduction="sum")
     if "softmax" in terms:
         loss = loss - (labels * F.log_softmax(logits, dim=-1)).sum()
     if "decoupled_softmax" in terms:
@@ -55,12 +61,17 @@ class _ChunkedLoss(torch.autograd.Function):
     """[`multi_label_loss`] whose temporaries hold `LOSS_CHUNK_SIZE` scores, forward and backward."""
 
     @staticmethod
-    def forward(ctx, logits: torch.Tensor, labels: torch.Tensor, terms: list[str]) -> torch.Tensor:
+    def forward(
+        ctx, logits: torch.Tensor, labels: torch.Tensor, terms: list[str], positive_weights: torch.Tensor | None
+    ) -> torch.Tensor:
         loss = torch.zeros((), device=logits.device)
         normalizers = []
+        at = 0
         for scores, targets in _chunks(logits, labels):
             if "bce" in terms:
-                loss += F.binary_cross_entropy_with_logits(scores, targets, reduction="sum")
+                weights = None if positive_weights is None else positive_weights[at : at + scores.shape[1]]
+                loss += F.binary_cross_entropy_with_logits(scores, targets, pos_weight=weights, reduction="sum")
+            at += scores.shape[1]
         if "softmax" in terms:
             log_total = _log_sum_exp(logits, labels, negatives_only=False)
             count = torch.zeros_like(log_total)
@@ -77,20 +88,23 @@ class _ChunkedLoss(torch.autograd.Function):
                 weight += (targets * margins.sigmoid_()).sum(dim=-1, keepdim=True)
             normalizers += [log_negatives, weight]
         ctx.save_for_backward(logits, labels, *normalizers)
-        ctx.terms = terms
+        ctx.terms, ctx.positive_weights = terms, positive_weights
         return loss / len(logits)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         logits, labels, *normalizers = ctx.saved_tensors
         scale = grad_output / len(logits)
         gradient = torch.empty_like(logits)
         at = 0
         for scores, targets in _chunks(logits, labels):
             rest = torch.zeros_like(scores)
-            if "bce" in ctx.terms:
+            if "bce" in ctx.terms and ctx.positive_weights is None:
                 rest += scores.sigmoid().sub_(targets)
+            elif "bce" in ctx.terms:
+                weighted = targets * ctx.positive_weights[at : at + scores.shape[1]]
+                rest += scores.sigmoid().mul_(1 - targets + weighted).sub_(weighted)
             if "softmax" in ctx.terms:
                 log_total, count = normalizers[:2]
                 rest += (scores - log_total).exp_().mul_(count).sub_(targets)
@@ -101,7 +115,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 rest += share.mul_(weight)
             gradient[:, at : at + scores.shape[1]] = rest.mul_(scale)
             at += scores.shape[1]
-        return gradient, None, None
+        return gradient, None, None, None
 
 
 def _log_sum_exp(logits: torch.Tensor, labels: torch.Tensor, negatives_only: bool) -> torch.Tensor:

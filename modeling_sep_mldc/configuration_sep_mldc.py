@@ -79,6 +79,9 @@ class SepMldcConfig(PreTrainedConfig):
             against the multi-hot target. In `"decoupled_softmax"`, the positives of a document do not compete with each
             other. `"bce+softmax"` and `"bce+decoupled_softmax"` are sums. Without `"bce"`, logits only rank labels until they
             are calibrated.
+        class_weights (`str`, *optional*, defaults to `"none"`):
+            Weights of the positive terms of binary cross-entropy, from `label_counts` and `num_train_documents`: `"balanced"`,
+            `"effective"` (effective number of documents), or `"none"`. See `class_weights_sep_mldc`.
         classifier (`str`, *optional*):
             `"mlp"` is the paper's classifier. `"similarity"` is a learned scale times the cosine of the projected input and
             the label embedding, plus a bias, and has no weight matrix with one row per label. `"mlp+similarity"` is the sum
@@ -152,6 +155,7 @@ class SepMldcConfig(PreTrainedConfig):
     classification_loss: Literal["bce", "softmax", "decoupled_softmax", "bce+softmax", "bce+decoupled_softmax"] = (
         "bce+decoupled_softmax"
     )
+    class_weights: Literal["none", "balanced", "effective"] = "none"
     classifier: Literal["mlp", "similarity", "mlp+similarity"] | None = None
     classifier_dropout: float | int | None = None
     classifier_hidden_size: int | None = None
@@ -267,12 +271,26 @@ class SepMldcConfig(PreTrainedConfig):
                 f"`num_train_documents` is {total}, but it cannot be negative. Correct it, or use `None`."
             )
         self._check_length("label_counts", self.label_counts)
+        if self.class_weights != "none":
+            self._check_class_weights()
         for label, count in enumerate(self.label_counts or ()):
             if count < 0 or (total is not None and count > total):
                 raise ValueError(
                     f"`label_counts` is {count} for label {label}, but it must be from 0 to `num_train_documents`"
                     f"{'' if total is None else f', which is {total}'}. Count the labels of the training documents again."
                 )
+
+    def _check_class_weights(self) -> None:
+        if "bce" not in self.classification_loss:
+            raise ValueError(
+                f"`class_weights` is {self.class_weights!r}, but `classification_loss` is {self.classification_loss!r}, which has no "
+                'binary cross-entropy to weight. Use a loss with "bce", or `class_weights="none"`.'
+            )
+        if self.label_counts is None or not self.num_train_documents:
+            raise ValueError(
+                f"`class_weights` is {self.class_weights!r}, but it is not known how many documents have each label. Give "
+                '`label_counts` and `num_train_documents`, or use `class_weights="none"`.'
+            )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "SepMldcConfig":

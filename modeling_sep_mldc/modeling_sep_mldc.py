@@ -16,6 +16,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .checkpoint_checks_sep_mldc import check_finite, check_loading_report, explained_loading_errors
+from .class_weights_sep_mldc import class_weights
 from .classification_loss_sep_mldc import multi_label_loss
 from .configuration_sep_mldc import SepMldcConfig
 from .encoder_sep_mldc import TextEncodingMixin, encoder_class, limit_tokenizer, new_encoder, set_padding_token
@@ -359,6 +360,12 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
             logits = calibration["scale"] * logits + calibration["bias"]
         return torch.sigmoid(logits)
 
+    def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Loss of Eq. 19 of uncalibrated logits (B, L) and multi-hot labels (B, L), with the class weights of the configuration."""
+        config = self.config
+        weights = class_weights(config.label_counts or [], config.num_train_documents or 0, config.class_weights)
+        return multi_label_loss(logits, labels, config.classification_loss, weights)
+
     def score_documents(
         self, document_embeds: torch.Tensor, table: LabelTable | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -441,7 +448,7 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
             logits = logits + self.lexical(input_ids, attention_mask).to(logits.dtype)
 
         return SepMldcOutput(
-            loss=None if labels is None else multi_label_loss(logits, labels, self.config.classification_loss),
+            loss=None if labels is None else self.classification_loss(logits, labels),
             logits=self.calibrate(logits),
             label_attention=attention,
             document_embeds=document_embeds,

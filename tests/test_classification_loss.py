@@ -6,6 +6,7 @@ from largest_tensors import LargestTensors
 from tiny_models import tiny_batch, tiny_model
 
 from modeling_sep_mldc import classification_loss_sep_mldc
+from modeling_sep_mldc.class_weights_sep_mldc import class_weights
 from modeling_sep_mldc.classification_loss_sep_mldc import multi_label_loss
 
 
@@ -161,3 +162,58 @@ def test_the_loss_compiles_to_one_graph_below_and_above_the_chunk_size(monkeypat
         chunked(monkeypatch, len(logits), width)
         compiled = torch.compile(multi_label_loss, backend="eager", fullgraph=True)
         torch.testing.assert_close(value_and_gradient(compiled, logits, labels, kind), expected)
+
+
+@pytest.mark.parametrize("kind", ["bce", "bce+decoupled_softmax"])
+@pytest.mark.parametrize("width", [NUM_LABELS + 1, 5])
+def test_a_weighted_positive_counts_as_often_as_its_weight_says(monkeypatch, kind, width):
+    logits, labels = a_batch()
+    weights = torch.linspace(0.1, 20, NUM_LABELS)
+    chunked(monkeypatch, len(logits), width)
+    scores = logits.double().requires_grad_()
+    added = -((weights.double() - 1) * labels.double() * scores.sigmoid().log()).sum() / len(logits)
+    expected = added + float64_loss(scores, labels, kind)
+    expected.backward()
+    own = logits.clone().requires_grad_()
+    loss = multi_label_loss(own, labels, kind, weights)
+    loss.backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(own.grad.double(), scores.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["balanced", "effective"])
+def test_rarer_labels_weigh_more_and_the_effective_weights_of_all_positives_have_a_mean_of_1(kind):
+    counts = [900, 100, 10, 1, 0]
+    weights = class_weights(counts, 1000, kind)
+    assert weights.tolist() == sorted(weights.tolist()) and weights[3] == weights[4] and weights.min() > 0
+    if kind == "effective":
+        occurrences = torch.tensor([900.0, 100, 10, 1, 1])
+        torch.testing.assert_close((weights * occurrences).sum() / occurrences.sum(), torch.tensor(1.0))
+        assert weights[0] / weights[1] > 0.6  # enough documents are enough
+        torch.testing.assert_close(weights[3] / weights[2], torch.tensor(10.0), rtol=0.05, atol=0)
+    else:
+        torch.testing.assert_close(weights[0], torch.tensor(100 / 900))
+
+
+def test_counts_that_cannot_be_and_unknown_kinds_are_refused():
+    with pytest.raises(ValueError, match="`label_counts` holds 11, but there are 10 documents"):
+        class_weights([11], 10, "balanced")
+    with pytest.raises(ValueError, match="`kind` is 'auto'"):
+        class_weights([1], 10, "auto")
+
+
+def test_class_weights_are_part_of_a_checkpoint_and_follow_its_labels(tmp_path):
+    known = {"label_counts": [9, 5, 1], "num_train_documents": 10}
+    plain = tiny_model(num_labels=3, **known)
+    model = tiny_model(num_labels=3, class_weights="balanced", **known)
+    batch = tiny_batch(num_labels=3)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert loaded(**batch).loss == model(**batch).loss != plain(**batch).loss
+    loaded.remove_labels(["label 1"])
+    expected = tiny_model(num_labels=3, **known)
+    expected.remove_labels(["label 1"])
+    batch["labels"] = batch["labels"][:, [0, 2]]
+    logits = expected(**batch).logits
+    weights = class_weights([9, 1], 10, "balanced")
+    torch.testing.assert_close(loaded(**batch).loss, multi_label_loss(logits, batch["labels"], "bce", weights))

@@ -102,6 +102,7 @@ def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, 
         pseudo_documents_file=files / "pseudo.jsonl",
         baselines=True,
         learning_rate=1e-3,
+        class_weights="effective",
     )
     results = json.loads((tmp_path / "all_results.json").read_text())
     assert {
@@ -123,7 +124,7 @@ def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, 
     model = SepMldcForMultiLabelClassification.from_pretrained(tmp_path)
     assert model.config.labels == sorted(TOPICS)
     assert model.config.label_descriptions == {"stars": "Things that shine.", "robots": "Machines."}
-    assert model.config.num_train_documents == 24
+    assert model.config.num_train_documents == 24 and model.config.class_weights == "effective"
     card = (tmp_path / "README.md").read_text()
     assert "(recipe best)" in card and "named by the user |" in card  # the table of settings
     shown = capsys.readouterr().out
@@ -191,6 +192,10 @@ def broken(files, tmp_path, content):
     path = tmp_path / "broken.jsonl"
     path.write_text(content)
     return {"train_file": path}
+
+
+def written(tmp_path, content):
+    return broken(None, tmp_path, content)["train_file"]
 
 
 def label_list(tmp_path, *names):
@@ -264,6 +269,18 @@ BAD_INPUT = {
     "a split of everything": (
         lambda f, t: {"validation_file": None, "validation_split": 1},
         "`--validation_split` is 1.0",
+    ),
+    "validation documents with unknown labels": (
+        lambda f, t: {"validation_file": written(t, '{"text": "a star", "labels": ["x"]}\n')},
+        "None of the 1 validation documents has one of the 3 labels of the model",
+    ),
+    "validation documents without labels": (
+        lambda f, t: {"validation_file": written(t, '{"text": "a star", "labels": []}\n')},
+        "None of the 1 validation documents has one of the 3 labels of the model",
+    ),
+    "class weights without binary cross-entropy": (
+        lambda f, t: {"class_weights": "balanced", "classification_loss": "softmax"},
+        "`--class_weights` is balanced, but `--classification_loss softmax` has no binary cross-entropy",
     ),
     "an unknown metric of the best model": (
         lambda f, t: {
@@ -420,18 +437,6 @@ def test_a_readme_of_the_user_and_links_stay_what_they_are(monkeypatch, files, t
     assert (out / "predictions.jsonl").is_symlink() and len(lines(elsewhere)) == 6
 
 
-@pytest.mark.parametrize("labels", [["x"], []])
-def test_validation_documents_without_a_known_label_cost_the_thresholds_only(
-    monkeypatch, files, tmp_path, labels, caplog
-):
-    path = tmp_path / "unknown.jsonl"
-    path.write_text("".join(json.dumps({"text": "a star", "labels": labels}) + "\n" for _ in range(4)))
-    monkeypatch.setattr(run_mldc.logger, "propagate", True)
-    run(monkeypatch, files, tmp_path / "out", validation_file=path, lexical_scores=True, do_eval=False)
-    config = SepMldcForMultiLabelClassification.from_pretrained(tmp_path / "out").config
-    assert config.thresholds is None and "None of the validation documents has a label" in caplog.text
-
-
 def test_labels_that_are_not_learned_are_named(monkeypatch, files, tmp_path, caplog):
     monkeypatch.setattr(run_mldc.logger, "propagate", True)
     run(monkeypatch, files, tmp_path / "out", label_list_file=label_list(tmp_path, "stars", "robots"), metric_ks="1")
@@ -483,9 +488,12 @@ def test_one_file_is_enough(monkeypatch, files, tmp_path, capsys):
 
 def test_a_dry_run_shows_a_page_and_leaves_nothing(monkeypatch, files, tmp_path, capsys):
     monkeypatch.setattr(run_mldc.SepMldcTrainer, "__init__", lambda *args, **kwargs: pytest.fail("a trainer was made"))
-    run(monkeypatch, files, tmp_path / "out", dry_run=True, num_train_epochs=2)
+    named = {"recipe": "paper", "lexical_scores": True, "learning_rate": 5e-5}
+    run(monkeypatch, files, tmp_path / "out", dry_run=True, num_train_epochs=2, **named)
     shown = capsys.readouterr().out
     assert "training documents per label" in shown and "named by the user" in shown and "Will train 6 steps" in shown
+    assert "Not those of the recipe 'paper', because you named them: lexical_scores, " in shown
+    assert "learning_rate," not in shown.split("because you named them")[1]
     assert not (tmp_path / "out").exists()
 
 

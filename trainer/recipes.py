@@ -39,6 +39,7 @@ VALIDATION_SETTINGS = ("eval_strategy", "eval_steps", "save_strategy", "save_ste
 MODEL_SETTINGS = (
     "pooling",
     "classification_loss",
+    "class_weights",
     "classifier",
     "classifier_dropout",
     "classifier_bias_init",
@@ -174,6 +175,7 @@ def _model_settings(num_labels: int, recipe: str, named: Mapping[str, Any]) -> d
         return {
             "classifier": Setting("mlp", PAPER),
             "classification_loss": Setting("bce", f"{PAPER}, Eq. 19 read as binary cross-entropy"),
+            "class_weights": Setting("none", PAPER),
             "classifier_dropout": Setting(0.5, PAPER),
             "classifier_bias_init": Setting("zero", PAPER),
             "label_attention": Setting(True, f"{PAPER}, Eq. 16-18"),
@@ -192,6 +194,9 @@ def _model_settings(num_labels: int, recipe: str, named: Mapping[str, Any]) -> d
         "classifier": classifier,
         "classification_loss": Setting(
             SepMldcConfig.classification_loss, "best P@1 at every size, and calibrated probabilities"
+        ),
+        "class_weights": Setting(
+            SepMldcConfig.class_weights, "thresholds are tuned anyway, and probabilities stay calibrated"
         ),
         "classifier_dropout": Setting(DROPOUT_BY_CLASSIFIER[kind], f"goes with `{kind}`"),
         "classifier_bias_init": Setting("prior", "no step is spent on learning how rare the labels are"),

@@ -44,6 +44,14 @@ class ModelArguments:
             "choices": ["bce", "softmax", "decoupled_softmax", "bce+softmax", "bce+decoupled_softmax"],
         },
     )
+    class_weights: str = field(
+        default=SepMldcConfig.class_weights,
+        metadata={
+            "help": "Weights of the positive terms of binary cross-entropy: 'balanced', 'effective' (effective number of documents) "
+            "or 'none'.",
+            "choices": ["none", "balanced", "effective"],
+        },
+    )
     classifier: str = field(
         default="mlp+similarity",
         metadata={"help": "Kind of head. 'mlp' is the paper's.", "choices": ["mlp", "similarity", "mlp+similarity"]},
@@ -327,6 +335,11 @@ def check_arguments(
                 "two out."
             )
     check_threshold_settings(thresholds.threshold_objective, None, thresholds.score_calibration)
+    if model.class_weights != "none" and "bce" not in model.classification_loss:
+        raise ValueError(
+            f"`--class_weights` is {model.class_weights}, but `--classification_loss {model.classification_loss}` has no binary "
+            "cross-entropy to weight. Choose a loss with `bce`, or leave it out."
+        )
     if run.early_stopping_patience is not None and args.eval_strategy == "no":
         raise ValueError(
             f"`--early_stopping_patience` is {run.early_stopping_patience}, but nothing is evaluated during training. Add "

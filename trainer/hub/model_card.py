@@ -109,6 +109,7 @@ _MODEL_SETTINGS = {
     "label_attention": "label-guided feature selection (Eq. 16-18)",
     "pooling": "pooling",
     "classification_loss": "classification loss (Eq. 19)",
+    "class_weights": "class weights of the binary cross-entropy",
     "classifier_dropout": "dropout of the classifier",
     "num_lexical_features": "lexical scores, token weights per label",
 }
