@@ -48,6 +48,7 @@ from trainer.data import (
 from trainer.data.document_files import read_records
 from trainer.devices import bfloat16_slowdown, is_bfloat16_native
 from trainer.hub import summarize_provenance
+from trainer.lexical.fitting import default_num_features
 from trainer.progress import use_short_lines
 from trainer.recipes import recommend_settings
 from trainer.report import (
@@ -74,6 +75,7 @@ from trainer.run_arguments import (
     check_arguments,
     run_defaults,
 )
+from trainer.run_needs import RunNeeds, TimeEstimate, available_memory, check_fits, estimate_run, free_disk_space, gib
 from trainer.run_outputs import (
     check_output_folder,
     save_metrics,
@@ -152,7 +154,7 @@ def main() -> None:
     show_data(settings, data, tokenizer)
     if settings.args.do_train:
         settings = choose_settings(settings, data, backbone)
-        show_plan(settings, data)
+        show_plan(settings, data, backbone)
     if settings.run.dry_run:
         return
     model = build_model(settings, data, backbone, tokenizer, trained)
@@ -469,22 +471,59 @@ def choose_settings(settings: Settings, data: RunData, backbone: str) -> Setting
     return settings._replace(**groups)
 
 
-def show_plan(settings: Settings, data: RunData) -> None:
-    """Print what will be done."""
-    args, train = settings.args, data.encoded["train"]
-    if not args.should_log:
+def show_plan(settings: Settings, data: RunData, backbone: str) -> None:
+    """Print what will be done and what it takes, and refuse what cannot fit."""
+    args, needs = settings.args, run_needs(settings, data, backbone)
+    if not args.should_save:
         return
-    steps = args.max_steps
-    if steps <= 0:
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps = math.ceil(args.num_train_epochs * math.ceil(len(train) / batch))
+    memory, disk = available_memory(args.device), free_disk_space(args.output_dir)
     further = ["lexical scores"] if settings.lexical.lexical_scores else []
     if settings.thresholds.tune_thresholds and "validation" in data.encoded:
         further.append("thresholds")
-    print(
-        f"\nWill train {steps} steps on {args.device.type}{' in bfloat16' if args.bf16 else ''}"
-        + (f", then fit {' and '.join(further)} on the validation documents" if further else "")
-        + f"; results go to {args.output_dir}/."
+    if args.should_log:
+        print(
+            f"\nWill train {needs.num_steps} steps ({needs.num_tokens:,} tokens) on {args.device.type}"
+            + (" in bfloat16" if args.bf16 else "")
+            + (f", then fit {' and '.join(further)} on the validation documents" if further else "")
+            + f"; results go to {args.output_dir}/.\nThat takes about {gib(needs.state_bytes + needs.batch_bytes)} of memory"
+            + (f" ({gib(memory)} are free)" if memory is not None else "")
+            + f" beside the documents, and {gib(needs.disk_bytes)} of disk space ({gib(disk)} are free). The time is told after the first "
+            "steps."
+        )
+    check_fits(needs, memory, disk)
+    if memory is not None and needs.state_bytes + needs.batch_bytes > memory:
+        logger.warning(
+            f"Training may not fit into the {gib(memory)} of memory that are free. Lower `--per_device_train_batch_size` or "
+            "`--encoder_max_length` if it ends."
+        )
+
+
+def run_needs(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
+    """What the chosen settings take."""
+    args, train, limit = settings.args, data.encoded["train"], settings.model.encoder_max_length
+    lengths = [len(document["input_ids"]) for document in first(train, 2000)]
+    lengths = np.minimum(lengths, limit) if limit else np.asarray(lengths)
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if args.max_steps > 0:
+        steps, num_documents = args.max_steps, args.max_steps * batch
+    else:
+        steps = math.ceil(args.num_train_epochs * math.ceil(len(train) / batch))
+        num_documents = round(args.num_train_epochs * len(train))
+    config = AutoConfig.from_pretrained(backbone, revision=settings.model.model_revision)
+    features = settings.lexical.num_lexical_features or default_num_features(len(data.labels))
+    kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
+    return estimate_run(
+        config.backbone_config if config.model_type == "sep_mldc" else config,
+        len(data.labels),
+        num_steps=steps,
+        num_tokens=round(num_documents * float(lengths.mean())),
+        batch_size=args.per_device_train_batch_size,
+        max_length=int(lengths.max()),
+        num_frozen_layers=settings.model.freeze_layers,
+        train_label_embeds=args.label_encoding == "embedding",
+        half_precision=args.bf16 or args.fp16,
+        num_lexical_features=features if settings.lexical.lexical_scores else 0,
+        num_checkpoints=kept,
     )
 
 
@@ -544,6 +583,7 @@ def build_trainer(settings: Settings, data: RunData, model, tokenizer) -> SepMld
         "settings": [(name, chosen["value"], chosen["why"]) for name, chosen in data.settings.items()],
     }
     use_short_lines(trainer)
+    trainer.add_callback(TimeEstimate())
     check_metric_for_best_model(trainer)
     return trainer
 

@@ -491,10 +491,18 @@ def test_a_dry_run_shows_a_page_and_leaves_nothing(monkeypatch, files, tmp_path,
     named = {"recipe": "paper", "lexical_scores": True, "learning_rate": 5e-5}
     run(monkeypatch, files, tmp_path / "out", dry_run=True, num_train_epochs=2, **named)
     shown = capsys.readouterr().out
-    assert "training documents per label" in shown and "named by the user" in shown and "Will train 6 steps" in shown
+    assert "training documents per label" in shown and "named by the user" in shown and "Will train 6 steps (" in shown
     assert "Not those of the recipe 'paper', because you named them: lexical_scores, " in shown
     assert "learning_rate," not in shown.split("because you named them")[1]
+    assert "of memory (" in shown and "of disk space (" in shown
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_does_not_fit_on_the_disk_is_refused_before_training(monkeypatch, files, tmp_path):
+    monkeypatch.setattr(run_mldc, "free_disk_space", lambda folder: 1000)
+    with pytest.raises(ValueError, match="of disk space, but 0.00 GiB are free"):
+        run(monkeypatch, files, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_rows_that_are_no_documents_can_be_skipped(monkeypatch, files, tmp_path):

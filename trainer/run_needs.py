@@ -1,0 +1,210 @@
+"""What a training run takes: steps, tokens, memory, disk space and minutes, told before or soon after it starts."""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from modeling_sep_mldc.encoder_sep_mldc import new_encoder
+
+from .backbones import encoder_layers
+
+
+GIB = 2**30
+CGROUP = Path("/sys/fs/cgroup")
+# The time of a run is told after this number of steps, or after the number of seconds, whichever comes first, but not before the third.
+TOLD_AFTER_STEPS, TOLD_AFTER_SECONDS = 20, 30.0
+
+
+@dataclass(frozen=True)
+class RunNeeds:
+    """
+    What [`estimate_run`] returns.
+
+    Attributes:
+        num_steps (`int`): optimizer steps.
+        num_tokens (`int`): tokens read in all steps, without padding.
+        state_bytes (`int`): memory of weights, gradients and optimizer, which no setting of the batch lowers.
+        batch_bytes (`int`): memory of one batch, estimated.
+        disk_bytes (`int`): checkpoints and the final model.
+    """
+
+    num_steps: int
+    num_tokens: int
+    state_bytes: int
+    batch_bytes: int
+    disk_bytes: int
+
+
+def estimate_run(
+    backbone_config: Any,
+    num_labels: int,
+    *,
+    num_steps: int,
+    num_tokens: int,
+    batch_size: int,
+    max_length: int,
+    num_frozen_layers: int = 0,
+    train_label_embeds: bool = True,
+    half_precision: bool = False,
+    num_lexical_features: int = 0,
+    num_checkpoints: int = 0,
+) -> RunNeeds:
+    r"""
+    What a training run takes, from its settings alone; no weights are loaded.
+
+    A trained weight takes 16 bytes (weight, gradient and two moments of AdamW in float32), a frozen one 4. A token takes
+    $34 H$ bytes in each trained layer with hidden size H in 16 bits (Korthikanti et al., 2022, Eq. 2 without the attention
+    matrix), twice as many in 32 bits. An estimate: libraries and documents come on top.
+
+    Args:
+        backbone_config (`PreTrainedConfig`): of the encoder.
+        num_labels (`int`): L.
+        num_steps (`int`), num_tokens (`int`): steps, and tokens in all of them.
+        batch_size (`int`): documents per device and step.
+        max_length (`int`): tokens of the longest document.
+        num_frozen_layers (`int`, defaults to 0): lowest layers that are not trained.
+        train_label_embeds (`bool`, defaults to `True`): whether the label embeddings are trained.
+        half_precision (`bool`, defaults to `False`): autocast to 16 bits.
+        num_lexical_features (`int`, defaults to 0): weights of the lexical scores per label.
+        num_checkpoints (`int`, defaults to 0): checkpoints that are on the disk at the same time.
+
+    Returns:
+        [`RunNeeds`]
+    """
+    with torch.device("meta"):
+        encoder = new_encoder(backbone_config)
+    total, width = sum(p.numel() for p in encoder.parameters()), encoder.config.hidden_size
+    layers = list(encoder_layers(encoder))
+    above = layers[num_frozen_layers:]
+    trained = sum(p.numel() for layer in above for p in layer.parameters()) if num_frozen_layers else total
+    classifier = num_labels * (width + 1) + 4 * width**2
+    table = num_labels * width
+    trained += classifier + (table if train_label_embeds else 0)
+    weights = 4 * (total + classifier + table)
+    lexical = 8 * num_labels * num_lexical_features
+    per_token = 34 * width * max(len(above), 1) * (1 if half_precision else 2)
+    return RunNeeds(
+        num_steps,
+        num_tokens,
+        state_bytes=weights + 12 * trained + lexical,
+        batch_bytes=batch_size * (max_length * per_token + 32 * num_labels),
+        # The final model is written beside the former one before it replaces it.
+        disk_bytes=num_checkpoints * (weights + 8 * trained) + 2 * (weights + lexical),
+    )
+
+
+def available_memory(device: str | torch.device = "cpu") -> int | None:
+    """Bytes that a process can still take, of the machine, the container or the GPU; `None` where that is not known."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if kind != "cpu":
+        return None
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        limit = int((CGROUP / "memory.max").read_text())  # "max": no limit
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        cached = int(dict(line.split() for line in lines)["inactive_file"])
+        free = min(free, limit - int((CGROUP / "memory.current").read_text()) + cached)
+    return free
+
+
+def free_disk_space(folder: str | os.PathLike) -> int:
+    """Free bytes where `folder` is or will be."""
+    path = Path(folder).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def check_fits(needs: RunNeeds, memory: int | None, disk: int) -> None:
+    """
+    Refuse a run that cannot fit, before anything is computed. Only what is certain counts: the weights and the optimizer in
+    memory, and what is saved on the disk.
+
+    Args:
+        needs ([`RunNeeds`]): of the run.
+        memory (`int`, *optional*), disk (`int`): free bytes.
+
+    Raises:
+        ValueError: memory or disk space is too small.
+    """
+    if memory is not None and needs.state_bytes > memory:
+        raise ValueError(
+            f"The weights and the optimizer need {gib(needs.state_bytes)} of memory, but {gib(memory)} are free. Freeze layers "
+            "(`freeze_layers`), choose a smaller encoder, or free some memory."
+        )
+    if needs.disk_bytes > disk:
+        raise ValueError(
+            f"Checkpoints and the model need {gib(needs.disk_bytes)} of disk space, but {gib(disk)} are free. Free some, name "
+            "another `output_dir`, or keep fewer checkpoints with `save_total_limit` or `save_strategy='no'`."
+        )
+
+
+def gib(count: float) -> str:
+    """
+    A number of bytes in GiB.
+
+    Example:
+
+    ```python
+    >>> gib(3 * 2**29)
+    '1.5 GiB'
+
+    ```
+    """
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / GIB:.2f} GiB"
+
+
+class TimeEstimate(TrainerCallback):
+    """
+    Says once, after a few steps, how long the rest of the training takes and how much memory is in use. The first step, which
+    also prepares and has the longest documents, does not count.
+
+    Args:
+        clock (callable, defaults to `time.monotonic`): returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock, self.told = clock, False
+        self.start: float | None = None
+        self.first = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start, self.told = None, False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.start is None:
+            self.start, self.first = self.clock(), state.global_step
+            return
+        seconds, steps = self.clock() - self.start, state.global_step - self.first
+        if self.told or steps < 2 or (steps < TOLD_AFTER_STEPS and seconds < TOLD_AFTER_SECONDS):
+            return
+        self.told = True
+        if state.is_world_process_zero:
+            remaining = seconds / steps * (state.max_steps - state.global_step)
+            tqdm.write(
+                f"Step {state.global_step} of {state.max_steps}: about {_minutes(remaining)} of training to go"
+                f"{', evaluations come on top' if args.eval_strategy != 'no' else ''}; "
+                f"{gib(_memory_in_use(args.device))} of memory in use."
+            )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{round(seconds)} seconds" if seconds < 90 else f"{round(seconds / 60)} minutes"
+
+
+def _memory_in_use(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
