@@ -12,6 +12,7 @@ All arguments: `python examples/run_mldc.py --help`. They can be given in one JS
 import dataclasses
 import math
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +162,12 @@ def main() -> None:
     trainer = build_trainer(settings, data, model, tokenizer)
     if settings.args.do_train:
         fit(settings, data, trainer)
-    result = evaluate(settings, data, trainer)
+    result = evaluate_validation(data, trainer) if settings.args.do_eval else None
+    if settings.run.refit_on_all:
+        trainer, all_data = refit(settings, data, trainer, backbone, tokenizer, trained)
+    if settings.args.do_predict:
+        data = all_data if settings.run.refit_on_all else data
+        result = evaluate_test(data, trainer)
     if result is not None:
         report(settings, data, trainer, result)
     if settings.args.push_to_hub:
@@ -347,6 +353,7 @@ def check_splits(settings: Settings, documents) -> None:
     for flag, wanted in (
         ("lexical_scores", settings.lexical.lexical_scores),
         ("eval_strategy", settings.args.eval_strategy != "no"),
+        ("refit_on_all", settings.run.refit_on_all),
     ):
         if wanted:
             raise ValueError(
@@ -461,6 +468,11 @@ def choose_settings(settings: Settings, data: RunData, backbone: str) -> Setting
             groups["args"], metric_for_best_model=f"ndcg@{best}", greater_is_better=True
         )
     data.settings = {name: {"value": value, "why": why} for name, value, why in chosen.rows()}
+    if settings.run.refit_on_all:
+        data.settings["refit_on_all"] = {
+            "value": "True",
+            "why": "named by the user: trained again on validation documents too",
+        }
     if args.should_log:
         print(f"\nSettings (recipe {settings.run.recipe!r})\n")
         print("\n".join(chosen.table()))
@@ -632,6 +644,75 @@ def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
     save_model_whole(trainer)
 
 
+# ---- Training again ----
+
+
+def refit(settings: Settings, data: RunData, tuned: SepMldcTrainer, backbone: str, tokenizer, trained: bool):
+    """
+    Train a new model on training and validation documents for the number of steps that was best, with the thresholds and the weights
+    of lexical scores that were tuned. The tuned model stays in the output folder until the new one is complete.
+
+    Returns:
+        `tuple(SepMldcTrainer, RunData)`: the trainer of the new model, and the documents that it was trained on.
+    """
+    everything = with_validation(data)
+    state, folder = tuned.state, Path(settings.args.output_dir) / "refit"
+    steps = (
+        state.best_global_step
+        if settings.args.load_best_model_at_end and state.best_global_step
+        else state.global_step
+    )
+    args = dataclasses.replace(
+        settings.args,
+        output_dir=str(folder),
+        max_steps=steps,
+        eval_strategy="no",
+        save_strategy="no" if settings.args.save_strategy == "best" else settings.args.save_strategy,
+        load_best_model_at_end=False,
+        metric_for_best_model=None,
+        hub_strategy="end",
+    )
+    again = settings._replace(args=args, run=dataclasses.replace(settings.run, early_stopping_patience=None))
+    if args.should_log:
+        print(
+            f"\nWill train again on {everything.num_documents} documents, those for validation among them, for {steps} steps. "
+            "Thresholds and weights of lexical scores are kept."
+        )
+    set_seed(args.seed)
+    trainer = build_trainer(again, everything, build_model(again, everything, backbone, tokenizer, trained), tokenizer)
+    resumed = last_whole_checkpoint(folder) if settings.args.resume_from_checkpoint else None
+    if resumed is None and args.should_save:
+        shutil.rmtree(folder, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    result = trainer.train(resume_from_checkpoint=resumed)
+    trainer.keep_tuning_of(tuned.bare_model(), everything.encoded["train"])
+    args.output_dir = settings.args.output_dir
+    save_model_whole(trainer)
+    if trainer.is_world_process_zero():
+        metrics = {"documents": everything.num_documents, "steps": steps, "loss": result.metrics["train_loss"]}
+        save_metrics(args.output_dir, "refit", {f"refit_{name}": value for name, value in metrics.items()})
+        shutil.rmtree(folder, ignore_errors=True)
+    return trainer, everything
+
+
+def with_validation(data: RunData) -> RunData:
+    """The same data with the validation documents among the training documents, before the pseudo-documents."""
+
+    def merge(train, validation):
+        if "is_pseudo" not in train.column_names:
+            return datasets.concatenate_datasets([train, validation])
+        validation = validation.add_column("is_pseudo", [False] * len(validation))
+        real, pseudo = range(data.num_documents), range(data.num_documents, len(train))
+        return datasets.concatenate_datasets([train.select(real), validation, train.select(pseudo)])
+
+    documents, encoded = (
+        {**of, "train": merge(of["train"], of["validation"])} for of in (data.documents, data.encoded)
+    )
+    counts = label_counts(encoded["train"], len(data.labels))
+    number = num_real_documents(encoded["train"])
+    return dataclasses.replace(data, documents=documents, encoded=encoded, counts=counts, num_documents=number)
+
+
 # ---- Evaluation ----
 
 
@@ -651,26 +732,29 @@ class Evaluation(NamedTuple):
     indices: np.ndarray
 
 
-def evaluate(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> Evaluation | None:
-    """Measure on validation and test documents and write the results; the last result is reported."""
-    args, result = settings.args, None
-    if args.do_eval:
-        result = measure(data, trainer, "validation", "eval")
-        trainer.log({f"eval_{name}": value for name, value in result.metrics.items()})
-    if args.do_predict:
-        result = measure(data, trainer, "test", "test")
-        if trainer.is_world_process_zero():
-            encoded = data.encoded["test"]
-            write_predictions(
-                Path(args.output_dir) / "predictions.jsonl",
-                result.scores,
-                result.indices,
-                data.labels,
-                thresholds_of(trainer),
-                ids=encoded["id"] if "id" in encoded.column_names else None,
-                gold=data.documents["test"]["labels"],
-                top_k=args.prediction_top_k,
-            )
+def evaluate_validation(data: RunData, trainer: SepMldcTrainer) -> Evaluation:
+    """Measure on the validation documents."""
+    result = measure(data, trainer, "validation", "eval")
+    trainer.log({f"eval_{name}": value for name, value in result.metrics.items()})
+    return result
+
+
+def evaluate_test(data: RunData, trainer: SepMldcTrainer) -> Evaluation:
+    """Measure on the test documents and write the predictions."""
+    args = trainer.args
+    result = measure(data, trainer, "test", "test")
+    if trainer.is_world_process_zero():
+        encoded = data.encoded["test"]
+        write_predictions(
+            Path(args.output_dir) / "predictions.jsonl",
+            result.scores,
+            result.indices,
+            data.labels,
+            thresholds_of(trainer),
+            ids=encoded["id"] if "id" in encoded.column_names else None,
+            gold=data.documents["test"]["labels"],
+            top_k=args.prediction_top_k,
+        )
     return result
 
 
@@ -720,7 +804,14 @@ def report(settings: Settings, data: RunData, trainer: SepMldcTrainer, result: E
     compared = bootstrap(documents)
     write_json(folder / "comparison.json", {"metrics": systems, **compared})
 
-    print(f"\n{split} documents: {len(gold)}, labels: {len(data.labels)}; all figures in percent\n")
+    print(f"\n{split} documents: {len(gold)}, labels: {len(data.labels)}; all figures in percent")
+    if settings.run.refit_on_all:
+        print(
+            "They are those of the model that was trained again on training and validation documents."
+            if split == "test"
+            else "They were measured before the model was trained again on these documents too."
+        )
+    print()
     print("\n".join(rows_of_table(systems, [name for name in TABLE if name in systems["SEP-MLDC"]])))
     key = f"ndcg@{max(k for k in ks if k <= 5) if min(ks) <= 5 else max(ks)}"
     low, high = compared["intervals"]["SEP-MLDC"][key]

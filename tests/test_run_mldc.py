@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from scripts import load_example
 from tiny_models import tiny_backbone
 
@@ -553,3 +554,69 @@ def test_output_folders_that_cannot_be_written_are_told(tmp_path):
         run_outputs.check_output_folder(tmp_path / "file")
     with pytest.raises(OSError, match="cannot be written"):
         run_outputs.check_output_folder("/proc/none")
+
+
+# ---- Training again on all documents ----
+
+
+def test_a_refitted_model_keeps_what_was_tuned_and_knows_more_documents(monkeypatch, files, tmp_path, capsys):
+    saved = {}
+    save = run_mldc.save_model_whole
+
+    def recorded(trainer):
+        save(trainer)
+        saved[len(saved)] = SepMldcForMultiLabelClassification.from_pretrained(trainer.args.output_dir)
+
+    monkeypatch.setattr(run_mldc, "save_model_whole", recorded)
+    pseudo = files / "pseudo.jsonl"
+    named = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    named |= {"load_best_model_at_end": True, "metric_for_best_model": "ndcg@3", "learning_rate": 1e-2}
+    run(monkeypatch, files, tmp_path, refit_on_all=True, baselines=False, pseudo_documents_file=pseudo, **named)
+    _, tuned, final = saved.values()
+    assert (tuned.config.num_train_documents, final.config.num_train_documents) == (24, 30)
+    assert final.config.label_counts == [13, 13, 12]
+    assert tuned.config.thresholds and final.config.thresholds == tuned.config.thresholds
+    assert final.config.score_calibration == tuned.config.score_calibration
+    assert (final.lexical is None) is (tuned.lexical is None)
+    assert not torch.equal(final.classifier.out_proj.weight, tuned.classifier.out_proj.weight)
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert results["refit_documents"] == 30 and results["refit_steps"] == state["best_global_step"]
+    assert {"eval_p@1", "test_p@1"} <= set(results) and not (tmp_path / "refit").exists()
+    assert "that was trained again on training and validation documents" in capsys.readouterr().out
+    assert "refit_on_all" in (tmp_path / "README.md").read_text().replace("\\", "")
+
+
+def test_a_refit_that_was_stopped_leaves_the_tuned_model_and_goes_on_from_its_checkpoint(monkeypatch, files, tmp_path):
+    named = {
+        "refit_on_all": True,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "do_predict": False,
+        "num_train_epochs": 2,
+    }
+    run(monkeypatch, files, tmp_path / "whole", **named)
+    train = run_mldc.SepMldcTrainer.training_step
+
+    def stopped(self, *args):
+        if self.args.output_dir.endswith("refit") and self.state.global_step == 4:
+            raise KeyboardInterrupt
+        return train(self, *args)
+
+    monkeypatch.setattr(run_mldc.SepMldcTrainer, "training_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, files, tmp_path / "out", **named)
+    tuned = SepMldcForMultiLabelClassification.from_pretrained(tmp_path / "out").config
+    assert tuned.num_train_documents == 24 and tuned.thresholds
+    steps = []
+
+    def counted(self, *args):
+        steps.append(self.args.output_dir)
+        return train(self, *args)
+
+    monkeypatch.setattr(run_mldc.SepMldcTrainer, "training_step", counted)
+    run(monkeypatch, files, tmp_path / "out", resume_from_checkpoint="last", **named)
+    assert steps == [str(tmp_path / "out" / "refit")] * 2  # of 6
+    first, second = (SepMldcForMultiLabelClassification.from_pretrained(tmp_path / name) for name in ("whole", "out"))
+    assert second.config.num_train_documents == 30
+    torch.testing.assert_close(second.state_dict(), first.state_dict())

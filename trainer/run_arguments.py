@@ -252,6 +252,13 @@ class RunArguments:
         default=None,
         metadata={"help": "Stop after this number of evaluations without a better `metric_for_best_model`."},
     )
+    refit_on_all: bool = field(
+        default=False,
+        metadata={
+            "help": "After everything was chosen on the validation documents, train again on training and validation documents, for "
+            "the chosen number of steps. Thresholds and the weights of lexical scores are kept."
+        },
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Allow an output folder that holds a run."})
 
 
@@ -345,10 +352,12 @@ def check_arguments(
             f"`--early_stopping_patience` is {run.early_stopping_patience}, but nothing is evaluated during training. Add "
             "`--eval_strategy epoch`, or leave it out."
         )
+    if run.refit_on_all and not args.do_train:
+        raise ValueError("`--refit_on_all` trains again, but `--do_train` is missing. Add it, or leave the other out.")
     if not (args.do_train or args.do_eval or args.do_predict or run.dry_run):
         raise ValueError("There is nothing to do. Add `--do_train`, `--do_eval`, `--do_predict` or `--dry_run`.")
     if data.streaming:
-        _check_streaming(data, labels, lexical, report, args)
+        _check_streaming(data, labels, lexical, report, run, args)
 
 
 def _check_range(group: Any, name: str, rule: Callable[[float], bool], wanted: str, remedy: str) -> None:
@@ -362,6 +371,7 @@ def _check_streaming(
     labels: LabelArguments,
     lexical: LexicalArguments,
     report: ReportArguments,
+    run: RunArguments,
     args: SepMldcTrainingArguments,
 ) -> None:
     if args.do_train and args.max_steps <= 0:
@@ -377,6 +387,7 @@ def _check_streaming(
         ("pseudo_documents_file", labels.pseudo_documents_file),
         ("group_by_label_set", args.group_by_label_set),
         ("lexical_scores", lexical.lexical_scores),
+        ("refit_on_all", run.refit_on_all),
     ):
         if named:
             further = (

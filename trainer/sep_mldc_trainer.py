@@ -1,5 +1,6 @@
 """Trainer of SEP-MLDC models."""
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -436,6 +437,34 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             hide_progress=self.args.disable_tqdm,
             **kwargs,
         )
+
+    def keep_tuning_of(self, tuned: nn.Module, train_dataset: Any = None) -> None:
+        """
+        Give the model what was tuned for another one on validation documents: thresholds, calibration, and the weights of the
+        lexical scores, whose classifiers are fitted again. For a model that was trained again on validation documents too.
+
+        Args:
+            tuned (`SepMldcForMultiLabelClassification`): a model with the same labels.
+            train_dataset (`Dataset`, *optional*): tokenized documents with `label_indices`, for the lexical scores; the trainer's
+                own if not given.
+
+        Raises:
+            ValueError: the labels differ.
+        """
+        model, former = self.bare_model(), tuned.config
+        if model.config.labels != former.labels:
+            raise ValueError(
+                f"`tuned` has {former.num_labels} labels and the model has {model.config.num_labels}, or their names differ, but both "
+                "need the same labels. Pass a model with the same labels in the same order."
+            )
+        if tuned.lexical is not None:
+            from .lexical.fitting import refit_lexical_scores
+
+            dataset = self.train_dataset if train_dataset is None else train_dataset
+            special_ids = list(getattr(self.processing_class, "all_special_ids", None) or [])
+            refit_lexical_scores(model, tuned, dataset, special_ids, self.args.disable_tqdm)
+        for name in ("thresholds", "threshold_info", "score_calibration", "calibrate_logits"):
+            setattr(model.config, name, copy.deepcopy(getattr(former, name)))
 
     # ---- Logging ----
 

@@ -12,6 +12,7 @@ __all__ = [
     "fit_kernel_ridge",
     "fit_lexical_scores",
     "fit_sparse_svms",
+    "refit_lexical_scores",
     "stack_scores",
     "token_tf_idf",
     "weigh_lexical_scores",
@@ -19,6 +20,6 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .features import token_tf_idf
-    from .fitting import default_num_features, fit_lexical_scores, weigh_lexical_scores
+    from .fitting import default_num_features, fit_lexical_scores, refit_lexical_scores, weigh_lexical_scores
     from .fusion import choose_tail_weight, stack_scores
     from .solvers import fit_kernel_ridge, fit_sparse_svms

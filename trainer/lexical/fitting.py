@@ -103,6 +103,38 @@ def fit_lexical_scores(
     return weigh_lexical_scores(model, lexical, batches, tail_weights, info)
 
 
+def refit_lexical_scores(
+    model, tuned, train_dataset, special_ids: Sequence[int] = (), hide_progress: bool = False
+) -> dict:
+    """
+    Fit the classifiers of another model's lexical scores again on other documents, for instance with the validation documents among
+    them, and give them to a model. Scale and bonus of rare labels are kept.
+
+    Args:
+        model (`SepMldcForMultiLabelClassification`): gets the scores.
+        tuned (`SepMldcForMultiLabelClassification`): has lexical scores, from [`fit_lexical_scores`], and the same labels.
+        train_dataset, special_ids, hide_progress: as in [`fit_lexical_scores`].
+
+    Returns:
+        `dict`: what is stored as `config.lexical_info`.
+    """
+    check_lexical_documents("train_dataset", train_dataset)
+    config, former, info = model.config, tuned.lexical, dict(tuned.config.lexical_info or {})
+    lexical = LexicalScores(
+        len(former.idf) - former.num_bigrams, config.num_labels, former.feature_ids.shape[1], former.num_bigrams
+    ).to(model.device)
+    solver = info.get("solver", "ridge")
+    settings = {name: info[name] for name in ("penalty", "cost") if name in info}
+    settings |= {"num_jobs": None} if solver == "svm" else {}
+    _fit_on_first_process(lexical, train_dataset, special_ids, solver, {**settings, "hide_progress": hide_progress})
+    lexical.scale.copy_(former.scale)
+    lexical.lift.copy_(former.lift)
+    model.lexical, config.num_lexical_features = lexical, lexical.feature_ids.shape[1]
+    config.num_lexical_bigrams = lexical.num_bigrams
+    config.lexical_info = {**info, "num_documents": len(train_dataset)}
+    return config.lexical_info
+
+
 def weigh_lexical_scores(
     model,
     lexical: LexicalScores,
