@@ -16,7 +16,7 @@ import time
 import types
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainerCallback
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from trainer import SepMldcTrainer, SepMldcTrainingArguments, sep_mldc_trainer
@@ -108,12 +108,12 @@ def watch(trainer: SepMldcTrainer, clock: Clock) -> None:
         schedule.select = clock.timed(schedule.select, "choice of labels")
         schedule.commit = clock.timed(schedule.commit, "storing label embeddings")
     trainer.data_collator = clock.timed(trainer.data_collator, "collator")
-    trainer._get_train_sampler = clock.timed(trainer._get_train_sampler, "sampler")
+    trainer.train_sampler = clock.timed(trainer.train_sampler, "sampler")
     trainer.get_batch_samples = clock.timed(trainer.get_batch_samples, "reading documents")
     trainer.log = clock.timed(trainer.log, "logging")
     trainer.compute_loss = clock.timed(trainer.compute_loss, "rest of compute_loss")
     trainer.training_step = clock.timed(trainer.training_step, "rest of training_step")
-    trainer._clip_grad_norm = clock.timed(trainer._clip_grad_norm, "optimizer")
+    trainer.accelerator.clip_grad_norm_ = clock.timed(trainer.accelerator.clip_grad_norm_, "optimizer")
     create = trainer.create_optimizer
 
     def create_timed(*args, **kwargs):
@@ -123,7 +123,19 @@ def watch(trainer: SepMldcTrainer, clock: Clock) -> None:
         return optimizer
 
     trainer.create_optimizer = create_timed
-    trainer._run_epoch = clock.timed(trainer._run_epoch, "rest of the loop")
+
+
+class EpochSeconds(TrainerCallback):
+    """Seconds spent in epochs."""
+
+    def __init__(self):
+        self.total = self._start = 0.0
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.total += time.perf_counter() - self._start
 
 
 def profile(options) -> dict:
@@ -142,9 +154,12 @@ def profile(options) -> dict:
     trainer = SepMldcTrainer(model, arguments, train_dataset=documents, processing_class=tokenizer)
     clock = Clock()
     watch(trainer, clock)
+    epochs = EpochSeconds()
+    trainer.add_callback(epochs)
     trainer.train()
     # The sampler is made before the loop: once per run, not once per step.
     sampler = clock.spent.pop("sampler", 0.0)
+    clock.spent["rest of the loop"] = max(epochs.total - sum(clock.spent.values()), 0.0)
     total = sum(clock.spent.values())
     shares = {name: value / total for name, value in sorted(clock.spent.items(), key=lambda item: -item[1])}
     missing = [name for name in STEP if name not in shares]

@@ -7,6 +7,7 @@ The plans of `recipe_sweep.py`: which groups of runs are trained, the most telli
     python benchmarks/recipe_plans.py finalists second.json second_runs.jsonl > plan.json     # of the best variant of `second`
 """
 
+import argparse
 import itertools
 import json
 import sys
@@ -242,8 +243,18 @@ def choose(files: list[str], plan: str) -> str:
 
 PLANS = {"screening": screening, "second": second}
 
-if __name__ == "__main__":
-    if sys.argv[1] == "finalists":
-        json.dump(finalists(choose(sys.argv[3:], sys.argv[2])), sys.stdout, indent=0)
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", choices=[*PLANS, "finalists"])
+    parser.add_argument("files", nargs="*", help="of finalists: the plan `second`, and its runs")
+    options = parser.parse_args()
+    if options.plan == "finalists":
+        plan = finalists(choose(options.files[1:], options.files[0]))
     else:
-        json.dump(PLANS[sys.argv[1]](), sys.stdout, indent=0)
+        plan = PLANS[options.plan]()
+    json.dump(plan, sys.stdout, indent=0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 """Classification loss (Eq. 19), computed in chunks of labels when there are many."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, logits: torch.Tensor, labels: torch.Tensor, terms: list[str], positive_weights: torch.Tensor | None
+        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, terms: list[str], positive_weights: torch.Tensor | None
     ) -> torch.Tensor:
         loss = torch.zeros((), device=logits.device)
         normalizers = []
@@ -93,7 +94,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         logits, labels, *normalizers = ctx.saved_tensors
         scale = grad_output / len(logits)
         gradient = torch.empty_like(logits)

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections import Counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from unicodedata import normalize
 
 from huggingface_hub.dataclasses import strict
@@ -150,6 +150,11 @@ class SepMldcConfig(PreTrainedConfig):
         "attentions",
     ]
 
+    if TYPE_CHECKING:  # of `PreTrainedConfig`
+        problem_type: Any
+        id2label: Any
+        label2id: Any
+
     backbone_config: dict | PreTrainedConfig | None = None
     pooling: Literal["mean", "cls"] = "mean"
     classification_loss: Literal["bce", "softmax", "decoupled_softmax", "bce+softmax", "bce+decoupled_softmax"] = (
@@ -174,7 +179,7 @@ class SepMldcConfig(PreTrainedConfig):
     label_counts: list[int] | None = None
     num_train_documents: int | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         former = {name: kwargs.pop(name) for name in FORMER_FIELDS if name in kwargs}
         for name, value in rename_former_fields(former, warn=True).items():
             setattr(self, name, value)
@@ -230,7 +235,7 @@ class SepMldcConfig(PreTrainedConfig):
             raise ValueError(
                 f"`num_lexical_bigrams` is {self.num_lexical_bigrams}, but it must be 0 or more. Correct it."
             )
-        if not 0 <= self.classifier_dropout <= 1:
+        if self.classifier_dropout is not None and not 0 <= self.classifier_dropout <= 1:
             raise ValueError(
                 f"`classifier_dropout` is {self.classifier_dropout}, but it is a probability from 0 to 1. Use 0.5, for example."
             )
@@ -293,7 +298,7 @@ class SepMldcConfig(PreTrainedConfig):
             )
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "SepMldcConfig":
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "SepMldcConfig":
         """As in transformers. Former names of fields are accepted: silently in `config_dict`, with a warning in `kwargs`."""
         values = rename_former_fields(config_dict)
         if values.get("score_calibration") is not None:
@@ -313,7 +318,7 @@ class SepMldcConfig(PreTrainedConfig):
         """Former name of `num_lexical_features`."""
         return self._former_field("lexical_features")
 
-    def _former_field(self, name: str):
+    def _former_field(self, name: str) -> Any:
         return next(iter(rename_former_fields({name: getattr(self, FORMER_FIELDS[name])}, warn=True).values()))
 
     @property
@@ -332,9 +337,14 @@ class SepMldcConfig(PreTrainedConfig):
         return self.score_calibration["scale"], self.score_calibration["bias"]
 
     @property
+    def _backbone(self) -> Any:
+        """`backbone_config`, which is a configuration after construction."""
+        return self.backbone_config
+
+    @property
     def hidden_size(self) -> int:
         """Hidden size `d` of the encoder, and so of document and label embeddings."""
-        return self.backbone_config.hidden_size
+        return self._backbone.hidden_size
 
     @property
     def labels(self) -> list[str]:
@@ -356,6 +366,6 @@ class SepMldcConfig(PreTrainedConfig):
         """
         return max_tokens(self.backbone_config, tokenizer, self.encoder_max_length)
 
-    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The encoder's configuration (vocabulary size, maximum length, ...)."""
-        return self.backbone_config.get_text_config(decoder=decoder, encoder=encoder)
+        return self._backbone.get_text_config(decoder=decoder, encoder=encoder)

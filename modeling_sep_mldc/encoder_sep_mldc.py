@@ -24,7 +24,7 @@ from .static_encoder_sep_mldc import StaticEncoder
 DEFAULT_MAX_TOKENS = 512
 
 
-def encoder_class(backbone_config: PreTrainedConfig) -> type[PreTrainedModel]:
+def encoder_class(backbone_config: PreTrainedConfig) -> Any:
     """
     The class of the text encoder with this configuration: that of `AutoModel`, or the encoder half of T5 and its relatives.
 
@@ -33,7 +33,7 @@ def encoder_class(backbone_config: PreTrainedConfig) -> type[PreTrainedModel]:
     """
     kind = backbone_config.model_type
     remedy = "Choose a text encoder such as BERT, RoBERTa, DeBERTa-v2 or ModernBERT."
-    found = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(backbone_config), None)
+    found: Any = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(backbone_config), None)
     if found is None:
         if backbone_config.is_encoder_decoder:
             raise ValueError(
@@ -43,8 +43,9 @@ def encoder_class(backbone_config: PreTrainedConfig) -> type[PreTrainedModel]:
         found = MODEL_MAPPING.get(type(backbone_config), None)
     if not isinstance(found, type):
         raise ValueError(f"The backbone has model_type {kind!r}, for which `AutoModel` has no single model. {remedy}")
-    arguments = inspect.signature(found.forward).parameters
-    if found.main_input_name != "input_ids" or "attention_mask" not in arguments:
+    encoder: Any = found  # a class of transformers
+    arguments = inspect.signature(encoder.forward).parameters
+    if encoder.main_input_name != "input_ids" or "attention_mask" not in arguments:
         raise ValueError(
             f"The backbone has model_type {kind!r}, which does not take `input_ids` with an `attention_mask`. {remedy}"
         )
@@ -125,7 +126,7 @@ def limit_tokenizer(
         tokenizer.model_max_length = limit
 
 
-def padding_last(attention_mask: torch.Tensor, *values: torch.Tensor | None) -> list[torch.Tensor | None]:
+def padding_last(attention_mask: torch.Tensor, *values: torch.Tensor | None) -> list[Any]:
     """
     The attention mask (B, T) and tensors (B, T, ...) with each row rotated so that its first attended token comes first.
 
@@ -148,6 +149,11 @@ def padding_last(attention_mask: torch.Tensor, *values: torch.Tensor | None) -> 
 class TextEncodingMixin:
     """Embeddings of texts for [`SepMldcForMultiLabelClassification`]."""
 
+    config: Any
+    backbone: Any
+    takes_token_type_ids: bool
+    takes_use_cache: bool
+
     def encode(
         self,
         input_ids: torch.Tensor | None = None,
@@ -155,7 +161,7 @@ class TextEncodingMixin:
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         max_length: int | None = None,
-        **encoder_kwargs,
+        **encoder_kwargs: Any,
     ) -> tuple[torch.Tensor, ModelOutput]:
         """
         Encode and pool texts, f of Eq. 1-5. Scores do not depend on the side of the padding.
@@ -170,8 +176,8 @@ class TextEncodingMixin:
             `tuple(torch.Tensor, ModelOutput)`: embeddings of shape `(B, d)` in float32, pooled as the configuration says, and the
             encoder's output for the tokens that it read, padding last.
         """
-        tokens = input_ids if input_ids is not None else inputs_embeds
         if attention_mask is None:
+            tokens: Any = input_ids if input_ids is not None else inputs_embeds
             attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
         if not self.takes_token_type_ids:
             token_type_ids = None

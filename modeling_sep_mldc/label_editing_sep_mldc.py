@@ -39,6 +39,15 @@ def neighbor_weights(embeds: torch.Tensor, others: torch.Tensor, num_neighbors: 
 class LabelEditingMixin:
     """Label embeddings and label names of [`SepMldcForMultiLabelClassification`]."""
 
+    config: Any
+    training: bool
+    label_embeddings: Any
+    classifier: Any
+    lexical: Any
+    encode: Any
+    train: Any
+    eval: Any
+
     @torch.no_grad()
     def encode_labels(
         self, label_inputs: dict[str, Any], batch_size: int = 64, progress: Callable[[int], Any] | None = None

@@ -99,6 +99,12 @@ class LexicalScores(nn.Module):
     def __init__(self, vocab_size: int, num_labels: int, num_features: int, num_bigrams: int = 0):
         super().__init__()
         self.num_bigrams = num_bigrams
+        self.idf: torch.Tensor
+        self.feature_ids: torch.Tensor
+        self.feature_weights: torch.Tensor
+        self.bias: torch.Tensor
+        self.scale: torch.Tensor
+        self.lift: torch.Tensor
         # Buffers: saved with the model, but not optimized.
         self.register_buffer("idf", torch.zeros(vocab_size + num_bigrams))
         self.register_buffer("feature_ids", torch.zeros(num_labels, num_features, dtype=torch.int32))
@@ -108,7 +114,9 @@ class LexicalScores(nn.Module):
         self.register_buffer("lift", torch.zeros(num_labels))
 
     @torch.no_grad()
-    def margins(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels=slice(None)):
+    def margins(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels: slice = slice(None)
+    ) -> torch.Tensor:
         """Margins (B, L) of documents (B, T), or of the `labels` of a slice; float32, without gradient."""
         ids, weights = self.feature_ids[labels], self.feature_weights[labels].float()
         bias = self.bias[labels].float()
@@ -131,7 +139,9 @@ class LexicalScores(nn.Module):
             sums.append(F.embedding_bag(features, terms, mode="sum", per_sample_weights=weights).t())
         return torch.cat(sums) + bias
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels=slice(None)):
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels: slice = slice(None)
+    ) -> torch.Tensor:
         """What is added to the logits (B, L): `scale` times the margins, plus the bonus of each label."""
         return self.scale.float() * self.margins(input_ids, attention_mask, labels) + self.lift[labels].float()
 

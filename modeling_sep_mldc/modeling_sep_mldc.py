@@ -3,6 +3,7 @@
 import inspect
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,12 @@ class SepMldcClassifier(nn.Module):
         input_size = 2 * hidden_size if config.label_attention else hidden_size
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.bias = nn.Parameter(torch.zeros(config.num_labels))
-        if "mlp" in config.classifier:
+        kind = config.classifier or ""  # never empty: the configuration has chosen one
+        if "mlp" in kind:
             width = config.classifier_hidden_size or hidden_size
             self.dense = nn.Linear(input_size, width)
             self.out_proj = nn.Linear(width, config.num_labels, bias=False)
-        if "similarity" in config.classifier:
+        if "similarity" in kind:
             self.similarity_proj = nn.Linear(input_size, hidden_size)
             self.similarity_scale = nn.Parameter(torch.tensor(float(config.similarity_scale_init)))
 
@@ -94,7 +96,7 @@ class SepMldcClassifier(nn.Module):
     def uses_label_embeds(self) -> bool:
         return hasattr(self, "similarity_proj")
 
-    def forward(self, features: torch.Tensor, score_labels) -> torch.Tensor:
+    def forward(self, features: torch.Tensor, score_labels: Callable[..., torch.Tensor]) -> torch.Tensor:
         """`score_labels(queries (B, d), cosine=True)` returns the (B, L) products of queries and label embeddings."""
         features = self.dropout(features)
         logits = self.bias
@@ -169,7 +171,7 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         label_frequencies: "torch.Tensor | list[float] | None" = None,
         max_label_length: int = 64,
         backbone_kwargs: dict[str, Any] | None = None,
-        **config_kwargs,
+        **config_kwargs: Any,
     ) -> "SepMldcForMultiLabelClassification":
         r"""
         Create a model over a pre-trained encoder. The label embeddings start at f("{label}: {description}") (Eq. 1-2, 5).
@@ -238,7 +240,7 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         if report.missing_keys:
             raise ValueError(
                 f"{backbone} has no weights for {report.missing_keys[0]!r}. Choose a checkpoint of a "
-                f"{config.backbone_config.model_type} encoder."
+                f"{encoder.config.model_type} encoder."
             )
         limit_tokenizer(tokenizer, config.backbone_config, config.encoder_max_length)
         max_label_length = min(max_label_length, config.max_tokens(tokenizer))
@@ -257,8 +259,8 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs
-    ) -> "SepMldcForMultiLabelClassification":
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """
         Load a trained model, as in transformers, and check it as a whole. The label embeddings load as constants.
 
@@ -312,7 +314,7 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.set_input_embeddings(value)
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As in transformers. The tables of the lexical scores are resized as well."""
         text_config = self.config.get_text_config()
         old_size = text_config.vocab_size

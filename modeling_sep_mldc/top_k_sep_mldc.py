@@ -1,5 +1,7 @@
 """The best labels of each document, from chunks of labels."""
 
+from typing import Any
+
 import torch
 from torch.func import functional_call
 
@@ -8,6 +10,16 @@ from .label_table_sep_mldc import SMALLEST_LOG_WEIGHT, LabelTable
 
 class TopKMixin:
     """Prediction of [`SepMldcForMultiLabelClassification`] that never holds the scores of all labels."""
+
+    config: Any
+    training: bool
+    label_embeddings: Any
+    classifier: Any
+    lexical: Any
+    encode: Any
+    calibrate: Any
+    train: Any
+    eval: Any
 
     @torch.no_grad()
     def predict_top_k(
@@ -65,7 +77,7 @@ class TopKMixin:
             if self.config.label_attention:
                 features = torch.cat([self._attended_in_chunks(features, chunks), features], dim=-1)
             features = features.to(self.classifier.bias.dtype)
-            best = None
+            best: tuple[torch.Tensor, torch.Tensor] | None = None
             for chunk in chunks:
                 logits = self._logits_of(chunk, features)
                 if self.lexical is not None and input_ids is not None:
@@ -77,7 +89,6 @@ class TopKMixin:
                     scores, order = scores.topk(min(k, scores.shape[1]), dim=-1)
                     indices = indices.gather(1, order)
                 best = scores, indices
-            scores, indices = best
             return self.calibrate(scores), indices
         finally:
             self.train(training)

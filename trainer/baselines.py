@@ -17,7 +17,9 @@ from .metrics.streaming import StreamingMetrics
 BATCH_SIZE = 256
 
 
-def majority_baseline(train_labels, test_labels, metrics: StreamingMetrics) -> dict[str, float]:
+def majority_baseline(
+    train_labels: Sequence[Sequence[int]], test_labels: Sequence[Sequence[int]], metrics: StreamingMetrics
+) -> dict[str, float]:
     """
     Ranks the labels of every document by training frequency; a label is predicted if half of the training documents have it.
 
@@ -68,7 +70,11 @@ def fit_linear_svm(
 
 
 def linear_svm_baseline(
-    train_texts, train_labels, test_texts, test_labels, metrics: StreamingMetrics
+    train_texts: Sequence[str],
+    train_labels: Sequence[Sequence[int]],
+    test_texts: Sequence[str],
+    test_labels: Sequence[Sequence[int]],
+    metrics: StreamingMetrics,
 ) -> dict[str, float]:
     """
     Metrics of [`fit_linear_svm`] on test documents; a label is predicted if its margin is positive.

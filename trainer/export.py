@@ -70,12 +70,12 @@ class OnnxSepMldc(ExportedModel):
 
     probabilities = SepMldcForMultiLabelClassification.probabilities
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> Any:
         raise ValueError(
             "An ONNX graph has no gradients, which explaining a label by tokens needs. Load the checkpoint it was exported from."
         )
 
-    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **ignored):
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **ignored: Any) -> Any:
         """`SepMldcOutput` of documents (B, T). Other inputs from tokenizers and pipelines are ignored."""
         return super().__call__(input_ids=input_ids, attention_mask=attention_mask)
 
@@ -211,7 +211,7 @@ def integer_weights(program: Any) -> dict[str, Any]:
     return {name: constants[name].const_value.numpy() for name in names if name in constants}
 
 
-def load_onnx(folder: str, num_threads: int | None = None, **kwargs) -> OnnxSepMldc:
+def load_onnx(folder: str, num_threads: int | None = None, **kwargs: Any) -> OnnxSepMldc:
     """
     An export, ready to run; called with what a tokenizer returns as PyTorch tensors, or given to the pipeline.
 
@@ -237,7 +237,7 @@ def load_onnx(folder: str, num_threads: int | None = None, **kwargs) -> OnnxSepM
 @torch.no_grad()
 def compare_logits(
     model: SepMldcForMultiLabelClassification, exported: ExportedModel, batches: Iterable[dict[str, torch.Tensor]]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """
     How much an export differs from its model, over batches of documents.
 

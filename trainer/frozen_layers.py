@@ -118,7 +118,7 @@ class FrozenLayersCache:
                 states.truncate(end * self.hidden_size * self.dtype.itemsize)
                 for at in range(0, len(order), batch_size):
                     batch = order[at : at + batch_size]
-                    entries = np.zeros(len(batch), INDEX_ENTRY)
+                    entries: np.ndarray = np.zeros(len(batch), INDEX_ENTRY)
                     for row, ((key, ids), found) in enumerate(zip(batch, self._compute([ids for _, ids in batch]))):
                         states.write(found.astype(self.dtype).tobytes())
                         entries[row] = (np.void(key), end, len(ids))

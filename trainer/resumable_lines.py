@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from .files import sync_folder
 
@@ -60,9 +60,10 @@ class ResumableLines:
     def __init__(self, path: str, resume: bool = False, overwrite: bool = False):
         self.path = os.path.realpath(path)
         self.partial, self.journal = self.path + ".partial", self.path + ".journal"
-        self.num_done, self.input_digest = 0, None
+        self.num_done = 0
+        self.input_digest: str | None = None
         self.is_complete = False
-        self._stream: BinaryIO | None = None
+        self._stream: IO[bytes] | None = None
         self._fingerprint: dict[str, Any] = {}
         self._digest = hashlib.sha256()
         self._length = 0
@@ -79,7 +80,7 @@ class ResumableLines:
     def __exit__(self, *exception):
         self.close()
 
-    def _lock_journal(self) -> BinaryIO:
+    def _lock_journal(self) -> IO[bytes]:
         try:
             journal = open(os.open(self.journal, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
         except OSError as error:
@@ -153,21 +154,23 @@ class ResumableLines:
                 raise ValueError(f"{self.path} was changed after it was written. Overwrite it to write it again.")
             self.is_complete = True
             return
-        self._open_partial("r+b")
-        self._stream.truncate(last["bytes"])
-        self._stream.seek(0, os.SEEK_END)
+        stream = self._open_partial("r+b")
+        stream.truncate(last["bytes"])
+        stream.seek(0, os.SEEK_END)
         self._journal.truncate(last["end"])
         self._journal.seek(0, os.SEEK_END)
 
-    def _start(self) -> None:
-        self._open_partial("wb")
+    def _start(self) -> IO[bytes]:
+        stream = self._open_partial("wb")
         self._journal.truncate(0)
         self._add_to_journal({"fingerprint": self._fingerprint})
+        return stream
 
-    def _open_partial(self, mode: str) -> None:
+    def _open_partial(self, mode: str) -> IO[bytes]:
         try:
             # Without a buffer a failed write leaves nothing behind that fails again when the file is closed.
             self._stream = open(self.partial, mode, buffering=0)
+            return self._stream
         except OSError as error:
             raise ValueError(f"{self.partial} cannot be written ({error.strerror}). Name another output.") from None
 
@@ -195,7 +198,7 @@ class ResumableLines:
     def _last_whole_block(self, blocks: list[dict[str, Any]]) -> dict[str, Any]:
         """The last block up to which the output has the recorded digest."""
         last = blocks[0]
-        with open(self._resumed, "rb") as stream:
+        with open(str(self._resumed), "rb") as stream:
             for block in blocks[1:]:
                 ahead = self._digest.copy()
                 for piece in _pieces(stream, block["bytes"] - last["bytes"]):
@@ -221,12 +224,11 @@ class ResumableLines:
         Raises:
             OSError: the disk is full, for example. What was written before can be resumed.
         """
-        if self._stream is None:
-            self._start()
+        stream = self._stream or self._start()
         data = b"".join(lines)
         with self._named_error(self.partial):
-            _write_all(self._stream, data)
-            os.fsync(self._stream.fileno())
+            _write_all(stream, data)
+            os.fsync(stream.fileno())
         self._digest.update(data)
         self._length += len(data)
         self.num_done += num_items
@@ -259,10 +261,9 @@ class ResumableLines:
         """Give the output its name; an output that is replaced keeps its permissions."""
         if self.is_complete:
             return
-        if self._stream is None:
-            self._start()
+        stream = self._stream or self._start()
         with self._named_error(self.partial):
-            self._stream.close()
+            stream.close()
             with contextlib.suppress(FileNotFoundError):
                 os.chmod(self.partial, stat.S_IMODE(os.stat(self.path).st_mode))
             os.replace(self.partial, self.path)
@@ -280,13 +281,13 @@ class ResumableLines:
             self._journal.close()
 
 
-def _write_all(stream: BinaryIO, data: bytes) -> None:
+def _write_all(stream: IO[bytes], data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[stream.write(rest) :]
 
 
-def _pieces(stream: BinaryIO, size: int) -> Iterator[bytes]:
+def _pieces(stream: IO[bytes], size: int) -> Iterator[bytes]:
     while size > 0 and (piece := stream.read(min(PIECE_SIZE, size))):
         yield piece
         size -= len(piece)

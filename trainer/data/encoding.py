@@ -4,6 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from .text_lines import DataFileError
 
 logger = logging.getLogger(__name__)
 
-AnyDataset = Dataset | IterableDataset
+AnyDataset: TypeAlias = Dataset | IterableDataset
 ARROW_TYPES = {"labels": pa.list_(pa.string()), "label_indices": pa.list_(pa.int32()), "is_pseudo": pa.bool_()}
 
 
@@ -199,7 +200,7 @@ def label_counts(dataset: AnyDataset, num_labels: int) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(num_labels,)`, int64; documents with "is_pseudo" are not counted.
     """
-    counts = np.zeros(num_labels, dtype=np.int64)
+    counts: np.ndarray = np.zeros(num_labels, dtype=np.int64)
     marked = "is_pseudo" in (dataset.column_names or [])
     for lists, *pseudo in _iterate_columns(dataset, "label_indices", *(["is_pseudo"] if marked else [])):
         if marked:

@@ -6,7 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from datasets import Dataset, IterableDataset
@@ -20,7 +20,7 @@ from .readers import expand_files, read_records
 from .text_lines import DataFileError
 
 
-Source = str | os.PathLike | Sequence[str | os.PathLike] | Dataset | IterableDataset
+Source: TypeAlias = str | os.PathLike | Sequence[str | os.PathLike] | Dataset | IterableDataset
 QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 MISSING_NAMES = {"nan", "none", "null", "na", "n/a", "nil", "-", "?", "unknown", "undefined", "<na>", "#n/a"}
 NEAR_DUPLICATE_LIMIT = 200_000  # documents whose near-duplicates are looked for: 50 MB of signatures
@@ -256,7 +256,7 @@ class _Scan:
             report.near_duplicates = int(sizes[sizes > 1].sum())
         report.unlabeled = self._cardinalities[0]
         report.label_counts = dict(self._label_counts)
-        numbers = (
+        numbers: Any = (
             np.repeat(list(self._cardinalities), list(self._cardinalities.values())) if self._cardinalities else []
         )
         report.labels_per_document = _quantiles(numbers)
@@ -382,8 +382,8 @@ def _warnings(report: DataReport) -> Iterator[str]:
     if report.joined_labels:
         yield f"labels that look like several joined by another delimiter: {join_names(report.joined_labels)}."
     for split, unseen in report.unseen_labels.items():
-        names = ", ".join(f"{shorten(name)} ({count})" for name, count in list(unseen.items())[:5])
-        yield f"{split}: {len(unseen):,} labels are in no training document and cannot be predicted: {names}."
+        shown = ", ".join(f"{shorten(name)} ({count})" for name, count in list(unseen.items())[:5])
+        yield f"{split}: {len(unseen):,} labels are in no training document and cannot be predicted: {shown}."
     lists = {tuple(split.labels_per_document) for split in report.splits.values()}
     if all(values and values[0] == values[-1] == 1 for values in lists):
         yield "every document has exactly one label: this is single-label classification."

@@ -3,7 +3,7 @@
 import difflib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .label_files import read_label_descriptions
 from .label_names import normalize_label
@@ -52,7 +52,7 @@ def load_label_descriptions(path: str | os.PathLike, labels: Sequence[str]) -> d
     return descriptions
 
 
-def _with_closest(labels: Sequence[str]):
+def _with_closest(labels: Sequence[str]) -> Callable[[str], str]:
     def describe(name: str) -> str:
         match = difflib.get_close_matches(name, labels, n=1, cutoff=0.0)
         return f"{name!r} (closest: {match[0]!r})" if match else repr(name)

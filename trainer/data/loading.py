@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import (
     ClassLabel,
@@ -26,7 +26,7 @@ from .readers import Records, decode_class_labels, expand_files, read_column_nam
 from .text_lines import DataFileError, display_name, is_regular
 
 
-AnyDataset = Dataset | IterableDataset
+AnyDataset: TypeAlias = Dataset | IterableDataset
 SPLIT_NAMES = {
     "train": "train",
     "validation": "validation",
@@ -124,7 +124,7 @@ def _load_regular_files(
     bad_rows: BadRows,
 ) -> AnyDataset:
     # `_generate` sees sizes and times of the files only so that a changed file is not taken from the cache.
-    keywords = {
+    keywords: dict[str, Any] = {
         "files": [(path, signatures(path, data_format)) for path in paths],
         "data_format": data_format,
         "columns": columns,
@@ -293,7 +293,7 @@ def load_splits(
             {
                 split: _normalize_dataset(dataset, f"{dataset_name}, split {name}", columns, num_proc, bad_rows(split))
                 for split, (name, dataset) in _hub_splits(
-                    dataset_name, dataset_config_name, cache_dir, streaming
+                    str(dataset_name), dataset_config_name, cache_dir, streaming
                 ).items()
             }
         )

@@ -44,7 +44,7 @@ def signature(text: str) -> np.ndarray:
         hashes = np.pad(hashes, (0, 3 - len(hashes)))
     runs = hashes[:-2] * _RUN[0] + hashes[1:-1] * _RUN[1] + hashes[2:] * _RUN[2]
     runs = np.unique(runs ^ (runs >> np.uint64(31)))
-    smallest = np.full(NUM_HASHES, 2**64 - 1, dtype=np.uint64)
+    smallest: np.ndarray = np.full(NUM_HASHES, 2**64 - 1, dtype=np.uint64)
     for start in range(0, len(runs), 4096):  # a long document needs no more memory than a short one
         part = runs[start : start + 4096]
         np.minimum(smallest, (part[:, None] * _FACTORS + _SHIFTS).min(axis=0), out=smallest)
@@ -73,7 +73,8 @@ def duplicate_groups(signatures: np.ndarray, threshold: float = THRESHOLD) -> np
 
     count = len(signatures)
     empty = (signatures == 2**32 - 1).all(axis=1)
-    firsts, seconds = [np.zeros(0, dtype=int)], [np.zeros(0, dtype=int)]
+    firsts: list[np.ndarray] = [np.zeros(0, dtype=int)]
+    seconds: list[np.ndarray] = [np.zeros(0, dtype=int)]
     for band in range(0, NUM_HASHES, ROWS_PER_BAND):
         first, second = _candidates(signatures[:, band : band + ROWS_PER_BAND])
         for start in range(0, len(first), 100_000):
@@ -92,6 +93,6 @@ def _candidates(band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(keys, kind="stable")
     same = keys[order][1:] == keys[order][:-1]
     starts = np.maximum.accumulate(np.where(np.r_[False, same], 0, np.arange(len(order)))) if len(order) else order
-    later = np.flatnonzero(same) + 1
+    later: np.ndarray = np.flatnonzero(same) + 1
     first = np.concatenate([order[later - 1], order[starts[later]]])
     return first, np.concatenate([order[later], order[later]])

@@ -106,7 +106,8 @@ def _read_rcv1(path: str, columns: Sequence[str] | None, on_error: OnError) -> R
             )
         return where, {"id": document, "text": " ".join(tokens), "labels": list(topics[document])}
 
-    start, document, tokens = 0, None, []
+    start, document = 0, None
+    tokens: list[str] = []
     for number, line in read_lines(path):
         line = line.strip()
         if line.startswith(".I "):

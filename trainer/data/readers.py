@@ -147,8 +147,8 @@ def expand_files(files: str | os.PathLike | Sequence[str | os.PathLike]) -> list
         DataFileNotFoundError: if a path or pattern matches nothing.
     """
     names = [files] if isinstance(files, (str, os.PathLike)) else list(files)
-    found = []
-    for name in map(os.fspath, names):
+    found: list[str] = []
+    for name in (os.fspath(name) for name in names):
         matches = [name] if name == STANDARD_INPUT or os.path.exists(name) else sorted(glob.glob(name))
         if not matches:
             check_file(name)
@@ -180,6 +180,7 @@ def _read_txt(path: str, columns: Sequence[str] | None, on_error: OnError) -> Re
 
 def parse_json(text: str, name: str, first_line: int = 1, **options: Any) -> Any:
     """`json.loads` whose errors name file and line; `options` are its own."""
+    cause: Exception
     try:
         return json.loads(text, **options)
     except json.JSONDecodeError as error:

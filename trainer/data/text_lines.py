@@ -7,7 +7,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 STANDARD_INPUT = "-"
@@ -80,10 +80,10 @@ def open_binary(path: str) -> Iterator[BinaryIO]:
     """
     check_file(path)
     with contextlib.ExitStack() as stack:
-        raw = sys.stdin.buffer if path == STANDARD_INPUT else stack.enter_context(open(path, "rb"))
+        raw: Any = sys.stdin.buffer if path == STANDARD_INPUT else stack.enter_context(open(path, "rb"))
         start = raw.peek(4)
         if start.startswith(GZIP):
-            yield stack.enter_context(io.BufferedReader(gzip.GzipFile(fileobj=raw)))  # type: ignore[arg-type]
+            yield stack.enter_context(io.BufferedReader(gzip.GzipFile(fileobj=raw)))
         elif start.startswith(ZSTD):
             import pyarrow as pa
 
@@ -116,7 +116,7 @@ def read_lines(path: str, on_error: OnError = raise_error) -> Iterator[tuple[int
     try:
         with open_binary(path) as stream:
             encoding = _encoding(stream.peek(4))  # type: ignore[attr-defined]
-            lines = stream if encoding.startswith("utf-8") else io.TextIOWrapper(stream, encoding, newline="\n")
+            lines: Any = stream if encoding.startswith("utf-8") else io.TextIOWrapper(stream, encoding, newline="\n")
             for number, line in enumerate(lines, start=1):
                 try:
                     text = line.decode(encoding if number == 1 else "utf-8") if isinstance(line, bytes) else line

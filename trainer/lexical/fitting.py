@@ -1,6 +1,7 @@
 """Fits lexical scores of a trained model: linear classifiers on tokens, weighted on documents that were not trained on."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +38,8 @@ def default_num_features(num_labels: int) -> int:
 
 
 def fit_lexical_scores(
-    model,
-    train_dataset,
+    model: Any,
+    train_dataset: Any,
     batches: Iterable,
     num_features: int | None = None,
     num_bigrams: int = NUM_BIGRAMS,
@@ -136,7 +137,7 @@ def refit_lexical_scores(
 
 
 def weigh_lexical_scores(
-    model,
+    model: Any,
     lexical: LexicalScores,
     batches: Iterable,
     tail_weights: Sequence[float] = TAIL_WEIGHTS,
@@ -194,7 +195,7 @@ def weigh_lexical_scores(
     return info
 
 
-def check_lexical_documents(name: str, dataset) -> None:
+def check_lexical_documents(name: str, dataset: Any) -> None:
     """
     Raises:
         ValueError: the data set `name` is missing, a stream or empty, or lacks `input_ids` or `label_indices`.
@@ -212,7 +213,7 @@ def check_lexical_documents(name: str, dataset) -> None:
         )
 
 
-def _check_settings(num_features: int, num_bigrams: int, solver: str | None, tail_weights) -> None:
+def _check_settings(num_features: int, num_bigrams: int, solver: str | None, tail_weights: Sequence[float]) -> None:
     if num_features < 1:
         raise ValueError(f"`num_features` is {num_features}, but each label needs at least one weight. Use 300.")
     if num_bigrams < 0:
@@ -225,7 +226,7 @@ def _check_settings(num_features: int, num_bigrams: int, solver: str | None, tai
         raise ValueError("`tail_weights` is empty, but one is needed. Pass (0.0,) for no bonus for rare labels.")
 
 
-def _log_inverse_propensities(config) -> torch.Tensor:
+def _log_inverse_propensities(config: Any) -> torch.Tensor:
     """ln w (L,); zeros where label frequencies are not known."""
     if config.label_counts is None or not config.num_train_documents:
         return torch.zeros(config.num_labels)
@@ -233,7 +234,9 @@ def _log_inverse_propensities(config) -> torch.Tensor:
     return torch.as_tensor(np.log(weights), dtype=torch.float32)
 
 
-def _fit_on_first_process(lexical: LexicalScores, dataset, special_ids, solver: str, settings: dict) -> None:
+def _fit_on_first_process(
+    lexical: LexicalScores, dataset: Any, special_ids: Sequence[int], solver: str, settings: dict
+) -> None:
     """Fit the classifiers on the first process and copy them to the others."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not distributed or torch.distributed.get_rank() == 0:
