@@ -621,6 +621,12 @@ def check_metric_for_best_model(trainer: SepMldcTrainer) -> None:
 
 def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
     """Train and save, then fit lexical scores and thresholds."""
+    with trainer.cached_frozen_layers(evaluates="validation" in data.encoded):
+        train_and_tune(settings, data, trainer)
+
+
+def train_and_tune(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
+    """The steps of `fit`."""
     result = trainer.train(resume_from_checkpoint=settings.args.resume_from_checkpoint)
     save_model_whole(trainer)
     trainer.save_state()

@@ -182,6 +182,32 @@ def test_the_cache_survives_an_error_and_a_resumed_run_reads_it(tmp_path):
     assert computed == 2  # which layers are frozen is found out on a text of two tokens
 
 
+def test_states_are_kept_for_what_follows_training(tmp_path):
+    model = frozen(num_labels=NUM_LABELS)
+    trainer = make_trainer(tmp_path, model, label_encoding="embedding", cache_frozen_layers=True)
+    attention = count_calls(encoder_layers(model.backbone)[0].attention)
+    with trainer.cached_frozen_layers():
+        trainer.train()
+        del attention[:]
+        kept = torch.cat([batch.logits for batch in trainer.logit_batches()])
+        assert not attention
+    assert not (tmp_path / FOLDER).exists()
+    torch.testing.assert_close(
+        torch.cat([batch.logits for batch in trainer.logit_batches()]), kept, rtol=1e-3, atol=1e-4
+    )
+    assert attention
+
+
+def test_states_are_computed_in_the_precision_of_the_training(tmp_path):
+    model = frozen(num_labels=NUM_LABELS)
+    trainer = make_trainer(tmp_path, model, label_encoding="embedding", cache_frozen_layers=True, bf16=True)
+    dtypes = set()
+    dense = encoder_layers(model.backbone)[0].intermediate.dense
+    dense.register_forward_hook(lambda module, arguments, output: dtypes.add(output.dtype))
+    with trainer.cached_frozen_layers():
+        assert dtypes == {torch.float32, torch.bfloat16}  # the first is the text that tells which layers are frozen
+
+
 def test_a_cache_for_one_epoch_is_made_only_on_demand(tmp_path, monkeypatch):
     filled, fill = [], FrozenLayersCache.fill
     monkeypatch.setattr(FrozenLayersCache, "fill", lambda self, *a, **k: filled.append(1) or fill(self, *a, **k))

@@ -310,7 +310,10 @@ def cached_frozen_layers(
     logger.info(f"The states of {cache.num_layers} frozen layers are computed once and take {size} of disk space.")
     with args.main_process_first(local=True, desc="frozen layers"):
         if args.local_process_index == 0:
-            cache.fill(documents, args.eval_batch_size, hide_progress=args.disable_tqdm)
+            # In the precision of the training: on a CPU with bfloat16, this takes less than half of the time.
+            half = torch.bfloat16 if args.bf16 else torch.float16
+            with torch.autocast(args.device.type, half, enabled=args.bf16 or args.fp16):
+                cache.fill(documents, args.eval_batch_size, hide_progress=args.disable_tqdm)
     with cache.load().attached():
         yield cache
     if args.local_process_index == 0:

@@ -1,8 +1,8 @@
 """Trainer of SEP-MLDC models."""
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -117,6 +117,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         self._encoded: tuple[torch.Tensor, torch.Tensor] | None = None
         self._unlogged_loss: torch.Tensor | float = 0.0
         self._last_logged_step = 0
+        self._caches_layers = False
         self._epoch_order, self._restore, self._checkpoint_guard = EpochOrder(), RestoreCallbacks(), CheckpointGuard()
         own = [self._restore, RunRecord(), self._epoch_order, self._checkpoint_guard]
         super().__init__(
@@ -523,22 +524,33 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             self.label_schedule.restart()
             self.label_schedule.prepare(self.model.config.label_texts)
         try:
-            with self._cached_frozen_layers():
+            with self.cached_frozen_layers(self.args.eval_strategy != IntervalStrategy.NO):
                 output = super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self._checkpoint_guard.close()
         return output._replace(training_loss=output.metrics["train_loss"])
 
-    def _cached_frozen_layers(self) -> AbstractContextManager:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or _is_sharded(self.model):
-            return nullcontext()  # layers of sharded parameters cannot be run one by one
+    @contextmanager
+    def cached_frozen_layers(self, evaluates: bool = True) -> Iterator[None]:
+        """
+        Within this context, training and evaluation read the states of frozen layers from the disk (see `cache_frozen_layers`).
+        `train` enters it by itself. Enter it before, where `eval_dataset` is read after training too, for thresholds say.
+
+        Args:
+            evaluates (`bool`, defaults to `True`): also keep the states of `eval_dataset`.
+        """
+        # Layers of sharded parameters cannot be run one by one.
+        if self._caches_layers or self.is_fsdp_enabled or self.is_deepspeed_enabled or _is_sharded(self.model):
+            yield
+            return
         datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        if self.args.eval_strategy == IntervalStrategy.NO:
-            datasets = []
-        model = self.model
-        return cached_frozen_layers(
-            model.backbone, [self.train_dataset, *datasets], self.args, model.config.encoder_max_length
-        )
+        datasets = [self.train_dataset, *(datasets if evaluates else ())]
+        model, self._caches_layers = self.model, True
+        try:
+            with cached_frozen_layers(model.backbone, datasets, self.args, model.config.encoder_max_length):
+                yield
+        finally:
+            self._caches_layers = False
 
     @property
     def _record(self) -> RunRecord:
