@@ -1,20 +1,27 @@
 """The code of README and documentation runs, and what they name exists."""
 
 import csv
+import importlib.util
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hub_server import HubServer
+from huggingface_hub import HfApi, constants
 from markdown_it import MarkdownIt
 from tiny_models import tiny_backbone, tiny_model, tiny_tokenizer
+
+from augmentation.arguments import build_parser
 
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXECUTED = ("README.md", "settings.md")
+NOT_EXECUTED = re.compile(r"<!-- not executed: (.+?) -->\n```python\n")
 TOPICS = {"billing": "price market data", "refund": "market price", "bug": "code robot", "search": "search ranking"}
 
 
@@ -36,22 +43,89 @@ def folder(tmp_path, monkeypatch):
                 [f"document {i}", " ".join(TOPICS[name] for name in sorted(chosen)), ";".join(sorted(chosen))]
             )
     tiny_backbone(tmp_path / "encoder")
-    tiny_model().save_pretrained(tmp_path / "checkpoint")
+    labels = ["cs.IR", "cs.CL", "cs.OH", "cs.CV", "cs.RO", "cs.LG"]
+    tiny_model(id2label=dict(enumerate(labels))).save_pretrained(tmp_path / "checkpoint")
     tiny_tokenizer().save_pretrained(tmp_path / "checkpoint")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("name", EXECUTED)
-def test_the_python_blocks_of_a_page_run_one_after_the_other(name, folder):
-    page = next(page for page in PAGES if page.name == name)
-    namespace = {}
-    for code in blocks(page, "python"):
-        code = code.replace('"roberta-base"', repr(str(folder / "encoder")))
-        code = code.replace('"user/checkpoint"', repr(str(folder / "checkpoint")))
-        exec(compile(code, name, "exec"), namespace)
-    if name == "README.md":
+def executed_blocks(page):
+    """The Python blocks of a page, without those that are marked as not executed."""
+    text = page.read_text(encoding="utf-8")
+    marked = NOT_EXECUTED.sub("```not-executed\n", text)
+    tokens = MarkdownIt().parse(marked)
+    return [token.content for token in tokens if token.type == "fence" and token.info.strip() == "python"]
+
+
+# Names that a page takes for granted, as a reader does.
+PRELUDE = """
+import json
+from datasets import Dataset
+from transformers import AutoTokenizer
+from modeling_sep_mldc import SepMldcForMultiLabelClassification
+
+teacher = SepMldcForMultiLabelClassification.from_pretrained({checkpoint!r})
+model = SepMldcForMultiLabelClassification.from_pretrained({checkpoint!r})
+tokenizer = AutoTokenizer.from_pretrained({checkpoint!r})
+text = "the search ranking of language models"
+texts = [text, "vision of images", "the price of a robot", "data of the stars"]
+database = [{{"body": text}} for text in texts]
+dataset = Dataset.from_list(database)
+train = validation = Dataset.from_list(
+    [{{**tokenizer(text), "label_indices": [index % 6], "length": 8}} for index, text in enumerate(texts * 3)]
+)
+with open("unlabeled.jsonl", "w", encoding="utf-8") as file:
+    file.writelines(json.dumps({{"text": " ".join(texts[: 1 + index % 4])}}) + "\\n" for index in range(40))
+"""
+
+
+def program(page, folder, **names):
+    """The Python blocks of a page as one program over tiny models."""
+    names = {'"roberta-base"': str(folder / "encoder"), '"user/checkpoint"': str(folder / "checkpoint"), **names}
+    code = "\n".join([PRELUDE.format(checkpoint=str(folder / "checkpoint")), *executed_blocks(page)])
+    for name, replacement in names.items():
+        code = code.replace(name, repr(replacement))
+    return code
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "hub.md" and executed_blocks(page)], ids=lambda page: page.name
+)
+def test_the_python_blocks_of_a_page_run_one_after_the_other(page, folder, monkeypatch):
+    if page.name == "deploy.md":
+        pytest.importorskip("onnxscript")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(folder / "modules"))
+    exec(compile(program(page, folder), page.name, "exec"), {})
+    if page.name == "README.md":
         assert (folder / "outputs" / "model.safetensors").exists()
+
+
+def test_the_python_blocks_about_the_hub_run_against_a_hub(folder, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    page = next(page for page in PAGES if page.name == "hub.md")
+    with HubServer({"hf_alice": "alice"}) as hub:
+        api = HfApi(endpoint=hub.endpoint, token="hf_alice")
+        api.create_repo("alice/model")
+        api.upload_folder(repo_id="alice/model", folder_path=folder / "checkpoint")
+        script = folder / "page.py"
+        script.write_text(program(page, folder, **{'"user/model"': "alice/model"}), encoding="utf-8")
+        environment = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_alice", "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"HF_HOME": str(folder / "hf"), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, str(script)],
+            cwd=folder,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert {"README.md", "model.safetensors", "config.json"} <= set(api.list_repo_files("alice/model"))
+
+
+def test_blocks_that_are_not_executed_say_why():
+    reasons = {page.name: NOT_EXECUTED.findall(page.read_text(encoding="utf-8")) for page in PAGES}
+    assert {name: len(found) for name, found in reasons.items() if found} == {"augmentation.md": 1}
 
 
 def commands(page):
@@ -96,6 +170,26 @@ def test_commands_name_scripts_options_and_targets_that_exist(page):
             )
             used = re.findall(r" --(\w+)", line.split(script)[1])
             assert set(used) <= fields, set(used) - fields
+        if line.startswith("sep-mldc-augment "):
+            build_parser().parse_args(shlex.split(line)[1:])  # exits where an option is unknown
+        for script in re.findall(r"(?:examples|benchmarks)/(?!run_mldc)\w+\.py", line):
+            source = (ROOT / script).read_text(encoding="utf-8")
+            unknown = [
+                name
+                for name in re.findall(r" --([\w-]+)", line.split(script)[1])
+                if name.replace("-", "_") not in source.replace("-", "_")
+            ]
+            assert not unknown, f"{script} has no option {unknown}"
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda script: script.stem)
+def test_a_benchmark_can_be_imported(script, monkeypatch):
+    monkeypatch.syspath_prepend(str(script.parent))
+    spec = importlib.util.spec_from_file_location(f"benchmark_{script.stem}", script)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    assert module.__doc__
 
 
 def test_the_readme_is_short():

@@ -105,7 +105,7 @@ def fit_lexical_scores(
 
 
 def refit_lexical_scores(
-    model, tuned, train_dataset, special_ids: Sequence[int] = (), hide_progress: bool = False
+    model: Any, tuned: Any, train_dataset: Any, special_ids: Sequence[int] = (), hide_progress: bool = False
 ) -> dict:
     """
     Fit the classifiers of another model's lexical scores again on other documents, for instance with the validation documents among
