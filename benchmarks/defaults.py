@@ -28,14 +28,20 @@ import numpy as np
 import quality
 import torch
 from quality import write_json
+<<<<<<< HEAD
 from transformers import AutoModel, AutoTokenizer
+=======
+from scipy import sparse
+>>>>>>> 28bf955 (results: run_mldc.py with defaults beside two linear models at 300 and 1,000 documents, with intervals)
 
 from trainer.backbones import resolve_backbone
 from trainer.devices import has_accelerator, is_bfloat16_native
 from trainer.metrics import inverse_propensities
 
 
+# Label sets of all test documents, which intervals are computed from; git keeps the summary only.
 RESULTS = Path(__file__).parent / "results" / "defaults"
+SUMMARY = RESULTS.with_suffix(".json")
 COMMAND = Path(__file__).resolve().parents[1] / "examples" / "run_mldc.py"
 METRICS = ("p@1", "p@5", "ndcg@5", "psp@1", "psp@5", "f1_micro", "f1_macro")
 TOP = 10
@@ -57,30 +63,49 @@ def sample(options, size: int, folder: Path) -> None:
         part.select_columns(["text", "labels"]).to_json(folder / f"{split}.jsonl", force_ascii=False)
 
 
-def measure(top: np.ndarray, assigned: list[list[int]], gold: list[list[int]], task, rows=None) -> dict[str, float]:
-    """Metrics, in percent, of the ten best labels (N, 10) and the label sets of the documents `rows`."""
-    rows = np.arange(len(gold)) if rows is None else rows
-    weights = inverse_propensities(task.counts, task.num_documents)
-    width = top.shape[1]  # `TOP`, or the number of labels where there are fewer
-    (hit, gain, ideal), dcg = np.zeros((3, len(gold), width)), []
-    discounts = 1 / np.log2(np.arange(width) + 2)
-    for position, ids in enumerate(gold):
-        hit[position] = np.isin(top[position], ids)
-        gain[position] = hit[position] * weights[top[position]]
-        best = np.sort(weights[np.asarray(ids, dtype=int)])[::-1][:width]
-        ideal[position, : len(best)] = best
-        dcg.append(discounts[: max(min(len(ids), 5), 1)].sum())
-    result = {f"p@{k}": hit[rows, :k].mean() for k in (1, 5)}
-    result["ndcg@5"] = ((hit[:, :5] * discounts[:5]).sum(1) / np.array(dcg))[rows].mean()
-    result |= {f"psp@{k}": gain[rows, :k].sum() / ideal[rows, :k].sum() for k in (1, 5)}
-    counts = np.zeros((3, len(task.counts)))
-    for row in rows:
-        both = set(assigned[row]) & set(gold[row])
-        for values, ids in zip(counts, (both, assigned[row], gold[row])):
-            values[list(ids)] += 1
-    result["f1_micro"] = 2 * counts[0].sum() / max((counts[1] + counts[2]).sum(), 1)
-    result["f1_macro"] = (2 * counts[0] / np.maximum(counts[1] + counts[2], 1)).mean()
-    return {name: 100 * float(value) for name, value in result.items()}
+class Measured:
+    """
+    What the metrics need of each test document, so that a resampled test set costs sums only.
+
+    Args:
+        top (`np.ndarray` of shape `(N, k)`): the best labels of each document, best first.
+        assigned, gold (`list[list[int]]` of length `N`): label sets, predicted and true.
+        task: `counts` (L,), documents per label, and `num_documents` of the training file.
+    """
+
+    def __init__(self, top: np.ndarray, assigned: list[list[int]], gold: list[list[int]], task):
+        weights = inverse_propensities(task.counts, task.num_documents)
+        width = top.shape[1]  # `TOP`, or the number of labels where there are fewer
+        self.hit, self.gain, self.ideal = np.zeros((3, len(gold), width))
+        discounts, dcg = 1 / np.log2(np.arange(width) + 2), []
+        for position, ids in enumerate(gold):
+            self.hit[position] = np.isin(top[position], ids)
+            self.gain[position] = self.hit[position] * weights[top[position]]
+            best = np.sort(weights[np.asarray(ids, dtype=int)])[::-1][:width]
+            self.ideal[position, : len(best)] = best
+            dcg.append(discounts[: max(min(len(ids), 5), 1)].sum())
+        self.ndcg = (self.hit[:, :5] * discounts[:5]).sum(1) / np.array(dcg)
+        correct = [sorted(set(ours) & set(theirs)) for ours, theirs in zip(assigned, gold, strict=True)]
+        self.sets = [_label_matrix(ids, len(task.counts)) for ids in (correct, assigned, gold)]
+
+    def metrics(self, weights: np.ndarray | None = None) -> dict[str, float]:
+        """Metrics in percent, of documents that count `weights` (N,) times each, once if not given."""
+        weights = np.ones(len(self.hit)) if weights is None else weights
+        total = weights.sum()
+        result = {f"p@{k}": weights @ self.hit[:, :k].mean(1) / total for k in (1, 5)}
+        result["ndcg@5"] = weights @ self.ndcg / total
+        for k in (1, 5):
+            result[f"psp@{k}"] = weights @ self.gain[:, :k].sum(1) / (weights @ self.ideal[:, :k].sum(1))
+        correct, predicted, true = (matrix.T @ weights for matrix in self.sets)
+        result["f1_micro"] = 2 * correct.sum() / max((predicted + true).sum(), 1)
+        result["f1_macro"] = (2 * correct / np.maximum(predicted + true, 1)).mean()
+        return {name: 100 * float(value) for name, value in result.items()}
+
+
+def _label_matrix(label_sets: list[list[int]], num_labels: int) -> sparse.csr_matrix:
+    offsets = np.cumsum([0] + [len(ids) for ids in label_sets])
+    columns = np.concatenate([np.asarray(ids, dtype=int) for ids in label_sets])
+    return sparse.csr_matrix((np.ones(len(columns)), columns, offsets), shape=(len(label_sets), num_labels))
 
 
 def run_command(options, folder: Path, seed: int, task) -> dict:
@@ -152,7 +177,7 @@ def run(options) -> None:
                 except ImportError:
                     print(f"{data} {size}: {system} is not installed")
                     continue
-                metrics = measure(np.array(found["top"]), found["assigned"], gold, task)
+                metrics = Measured(np.array(found["top"]), found["assigned"], gold, task).metrics()
                 shown = "  ".join(f"{name} {value:.2f}" for name, value in metrics.items())
                 print(f"{data} {size} {system} {seed or 0}: {shown}  ({found['cpu_seconds']:.0f} CPU s)", flush=True)
                 shared = {"gold": gold, "label_counts": task.counts.tolist(), "num_documents": task.num_documents}
@@ -228,7 +253,8 @@ class Documents:
 
 
 def report(options) -> None:
-    """A markdown table per comparison: means over seeds, and the interval of the difference to each linear model."""
+    """A markdown table: means over seeds, and the interval of the difference to each linear model; and the same as JSON."""
+    summary = []
     groups: dict[tuple[str, int], dict[str, list[dict]]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -243,23 +269,32 @@ def report(options) -> None:
                 means = [f"{np.mean([result['metrics'][name] for result in results]):.1f}" for name in METRICS]
                 seconds = np.mean([result["cpu_seconds"] for result in results])
                 print(f"| {data} | {size} | {system} | {len(results)} | {' | '.join(means)} | {seconds:.0f} |")
+                for result in results:
+                    kept = ("data", "size", "system", "seed", "metrics", "cpu_seconds", "peak_mib")
+                    summary.append({name: result.get(name) for name in kept})
         for system in ("linear", "LibMultiLabel 1-vs-rest"):
             if systems.get(system) and systems.get("defaults"):
                 low, high = interval(systems["defaults"], systems[system][0], documents)
                 cells = [f"{low[name]:+.1f} to {high[name]:+.1f}" for name in METRICS]
                 print(f"| {data} | {size} | defaults - {system} | | {' | '.join(cells)} | |")
+                difference = {name: [low[name], high[name]] for name in METRICS}
+                summary.append({"data": data, "size": size, "defaults minus": system, "interval": difference})
+    write_json(SUMMARY, summary)
 
 
-def interval(ours: list[dict], other: dict, documents: Documents, rounds: int = 200) -> tuple[dict, dict]:
+def interval(ours: list[dict], other: dict, documents: Documents, rounds: int = 1000) -> tuple[dict, dict]:
     """95% interval of the difference, in points, over resampled test documents; seeds are averaged."""
     rng, differences = np.random.default_rng(0), []
-    systems = [(np.array(result["top"]), result["assigned"]) for result in [*ours, other]]
+    *own, theirs = (
+        Measured(np.array(result["top"]), result["assigned"], documents.gold, documents) for result in [*ours, other]
+    )
+    size = len(documents.gold)
     for _ in range(rounds):
-        rows = rng.integers(len(documents.gold), size=len(documents.gold))
-        *own, theirs = (measure(*system, documents.gold, documents, rows) for system in systems)
-        differences.append([np.mean([metrics[name] for metrics in own]) - theirs[name] for name in METRICS])
+        weights = np.bincount(rng.integers(size, size=size), minlength=size).astype(float)
+        means, reference = [one.metrics(weights) for one in own], theirs.metrics(weights)
+        differences.append([np.mean([one[name] for one in means]) - reference[name] for name in METRICS])
     low, high = np.percentile(differences, [2.5, 97.5], axis=0)
-    return dict(zip(METRICS, low)), dict(zip(METRICS, high))
+    return dict(zip(METRICS, low.round(2).tolist())), dict(zip(METRICS, high.round(2).tolist()))
 
 
 def main() -> None:
