@@ -28,11 +28,8 @@ import numpy as np
 import quality
 import torch
 from quality import write_json
-<<<<<<< HEAD
-from transformers import AutoModel, AutoTokenizer
-=======
 from scipy import sparse
->>>>>>> 28bf955 (results: run_mldc.py with defaults beside two linear models at 300 and 1,000 documents, with intervals)
+from transformers import AutoModel, AutoTokenizer
 
 from trainer.backbones import resolve_backbone
 from trainer.devices import has_accelerator, is_bfloat16_native
