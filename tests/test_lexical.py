@@ -17,7 +17,9 @@ from trainer.lexical import (
     choose_tail_weight,
     default_num_features,
     fit_kernel_ridge,
+    fit_shortlist_svms,
     fit_sparse_svms,
+    fitting,
     solvers,
     stack_scores,
     token_tf_idf,
@@ -126,7 +128,7 @@ def test_ridge_regressions_of_all_labels_at_once_are_those_of_each(monkeypatch):
 
 
 @pytest.mark.parametrize("documents", [[[4, 5]], [[], []], [[], [4]]])
-@pytest.mark.parametrize("fit", [fit_kernel_ridge, fit_sparse_svms])
+@pytest.mark.parametrize("fit", [fit_kernel_ridge, fit_sparse_svms, fit_shortlist_svms])
 def test_one_document_and_empty_documents_can_be_fitted(fit, documents):
     matrix, _ = token_tf_idf(documents, 8, [], num_bigrams=11)
     _, weights, biases = fit(matrix, [[0]] + [[] for _ in documents[1:]], 2, num_features=3, hide_progress=True)
@@ -153,7 +155,7 @@ def test_margins_are_those_of_the_support_vector_machines():
     )
 
 
-@pytest.mark.parametrize("fit", [fit_kernel_ridge, fit_sparse_svms])
+@pytest.mark.parametrize("fit", [fit_kernel_ridge, fit_sparse_svms, fit_shortlist_svms])
 def test_only_the_largest_weights_are_kept(fit):
     matrix, _ = token_tf_idf([[4, 5, 5], [4, 6], [5, 6], [4, 4, 7], [6, 7]], 8, [])
     every = fit(matrix, [[0], [0], [], [0], []], 1, num_features=4)
@@ -261,13 +263,57 @@ def test_the_weight_of_the_tail_lifts_rare_labels_by_their_inverse_propensity(tm
     assert measured["eval_psp@5"] == pytest.approx(info["with"]["psp@5"])
 
 
+def dense(found, label, num_tokens=30):
+    weights = np.zeros(num_tokens)
+    weights[found[0][label]] += found[1][label]
+    return weights
+
+
+def test_a_shortlist_of_all_documents_gives_the_machines_of_all_documents():
+    documents, gold = random_documents()
+    gold = [[*ids, 4] for ids in gold]  # label 3 is in no document, 4 in all
+    matrix, _ = token_tf_idf(documents, 30, [])
+    expected = fit_sparse_svms(matrix, gold, 5, num_features=30, hide_progress=True)
+    found = fit_shortlist_svms(matrix, gold, 5, num_features=30, num_random=60, num_jobs=2, hide_progress=True)
+    for label in range(5):
+        np.testing.assert_allclose(dense(found, label), dense(expected, label), atol=1e-3)
+    np.testing.assert_allclose(found[2], expected[2], atol=1e-3)
+
+
+def test_a_shortlist_holds_the_documents_that_are_hard_to_tell_apart(monkeypatch):
+    # Label 0 is told from its neighbors, which share token 4, by token 5; 200 far documents have other tokens.
+    rng = np.random.default_rng(0)
+    documents = [[4, 5]] * 6 + [[4, 6]] * 6 + rng.integers(10, 30, size=(200, 4)).tolist()
+    gold = [[0]] * 6 + [[1]] * 6 + [[2]] * 200
+    matrix, _ = token_tf_idf(documents, 30, [])
+    seen, fit = [], LinearSVC.fit
+
+    def record(svm, rows, y, sample_weight):
+        seen.append(sample_weight)
+        return fit(svm, rows, y, sample_weight=sample_weight)
+
+    monkeypatch.setattr(LinearSVC, "fit", record)
+    found = fit_shortlist_svms(matrix, gold, 3, num_features=30, num_near=8, num_random=20, hide_progress=True)
+    for weights in seen[:2]:
+        assert (
+            len(weights) <= 12 + 20
+        )  # documents with token 4, and random ones, which stand for all that are left out
+        assert (weights[:12] == 1).all() and weights.sum() == pytest.approx(212)
+    assert dense(found, 0)[5] > 0.5 and dense(found, 0)[6] < -0.5
+    margins = matrix @ dense(found, 0) + found[2][0]
+    assert margins[:6].min() > 0 > margins[6:].max()
+
+
 @pytest.mark.parametrize("solver", ["ridge", "svm"])
-def test_the_solver_is_the_one_that_memory_allows_or_that_is_named(tmp_path, solver):
+def test_the_solver_is_the_one_that_memory_allows_or_that_is_named(tmp_path, monkeypatch, solver):
     documents, model = tiny_documents(120), tiny_model(num_labels=NUM_LABELS)
     trainer = make_trainer(tmp_path, model, documents=documents, evaluation=tiny_documents(60, seed=1))
     needed = 4 * 120**2 / 2**30
     info = trainer.fit_lexical_scores(max_memory=needed * (1.01 if solver == "ridge" else 0.99), num_jobs=1)
     assert info["solver"] == solver and info["scale"] > 0
+    if solver == "svm":
+        monkeypatch.setattr(fitting, "MAX_SVM_PAIRS", 1)
+        assert trainer.fit_lexical_scores(max_memory=needed * 0.99)["solver"] == "shortlist"
     named = trainer.fit_lexical_scores(solver=solver, num_bigrams=0, max_memory=1e-9)
     assert named["solver"] == solver and model.config.num_lexical_bigrams == 0 and model.lexical.num_bigrams == 0
 

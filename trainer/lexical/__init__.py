@@ -9,8 +9,10 @@ __getattr__, __dir__ = attach(__name__)
 __all__ = [
     "choose_tail_weight",
     "default_num_features",
+    "default_solver",
     "fit_kernel_ridge",
     "fit_lexical_scores",
+    "fit_shortlist_svms",
     "fit_sparse_svms",
     "refit_lexical_scores",
     "stack_scores",
@@ -20,6 +22,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .features import token_tf_idf
-    from .fitting import default_num_features, fit_lexical_scores, refit_lexical_scores, weigh_lexical_scores
+    from .fitting import (
+        default_num_features,
+        default_solver,
+        fit_lexical_scores,
+        refit_lexical_scores,
+        weigh_lexical_scores,
+    )
     from .fusion import choose_tail_weight, stack_scores
-    from .solvers import fit_kernel_ridge, fit_sparse_svms
+    from .solvers import fit_kernel_ridge, fit_shortlist_svms, fit_sparse_svms

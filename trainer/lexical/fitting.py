@@ -12,12 +12,14 @@ from modeling_sep_mldc.lexical_sep_mldc import LexicalScores
 from ..metrics.ranking import inverse_propensities
 from .features import NUM_BIGRAMS, token_tf_idf
 from .fusion import TAIL_WEIGHTS, ValidationScores, choose_tail_weight, stack_scores
-from .solvers import fit_kernel_ridge, fit_sparse_svms, kernel_bytes
+from .solvers import fit_kernel_ridge, fit_shortlist_svms, fit_sparse_svms, kernel_bytes
 
 
 logger = logging.get_logger(__name__)
 
-SOLVERS = ("ridge", "svm")
+SOLVERS = ("ridge", "svm", "shortlist")
+# Up to this number of documents x labels, SVMs are fitted on all documents: minutes of CPU time.
+MAX_SVM_PAIRS = 50_000_000
 # Weights kept in total: frequent labels need a thousand each, thousands of rare labels do better with a few hundred.
 TOTAL_WEIGHTS, MIN_FEATURES, MAX_FEATURES = 1_000_000, 300, 1000
 
@@ -35,6 +37,23 @@ def default_num_features(num_labels: int) -> int:
     ```
     """
     return min(max(TOTAL_WEIGHTS // num_labels, MIN_FEATURES), MAX_FEATURES)
+
+
+def default_solver(num_documents: int, num_labels: int, max_memory: float = 2.0) -> str:
+    """
+    The solver that [`fit_lexical_scores`] takes if none is named.
+
+    Example:
+
+    ```python
+    >>> [default_solver(*size) for size in ((6_000, 3_000), (30_000, 80), (300_000, 20_000))]
+    ['ridge', 'svm', 'shortlist']
+
+    ```
+    """
+    if kernel_bytes(num_documents) <= max_memory * 2**30:
+        return "ridge"
+    return "svm" if num_documents * num_labels <= MAX_SVM_PAIRS else "shortlist"
 
 
 def fit_lexical_scores(
@@ -70,8 +89,9 @@ def fit_lexical_scores(
             read once, lazily, so that the logits are those without lexical scores.
         num_features (`int`, *optional*): weights kept per label; see [`~trainer.lexical.default_num_features`] if not given.
         num_bigrams (`int`, defaults to 131,071): hash buckets for pairs of neighboring tokens; 0: tokens alone.
-        solver (`str`, *optional*): `"ridge"` ([`~trainer.lexical.fit_kernel_ridge`]) or `"svm"`
-            ([`~trainer.lexical.fit_sparse_svms`]); `"ridge"` where its kernel, 4 N² bytes, fits into `max_memory` if not given.
+        solver (`str`, *optional*): `"ridge"` ([`~trainer.lexical.fit_kernel_ridge`]), `"svm"`
+            ([`~trainer.lexical.fit_sparse_svms`]) or `"shortlist"` ([`~trainer.lexical.fit_shortlist_svms`]). If not given, `"ridge"`
+            where its kernel, 4 N² bytes, fits into `max_memory`; else `"svm"` up to 50 million documents x labels.
         penalty (`float`, defaults to 0.3): of the ridge regressions.
         cost (`float`, defaults to 1.0): C of the support vector machines.
         max_memory (`float`, defaults to 2.0): GiB; with 2 up to 23,170 documents are fitted by ridge regression.
@@ -93,7 +113,7 @@ def fit_lexical_scores(
     num_features = default_num_features(config.num_labels) if num_features is None else num_features
     _check_settings(num_features, num_bigrams, solver, tail_weights)
     if solver is None:
-        solver = "ridge" if kernel_bytes(len(train_dataset)) <= max_memory * 2**30 else "svm"
+        solver = default_solver(len(train_dataset), config.num_labels, max_memory)
     vocab_size = config.get_text_config().vocab_size
     lexical = LexicalScores(vocab_size, config.num_labels, num_features, num_bigrams).to(model.device)
     settings = {"penalty": penalty} if solver == "ridge" else {"cost": cost, "num_jobs": num_jobs}
@@ -221,7 +241,7 @@ def _check_settings(num_features: int, num_bigrams: int, solver: str | None, tai
             f"`num_bigrams` is {num_bigrams}, but it must be 0 or more. Use {NUM_BIGRAMS}, or 0 for none."
         )
     if solver not in (None, *SOLVERS):
-        raise ValueError(f"`solver` is {solver!r}, but it must be 'ridge', 'svm' or None. Leave it out.")
+        raise ValueError(f"`solver` is {solver!r}, but it must be 'ridge', 'svm', 'shortlist' or None. Leave it out.")
     if not len(tail_weights):
         raise ValueError("`tail_weights` is empty, but one is needed. Pass (0.0,) for no bonus for rare labels.")
 
@@ -246,7 +266,7 @@ def _fit_on_first_process(
         )
         if settings.get("num_jobs", 0) is None:
             settings = {**settings, "num_jobs": max(torch.get_num_threads(), 1)}
-        fit = fit_kernel_ridge if solver == "ridge" else fit_sparse_svms
+        fit: Any = {"ridge": fit_kernel_ridge, "svm": fit_sparse_svms, "shortlist": fit_shortlist_svms}[solver]
         fitted = fit(features, dataset["label_indices"], *lexical.feature_ids.shape, **settings)
         for name, values in zip(("idf", "feature_ids", "feature_weights", "bias"), (idf, *fitted)):
             getattr(lexical, name).copy_(torch.from_numpy(values))

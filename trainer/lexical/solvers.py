@@ -1,4 +1,7 @@
-"""Linear classifiers on sparse features, one per label: kernel ridge regression for all labels at once, or support vector machines."""
+"""
+Linear classifiers on sparse features, one per label: kernel ridge regression for all labels at once, support vector machines on all
+documents, or on those that are hard to tell apart.
+"""
 
 from collections.abc import Sequence
 
@@ -15,6 +18,8 @@ from modeling_sep_mldc.lexical_sep_mldc import UNSEEN_MARGIN
 # Labels that are solved for at a time, and documents of a block of the kernel: a few hundred MB at most.
 LABELS_PER_STEP = 256
 DOCUMENTS_PER_BLOCK = 1024
+# Features of a centroid that documents are compared with.
+CENTROID_FEATURES = 100
 
 
 def kernel_bytes(num_documents: int) -> int:
@@ -87,7 +92,7 @@ def fit_sparse_svms(
     """
     One linear SVM (squared hinge, scikit-learn's LinearSVC) per label; of each, the `num_features` weights largest in size.
 
-    For more documents than [`fit_kernel_ridge`] has memory for.
+    For more documents than [`fit_kernel_ridge`] has memory for; its time goes with documents x labels.
 
     Args:
         features, label_indices, num_labels, num_features, hide_progress: as in [`fit_kernel_ridge`].
@@ -121,6 +126,93 @@ def fit_sparse_svms(
     # Threads: liblinear releases the interpreter, and each label writes its own rows.
     Parallel(n_jobs=num_jobs or 1, prefer="threads")(delayed(fit)(index) for index in bar)
     return token_ids, weights, biases
+
+
+def fit_shortlist_svms(
+    features: sparse.csr_matrix,
+    label_indices: Sequence[Sequence[int]],
+    num_labels: int,
+    num_features: int,
+    cost: float = 1.0,
+    num_near: int = 2000,
+    num_random: int = 8000,
+    num_jobs: int | None = None,
+    hide_progress: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    One linear SVM per label, as [`fit_sparse_svms`], on its documents, those nearest to their centroid, and random ones.
+
+    For documents x labels that no SVM on all documents can be fitted for: the cost per label goes with the label's own documents.
+    Most documents are easy negatives (Prabhu et al., 2018, Parabel, WWW). The random ones stand for all that are left out: they
+    count as many times, so that margins of labels can be compared with each other.
+
+    Args:
+        features, label_indices, num_labels, num_features, cost, num_jobs, hide_progress: as in [`fit_sparse_svms`].
+        num_near (`int`, defaults to 2000): the nearest documents without the label that are used, at least ten times as many as
+            the label has documents.
+        num_random (`int`, defaults to 8000): further documents, the same for all labels.
+
+    Returns:
+        feature ids (L, F), weights (L, F) and biases (L,), as [`fit_sparse_svms`].
+    """
+    used, compact = _used_columns(features)
+    num_documents, num_terms = compact.shape
+    members = _members(label_indices, num_labels)
+    token_ids, weights, biases = _no_classifiers(num_labels, num_features)
+    biases[[len(rows) == num_documents for rows in members]] = -UNSEEN_MARGIN
+    learned = [index for index, rows in enumerate(members) if 0 < len(rows) < num_documents]
+    if not learned or not num_terms:
+        return token_ids, weights, biases
+    transposed = compact.T.tocsr()
+    generator = np.random.default_rng(0)
+    shared = generator.choice(num_documents, min(num_random, num_documents), replace=False)
+
+    def fit(index: int, near: np.ndarray, similarity: np.ndarray) -> None:
+        size = len(members[index]) + max(num_near, 10 * len(members[index]))
+        if len(near) > size:
+            near = near[np.argpartition(-similarity, size - 1)[:size]]
+        near = np.union1d(near, members[index])
+        others = np.setdiff1d(shared, near, assume_unique=True)
+        rows = np.concatenate([near, others])
+        targets = np.isin(rows, members[index]).astype(np.int8)
+        if targets.all():
+            biases[index] = -UNSEEN_MARGIN
+            return
+        counts = np.ones(len(rows))
+        counts[len(near) :] = (num_documents - len(near)) / max(len(others), 1)
+        columns, part = _used_columns(compact[rows])
+        svm = LinearSVC(C=cost).fit(part.astype(np.float64), targets, sample_weight=counts)
+        _keep_largest(svm.coef_[0], min(num_features, len(columns)), used[columns], token_ids[index], weights[index])
+        biases[index] = svm.intercept_[0]
+
+    with (
+        tqdm(total=len(learned), desc="Lexical scores", disable=hide_progress, leave=False) as bar,
+        Parallel(n_jobs=num_jobs or 1, prefer="threads") as parallel,
+    ):
+        for start in range(0, len(learned), LABELS_PER_STEP):
+            step = learned[start : start + LABELS_PER_STEP]
+            near = compact @ _centroids(transposed, [members[index] for index in step])
+            near = near.tocsc()
+            parallel(
+                delayed(fit)(index, near.indices[slice(*ends)], near.data[slice(*ends)])
+                for index, ends in zip(step, zip(near.indptr, near.indptr[1:]), strict=True)
+            )
+            bar.update(len(step))
+    return token_ids, weights, biases
+
+
+def _centroids(transposed: sparse.csr_matrix, members: list[list[int]]) -> sparse.csc_matrix:
+    """The sums of the documents (V, N) of each of n labels, as columns (V, n) with their largest entries only."""
+    columns = np.repeat(np.arange(len(members)), [len(rows) for rows in members])
+    ones = np.ones(len(columns), dtype=transposed.dtype)
+    chosen = sparse.csc_matrix((ones, (np.concatenate(members), columns)), shape=(transposed.shape[1], len(members)))
+    centroids = (transposed @ chosen).tocsc()
+    for start, end in zip(centroids.indptr, centroids.indptr[1:]):
+        values = centroids.data[start:end]
+        if len(values) > CENTROID_FEATURES:
+            values[values < np.partition(values, -CENTROID_FEATURES)[-CENTROID_FEATURES]] = 0
+    centroids.eliminate_zeros()
+    return centroids
 
 
 def _used_columns(features: sparse.csr_matrix) -> tuple[np.ndarray, sparse.csr_matrix]:
