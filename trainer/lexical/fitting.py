@@ -146,7 +146,7 @@ def refit_lexical_scores(
     ).to(model.device)
     solver = info.get("solver", "ridge")
     settings = {name: info[name] for name in ("penalty", "cost") if name in info}
-    settings |= {"num_jobs": None} if solver == "svm" else {}
+    settings |= {} if solver == "ridge" else {"num_jobs": None}
     _fit_on_first_process(lexical, train_dataset, special_ids, solver, {**settings, "hide_progress": hide_progress})
     lexical.scale.copy_(former.scale)
     lexical.lift.copy_(former.lift)
