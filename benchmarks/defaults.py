@@ -200,7 +200,8 @@ def fast(options) -> None:
         task = quality.load_task(quality_options(options, folder))
         options.more = ["--recipe", "fast", *options.more]
         found = run_command(options, folder, options.seeds[0], task)
-        metrics = measure(np.array(found["top"]), found["assigned"], task.indices(task.test), task)
+        measured = Measured(np.array(found["top"]), found["assigned"], task.indices(task.test), task)
+        metrics = measured.metrics()
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, __file__, "encode", "--data", str(folder), "--backbone", options.backbone]
         subprocess.run(command, check=True)

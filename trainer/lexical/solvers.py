@@ -203,7 +203,7 @@ def fit_shortlist_svms(
 
 def _centroids(transposed: sparse.csr_matrix, members: list[list[int]]) -> sparse.csc_matrix:
     """The sums of the documents (V, N) of each of n labels, as columns (V, n) with their largest entries only."""
-    columns = np.repeat(np.arange(len(members)), [len(rows) for rows in members])
+    columns: np.ndarray = np.repeat(np.arange(len(members)), [len(rows) for rows in members])
     ones = np.ones(len(columns), dtype=transposed.dtype)
     chosen = sparse.csc_matrix((ones, (np.concatenate(members), columns)), shape=(transposed.shape[1], len(members)))
     centroids = (transposed @ chosen).tocsc()
