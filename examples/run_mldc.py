@@ -27,6 +27,7 @@ from transformers.utils import logging
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from modeling_sep_mldc.encoder_sep_mldc import limit_tokenizer, set_padding_token
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
+from trainer.adapters import add_lora_adapters
 from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
 from trainer.baselines import fit_linear_svm, rows_of_table
 from trainer.checkpoints import last_whole_checkpoint
@@ -571,6 +572,8 @@ def build_model(settings: Settings, data: RunData, backbone: str, tokenizer, tra
             **attention,
         )
     freeze_layers(model.backbone, given.freeze_layers)
+    if given.lora_rank is not None:
+        add_lora_adapters(model, given.lora_rank)
     return model
 
 

@@ -95,10 +95,18 @@ def program(page, folder, **names):
 def test_the_python_blocks_of_a_page_run_one_after_the_other(page, folder, monkeypatch):
     if page.name == "deploy.md":
         pytest.importorskip("onnxscript")
+    if page.name == "settings.md":
+        pytest.importorskip("optuna")
     monkeypatch.setenv("HF_MODULES_CACHE", str(folder / "modules"))
-    exec(compile(program(page, folder), page.name, "exec"), {})
+    namespace = {}
+    code = program(page, folder).replace("n_trials=20", "n_trials=2")
+    exec(compile(code, page.name, "exec"), namespace)
     if page.name == "README.md":
         assert (folder / "outputs" / "model.safetensors").exists()
+    if page.name == "settings.md":
+        found = namespace["best"]
+        expected = {"learning_rate", "head_learning_rate", "num_train_epochs", "per_device_train_batch_size"}
+        assert set(found.hyperparameters) == expected | {"classifier_dropout"} and 0 < found.objective <= 1
 
 
 def test_the_python_blocks_about_the_hub_run_against_a_hub(folder, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from scripts import load_example
 from tiny_models import tiny_backbone
 
@@ -278,6 +279,16 @@ BAD_INPUT = {
     "validation documents without labels": (
         lambda f, t: {"validation_file": written(t, '{"text": "a star", "labels": []}\n')},
         "None of the 1 validation documents has one of the 3 labels of the model",
+    ),
+    "adapters for frozen layers alone": (
+        lambda f, t: {"recipe": "fast", "lora_rank": 2},
+        "The encoder has no trainable linear layer",
+    ),
+    "adapters of rank zero": (lambda f, t: {"lora_rank": 0}, "`--lora_rank` is 0"),
+    "a refit without training": (lambda f, t: {"refit_on_all": True, "do_train": False}, "`--do_train` is missing"),
+    "a refit without validation documents": (
+        lambda f, t: {"refit_on_all": True, "validation_file": None, "validation_split": 0, "do_eval": False},
+        "`--refit_on_all` needs validation documents",
     ),
     "class weights without binary cross-entropy": (
         lambda f, t: {"class_weights": "balanced", "classification_loss": "softmax"},
@@ -620,3 +631,15 @@ def test_a_refit_that_was_stopped_leaves_the_tuned_model_and_goes_on_from_its_ch
     first, second = (SepMldcForMultiLabelClassification.from_pretrained(tmp_path / name) for name in ("whole", "out"))
     assert second.config.num_train_documents == 30
     torch.testing.assert_close(second.state_dict(), first.state_dict())
+
+
+def test_adapters_are_trained_and_saved_merged(monkeypatch, files, tmp_path, capsys):
+    run(monkeypatch, files, tmp_path, lora_rank=2, freeze_layers=1, do_eval=False)
+    model, report = SepMldcForMultiLabelClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[name] for name in ("missing_keys", "unexpected_keys"))
+    encoder = load_file(files / "encoder" / "model.safetensors")
+    changed = {
+        name for name, value in encoder.items() if not torch.equal(value, model.backbone.state_dict().get(name, value))
+    }
+    assert changed and all("layer.1." in name and name.endswith("weight") for name in changed)
+    assert "LoRA adapters need larger steps" in capsys.readouterr().out

@@ -28,6 +28,7 @@ __all__ = [
     "SepMldcTrainer",
     "SepMldcTrainingArguments",
     "StreamingMetrics",
+    "add_lora_adapters",
     "build_label_list",
     "compare_logits",
     "distill",
@@ -46,11 +47,13 @@ __all__ = [
     "load_splits",
     "quantize_int8",
     "ranking_metrics",
+    "search_space",
     "tokenize",
     "tune_thresholds",
 ]
 
 if TYPE_CHECKING:
+    from .adapters import add_lora_adapters
     from .data import (
         DataReport,
         LabeledDocuments,
@@ -69,6 +72,7 @@ if TYPE_CHECKING:
     from .distillation import DistillationTrainer, distill, distillation_arguments
     from .evaluation import LogitBatch
     from .export import compare_logits, export_onnx, load_onnx, quantize_int8
+    from .hyperparameters import search_space
     from .inference import load_pipeline
     from .labeler import FastLabeler
     from .losses import document_contrastive_loss, document_similarity, label_contrastive_loss, label_similarity

@@ -33,6 +33,7 @@ MOST_EPOCHS = 40
 EVALUATIONS = 6
 # With fewer validation documents, choosing a checkpoint by them is noise.
 ENOUGH_VALIDATION = 300
+LORA_LEARNING_RATE = 5e-4
 NAMED = "named by the user"
 VALIDATION_SETTINGS = ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
 # Which settings belong to the model (`SepMldcConfig`, `from_backbone`); all others are training arguments or steps of `run_mldc.py`.
@@ -159,7 +160,10 @@ def recommend_settings(
     named = named or {}
     settings = _with_named(_model_settings(num_labels, recipe, named), named)
     settings |= _with_named(_encoder_settings(document_lengths, num_layers, max_tokens, device, recipe), named)
-    settings |= _with_named(_optimizer_settings(num_documents, num_labels, recipe, settings), named)
+    settings |= _with_named(
+        _optimizer_settings(num_documents, num_labels, recipe, settings, adapters=named.get("lora_rank") is not None),
+        named,
+    )
     settings |= _with_named(_validation_settings(num_documents, num_validation_documents, settings, named), named)
     why = "the device computes in bfloat16" if bf16 else "the device would emulate bfloat16"
     settings |= _with_named({"bf16": Setting(bf16, why)}, named)
@@ -243,7 +247,7 @@ def _encoder_settings(
 
 
 def _optimizer_settings(
-    num_documents: int, num_labels: int, recipe: str, settings: Mapping[str, Setting]
+    num_documents: int, num_labels: int, recipe: str, settings: Mapping[str, Setting], adapters: bool
 ) -> dict[str, Setting]:
     if recipe == "paper":
         return {
@@ -264,13 +268,16 @@ def _optimizer_settings(
         epochs = max(epochs, min(FEWEST_STEPS * batch / num_documents, MOST_EPOCHS))
     kind = settings["classifier"].value
     partly_frozen = settings["freeze_layers"].value > 0 and num_documents <= 1000
+    learning_rate = Setting(
+        2e-4 if partly_frozen else SepMldcTrainingArguments.learning_rate,
+        "few documents, lower layers frozen" if partly_frozen else "flat optimum",
+    )
+    if adapters:
+        learning_rate = Setting(LORA_LEARNING_RATE, "LoRA adapters need larger steps")
     return {
         "num_train_epochs": Setting(round(epochs, 1), "fewer for many documents, more for many labels"),
         "per_device_train_batch_size": Setting(batch, f"{'up to' if batch == 16 else 'above'} {SMALL:,} documents"),
-        "learning_rate": Setting(
-            2e-4 if partly_frozen else SepMldcTrainingArguments.learning_rate,
-            "few documents, lower layers frozen" if partly_frozen else "flat optimum",
-        ),
+        "learning_rate": learning_rate,
         "head_learning_rate": Setting(HEAD_LEARNING_RATE_BY_CLASSIFIER[kind], f"goes with `{kind}`"),
         "warmup_steps": Setting(SepMldcTrainingArguments.warmup_steps, "a tenth of the steps"),
         "weight_decay": Setting(SepMldcTrainingArguments.weight_decay, "not sensitive"),

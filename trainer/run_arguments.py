@@ -68,6 +68,13 @@ class ModelArguments:
     freeze_layers: int = field(
         default=0, metadata={"help": "Number of lowest encoder layers, with the embeddings, that are not trained."}
     )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train LoRA adapters of this rank in the place of the encoder's weights. They are saved merged. Needs the package "
+            "peft."
+        },
+    )
     backbone_dropout: float | None = field(
         default=None,
         metadata={
@@ -322,6 +329,7 @@ def check_arguments(
         (data, "shuffle_buffer_size", 0, "Use 0 to keep the order of the files."),
         (model, "freeze_layers", 0, "Use 0 to train all layers."),
         (model, "encoder_max_length", 1, "Leave it out to use `max_length`."),
+        (model, "lora_rank", 1, "Leave it out to train the encoder's own weights."),
         (lexical, "num_lexical_features", 1, "Leave out `--lexical_scores` to have none."),
         (report, "num_examples", 0, "Use 0 to show none."),
         (run, "early_stopping_patience", 1, "Leave it out to train to the end."),

@@ -9,6 +9,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl
 from transformers.utils import CONFIG_NAME, logging
 
+from .adapters import lora_rank
+
 
 logger = logging.get_logger(__name__)
 
@@ -116,7 +118,7 @@ def run_fingerprint(model: Any, args: Any, train_dataset: Any) -> dict[str, Any]
     values = {name: getattr(args, name, None) for name in ARGUMENTS}
     return {
         "label_texts": _digest(model.config.label_texts),
-        "model": {name: getattr(model.config, name) for name in MODEL_FIELDS},
+        "model": {name: getattr(model.config, name) for name in MODEL_FIELDS} | {"lora_rank": lora_rank(model)},
         "arguments": {name: getattr(value, "value", value) for name, value in values.items()} | {"batch size": size},
         "documents": _documents(train_dataset),
     }

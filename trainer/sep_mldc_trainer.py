@@ -16,6 +16,7 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import logging
 
+from .adapters import load_adapters, lora_rank, save_adapters
 from .checkpoints import MANIFEST_NAME, CheckpointGuard, damaged_files, last_whole_checkpoint
 from .data.collator import SepMldcDataCollator, check_label_indices, check_multi_hot
 from .data.sampler import DocumentSampler
@@ -148,6 +149,10 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         args.cutoffs(self.model.config.num_labels)
         if args.head_learning_rate is None:
             args.head_learning_rate = HEAD_LEARNING_RATE_BY_CLASSIFIER[self.model.config.classifier]
+        if lora_rank(self.bare_model()) is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "The model has LoRA adapters, which FSDP and DeepSpeed would save unmerged. Train with DDP, or without adapters."
+            )
         self._configure_label_table(self.model)
 
     def _check_label_encoding(self) -> None:
@@ -511,6 +516,8 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
                 or model settings), or `metric_for_best_model` is unknown.
             FloatingPointError: the loss became NaN or infinite.
         """
+        if self.model is None:  # a search frees the model of the trial before
+            self.model = self.call_model_init(trial)
         self.check_metric_for_best_model()
         checkpoint = self._checked_checkpoint(resume_from_checkpoint)
         self._record.fingerprint = run_fingerprint(self.bare_model(), self.args, self.train_dataset)
@@ -518,6 +525,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         if checkpoint is not None:
             check_same_run(checkpoint, self.model.config.labels, self._record.fingerprint)
             self._record.loss_sum = read_record(checkpoint).get("loss_sum", 0.0)
+            load_adapters(self.bare_model(), checkpoint)
         self._restore.callbacks = list(self.callback_handler.callbacks)
         self._terms, self._unlogged_loss, self._last_logged_step = TermMeans(), 0.0, 0
         if self.label_schedule is not None:
@@ -539,8 +547,9 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         Args:
             evaluates (`bool`, defaults to `True`): also keep the states of `eval_dataset`.
         """
-        # Layers of sharded parameters cannot be run one by one.
-        if self._caches_layers or self.is_fsdp_enabled or self.is_deepspeed_enabled or _is_sharded(self.model):
+        # Layers of sharded parameters cannot be run one by one; with `model_init`, training makes a new model.
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or _is_sharded(self.model)
+        if self._caches_layers or sharded or self.model_init is not None:
             yield
             return
         datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
@@ -587,6 +596,8 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             self._begin_checkpoint(output_dir)
         self.refresh_label_embeddings()
         super().save_model(output_dir, _internal_call)
+        if self.is_in_train and _internal_call and output_dir is not None and self.args.should_save:
+            save_adapters(self.bare_model(), output_dir)
 
     def _begin_checkpoint(self, folder: str) -> None:
         # Each process looks at its own part of sharded weights; all stop if one of them must.
