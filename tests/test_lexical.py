@@ -479,3 +479,31 @@ def test_the_weight_is_chosen_by_ranking_and_by_the_best_f1_of_a_single_threshol
     assert found["objective"] == pytest.approx(np.mean([found[name] for name in names]))
     expected = ranking_metrics(scores, labels, propensities=inverse_propensities(np.array(config.label_counts), 40))
     assert found["psp@3"] == pytest.approx(expected["psp@3"])
+
+
+@pytest.mark.parametrize("solver", ["ridge", "svm", "shortlist"])
+def test_a_model_trained_on_more_documents_keeps_the_weights_and_gets_classifiers_of_all_documents(tmp_path, solver):
+    tuned = fitted(tmp_path / "tuned", solver=solver)
+    tuned.tune_thresholds()
+    everything = datasets.concatenate_datasets([tuned.train_dataset, tuned.eval_dataset])
+    final = make_trainer(tmp_path / "final", tiny_model(num_labels=NUM_LABELS, seed=1), documents=everything)
+    final.keep_tuning_of(tuned.model)
+    former, config = tuned.model.lexical, final.model.config
+    assert former.scale > 0 and final.model.lexical.scale == former.scale
+    assert torch.equal(final.model.lexical.lift, former.lift)
+    assert not torch.equal(final.model.lexical.idf, former.idf)
+    assert config.lexical_info == {**tuned.model.config.lexical_info, "num_documents": 180}
+    for name in ("thresholds", "threshold_info", "score_calibration", "num_lexical_features", "num_lexical_bigrams"):
+        assert getattr(config, name) == getattr(tuned.model.config, name) != []
+    fresh = make_trainer(tmp_path / "fresh", documents=everything, evaluation=tuned.eval_dataset)
+    fresh.fit_lexical_scores(num_features=8, solver=solver)
+    torch.testing.assert_close(final.model.lexical.feature_weights, fresh.model.lexical.feature_weights)
+    final.save_model()
+    loaded = SepMldcForMultiLabelClassification.from_pretrained(tmp_path / "final")
+    torch.testing.assert_close(loaded(**batch(final)).logits, final.model.eval()(**batch(final)).logits)
+
+
+def test_what_was_tuned_for_other_labels_is_refused(tmp_path):
+    final = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match="`tuned` has 3 labels and the model has 6"):
+        final.keep_tuning_of(tiny_model(num_labels=3))
