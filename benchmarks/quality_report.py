@@ -50,76 +50,95 @@ def bootstrap(first: list[dict], second: list[dict], metric: str, rounds: int = 
 
 def report(options, systems_in_order: list[str]) -> None:
     """Tables of all finished runs; systems in this order."""
+    groups = read_results()
+    lines: list[str] = []
+    place = {name: at for at, name in enumerate(systems_in_order)}
+    for (data, size), systems in groups.items():
+        order = sorted(systems, key=lambda name: (place.get(name.removesuffix(" + lexical"), 99), name))
+        ordered = {name: systems[name] for name in order}
+        lines += [f"### {data}, {size:,} training documents", ""]
+        lines += [*metrics_table(ordered), *differences_table(ordered), "", *groups_table(ordered), ""]
+    text = "\n".join(lines)
+    print(text)
+    if options.output:
+        write_tables(Path(options.output), text)
+    if options.picture:
+        draw(groups, Path(options.picture))
+
+
+def read_results() -> dict[tuple, dict[str, list[dict]]]:
+    """All finished runs, by (data set, number of training documents) and system."""
     groups: dict[tuple, dict[str, list[dict]]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         shared = RESULTS / "documents" / f"{result['data']}_{result['train_size']}.json"
         result.update(json.loads(shared.read_text(encoding="utf-8")))
         groups.setdefault((result["data"], result["train_size"]), {}).setdefault(result["system"], []).append(result)
-    lines = []
-    for (data, size), systems in groups.items():
-        lines += [
-            f"### {data}, {size:,} training documents",
-            "",
-            "| system | seeds | "
-            + " | ".join(SHOWN)
-            + " | training, CPU s | inference, ms per document | memory, GiB |",
+    return groups
+
+
+def metrics_table(systems: dict[str, list[dict]]) -> list[str]:
+    lines = [
+        f"| system | seeds | {' | '.join(SHOWN)} | training, CPU s | inference, ms per document | memory, GiB |",
+        "|---" * (len(SHOWN) + 5) + "|",
+    ]
+    for system, results in systems.items():
+        cells = []
+        for name in SHOWN:
+            values = [100 * result["metrics"][name] for result in results if name in result["metrics"]]
+            spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.2f}{spread}" if values else "-")
+        cells += [
+            f"{np.mean([r['training_cpu_seconds'] for r in results]):.0f}",
+            f"{1000 * np.mean([r['inference_cpu_seconds'] / r['num_test_documents'] for r in results]):.1f}",
+            f"{np.mean([r['peak_rss_mib'] for r in results]) / 1024:.1f}",
         ]
-        lines.append("|---" * (len(SHOWN) + 5) + "|")
-        place = {name: at for at, name in enumerate(systems_in_order)}
-        order = sorted(systems, key=lambda name: (place.get(name.removesuffix(" + lexical"), 99), name))
-        for system in order:
-            results, cells = systems[system], []
-            for name in SHOWN:
-                values = [100 * result["metrics"][name] for result in results if name in result["metrics"]]
-                spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-                cells.append(f"{np.mean(values):.2f}{spread}" if values else "-")
-            cells += [
-                f"{np.mean([r['training_cpu_seconds'] for r in results]):.0f}",
-                f"{1000 * np.mean([r['inference_cpu_seconds'] / r['num_test_documents'] for r in results]):.1f}",
-                f"{np.mean([r['peak_rss_mib'] for r in results]) / 1024:.1f}",
-            ]
-            lines.append(f"| {system} | {len(results)} | " + " | ".join(cells) + " |")
-        others = [name for name in order if not name.startswith("sep-mldc")]
-        ours = [name for name in order if name == "sep-mldc" or (name.startswith("sep-mldc") and "lexical" in name)]
-        if others and ours:
-            strongest = max(others, key=lambda name: np.mean([r["metrics"]["ndcg@5"] for r in systems[name]]))
-            lines += [
-                "",
-                f"Difference from {strongest}, the other system with the best nDCG@5. In points, with 95% intervals of a paired "
-                "bootstrap over the test documents:",
-                "",
-                "| system | " + " | ".join(COMPARED) + " |",
-                "|---" * (len(COMPARED) + 1) + "|",
-            ]
-            for name in ours:
-                cells = [bootstrap(systems[name], systems[strongest], metric) for metric in COMPARED]
-                lines.append(f"| {name} | " + " | ".join(f"{low:+.1f} to {high:+.1f}" for low, high in cells) + " |")
-        lines += [
-            "",
-            "| system | head R@5 | body R@5 | tail R@5 | head F1 | body F1 | tail F1 |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for system in order:
-            cells = []
-            for key in [f"{g}_recall@5" for g in ("head", "body", "tail")] + [
-                f"{g}_f1_macro" for g in ("head", "body", "tail")
-            ]:
-                values = [100 * r["metrics"][key] for r in systems[system] if key in r["metrics"]]
-                cells.append(f"{np.mean(values):.2f}" if values else "-")
-            lines.append(f"| {system} | " + " | ".join(cells) + " |")
-        lines.append("")
-    text = "\n".join(lines)
-    print(text)
-    if options.output:
-        path = Path(options.output)
-        before, start, rest = path.read_text(encoding="utf-8").partition("<!-- tables -->\n")
-        _, end, after = rest.partition("<!-- end of tables -->")
-        if not end:
-            raise SystemExit(f"{path} has no lines `<!-- tables -->` and `<!-- end of tables -->`. Add them.")
-        path.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
-    if options.picture:
-        draw(groups, Path(options.picture))
+        lines.append(f"| {system} | {len(results)} | {' | '.join(cells)} |")
+    return lines
+
+
+def differences_table(systems: dict[str, list[dict]]) -> list[str]:
+    """Differences from the best system that is not SEP-MLDC; empty without systems of both kinds."""
+    others = [name for name in systems if not name.startswith("sep-mldc")]
+    ours = [name for name in systems if name == "sep-mldc" or (name.startswith("sep-mldc") and "lexical" in name)]
+    if not others or not ours:
+        return []
+    strongest = max(others, key=lambda name: np.mean([r["metrics"]["ndcg@5"] for r in systems[name]]))
+    lines = [
+        "",
+        f"Difference from {strongest}, the other system with the best nDCG@5. In points, with 95% intervals of a paired "
+        "bootstrap over the test documents:",
+        "",
+        f"| system | {' | '.join(COMPARED)} |",
+        "|---" * (len(COMPARED) + 1) + "|",
+    ]
+    for name in ours:
+        cells = [bootstrap(systems[name], systems[strongest], metric) for metric in COMPARED]
+        lines.append(f"| {name} | {' | '.join(f'{low:+.1f} to {high:+.1f}' for low, high in cells)} |")
+    return lines
+
+
+def groups_table(systems: dict[str, list[dict]]) -> list[str]:
+    """Metrics of head, body and tail labels."""
+    groups = ("head", "body", "tail")
+    keys = [f"{group}_recall@5" for group in groups] + [f"{group}_f1_macro" for group in groups]
+    lines = [
+        "| system | head R@5 | body R@5 | tail R@5 | head F1 | body F1 | tail F1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for system, results in systems.items():
+        values = [[100 * r["metrics"][key] for r in results if key in r["metrics"]] for key in keys]
+        lines.append(f"| {system} | {' | '.join(f'{np.mean(found):.2f}' if found else '-' for found in values)} |")
+    return lines
+
+
+def write_tables(path: Path, text: str) -> None:
+    """Put the tables between their marks in a markdown file."""
+    before, start, rest = path.read_text(encoding="utf-8").partition("<!-- tables -->\n")
+    _, end, after = rest.partition("<!-- end of tables -->")
+    if not end:
+        raise SystemExit(f"{path} has no lines `<!-- tables -->` and `<!-- end of tables -->`. Add them.")
+    path.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def draw(groups: dict, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_TEXT_ENCODING_MAPPING,
     MODEL_MAPPING,
+    AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -50,6 +52,26 @@ def encoder_class(backbone_config: PreTrainedConfig) -> Any:
             f"The backbone has model_type {kind!r}, which does not take `input_ids` with an `attention_mask`. {remedy}"
         )
     return found
+
+
+def load_encoder(backbone: str, **kwargs: Any) -> PreTrainedModel:
+    """
+    A pre-trained encoder, in float32 by default: its weights will be trained, and half precision comes from autocast.
+
+    Args:
+        backbone (`str`): a Hub name or a folder.
+        kwargs: for `AutoModel.from_pretrained` (`revision`, `token`, ...).
+
+    Raises:
+        OSError: it cannot be loaded.
+        ValueError: it is not a text encoder.
+    """
+    kwargs.setdefault("dtype", torch.float32)
+    encoder = encoder_class(AutoConfig.from_pretrained(backbone, **kwargs)).from_pretrained(backbone, **kwargs)
+    if os.path.isdir(backbone):
+        # A local path is meaningless to users of the checkpoint.
+        encoder.config._name_or_path = os.path.basename(os.path.normpath(backbone))
+    return encoder
 
 
 def new_encoder(backbone_config: PreTrainedConfig) -> PreTrainedModel:

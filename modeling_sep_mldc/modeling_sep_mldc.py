@@ -12,7 +12,7 @@ from unicodedata import normalize
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
@@ -20,7 +20,7 @@ from .checkpoint_checks_sep_mldc import check_finite, check_loading_report, expl
 from .class_weights_sep_mldc import class_weights
 from .classification_loss_sep_mldc import multi_label_loss
 from .configuration_sep_mldc import SepMldcConfig
-from .encoder_sep_mldc import TextEncodingMixin, encoder_class, limit_tokenizer, new_encoder, set_padding_token
+from .encoder_sep_mldc import TextEncodingMixin, limit_tokenizer, load_encoder, new_encoder, set_padding_token
 from .label_editing_sep_mldc import LabelEditingMixin
 from .label_table_sep_mldc import LabelTable, attention_weights
 from .label_texts_sep_mldc import tokenize_label_texts
@@ -202,26 +202,9 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         )
         ```
         """
-        labels = labels if isinstance(labels, str) else list(labels)
-        if isinstance(labels, str) or not labels:
-            raise ValueError(f"`labels` is {labels!r}, but a list of label names is needed. Pass at least one.")
-        labels = [normalize("NFC", label) for label in labels]
-        descriptions = {normalize("NFC", label): text for label, text in (label_descriptions or {}).items()}
-        unknown = sorted(set(descriptions) - set(labels))
-        if unknown:
-            raise ValueError(
-                f"`label_descriptions` describes {unknown[0]!r}, which is not among the {len(labels)} labels. Remove it or "
-                "correct its name."
-            )
+        labels, descriptions = _checked_labels(labels, label_descriptions or {})
         set_padding_token(tokenizer)
-        backbone_kwargs = dict(backbone_kwargs or {})
-        # Weights that will be trained are stored in float32; half precision comes from autocast.
-        backbone_kwargs.setdefault("dtype", torch.float32)
-        encoder_config = AutoConfig.from_pretrained(backbone, **backbone_kwargs)
-        encoder = encoder_class(encoder_config).from_pretrained(backbone, **backbone_kwargs)
-        if os.path.isdir(backbone):
-            # A local path is meaningless to users of the checkpoint.
-            encoder.config._name_or_path = os.path.basename(os.path.normpath(backbone))
+        encoder = load_encoder(backbone, **(backbone_kwargs or {}))
         if config_kwargs.get("label_counts") is not None:
             config_kwargs["label_counts"] = [int(count) for count in config_kwargs["label_counts"]]
             if label_frequencies is None and config_kwargs.get("num_train_documents"):
@@ -476,3 +459,19 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         if kwargs.get("is_main_process", True):
             Path(save_directory, "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
         return saved
+
+
+def _checked_labels(labels: Any, label_descriptions: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Label names and descriptions of a new model, in Unicode normalization form NFC."""
+    labels = labels if isinstance(labels, str) else list(labels)
+    if isinstance(labels, str) or not labels:
+        raise ValueError(f"`labels` is {labels!r}, but a list of label names is needed. Pass at least one.")
+    labels = [normalize("NFC", label) for label in labels]
+    descriptions = {normalize("NFC", label): text for label, text in label_descriptions.items()}
+    unknown = sorted(set(descriptions) - set(labels))
+    if unknown:
+        raise ValueError(
+            f"`label_descriptions` describes {unknown[0]!r}, which is not among the {len(labels)} labels. Remove it or "
+            "correct its name."
+        )
+    return labels, descriptions
