@@ -189,7 +189,8 @@ class ThresholdArguments:
     threshold_objective: str = field(
         default="f1",
         metadata={
-            "help": "What thresholds maximize: 'f1' (mean of micro and macro F1), 'macro', 'micro', or 'precision:0.9'."
+            "help": "What thresholds maximize: 'f1' (mean of micro and macro F1), 'macro', 'micro', or 'precision:0.9'; or what one "
+            "threshold guarantees: 'recall:0.9' or 'fdr:0.1' (false discoveries)."
         },
     )
     score_calibration: str | None = field(

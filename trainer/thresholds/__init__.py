@@ -7,6 +7,7 @@ from .._lazy import attach
 
 __getattr__, __dir__ = attach(__name__)
 __all__ = [
+    "RiskCurve",
     "TunedThresholds",
     "choose_shrinkage",
     "expected_calibration_error",
@@ -20,6 +21,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .conformal import RiskCurve
     from .from_batches import TunedThresholds, check_threshold_settings, tune_thresholds_from_batches
     from .tuning import (
         choose_shrinkage,

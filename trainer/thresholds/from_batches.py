@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from transformers.utils import logging
 
 from ..metrics.ranking import ratio
 from ..metrics.streaming import StreamingMetrics
+from .conformal import RiskCurve, check_guarantee
 from .tuning import (
     CALIBRATIONS,
     check_objective,
@@ -91,7 +93,8 @@ def tune_thresholds_from_batches(
         batches (iterable of tuples): each starts with logits (B, L) and multi-hot labels (B, L), such as a
             [`~trainer.LogitBatch`].
         num_labels (`int`): L.
-        objective (`str`, defaults to `"f1"`): `"f1"` / `"macro"`, `"micro"` or `"precision:0.9"`.
+        objective (`str`, defaults to `"f1"`): `"f1"` / `"macro"`, `"micro"` or `"precision:0.9"`; `"recall:0.9"` or `"fdr:0.1"` for one
+            threshold with a guarantee (see [`~trainer.thresholds.RiskCurve`]), whose F1 in the answer is not cross-fitted.
         shrinkage (`float`, *optional*): in positives; 0 uses the threshold of each label as it is. Chosen on two halves of the
             documents if not given, see [`~trainer.thresholds.choose_shrinkage`]; 20 for `"precision:P"`.
         calibration (`str`, *optional*): `"temperature"` or `"platt"`.
@@ -100,9 +103,11 @@ def tune_thresholds_from_batches(
             depend on their frequency.
 
     Raises:
-        ValueError: there are no documents, some have no labels, or an unknown objective or calibration.
+        ValueError: there are no documents, or too few for a guarantee, some have no labels, or an unknown objective or calibration.
     """
     check_threshold_settings(objective, shrinkage, calibration)
+    guarantee = check_guarantee(objective)
+    curve = None if guarantee is None else RiskCurve(*guarantee)
     halves = HalvedHistograms(num_labels, **({"histogram_range": WIDE_RANGE} if wide else {}))
     for logits, labels, *_ in batches:
         if labels is None:
@@ -110,6 +115,8 @@ def tune_thresholds_from_batches(
                 "Thresholds are tuned on documents with labels, but these have none. Add `label_indices`."
             )
         halves.update(logits, labels)
+        if curve is not None:
+            curve.update(torch.as_tensor(logits), torch.as_tensor(labels))
     if not halves.num_seen:
         raise ValueError("There are no documents to tune thresholds on. Pass a data set that is not empty.")
     even, odd = halves.histograms()
@@ -117,6 +124,8 @@ def tune_thresholds_from_batches(
     scale = None
     if calibration is not None:
         scale = (platt_scaling if calibration == "platt" else temperature_scaling)(*both)
+    if curve is not None:
+        return _guaranteed(curve, both, objective, halves.num_seen, calibration, scale)
     if shrinkage is None:
         shrinkage = choose_shrinkage(even, odd, objective, label_counts=label_counts)
     settings: dict[str, Any] = {
@@ -140,6 +149,30 @@ def tune_thresholds_from_batches(
         **_f1(crossed),
         **{f"{name}_at_0.5": value for name, value in at_half.items()},
     }
+    return _tuned(thresholds, both, info, calibration, scale)
+
+
+def _guaranteed(
+    curve: RiskCurve, both: tuple, objective: str, num_documents: int, calibration: str | None, scale: dict | None
+) -> TunedThresholds:
+    """One threshold for all labels."""
+    threshold, found = curve.choose(scale)
+    thresholds = np.full(len(both[0]), threshold)
+    at_half = _f1(_decisions(*both, np.full(len(thresholds), 0.5), scale))
+    info = {
+        "objective": objective,
+        "num_documents": num_documents,
+        "global_threshold": threshold,
+        **found,
+        **_f1(_decisions(*both, thresholds, scale)),
+        **{f"{name}_at_0.5": value for name, value in at_half.items()},
+    }
+    return _tuned(thresholds, both, info, calibration, scale)
+
+
+def _tuned(
+    thresholds: np.ndarray, both: tuple, info: dict, calibration: str | None, scale: dict | None
+) -> TunedThresholds:
     if calibration is not None:
         info["calibration"] = calibration
         info["expected_calibration_error_before"] = expected_calibration_error(*both)
@@ -159,7 +192,8 @@ def check_threshold_settings(
     Raises:
         ValueError: an unknown objective or calibration, or a negative shrinkage.
     """
-    check_objective(objective)
+    if check_guarantee(objective) is None:
+        check_objective(objective)
     if shrinkage is not None and not 0 <= shrinkage < np.inf:
         raise ValueError(
             f"`shrinkage` is {shrinkage}, but it must be a number of positives of at least 0. Leave it out to have it chosen."

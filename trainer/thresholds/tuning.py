@@ -164,7 +164,7 @@ def check_objective(objective: str) -> float | None:
     if name != "precision" or not 0 < precision <= 1:
         raise ValueError(
             f"`objective` is {objective!r}, but it must be one of {', '.join(map(repr, OBJECTIVES))} with P above 0 and at "
-            "most 1, for example 'precision:0.9'."
+            "most 1, for example 'precision:0.9', or 'recall:R' or 'fdr:Q', for example 'recall:0.9'."
         )
     return precision
 

@@ -1,0 +1,125 @@
+"""One decision threshold with a guarantee on recall or on false discoveries: conformal risk control."""
+
+import math
+
+import numpy as np
+import torch
+
+
+GUARANTEES = ("recall", "fdr")
+
+
+def check_guarantee(objective: str) -> tuple[str, float] | None:
+    """
+    Risk and its limit of `"recall:R"` (1 - R) and `"fdr:Q"` (Q); `None` for other objectives.
+
+    Raises:
+        ValueError: R or Q is not a number between 0 and 1.
+
+    Example:
+
+    ```python
+    >>> check_guarantee("fdr:0.1"), check_guarantee("f1")
+    (('fdr', 0.1), None)
+
+    ```
+    """
+    name, _, wanted = str(objective).partition(":")
+    if name not in GUARANTEES:
+        return None
+    try:
+        value = float(wanted)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        example = "recall:0.9" if name == "recall" else "fdr:0.1"
+        raise ValueError(
+            f"`objective` is {objective!r}, but {name} must be a number between 0 and 1, for example {example!r}."
+        )
+    return name, round(1 - value, 12) if name == "recall" else value
+
+
+class RiskCurve:
+    r"""
+    The mean loss of documents at each threshold of a grid of logits, and the threshold that conformal risk control chooses.
+
+    The loss of a document at a threshold is the share of its labels that are missed (`"recall"`), or the share of the predicted labels
+    that are wrong (`"fdr"`; the largest one at this or any higher threshold, so that it never grows with the threshold). If n
+    documents and a new one are exchangeable, the expected loss of the new one is at most α at any threshold λ with
+
+    $$\frac{\sum_i \ell_i(\lambda) + 1}{n + 1} \le \alpha$$
+
+    (Angelopoulos et al., 2022, Conformal risk control, arXiv 2208.02814, Theorem 1).
+
+    Args:
+        risk (`str`): `"recall"` or `"fdr"`.
+        limit (`float`): α.
+    """
+
+    LOW, STEP, SIZE = -40.0, 0.05, 1601
+
+    def __init__(self, risk: str, limit: float):
+        self.risk, self.limit = risk, limit
+        self.num_documents = 0
+        self.losses = torch.zeros(self.SIZE + 1, dtype=torch.float64)
+        self.without_labels = torch.zeros(self.SIZE + 1, dtype=torch.float64)
+
+    def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add logits and multi-hot labels, (B, L) both. Documents without labels have no recall and are left out of it."""
+        logits, labels = logits.float().cpu(), labels.double().cpu()
+        if self.risk == "recall":
+            kept = labels.sum(dim=1) > 0
+            logits, labels = logits[kept], labels[kept]
+        bins = ((logits - self.LOW) / self.STEP).floor().long().clamp(0, self.SIZE - 1)
+        # Column g: of the labels that reach threshold g; the last threshold is reached by none.
+        empty = torch.zeros(len(logits), self.SIZE + 1, dtype=torch.float64)
+        predicted = _sums_from_above(empty.scatter_add(1, bins, torch.ones_like(labels)))
+        correct = _sums_from_above(empty.scatter_add(1, bins, labels))
+        if self.risk == "recall":
+            losses = 1 - correct / labels.sum(dim=1, keepdim=True)
+        else:
+            losses = (predicted - correct) / predicted.clamp_min(1)
+            losses = losses.flip(1).cummax(dim=1).values.flip(1)
+        self.losses += losses.sum(dim=0)
+        self.without_labels += (predicted == 0).sum(dim=0)
+        self.num_documents += len(logits)
+
+    def choose(self, calibration: dict[str, float] | None = None) -> tuple[float, dict]:
+        """
+        The threshold, a probability, and what is known of it: the guarantee in words, the mean loss and the share of documents
+        without any label on these documents.
+
+        Args:
+            calibration (`dict`, *optional*): `{"scale", "bias"}` of the logits.
+
+        Raises:
+            ValueError: there are too few documents for this limit.
+        """
+        n = self.num_documents
+        if 1 / (n + 1) > self.limit:
+            raise ValueError(
+                f"{n} documents with labels cannot guarantee a risk of {self.limit:g}: at least {math.ceil(1 / self.limit - 1)} are "
+                "needed. Add validation documents, or allow more."
+            )
+        allowed = np.flatnonzero(((self.losses + 1) / (n + 1)).numpy() <= self.limit)
+        # Recall wants the highest threshold, false discoveries the lowest.
+        index = int(allowed[-1] if self.risk == "recall" else allowed[0])
+        logit = self.LOW + self.STEP * index
+        if calibration is not None:
+            logit = calibration["scale"] * logit + calibration["bias"]
+        threshold = 0.0 if index == 0 else 1.0 if index == self.SIZE else 1 / (1 + math.exp(-max(logit, -700)))
+        what = (
+            f"On average over new documents, at least {1 - self.limit:.1%} of a document's labels are returned"
+            if self.risk == "recall"
+            else f"On average over new documents, at most {self.limit:.1%} of a document's returned labels are wrong"
+        )
+        return threshold, {
+            "guarantee": f"{what}, if they are of the same kind as the {n} validation documents (exchangeable). One threshold for all "
+            "labels, by conformal risk control.",
+            "risk": float(self.losses[index] / n),
+            "share_without_labels": float(self.without_labels[index] / n),
+        }
+
+
+def _sums_from_above(counts: torch.Tensor) -> torch.Tensor:
+    return counts.flip(1).cumsum(dim=1).flip(1)
