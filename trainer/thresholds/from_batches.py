@@ -27,6 +27,8 @@ logger = logging.get_logger(__name__)
 
 # A softmax loss leaves the level of logits undetermined and lexical scores widen their range, so their histograms span more.
 WIDE_RANGE = (-40.0, 40.0)
+# Positives and negatives (L, bins) each, and the edges of the bins.
+Histograms = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class HalvedHistograms:
@@ -49,7 +51,7 @@ class HalvedHistograms:
             )
         self.num_seen += len(scores)
 
-    def histograms(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def histograms(self) -> list[Histograms]:
         """Positives, negatives and bin edges of both halves; a single document is used for both."""
         even, odd = self.halves
         return [half.histograms() for half in (even, odd if odd.num_seen else even)]
@@ -153,7 +155,7 @@ def tune_thresholds_from_batches(
 
 
 def _guaranteed(
-    curve: RiskCurve, both: tuple, objective: str, num_documents: int, calibration: str | None, scale: dict | None
+    curve: RiskCurve, both: Histograms, objective: str, num_documents: int, calibration: str | None, scale: dict | None
 ) -> TunedThresholds:
     """One threshold for all labels."""
     threshold, found = curve.choose(scale)
@@ -171,7 +173,7 @@ def _guaranteed(
 
 
 def _tuned(
-    thresholds: np.ndarray, both: tuple, info: dict, calibration: str | None, scale: dict | None
+    thresholds: np.ndarray, both: Histograms, info: dict, calibration: str | None, scale: dict | None
 ) -> TunedThresholds:
     if calibration is not None:
         info["calibration"] = calibration
