@@ -99,6 +99,8 @@ def make_trainer(task: dict, batch_size: int, steps: int, dropout: float, callba
         label_encoding=task["label_encoding"],
         train_sampling_strategy="sequential",
         learning_rate=1e-3,
+        label_loss_weight=0.01,
+        document_loss_weight=0.01,
         optim="sgd",
         logging_steps=1,
         save_strategy="no",

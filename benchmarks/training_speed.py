@@ -102,9 +102,8 @@ def build(system: str, options, num_labels: int) -> Trainer:
             SepMldcConfig(backbone_config=config, num_labels=num_labels, classifier=options.classifier)
         )
         encoding, _, count = system.partition(" ")
-        args = SepMldcTrainingArguments(
-            **settings, label_encoding=encoding, **({"labels_per_step": int(count)} if count else {})
-        )
+        settings |= {"label_loss_weight": 0.01, "document_loss_weight": 0.01, "label_encoding": encoding}
+        args = SepMldcTrainingArguments(**settings, **({"labels_per_step": int(count)} if count else {}))
         tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(BACKBONE))
         trainer = SepMldcTrainer(model, args, processing_class=tokenizer)
         generator = torch.Generator().manual_seed(1)

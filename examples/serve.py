@@ -6,7 +6,7 @@ Serve a trained model over HTTP: JSON in, labels out, with dynamic batching.
     curl localhost:8000/predict -H "Content-Type: application/json" \
         -d '{"inputs": ["A new proof of an old theorem."], "parameters": {"top_k": 3}}'
 
-Requests and answers are those of Inference Endpoints (`handler.py` beside the weights). Documents of requests that come at the same time
+Requests and answers are those of Inference Endpoints (`handler.py` in the checkpoint). Documents of requests that come at the same time
 share batches. Needs the extra `serve`. See docs/deploy.md.
 """
 

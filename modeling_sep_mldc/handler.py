@@ -1,4 +1,4 @@
-"""Hugging Face Inference Endpoints run a model by the `EndpointHandler` of the `handler.py` beside its weights: this file."""
+"""The `EndpointHandler` by which Hugging Face Inference Endpoints run a model, saved as `handler.py` with the weights."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ class EndpointHandler:
 
     def __init__(self, path: str = ""):
         device = 0 if torch.cuda.is_available() else -1
-        # The code beside the weights is this repository's own.
+        # The code in the checkpoint is that of this repository.
         self.classify = pipeline(TASK, model=path or ".", trust_remote_code=True, device=device)
 
     def __call__(self, data: dict[str, Any]) -> list[Any]:

@@ -77,7 +77,7 @@ def distill(
     Args:
         teacher ([`SepMldcForMultiLabelClassification`]): a trained model; it is not changed.
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
-        train_dataset (`Dataset`): tokenized documents (`input_ids`). Labels are not read, so documents without any will do, and
+        train_dataset (`Dataset`): tokenized documents (`input_ids`). Labels are not read, so documents without labels can be used, and
             those that the teacher was not trained on are the better ones. Some thousands are needed: the more, the better.
         eval_dataset (`Dataset`, *optional*): tokenized documents with `label_indices` that nothing was trained on.
         args ([`SepMldcTrainingArguments`], *optional*): [`distillation_arguments`] if not given.
@@ -156,7 +156,7 @@ class DistillationTrainer(SepMldcTrainer):
         if model.lexical is not None:
             kept = ("solver", "penalty", "cost", "num_documents")
             info = {name: value for name, value in (model.config.lexical_info or {}).items() if name in kept}
-            batches = self.logit_batches(description="Weighing lexical scores")
+            batches = self.logit_batches(description="Weighting lexical scores")
             weigh_lexical_scores(model, model.lexical, batches, info=info)
         self.tune_thresholds()
 

@@ -437,7 +437,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         return fit_lexical_scores(
             self.bare_model(),
             self.train_dataset if train_dataset is None else train_dataset,
-            self.logit_batches(eval_dataset, "Weighing lexical scores"),
+            self.logit_batches(eval_dataset, "Weighting lexical scores"),
             num_features,
             special_ids=list(getattr(self.processing_class, "all_special_ids", None) or []),
             hide_progress=self.args.disable_tqdm,
