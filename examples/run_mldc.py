@@ -498,6 +498,7 @@ def show_plan(settings: Settings, data: RunData, backbone: str) -> None:
             f"\nWill train {needs.num_steps} steps ({needs.num_tokens:,} tokens) on {args.device.type}"
             + (" in bfloat16" if args.bf16 else "")
             + (f", then fit {' and '.join(further)} on the validation documents" if further else "")
+            + (", then train again with those too" if settings.run.refit_on_all else "")
             + f"; results go to {args.output_dir}/.\nThat takes about {gib(needs.state_bytes + needs.batch_bytes)} of memory"
             + (f" ({gib(memory)} are free)" if memory is not None else "")
             + f" beside the documents, and {gib(needs.disk_bytes)} of disk space ({gib(disk)} are free). The time is told after the first "
