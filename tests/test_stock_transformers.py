@@ -150,7 +150,7 @@ def test_a_checkpoint_holds_safetensors_with_the_table_and_no_pickle(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)
     files = {path.name for path in tmp_path.iterdir() if path.suffix != ".py"}
-    assert files == {"config.json", "model.safetensors"}
+    assert files == {"config.json", "model.safetensors", "requirements.txt"}
     weights = load_file(tmp_path / "model.safetensors")
     assert torch.equal(weights["label_embeddings"], model.label_embeddings)
     assert weights.keys() == model.state_dict().keys()
