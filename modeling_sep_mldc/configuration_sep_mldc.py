@@ -308,6 +308,11 @@ class SepMldcConfig(PreTrainedConfig):
         (loaded[0] if isinstance(loaded, tuple) else loaded).check_values()
         return loaded
 
+    def drop_guarantee(self) -> None:
+        """Remove the guarantee of the thresholds: it holds neither for other labels nor for a model trained again."""
+        if self.threshold_info is not None:
+            self.threshold_info = {k: v for k, v in self.threshold_info.items() if k != "guarantee"}
+
     @property
     def label_support(self) -> list[int] | None:
         """Former name of `label_counts`."""

@@ -159,6 +159,7 @@ class LabelEditingMixin:
         if config.thresholds is not None:
             thresholds = weights.double().cpu() @ torch.tensor(config.thresholds, dtype=torch.float64)
             config.thresholds = [*config.thresholds, *thresholds.tolist()]
+        config.drop_guarantee()
         if config.label_counts is not None:
             config.label_counts = [*config.label_counts, *[0] * len(labels)]
         self._set_label_names(names, descriptions)
@@ -196,6 +197,7 @@ class LabelEditingMixin:
             values = getattr(config, field)
             if values is not None:
                 setattr(config, field, [values[index] for index in kept])
+        config.drop_guarantee()
         self._set_label_names(names, config.label_descriptions)
 
     def rename_label(self, label: str, new_name: str) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_model, tiny_tokenizer
 from tiny_training import make_trainer, tiny_documents
 
 from trainer.thresholds import RiskCurve, tune_thresholds_from_batches
@@ -113,3 +114,20 @@ def test_the_guarantee_is_stored_with_the_model(tmp_path):
     assert len(set(config.thresholds)) == 1 and "80.0% of a document's labels" in config.threshold_info["guarantee"]
     trainer.save_model(tmp_path / "saved")
     assert "80.0% of a document's labels" in (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_guarantee_ends_with_other_labels_and_with_another_training(tmp_path):
+    def guaranteed():
+        model = tiny_model(num_labels=3)
+        model.config.thresholds = [0.5] * 3
+        model.config.threshold_info = {"objective": "recall:0.8", "guarantee": "On average"}
+        return model
+
+    added, removed, tuned = guaranteed(), guaranteed(), guaranteed()
+    added.add_labels({"cells": "cell cells"}, tiny_tokenizer())
+    removed.remove_labels([removed.config.labels[0]])
+    again = make_trainer(tmp_path, tiny_model(num_labels=3, seed=1))
+    again.keep_tuning_of(tuned)
+    for config in (added.config, removed.config, again.model.config):
+        assert config.threshold_info == {"objective": "recall:0.8"}
+    assert "guarantee" in tuned.config.threshold_info

@@ -447,7 +447,8 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
     def keep_tuning_of(self, tuned: nn.Module, train_dataset: Any = None) -> None:
         """
         Give the model what was tuned for another one on validation documents: thresholds, calibration, and the weights of the
-        lexical scores, whose classifiers are fitted again. For a model that was trained again on validation documents too.
+        lexical scores, whose classifiers are fitted again. For a model that was trained again on validation documents too; a guarantee of the
+        thresholds does not hold for it and is left out.
 
         Args:
             tuned (`SepMldcForMultiLabelClassification`): a model with the same labels.
@@ -471,6 +472,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             refit_lexical_scores(model, tuned, dataset, special_ids, self.args.disable_tqdm)
         for name in ("thresholds", "threshold_info", "score_calibration", "calibrate_logits"):
             setattr(model.config, name, copy.deepcopy(getattr(former, name)))
+        model.config.drop_guarantee()
 
     # ---- Logging ----
 
