@@ -12,6 +12,7 @@ they depend on. After a crash, a kill or a full disk, the same command with `--r
 See docs/prediction.md.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 from transformers import HfArgumentParser
+from transformers.utils import logging as transformers_logging
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline
 from trainer.data.columns import Columns
@@ -34,6 +36,7 @@ from trainer.data.readers import expand_files, find_format, is_regular, read_rec
 from trainer.data.text_lines import check_file
 from trainer.files import digest, is_special
 from trainer.inference import is_onnx_export, load_pipeline
+from trainer.ordered_workers import WorkerEnded, map_in_order
 from trainer.resumable_lines import ResumableLines
 
 
@@ -106,6 +109,13 @@ class PredictArguments:
         default=1024,
         metadata={"help": "Documents per block: sorted by length within it, and lost at most by a kill."},
     )
+    num_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes that label blocks at the same time, each with its own copy of the model. Defaults to the number of "
+            "PyTorch's threads (cores, or OMP_NUM_THREADS) on a CPU, and to 1 on a GPU or for a single block."
+        },
+    )
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16, which is faster on some hardware."})
     device: str | None = field(
         default=None, metadata={"help": "cpu, cuda, cuda:1, ... Defaults to the best that is available."}
@@ -121,6 +131,7 @@ class PredictArguments:
         for name, least in (
             ("batch_size", 1),
             ("look_ahead", 1),
+            ("num_workers", 1),
             ("top_k", 1),
             ("max_length", 1),
             ("window_stride", 0),
@@ -372,6 +383,71 @@ def label_block(classify, block: list[Document], args: PredictArguments) -> list
     return lines
 
 
+def label_blocks(
+    classify: MultiLabelDocumentClassificationPipeline,
+    blocks: Iterator[list[Document]],
+    args: PredictArguments,
+    fingerprint: dict[str, Any],
+) -> Iterator[tuple[list[Document], list[bytes]]]:
+    """Each block with its lines, in order: from this process, or from workers where there are several blocks for them."""
+    num_workers = args.num_workers or (torch.get_num_threads() if classify.device.type == "cpu" else 1)
+    if num_workers > 1:
+        several, blocks = has_several(blocks)
+        num_workers = num_workers if several else 1
+    if num_workers == 1:
+        for block in blocks:
+            yield block, label_block(classify, block, args)
+        return
+    threads = max(1, torch.get_num_threads() // num_workers)
+    yield from map_in_order(label_in_worker, blocks, num_workers, start_worker, (args, fingerprint, threads))
+
+
+def has_several(blocks: Iterator[list[Document]]) -> tuple[bool, Iterator[list[Document]]]:
+    """Whether there are at least two blocks, and all of them."""
+    first, error = [], None
+    try:
+        for block in blocks:
+            first.append(block)
+            if len(first) == 2:
+                break
+    except ValueError as bad:
+        error = bad
+
+    def everything() -> Iterator[list[Document]]:
+        yield from first
+        if error is not None:
+            raise error
+        yield from blocks
+
+    return len(first) == 2, everything()
+
+
+class Worker:
+    """What a worker process has to know, and the pipeline once the first block has come."""
+
+    args: PredictArguments
+    fingerprint: dict[str, Any]
+    classify: MultiLabelDocumentClassificationPipeline | None = None
+
+
+def start_worker(args: PredictArguments, fingerprint: dict[str, Any], num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    transformers_logging.disable_progress_bar()
+    Worker.args, Worker.fingerprint = args, fingerprint
+
+
+def label_in_worker(block: list[Document]) -> list[bytes]:
+    if Worker.classify is None:
+        classify = make_pipeline(Worker.args)
+        if fingerprint_of(classify, Worker.args) != Worker.fingerprint:
+            raise ValueError(
+                f"{Worker.args.model_name_or_path} has changed since this prediction was begun. Name a model that stays as it is."
+            )
+        Worker.classify = classify
+    return label_block(Worker.classify, block, Worker.args)
+
+
 def skip_done(documents: Iterator[Document], output: DirectOutput | ResumableLines, seen: DocumentDigest) -> None:
     """Read past the documents whose lines are written, and check that they are the same ones."""
     for number in range(output.num_done):
@@ -395,7 +471,13 @@ def predict(args: PredictArguments) -> int:
     total = count_documents(paths, args)
     with open_output(args, paths) as output:
         classify = make_pipeline(args)
-        output.begin(fingerprint_of(classify, args))
+        if classify.device.type != "cpu" and (args.num_workers or 1) > 1:
+            raise ValueError(
+                f"`--num_workers` is {args.num_workers}, but the model runs on {classify.device}, which one process uses fully. Leave "
+                "it out, or add `--device cpu`."
+            )
+        fingerprint = fingerprint_of(classify, args)
+        output.begin(fingerprint)
         documents, seen = read_documents(paths, args), DocumentDigest()
         skip_done(documents, output, seen)
         if output.is_complete:
@@ -410,10 +492,12 @@ def predict(args: PredictArguments) -> int:
         with tqdm(
             total=total, initial=output.num_done, desc="Labeling", unit=" documents", mininterval=1.0
         ) as progress:
-            for block in blocks_of(documents, args.look_ahead):
-                output.write(label_block(classify, block, args), len(block), seen.add(block))
-                count += len(block)
-                progress.update(len(block))
+            blocks = blocks_of(documents, args.look_ahead)
+            with contextlib.closing(label_blocks(classify, blocks, args, fingerprint)) as labeled:
+                for block, lines in labeled:
+                    output.write(lines, len(block), seen.add(block))
+                    count += len(block)
+                    progress.update(len(block))
         output.finish()
     return count
 
@@ -446,7 +530,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"predict.py: {str(error).splitlines()[0]} Choose a smaller `--batch_size`, then add `--resume`.")
     except KeyboardInterrupt:
         sys.exit("predict.py: interrupted. Add `--resume` to continue.")
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, WorkerEnded) as error:
         sys.exit(f"predict.py: {error}")
 
 
