@@ -5,7 +5,7 @@ Load test of `examples/serve.py` over loopback, beside `examples/predict.py` on 
     python benchmarks/serving.py --model outputs/quickstart --documents examples/data/test.jsonl.gz
 
 Clients ask one after the other, each for one document at a time, from a process of their own. Rounds of the server and of
-`predict.py` alternate; the throughput of `predict.py` is without loading the model. Results: benchmarks/results/serving.json.
+`predict.py` alternate; the throughput of `predict.py` is that of one process, without loading the model. Results: benchmarks/results/serving.json.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def predict_rate(classify, texts: list[str], folder: str) -> float:
 
     source, output = Path(folder, "texts.jsonl"), Path(folder, "labels.jsonl")
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    args = predict.PredictArguments("-", [str(source)], str(output), overwrite_output_file=True)
+    args = predict.PredictArguments("-", [str(source)], str(output), overwrite_output_file=True, num_workers=1)
     predict.make_pipeline, predict.fingerprint_of = lambda args: classify, lambda *args: {}
     started = time.perf_counter()
     predict.predict(args)

@@ -225,7 +225,7 @@ def test_an_export_labels_files_as_its_checkpoint_does_and_another_export_does_n
     for name in (exported, tmp_path / "checkpoint"):
         output = tmp_path / "labels.jsonl"
         command = ["--model_name_or_path", str(name), "--input_file", str(tmp_path / "texts.txt")]
-        command += ["--output_file", str(output), "--look_ahead", "5"]
+        command += ["--output_file", str(output), "--look_ahead", "5", "--num_workers", "1"]
         predict.main([*command, "--overwrite_output_file", "True"])
         answers.append([json.loads(line)["labels"] for line in output.read_text().splitlines()])
     assert [[one["label"] for one in labels] for labels in answers[0]] == [

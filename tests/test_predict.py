@@ -67,6 +67,8 @@ def arguments(model_folder, source, output, *more):
         str(output),
         "--device",
         "cpu",
+        "--num_workers",
+        "1",
     ]
     return [*base, *map(str, more)]
 
@@ -204,6 +206,51 @@ def test_bf16_gives_nearly_the_same_scores(model_folder, documents, tmp_path):
 
 
 # ---- Memory and order of work ----
+
+
+def test_two_workers_write_the_lines_of_one_before_a_bad_document_and_after_it_is_mended(
+    model_folder, documents, tmp_path
+):
+    whole = write_jsonl(tmp_path / "whole.jsonl", documents)
+    run(model_folder, whole, tmp_path / "one", "--look_ahead", 5, "--batch_size", 4)
+    source, output = write_jsonl(tmp_path / "in.jsonl", [*documents[:23], {"id": "bad", "text": 3}]), tmp_path / "two"
+    options = ["--look_ahead", 5, "--batch_size", 4, "--num_workers", 2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}  # one thread for each worker
+    command = [sys.executable, SCRIPT, *arguments(model_folder, source, output, *options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "line 24: `text` is 3" in done.stderr and "Traceback" not in done.stderr
+    assert read(f"{output}.partial") == read(tmp_path / "one")[:23]
+    write_jsonl(source, documents)
+    done = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert output.read_bytes() == (tmp_path / "one").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "parent"])
+def test_a_killed_process_leaves_whole_blocks_and_no_worker(model_folder, documents, tmp_path, victim):
+    many = [{**documents[i % 40], "id": f"n{i}"} for i in range(4000)]
+    source, output = write_jsonl(tmp_path / "in.jsonl", many), tmp_path / "out.jsonl"
+    partial = tmp_path / "out.jsonl.partial"
+    process = start(model_folder, source, output, "--look_ahead", 10, "--batch_size", 2, "--num_workers", 2)
+    while not (partial.exists() and partial.stat().st_size > 2000):
+        assert process.poll() is None
+        time.sleep(0.005)
+    children = [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    workers = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    os.kill(workers[0] if victim == "worker" else process.pid, 9)
+    message = process.communicate()[1].decode()
+    if victim == "worker":
+        assert process.returncode == 1 and "worker processes was killed" in message and "Traceback" not in message
+    for worker in workers:
+        end = time.monotonic() + 30
+        while Path(f"/proc/{worker}/stat").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not Path(f"/proc/{worker}").exists()
+    assert 0 < partial.read_bytes().count(b"\n") < 4000 and not output.exists()
+    lines = run(model_folder, source, output, "--resume")
+    assert [(line["index"], line["id"]) for line in lines] == [(i, d["id"]) for i, d in enumerate(many)]
 
 
 def test_the_model_sees_documents_of_like_length_together_within_the_look_ahead(model_folder):
@@ -642,6 +689,7 @@ def test_a_bad_line_is_named_with_its_rule(model_folder, tmp_path, content, mess
         (["--top_k", -1], "`--top_k` is -1, but it must be at least 1"),
         (["--window_stride", -1], "`--window_stride` is -1, but it must be at least 0"),
         (["--look_ahead", 0], "`--look_ahead` is 0"),
+        (["--num_workers", 0], "`--num_workers` is 0"),
         (["--device", "xyz"], "`device` is 'xyz', which cannot be used"),
         (["--text_columns", "body"], "no column 'body'. The columns are 'id', 'text', 'title'"),
         (["--input_format", "txt", "--text_columns", "body"], "txt has none"),
