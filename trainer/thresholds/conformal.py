@@ -114,8 +114,8 @@ class RiskCurve:
             else f"On average over new documents, at most {self.limit:.1%} of a document's returned labels are wrong"
         )
         return threshold, {
-            "guarantee": f"{what}, if they are of the same kind as the {n} validation documents (exchangeable). One threshold for all "
-            "labels, by conformal risk control.",
+            "guarantee": f"{what}, if they are of the same kind as the {n} validation documents (exchangeable) and "
+            "these chose nothing else, such as the checkpoint. One threshold for all labels, by conformal risk control.",
             "risk": float(self.losses[index] / n),
             "share_without_labels": float(self.without_labels[index] / n),
         }
