@@ -11,6 +11,8 @@ from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
+from .explanation_sep_mldc import EXPLANATION_BUDGET, FEWEST_GROUPS, explain_window, words_of_tokens
+
 
 logger = logging.get_logger(__name__)
 
@@ -29,6 +31,7 @@ PARAMETERS = (
     "window_merge",
     "return_explanation",
     "explanation_size",
+    "explanation_budget",
     "text_column",
 )
 
@@ -71,10 +74,23 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             attention to the label in each window (Eq. 16). `"first"`: only the first window is read.
         return_explanation (`bool`, defaults to `False`): return a dictionary instead, with `labels` as above; `attended_labels`, the
             `{"label", "weight"}` with the largest attention, averaged over tokens (empty for a model without label attention); and
-            `tokens`, for each returned label by name, the `{"token", "start", "end", "score"}` that matter most by
-            gradient x input of the label's logit. `score` is the token's share of the absolute values of all tokens, positive if
-            it speaks for the label; `start` and `end` count characters of the text. Costs one backward pass per label and window.
-        explanation_size (`int`, defaults to 5): number of `attended_labels`, and of `tokens` per label.
+            `explanations`, for each returned label by name the parts of its logit, which add up to it:
+
+            - `logit`: of its best window; with another `window_merge`, the mean over windows with the weights of their scores.
+            - `bias`: the logit of a document without words.
+            - `lexical`: the sum over words of what they add to the lexical scores, exact.
+            - `encoder`: the sum over words of what the encoder's part of the logit loses without the word.
+            - `remainder`: what the encoder gets from words together, beyond the sum of single ones.
+            - `words`: the `{"word", "start", "end", "score", "lexical", "encoder"}` with the largest absolute `score`, which is
+              `lexical` + `encoder`. `start` and `end` count characters of the text.
+            - `words_per_group`: 1 if each word was left out by itself. In longer documents as many neighboring words as this
+              were left out together, and share the effect by the inverse document frequencies of their tokens.
+
+            `tokens`, for each label the same words as `{"token", "start", "end", "score"}` with `score` as a share of all words'
+            absolute scores, is the former form of the answer and stays until version 0.3.
+        explanation_size (`int`, defaults to 5): number of `attended_labels`, and of `words` per label.
+        explanation_budget (`int`, defaults to 8,192): tokens to read for an explanation, in copies of all windows together: the
+            more, the fewer words are left out together. The same copies serve all labels.
         text_column (`str`, defaults to `"text"`): the key of the text in documents that are dictionaries.
 
     Raises:
@@ -116,6 +132,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         for name, check in (
             ("top_k", _check_count),
             ("explanation_size", _check_count),
+            ("explanation_budget", _check_count),
             ("threshold", self._check_threshold),
             ("min_score", self._check_min_score),
             ("max_length", self._check_max_length),
@@ -290,6 +307,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         window_merge: str = "max",
         return_explanation: bool = False,
         explanation_size: int = 5,
+        explanation_budget: int = EXPLANATION_BUDGET,
     ):
         special = [window["special"] for window in windows]
         sizes = [mask.count(0) for mask in special]
@@ -311,7 +329,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
                 labels = [{**entry, "rank": rank} for rank, entry in enumerate(labels, start=1)]
         if not return_explanation:
             return labels
-        explanation: dict[str, Any] = {"labels": labels, "attended_labels": [], "tokens": {}}
+        explanation: dict[str, Any] = {"labels": labels, "attended_labels": [], "explanations": {}, "tokens": {}}
         if any(sizes):
             if attention is not None:
                 best = (shares @ attention).topk(min(explanation_size, attention.shape[1]))
@@ -319,10 +337,15 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
                     {"label": names[index], "weight": weight}
                     for index, weight in zip(best.indices.tolist(), best.values.tolist())
                 ]
-            # The part of each window in the merged score of a label.
-            parts = weights if self.model.config.is_ranking else weights * window_scores
-            parts = parts / parts.sum(dim=0, keepdim=True).clamp_min(1e-30)
-            explanation["tokens"] = self._important_tokens(windows, chosen, parts, explanation_size)
+            found = self._explain(windows, chosen, weights, explanation_budget)
+            for index, (parts, words) in zip(chosen, found):
+                total = sum(abs(word["score"]) for word in words) or 1.0
+                words = sorted(words, key=lambda word: -abs(word["score"]))[:explanation_size]
+                explanation["explanations"][names[index]] = {**parts, "words": words}
+                explanation["tokens"][names[index]] = [
+                    {"token": w["word"], "start": w["start"], "end": w["end"], "score": w["score"] / total}
+                    for w in words
+                ]
         return explanation
 
     def _choose(self, scores: torch.Tensor, top_k: int | None, threshold: float | None, min_score: float | None):
@@ -347,59 +370,54 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
 
     # ---- Explanation ----
 
-    def _important_tokens(
-        self, windows: list[dict[str, Any]], chosen: list[int], parts: torch.Tensor, size: int
-    ) -> dict[str, list[dict[str, Any]]]:
-        """
-        For each chosen label, the `size` tokens with the largest |gradient x input + lexical part|. Windows that contribute less than
-        a thousandth of the label's score (`parts`, of shape (W, L)) are left out.
-        """
-        totals: list[dict[tuple[int, int], float]] = [{} for _ in chosen]
-        with self.device_placement():
-            for window, part in zip(windows, parts):
-                needed = [position for position, index in enumerate(chosen) if part[index] > 1e-3]
-                if not needed:
-                    continue
-                relevance = self._gradient_times_input(window, [chosen[position] for position in needed])
-                relevance = relevance * part[[chosen[position] for position in needed]].unsqueeze(1)
-                for position, row in zip(needed, relevance.tolist()):
-                    total = totals[position]
-                    # Padding may be on either side: `row` has the tokens where the attention mask is 1.
-                    for span, special, value in zip(window["offsets"], window["special"], row):
-                        if not special:
-                            total[tuple(span)] = total.get(tuple(span), 0.0) + value
+    def _explain(
+        self, windows: list[dict[str, Any]], chosen: list[int], weights: torch.Tensor, budget: int
+    ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """For each chosen label, the parts of its logit and its words, those of its windows with their `weights` (W, L)."""
+        totals: list[dict[str, Any]] = [
+            {**dict.fromkeys(("logit", "bias", "lexical", "encoder", "remainder"), 0.0), "words_per_group": 1}
+            for _ in chosen
+        ]
+        words: list[dict[tuple[int, int], list[float]]] = [{} for _ in chosen]
         text = windows[0]["text"]
-        names = self.model.config.id2label
-        return {
-            names[index]: [
-                {"token": text[start:end], "start": start, "end": end, "score": value / scale}
-                for (start, end), value in sorted(total.items(), key=lambda item: -abs(item[1]))[:size]
+        weights = weights[:, chosen]
+        needed = [number for number, row in enumerate(weights) if row.any()]
+        with self.device_placement():
+            for number in needed:
+                window = windows[number]
+                # Padding may be on either side: `offsets` and `special` have the tokens where the attention mask is 1.
+                real = window["attention_mask"][0].bool()
+                inputs = {name: window[name][:, real].to(self.device) for name in MODEL_INPUTS if name in window}
+                spans, owners = words_of_tokens(text, window["offsets"], window["special"])
+                copies = max(budget // (len(owners) * len(needed)), FEWEST_GROUPS)
+                positions = weights[number].nonzero().flatten().tolist()
+                parts = explain_window(
+                    self.model,
+                    inputs,
+                    owners,
+                    [chosen[position] for position in positions],
+                    copies,
+                    self.tokenizer.pad_token_id or 0,
+                )
+                for column, position in enumerate(positions):
+                    weight, total = float(weights[number, position]), totals[position]
+                    total["words_per_group"] = max(total["words_per_group"], parts.words_per_group)
+                    for name in ("logit", "bias", "remainder"):
+                        total[name] += weight * float(getattr(parts, name)[column])
+                    rows = zip(spans, parts.lexical[:, column].tolist(), parts.encoder[:, column].tolist())
+                    for span, of_lexical, of_encoder in rows:
+                        sums = words[position].setdefault(span, [0.0, 0.0])
+                        sums[0] += weight * of_lexical
+                        sums[1] += weight * of_encoder
+        answers = []
+        for total, found in zip(totals, words):
+            total["lexical"], total["encoder"] = (sum(sums[part] for sums in found.values()) for part in (0, 1))
+            listed = [
+                {"word": text[start:end], "start": start, "end": end, "score": a + b, "lexical": a, "encoder": b}
+                for (start, end), (a, b) in found.items()
             ]
-            for index, total in zip(chosen, totals)
-            for scale in [sum(map(abs, total.values())) or 1.0]
-        }
-
-    def _gradient_times_input(self, window: dict[str, Any], labels: list[int]) -> torch.Tensor:
-        """
-        Contribution of each token of a window to the logits of some labels, (n labels, T tokens): ∂ logit / ∂ e · e for its
-        embedding e, plus its exact part of the lexical scores, where the model has them.
-
-        The embeddings are an input of the forward pass. Nothing of the model is changed, so other threads may use it meanwhile.
-        """
-        real = window["attention_mask"][0].bool()
-        inputs = {name: window[name][:, real].to(self.device) for name in MODEL_INPUTS if name in window}
-        ids = inputs.pop("input_ids")
-        with torch.enable_grad():
-            embeds = self.model.get_input_embeddings()(ids).detach().requires_grad_()
-            logits = self.model(inputs_embeds=embeds, **inputs, return_label_embeds=False).logits[0]
-            gradients = [
-                torch.autograd.grad(logits[index], embeds, retain_graph=index != labels[-1])[0][0] for index in labels
-            ]
-        relevance = (torch.stack(gradients) * embeds.detach()).float().sum(dim=-1)
-        if getattr(self.model, "lexical", None) is not None:
-            scale, _ = self.model.config.logit_calibration
-            relevance = relevance + scale * self.model.lexical.contributions(ids[0], labels)
-        return relevance.cpu()
+            answers.append((total, listed))
+        return answers
 
 
 def _first_offset(window: dict[str, Any]) -> int:
