@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-A page to try a trained model: paste or upload a document, see its labels as bars, move the threshold, see which tokens matter.
+A page to try a trained model: paste or upload a document, see its labels as bars, move the threshold, see which words matter.
 
     python examples/app.py --model outputs/quickstart
 
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from transformers import Pipeline, pipeline
 
 
@@ -27,8 +28,13 @@ except ImportError:
 
 TASK = "multi-label-document-classification"
 SHOWN_LABELS = 20
-HIGHLIGHTED_TOKENS = 25
+HIGHLIGHTED_WORDS = 25
 ATTENDED_LABELS = 5
+LISTED_WORDS = 8
+# What the two colors of words mean.
+FOR, AGAINST = "speaks for the label", "speaks against the label"
+COLORS = {FOR: "#2563eb", AGAINST: "#d97706"}
+ON, OFF = "One threshold for all labels", "One threshold for all labels (off: each label's tuned threshold counts)"
 MAX_CHARACTERS = 100_000
 NUM_EXAMPLES = 3
 CSS = """
@@ -38,6 +44,7 @@ CSS = """
 .label-row.chosen .fill {background: #2563eb}
 .label-row.chosen .name {font-weight: 600}
 .label-row .mark {position: absolute; top: -2px; bottom: -2px; width: 2px; background: #dc2626}
+.parts td {padding: 0 1em 0 0; border: none}
 .label-row .score {text-align: right; font-variant-numeric: tabular-nums}
 """
 LAUNCH = {"css": CSS, "max_file_size": "2mb"}
@@ -114,45 +121,110 @@ def draw_bars(labels: list[dict[str, Any]], threshold: float | None = None) -> s
 
 def explain(pipe: Pipeline, text: str, labels: list[dict[str, Any]], label: str | None):
     """
-    Explain a label: the text in pieces `(piece, weight)`, as `gradio.HighlightedText` takes them, and HTML with the labels that
-    have the largest attention weights (Eq. 16). Weights are from -1 to 1, positive where a token speaks for the label, and None
-    outside the tokens that matter most.
+    Explain a label: the text in pieces `(piece, side)`, as `gradio.HighlightedText` takes them, and HTML with the parts of the
+    label's logit and the labels that have the largest attention weights (Eq. 16). The side of a word is `FOR` or `AGAINST`, and
+    None outside the words that matter most.
     """
     names = [entry["label"] for entry in labels]
     if label not in names:
         return [], ""
     text = text[:MAX_CHARACTERS]
     # The pipeline explains the labels that it returns: all down to this one.
-    found = pipe(text, top_k=names.index(label) + 1, return_explanation=True, explanation_size=HIGHLIGHTED_TOKENS)
-    tokens = sorted(found["tokens"][label], key=lambda token: token["start"])
-    largest = max((abs(token["score"]) for token in tokens), default=0.0) or 1.0
-    pieces: list[tuple[str, float | None]] = []
+    found = pipe(text, top_k=names.index(label) + 1, return_explanation=True, explanation_size=HIGHLIGHTED_WORDS)
+    if "explanations" not in found:  # in a Space, code of a checkpoint that an older version saved
+        return (
+            [],
+            "<p>The code in this checkpoint does not explain labels. Save it again with sep-mldc 0.2 or newer.</p>",
+        )
+    explanation = found["explanations"][label]
+    pieces: list[tuple[str, str | None]] = []
     position = 0
-    for token in tokens:
-        if token["start"] > position:
-            pieces.append((text[position : token["start"]], None))
-        pieces.append((text[token["start"] : token["end"]], token["score"] / largest))
-        position = token["end"]
+    for word in sorted(explanation["words"], key=lambda word: word["start"]):
+        if not word["score"]:
+            continue
+        if word["start"] > position:
+            pieces.append((text[position : word["start"]], None))
+        pieces.append((text[word["start"] : word["end"]], FOR if word["score"] > 0 else AGAINST))
+        position = word["end"]
     if position < len(text):
         pieces.append((text[position:], None))
-    attended = ", ".join(
+    return pieces, draw_parts(explanation) + draw_attention(found["attended_labels"])
+
+
+def draw_parts(explanation: dict[str, Any]) -> str:
+    """HTML with the parts of a label's logit, and the words with the largest scores."""
+    parts = "".join(
+        f"<tr><td>{name}</td><td>{explanation[part]:+.2f}</td></tr>"
+        for part, name in (
+            ("bias", "A document without words"),
+            ("lexical", "Words, by the lexical scores"),
+            ("encoder", "Words, by the encoder"),
+            ("remainder", "Words together, beyond the sum of single ones"),
+            ("logit", "<b>Sum: the logit of the label</b>"),
+        )
+    )
+    words = ", ".join(
+        f"{letters(word['word'])} ({word['score']:+.2f})" for word in explanation["words"][:LISTED_WORDS]
+    )
+    size = explanation["words_per_group"]
+    note = f" Up to {size} neighboring words were left out together." if size > 1 else ""
+    return f'<table class="parts">{parts}</table><p>Largest: {words}.{note}</p>'
+
+
+def draw_attention(attended: list[dict[str, Any]]) -> str:
+    """HTML with the labels that the document attends to; empty without label attention."""
+    shown = ", ".join(
         f"{letters(entry['label'])} ({100 * entry['weight']:.0f}%)"
-        for entry in found["attended_labels"][:ATTENDED_LABELS]
+        for entry in attended[:ATTENDED_LABELS]
         if entry["weight"] >= 0.005
     )
-    return pieces, f"The document attends to the labels: {attended}" if attended else ""
+    return f"<p>The document attends to the labels: {shown}</p>" if shown else ""
 
 
 def examples_of(config) -> list[str]:
-    """Texts to try the page with: the descriptions of the first labels that have one."""
+    """
+    Texts to try the page with: those under `widget` in the model's card, or else the descriptions of the first labels that have
+    one.
+    """
+    texts = [entry.get("text") for entry in card_data(config).get("widget") or [] if isinstance(entry, dict)]
     descriptions = config.label_descriptions or {}
-    return [descriptions[label] for label in config.labels if descriptions.get(label)][:NUM_EXAMPLES]
+    texts = [text for text in texts if isinstance(text, str)] or [descriptions.get(label) for label in config.labels]
+    return [text for text in texts if text][:NUM_EXAMPLES]
+
+
+def card_data(config) -> dict[str, Any]:
+    """What the model's card says at its top; nothing without a card, or without a connection."""
+    name = config._name_or_path
+    if not name or (os.path.isdir(name) and not os.path.exists(os.path.join(name, "README.md"))):
+        return {}
+    try:
+        card = ModelCard.load(os.path.join(name, "README.md") if os.path.isdir(name) else name)
+        return card.data.to_dict()
+    except (OSError, ValueError):
+        return {}
+
+
+def import_gradio():
+    """
+    The module `gradio`.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import gradio
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ImportError(
+            'The page needs gradio, which is not installed. Run `pip install "sep-mldc[demo]"`, or `pip install "gradio>=6.0"`.'
+        ) from None
+    return gradio
 
 
 def build_page(pipe: Pipeline):
     """The page, a `gradio.Blocks`."""
-    import gradio as gr
-
+    gr = import_gradio()
     config = pipe.model.config
     tuned = config.thresholds is not None and not config.is_ranking
     name = os.path.basename(os.path.normpath(config._name_or_path or "")) or "SEP-MLDC"
@@ -175,6 +247,9 @@ def build_page(pipe: Pipeline):
     def on_threshold(labels, threshold, own):
         return draw_bars(labels, None if own else threshold) if labels is not None else ""
 
+    def on_own(labels, threshold, own):
+        return gr.Slider(interactive=not own, label=OFF if own else ON), on_threshold(labels, threshold, own)
+
     with gr.Blocks(title=f"Labels by {name}", analytics_enabled=False) as page:
         gr.HTML(f"<h1>Labels of a document</h1><p>Model {letters(name)}, {config.num_labels:,} labels.</p>")
         labels, classified = gr.State(None), gr.State("")
@@ -185,17 +260,26 @@ def build_page(pipe: Pipeline):
                     upload = gr.UploadButton("Upload a text file", elem_id="upload", size="md")
                     button = gr.Button("Find labels", variant="primary", elem_id="classify", size="md")
                 if examples := examples_of(config):
-                    gr.Examples(examples, text, label="Examples: descriptions of labels")
+                    gr.Examples(examples, text, label="Examples")
             with gr.Column():
                 own = gr.Checkbox(tuned, label="Use the tuned threshold of each label", visible=tuned, elem_id="own")
                 slider = gr.Slider(
-                    0, 1, 0.5, step=0.01, label="Threshold", visible=not config.is_ranking, elem_id="threshold"
+                    0,
+                    1,
+                    0.5,
+                    step=0.01,
+                    label=OFF if tuned else ON,
+                    visible=not config.is_ranking,
+                    interactive=not tuned,
+                    elem_id="threshold",
                 )
                 bars = gr.HTML(label="Labels", elem_id="labels")
         choice = gr.Dropdown(label="Why this label?", choices=[], interactive=False, elem_id="choice")
         highlighted = gr.HighlightedText(
-            label="Tokens that matter most: positive ones speak for the label, negative ones against it",
+            label="The words that matter most",
             show_legend=True,
+            color_map=COLORS,
+            combine_adjacent=False,
             elem_id="explanation",
         )
         attended = gr.HTML(elem_id="attended")
@@ -207,11 +291,8 @@ def build_page(pipe: Pipeline):
             [labels, classified, bars, choice, highlighted, attended],
             api_name="classify",
         )
-        # Moving the slider selects one threshold for all labels.
-        slider.release(lambda: False, None, own, api_name=False).then(
-            on_threshold, [labels, slider, own], bars, api_name=False
-        )
-        own.input(on_threshold, [labels, slider, own], bars, api_name=False)
+        slider.release(on_threshold, [labels, slider, own], bars, api_name=False)
+        own.input(on_own, [labels, slider, own], [slider, bars], api_name=False)
         choice.input(
             lambda text, labels, label: explain(pipe, text, labels, label),
             [classified, labels, choice],
@@ -232,6 +313,7 @@ def main() -> None:
         "--port", type=int, default=None, help="defaults to GRADIO_SERVER_PORT, or the first free port from 7860"
     )
     options = parser.parse_args()
+    import_gradio()  # before a model is loaded
     if not options.model:
         raise ValueError("No model is given. Pass `--model`, or set the variable SEP_MLDC_MODEL.")
     build_page(load(options.model)).launch(server_port=options.port, **LAUNCH)

@@ -152,7 +152,9 @@ def explain_window(
         # Rare words say more than frequent ones; without lexical scores nothing is known of frequencies.
         of_tokens = torch.ones(len(ids), device=ids.device) if lexical is None else 0.1 + lexical.idf[ids].float()
         read_by = (of_token >= 0) & (torch.arange(len(ids), device=ids.device) < limit)
-        sizes = torch.zeros(num_words, device=ids.device).index_add(0, of_token[read_by], of_tokens[read_by])[:num_read]
+        sizes = torch.zeros(num_words, device=ids.device).index_add(0, of_token[read_by], of_tokens[read_by])[
+            :num_read
+        ]
         groups = group_of_word[:num_read]
         group_sizes = torch.zeros(num_groups, device=ids.device).index_add(0, groups, sizes)
         encoder[:num_read] = effects[groups] * (sizes / group_sizes[groups]).unsqueeze(1)

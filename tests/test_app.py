@@ -67,26 +67,23 @@ def test_a_label_name_cannot_bring_markup_into_the_page(pipe):
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_an_explanation_is_the_whole_text_with_weights_from_minus_one_to_one(pipe, label):
+def test_an_explanation_is_the_whole_text_with_whole_words_for_and_against_the_label(pipe, label):
     labels = app.classify(pipe, TEXT)
-    pieces, attended = app.explain(pipe, TEXT, labels, label)
+    pieces, notes = app.explain(pipe, TEXT, labels, label)
     assert "".join(piece for piece, _ in pieces) == TEXT
-    weights = [weight for _, weight in pieces if weight is not None]
-    assert max(map(abs, weights)) == pytest.approx(1) and 5 < len(weights) <= app.HIGHLIGHTED_TOKENS
-    assert attended.startswith("The document attends to the labels: ")
-
-
-def test_an_explanation_marks_the_tokens_that_the_pipeline_names(pipe):
-    labels = app.classify(pipe, TEXT)
-    best = labels[0]["label"]
-    (token,) = pipe(TEXT, top_k=1, return_explanation=True, explanation_size=1)["tokens"][best]
-    pieces, _ = app.explain(pipe, TEXT, labels, best)
-    position = 0
-    for piece, weight in pieces:
-        if weight is not None and abs(weight) == 1:
-            assert (position, piece) == (token["start"], token["token"])
-            assert (weight > 0) == (token["score"] > 0)
-        position += len(piece)
+    marked = {piece: side for piece, side in pieces if side is not None}
+    assert set(marked) <= set(re.findall(r"\w+", TEXT)) and set(marked.values()) <= set(app.COLORS)
+    names = [entry["label"] for entry in labels]
+    found = pipe(TEXT, top_k=names.index(label) + 1, return_explanation=True, explanation_size=app.HIGHLIGHTED_WORDS)
+    explanation = found["explanations"][label]
+    assert len(marked) > 5 and all(
+        (marked[word["word"]] == app.FOR) == (word["score"] > 0)
+        for word in explanation["words"]
+        if TEXT.count(word["word"]) == 1 and word["word"] in marked
+    )
+    for part in ("bias", "lexical", "encoder", "remainder", "logit"):
+        assert f"<td>{explanation[part]:+.2f}</td>" in notes
+    assert "The document attends to the labels: " in notes
 
 
 def test_label_names_are_shown_letter_by_letter_never_as_markup():
@@ -121,6 +118,27 @@ def test_the_examples_of_the_page_are_the_models_own():
     assert app.examples_of(make_pipe().model.config) == []
     described = make_pipe(label_descriptions={"language": "Texts.", "robots": "Robots.", "vision": ""}).model.config
     assert app.examples_of(described) == ["Texts.", "Robots."]
+
+
+def test_examples_in_the_models_card_come_first(tmp_path):
+    pipe = make_pipe(label_descriptions={"language": "Texts."})
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("---\nwidget:\n- text: A robot reads.\n- text: A galaxy.\n---\n# A model\n")
+    assert app.examples_of(app.load(str(tmp_path)).model.config) == ["A robot reads.", "A galaxy."]
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    assert app.examples_of(app.load(str(tmp_path)).model.config) == ["Texts."]
+
+
+def test_without_gradio_the_command_says_what_to_install(tmp_path):
+    script = f"import sys, runpy\nsys.modules['gradio'] = None\nsys.argv = ['app.py', '--model', 'x']\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1 and "pip install" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_with_code_of_an_older_version_says_so(pipe):
+    labels = app.classify(pipe, TEXT)
+    older = lambda *_, **__: {"labels": labels, "attended_labels": [], "tokens": {}}  # noqa: E731
+    assert app.explain(older, TEXT, labels, labels[0]["label"])[1].startswith("<p>The code in this checkpoint")
 
 
 def test_a_ranking_has_bars_but_no_chosen_labels():
@@ -233,12 +251,14 @@ def test_the_page_labels_explains_and_moves_its_threshold_in_a_browser(browser, 
     wait.until(lambda _: "robot" in find("#explanation").text)
     assert "The document attends to the labels" in find("#attended").text
 
-    # One threshold for all labels.
+    # One threshold for all labels, once the tuned ones are switched off.
+    assert "off" in find("#threshold").text and not find("#threshold input[type=number]").is_enabled()
+    find("#own input[type=checkbox]").click()
+    wait.until(lambda _: find("#threshold input[type=number]").is_enabled() and "off" not in find("#threshold").text)
     number = find("#threshold input[type=number]")
     number.send_keys(Keys.CONTROL, "a")
     number.send_keys("0", Keys.TAB)
     wait.until(lambda _: bold() == names)
-    assert not find("#own input[type=checkbox]").is_selected()
     find("#own input[type=checkbox]").click()
     wait.until(lambda _: bold() == [entry["label"] for entry in labels if entry["score"] >= entry["threshold"]])
 

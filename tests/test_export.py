@@ -207,8 +207,9 @@ def test_the_pipeline_runs_on_an_export(model, exported, caplog):
         assert [row["label"] for row in rows] == [row["label"] for row in others]
         assert [row["score"] for row in rows] == pytest.approx([row["score"] for row in others], abs=1e-4)
     assert "Dropping inputs" not in caplog.text
-    with pytest.raises(ValueError, match="has no gradients"):
-        pipe(texts[0], top_k=1, return_explanation=True)
+    (explanation,) = pipe("a proof of the theorem", top_k=1, return_explanation=True)["explanations"].values()
+    parts = [explanation[name] for name in ("bias", "lexical", "encoder", "remainder")]
+    assert sum(parts) == pytest.approx(explanation["logit"], abs=1e-4) and len(explanation["words"]) == 5
 
 
 def test_an_export_labels_files_as_its_checkpoint_does_and_another_export_does_not_resume_it(

@@ -452,7 +452,7 @@ def test_an_explanation_names_a_word_that_only_the_lexical_scores_see(tmp_path):
     pipe = MultiLabelDocumentClassificationPipeline(model=model, tokenizer=tokenizer)
     found = pipe(" ".join(words), threshold=0.0, return_explanation=True, explanation_size=2)
     name = model.config.id2label[0]  # `tiny_documents` writes token 10 for label 0
-    assert {entry["token"] for entry in found["tokens"][name] if entry["score"] > 0} == {words[1]}
+    assert {entry["word"] for entry in found["explanations"][name]["words"] if entry["lexical"] > 0} == {words[1]}
 
 
 def test_the_best_labels_in_chunks_are_those_of_forward(tmp_path):

@@ -65,15 +65,11 @@ With 8-bit weights, processors without VNNI instructions (most x86 desktops and 
 class OnnxSepMldc(ExportedModel):
     """
     A model in ONNX Runtime: called like the model it was exported from, it returns a `SepMldcOutput`, and
-    `MultiLabelDocumentClassificationPipeline(model=..., tokenizer=...)` takes it for everything but explanations.
+    `MultiLabelDocumentClassificationPipeline(model=..., tokenizer=...)` takes it. Explanations do not tell
+    lexical scores from the encoder, because the graph returns their sum.
     """
 
     probabilities = SepMldcForMultiLabelClassification.probabilities
-
-    def get_input_embeddings(self) -> Any:
-        raise ValueError(
-            "An ONNX graph has no gradients, which explaining a label by tokens needs. Load the checkpoint it was exported from."
-        )
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **ignored: Any) -> Any:
         """`SepMldcOutput` of documents (B, T). Other inputs from tokenizers and pipelines are ignored."""
