@@ -1,8 +1,9 @@
 """Why a label: parts of its logit by word, from copies of the document without some words and from the lexical scores."""
 
 import re
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -89,7 +90,7 @@ def _without_punctuation(text: str, start: int, end: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def explain_window(
-    model,
+    model: Any,
     inputs: dict[str, torch.Tensor],
     owners: list[int],
     labels: list[int],
@@ -181,7 +182,7 @@ def _without(inputs: dict[str, torch.Tensor], left_out: torch.Tensor, pad_token_
     return {name: value[:, :longest] for name, value in copies.items()}
 
 
-def _bfloat16(model, length: int):
+def _bfloat16(model: Any, length: int) -> AbstractContextManager:
     """Autocast to bfloat16 for a float32 model of PyTorch on a processor that has the instructions."""
     is_float32 = isinstance(model, torch.nn.Module) and model.device.type == "cpu" and model.dtype == torch.float32
     # Of a table of static embeddings there is nothing to speed up.

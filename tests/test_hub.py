@@ -19,6 +19,7 @@ CODE = {
     "classification_loss_sep_mldc.py",
     "configuration_sep_mldc.py",
     "encoder_sep_mldc.py",
+    "explanation_sep_mldc.py",
     "handler.py",
     "label_editing_sep_mldc.py",
     "label_table_sep_mldc.py",
