@@ -59,7 +59,7 @@ def ndcg_by_document(model, documents, tokenizer, folder: str) -> tuple[dict[str
     metrics = trainer.new_streaming_metrics()
     values = []
     for logits, labels, _ in trainer.logit_batches():
-        metrics.update(trainer.model.probabilities(logits), labels)
+        metrics.update(logits, labels, probabilities=trainer.model.probabilities(logits))
         values.append(ndcg_at_5(logits, labels))
     found = metrics.compute()
     return {name: 100 * found[name] for name in METRICS if name in found}, np.concatenate(values)
