@@ -162,7 +162,7 @@ def report(path: Path) -> None:
         mean, low, high = found["ndcg@5_difference"]
         print(
             f"| {name} | {found['labels']:,} | {found['documents']:,} | {one['ndcg@5']:.1f} | {other['ndcg@5']:.1f} | "
-            f"{mean:+.1f} ({low:+.1f} to {high:+.1f}) | {one['f1_micro']:.1f} | {other['f1_micro']:.1f} |"
+            f"{mean:+.1f} ({low:+.1f} to {high:+.1f}) | {one.get('f1_micro', float('nan')):.1f} | {other.get('f1_micro', float('nan')):.1f} |"
         )
     print(f"\n| documents per second | {' | '.join(SPEEDS)} |\n|---|{'---|' * len(SPEEDS)}")
     for name, found in results.items():
