@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -204,7 +204,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
 
     # ---- From texts to windows ----
 
-    def __call__(self, inputs: Any, **kwargs):
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """
         Labels of one text or of several.
 
@@ -228,7 +228,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         window_merge: str = "max",
         return_explanation: bool = False,
         text_column: str = "text",
-    ):
+    ) -> Iterator[dict[str, Any]]:
         if isinstance(document, dict):
             if text_column not in document:
                 raise ValueError(
@@ -275,7 +275,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
 
     # ---- From windows to scores ----
 
-    def _forward(self, model_inputs):
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         extras = {name: model_inputs.pop(name) for name in ("offsets", "special", "shared", "text", "is_last")}
         output = self.model(**model_inputs, return_label_embeds=False)
         # The first entry tells transformers the size of the batch. Inputs are kept for the explanation only.
@@ -308,7 +308,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         return_explanation: bool = False,
         explanation_size: int = 5,
         explanation_budget: int = EXPLANATION_BUDGET,
-    ):
+    ) -> list[dict[str, Any]] | dict[str, Any]:
         special = [window["special"] for window in windows]
         sizes = [mask.count(0) for mask in special]
         labels: list[dict[str, Any]] = []
@@ -348,7 +348,9 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
                 ]
         return explanation
 
-    def _choose(self, scores: torch.Tensor, top_k: int | None, threshold: float | None, min_score: float | None):
+    def _choose(
+        self, scores: torch.Tensor, top_k: int | None, threshold: float | None, min_score: float | None
+    ) -> list[int]:
         """Ids of the labels to return, best first."""
         if self.model.config.is_ranking:
             accepted = torch.ones_like(scores, dtype=torch.bool)
@@ -447,7 +449,7 @@ def _merge_weights(
     """Weights (W, L) of the windows in each label's score; each column sums to 1."""
     if merge in ("max", "first"):
         return torch.zeros_like(scores).scatter_(0, scores.argmax(dim=0, keepdim=True), 1.0)
-    if merge == "mean":
+    if merge == "mean" or attention is None:
         return shares.unsqueeze(1).expand_as(scores)
     # A label that no window attends to gets the plain mean.
     weights = attention.clamp_min(1e-30) * shares.unsqueeze(1)
