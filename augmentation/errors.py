@@ -10,7 +10,7 @@ class FatalError(AugmentationError):
 
 
 class ItemError(Exception):
-    """This request failed for good; others may succeed."""
+    """This request failed permanently; others may succeed."""
 
 
 class TryAgain(Exception):

@@ -205,7 +205,7 @@ def token_counter(model: str, seconds: float = 5.0) -> tuple[Callable[[str], int
     """
     A function that counts tokens for estimates, and its name.
 
-    `tiktoken` where it is installed and has its tables at hand or can fetch them within `seconds`; otherwise
+    `tiktoken` where it is installed and has its tables in its cache or can fetch them within `seconds`; otherwise
     `approximate_tokens`. Never used for what goes into a prompt: journal keys must not depend on the machine.
     """
     found: list[Callable[[str], int]] = []

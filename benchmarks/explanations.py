@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-How true explanations are: those of the pipeline beside gradient x input, integrated gradients, lexical parts and random order.
+How faithful the pipeline's explanations are, compared with gradient x input, integrated gradients, lexical parts and random order.
 
     python benchmarks/explanations.py --checkpoints arxiv_mlc=FOLDER debtags=FOLDER --test_files arxiv_mlc=FILE debtags=FILE
 

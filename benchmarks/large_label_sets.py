@@ -183,7 +183,7 @@ def draw(rows: list[dict]) -> None:
     sizes = [row["labels"] for row in rows]
     for name in (name for name in rows[0]["seconds"] if not name.endswith(("whole", "chunked"))):
         axes[0].loglog(sizes, [row["seconds"][name] for row in rows], marker="o", label=name)
-    axes[0].set(xlabel="labels", ylabel="seconds a call", title="Time")
+    axes[0].set(xlabel="labels", ylabel="seconds per call", title="Time")
     axes[0].legend(fontsize=7)
     axes[1].loglog(sizes, [row["peak_mib"] for row in rows], marker="o")
     axes[1].set(xlabel="labels", ylabel="MiB", title="Peak memory of the process")

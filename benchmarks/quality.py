@@ -379,21 +379,21 @@ def keep_scores(task: Task, system: str, seed: int, **scores) -> None:
         np.savez(folder / run_name(task, system, seed), **{name: s.half().numpy() for name, s in scores.items()})
 
 
-def freeze(task: Task, backbone, *tokenised_datasets) -> None:
+def freeze(task: Task, backbone, *tokenized_datasets) -> None:
     """Freeze the lower layers, and with a `--work` folder keep their states there for the next run."""
     options = task.options
     freeze_layers(backbone, options.freeze_layers)
     if options.freeze_layers and options.work and not options.backbone_dropout:
         folder = Path(options.work) / "states" / f"{task.name}_{options.freeze_layers}_{options.max_length}"
         cache = FrozenLayersCache(folder, backbone, dtype="float16")
-        for dataset in tokenised_datasets:
+        for dataset in tokenized_datasets:
             cache.fill([ids[: options.max_length] for ids in dataset["input_ids"]])
         # For as long as the encoder lives.
         backbone.stored_states = cache.attached()
         backbone.stored_states.__enter__()
 
 
-def tokenised(task: Task, tokenizer, dataset, max_length: int | None = None):
+def tokenized(task: Task, tokenizer, dataset, max_length: int | None = None):
     return tokenize(encode_labels(dataset, task.label2id), tokenizer, max_length or task.options.max_length)
 
 
@@ -423,8 +423,8 @@ def run_bare(task: Task, system: str, seed: int):
     arguments = TrainingArguments(
         **shared_arguments(task, seed, RESULTS), batch_eval_metrics=True, remove_unused_columns=False
     )
-    train = tokenised(task, tokenizer, task.train(system.endswith("pseudo")))
-    validation, test = tokenised(task, tokenizer, task.validation), tokenised(task, tokenizer, task.test)
+    train = tokenized(task, tokenizer, task.train(system.endswith("pseudo")))
+    validation, test = tokenized(task, tokenizer, task.validation), tokenized(task, tokenizer, task.test)
     freeze(task, model.base_model, train, validation, test)
     head = [parameter for name, parameter in model.named_parameters() if not name.startswith(model.base_model_prefix)]
     body = [parameter for parameter in model.base_model.parameters() if parameter.requires_grad]
@@ -484,8 +484,8 @@ def run_sep_mldc(task: Task, system: str, seed: int):
     )
     # The encoder sees the first `--max-length` tokens, as the bare one does; the rest is for the lexical scores.
     width = task.options.lexical_length
-    train = tokenised(task, tokenizer, task.train(recipe["pseudo"]), width)
-    validation, test = (tokenised(task, tokenizer, dataset, width) for dataset in (task.validation, task.test))
+    train = tokenized(task, tokenizer, task.train(recipe["pseudo"]), width)
+    validation, test = (tokenized(task, tokenizer, dataset, width) for dataset in (task.validation, task.test))
     freeze(task, model.backbone, train, validation, test)
     trainer = SepMldcTrainer(
         model, arguments, train_dataset=train, eval_dataset=validation, processing_class=tokenizer, callbacks=[keep]
@@ -530,7 +530,7 @@ def lexical(options) -> None:
         model = SepMldcForMultiLabelClassification.from_pretrained(Path(options.work) / "models" / name)
         tokenizer = AutoTokenizer.from_pretrained(Path(options.work) / "models" / name)
         datasets = [task.train(SEP_MLDC[system]["pseudo"]), task.validation, task.test]
-        datasets = [tokenised(task, tokenizer, dataset, options.lexical_length) for dataset in datasets]
+        datasets = [tokenized(task, tokenizer, dataset, options.lexical_length) for dataset in datasets]
         freeze(task, model.backbone, *datasets)
         trainer = SepMldcTrainer(
             model,

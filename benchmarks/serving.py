@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Load test of `examples/serve.py` over loopback, beside `examples/predict.py` on the same documents.
+Load test of `examples/serve.py` over loopback, compared with `examples/predict.py` on the same documents.
 
     python benchmarks/serving.py --model outputs/quickstart --documents examples/data/test.jsonl.gz
 

@@ -5,7 +5,7 @@ Resident memory while a stream of documents that never fits in memory passes thr
     python benchmarks/streaming.py --documents 5000000
     python benchmarks/streaming.py --smoke
 
-Synthetic documents (their words follow Zipf's law) are made one after another, tokenised and label-encoded on the fly by
+Random documents (their words follow Zipf's law) are generated one by one, tokenized and label-encoded on the fly by
 the functions of run_mldc.py, shuffled in a buffer, collated and batched by SepMldcTrainer's own loader. The first steps train
 a tiny model; after them the loader runs alone, because the data path is what could hold on to documents. Memory is read at
 every tenth of the way and must not grow by more than `--tolerance_mib` after the first.
@@ -34,7 +34,7 @@ VOCABULARY = 2000
 CHUNK = 10_000
 
 
-def synthetic_documents(count: int, words: int, num_labels: int):
+def random_documents(count: int, words: int, num_labels: int):
     """`{"text", "labels"}` one after another; a document's text holds a word of each of its labels."""
     rng = np.random.default_rng(0)
     names = np.array([f"word{number}" for number in range(VOCABULARY)])
@@ -50,7 +50,7 @@ def synthetic_documents(count: int, words: int, num_labels: int):
 def make_stream(options, tokenizer) -> datasets.IterableDataset:
     features = datasets.Features({"text": datasets.Value("string"), "labels": datasets.List(datasets.Value("string"))})
     stream = datasets.IterableDataset.from_generator(
-        synthetic_documents,
+        random_documents,
         features=features,
         gen_kwargs={"count": options.documents, "words": options.words, "num_labels": options.labels},
     )

@@ -501,7 +501,7 @@ def show_plan(settings: Settings, data: RunData, backbone: str) -> None:
             + (", then train again with those too" if settings.run.refit_on_all else "")
             + f"; results go to {args.output_dir}/.\nThat takes about {gib(needs.state_bytes + needs.batch_bytes)} of memory"
             + (f" ({gib(memory)} are free)" if memory is not None else "")
-            + f" beside the documents, and {gib(needs.disk_bytes)} of disk space ({gib(disk)} are free). The time is told after the first "
+            + f" in addition to the documents, and {gib(needs.disk_bytes)} of disk space ({gib(disk)} are free). An estimate of the time follows after the first "
             "steps."
         )
     check_fits(needs, memory, disk)

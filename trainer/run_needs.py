@@ -1,4 +1,4 @@
-"""What a training run takes: steps, tokens, memory, disk space and minutes, told before or soon after it starts."""
+"""What a training run takes: steps, tokens, memory, disk space and minutes, reported before or soon after it starts."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from .backbones import encoder_layers
 
 GIB = 2**30
 CGROUP = Path("/sys/fs/cgroup")
-# The time of a run is told after this number of steps, or after the number of seconds, whichever comes first, but not before the third.
+# The time of a run is reported after this number of steps, or after the number of seconds, whichever comes first, but not before the third.
 TOLD_AFTER_STEPS, TOLD_AFTER_SECONDS = 20, 30.0
 
 
