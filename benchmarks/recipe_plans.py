@@ -4,6 +4,7 @@ The plans of `recipe_sweep.py`: which groups of runs are trained, the most telli
 
     python benchmarks/recipe_plans.py screening > plan.json
     python benchmarks/recipe_plans.py second > plan.json
+    python benchmarks/recipe_plans.py core > plan.json
     python benchmarks/recipe_plans.py finalists second.json second_runs.jsonl > plan.json     # of the best variant of `second`
 """
 
@@ -19,7 +20,7 @@ BATCH = {300: 16, 1000: 16, 3000: 32, 6000: 32}
 
 
 def group(title: str, data: str, size: int, runs: list[dict], **shared) -> dict:
-    shared = {"epochs": EPOCHS[size], "batch": BATCH[size], "max_length": 256, "evaluations": 6, **shared}
+    shared = {"epochs": EPOCHS.get(size, 5), "batch": BATCH.get(size, 32), "max_length": 256, "evaluations": 6, **shared}
     return {"name": title, "group": {"data": data, "size": size, **shared}, "runs": runs}
 
 
@@ -241,7 +242,78 @@ def choose(files: list[str], plan: str) -> str:
     return max(means, key=means.get)
 
 
-PLANS = {"screening": screening, "second": second}
+def paper() -> dict:
+    """The paper's classifier, loss and learning rate."""
+    return {"softmax": 0.0, "similarity": 0.0, "dropout": 0.5, "lr": 5e-5, "head_lr": 5e-5}
+
+
+def core() -> list[dict]:
+    """The paper's core: contrastive losses and label attention, at the paper's size and in forms that `screening` left out."""
+    plan = []
+
+    def add(title, data, size, runs, epochs, rate=0.5e6, **shared):
+        tokens = size * DATA[data][0] * epochs * len(runs) * (1.4 if shared.get("label_encoder") else 1.0)
+        one = group(title, data, size, runs, epochs=epochs, **shared)
+        plan.append({**one, "seconds": round(tokens / rate) + 10})
+
+    printed, both = paper(), {"beta": 0.76, "gamma": 0.76}
+    as_printed = {"label_encoder": True, "encoder_dropout": 0.1}
+    arms = [both, {}, {**both, "attention": 0.0}]
+    whole = {"evaluations": 5, "test": True, **as_printed}
+    runs = [{**printed, **arm, "seed": seed} for arm in arms for seed in (0, 1)]
+    add("paper, all documents", "arxiv_mlc", 22713, runs, 5, **whole)
+    runs = [{**printed, **arm, "seed": 2} for arm in arms]
+    runs += [{**printed, "beta": 0.01, "gamma": 0.01}, {**printed, "attention": 0.0}]
+    add("paper, all documents", "arxiv_mlc", 22713, runs, 5, **whole)
+    default = {"softmax": 0.0, "decoupled": 1.0, "dropout": 0.5, "head_lr": 1e-3}
+    heads = {"arxiv_mlc": default, "usbills4k": {**default, "mlp": 0.0}, "debtags": default}
+    forms = [
+        {},
+        {"attention": 0.0},
+        {"attention_raw": 384**-0.5},
+        {"attention_raw": 0.0, "attention_cosine": 20.0},
+        {"attention_raw": 0.0, "attention_cosine": 10.0, "attention_learnt": 1.0},
+    ]
+    for data, head in heads.items():
+        runs = [{**head, **form, "seed": seed} for form in forms for seed in (0, 1)]
+        add("attention", data, 3000, runs, 5, evaluations=2)
+        runs = [
+            {**head, "laat_weight": 1.0, "mlp": mlp, "seed": seed}
+            for mlp in (head.get("mlp", 1.0), 0.0)
+            for seed in (0, 1)
+        ]
+        add("laat", data, 3000, runs if data != "usbills4k" else runs[:2], 5, rate=0.3e6, laat=True, evaluations=2)
+    jaccard = {"gamma": 0.76, "positives_jaccard": 1.0}
+    runs = [{}, {"seed": 1}, both, {**both, "seed": 1}, {"gamma": 0.76}, {"beta": 0.76}, jaccard, {"prototype": 0.76}]
+    add("paper", "arxiv_mlc", 3000, [{**printed, **run} for run in runs], 8, evaluations=2, **as_printed)
+    runs = [{**heads["usbills4k"], "attention": on, "seed": seed} for on in (1.0, 0.0) for seed in (0, 1)]
+    add("default, all documents", "usbills4k", 13768, runs, 6, evaluations=3, test=True)
+    runs = [{"gamma": 0.76}, {"gamma": 0.76, "seed": 1}, jaccard]
+    add(
+        "paper, queue",
+        "arxiv_mlc",
+        3000,
+        [{**printed, **run} for run in runs],
+        8,
+        queue=1024,
+        evaluations=2,
+        **as_printed,
+    )
+    runs = [both, {"prototype": 0.76}, jaccard]
+    add(
+        "paper, contrastive first", "arxiv_mlc", 3000, [{**printed, **run} for run in runs], 8,
+        contrastive_epochs=2, evaluations=2, **as_printed,
+    )  # fmt: skip
+    runs = [{**default, **arm, "seed": seed} for arm in ({}, {"attention": 0.0}, both) for seed in (0, 1)]
+    add("default, all documents", "arxiv_mlc", 22713, runs, 4, evaluations=2, test=True)
+    runs = [{**default, **run} for run in ({}, both, {"prototype": 0.76})]
+    add("default, label encoder", "arxiv_mlc", 3000, runs, 5, evaluations=2, label_encoder=True)
+    runs = [{**printed, "lr": 1e-4, "head_lr": 1e-4, **run} for run in ({}, both, {"gamma": 0.76})]
+    add("paper, batch 128", "arxiv_mlc", 3000, runs, 8, batch=128, evaluations=2, **as_printed)
+    return plan
+
+
+PLANS = {"screening": screening, "second": second, "core": core}
 
 
 def main() -> None:

@@ -43,6 +43,10 @@ GROUP = {
     "schedule": "linear",
     "average": 0.0,  # share of the steps, at the end, whose weights are averaged (0: none)
     "laat": False,  # label-wise attention over the tokens, added to the logits with each run's `laat_weight`
+    "label_encoder": False,  # encode the label texts in each step, with gradients, instead of training a table
+    "label_part": "label",  # "name": label names without descriptions
+    "queue": 0,  # earlier documents, detached, that the document loss compares with
+    "contrastive_epochs": 0.0,  # the first epochs train the contrastive losses alone
     "folds": 0,  # runs train on all but their fold, and their logits of it are kept
     "test": False,  # test metrics of the weights that were best on validation
     "export": False,  # their logits, of the first run
@@ -118,6 +122,7 @@ def prepare(options) -> None:
         indices[name] = [sorted(set(ids)) for ids in encode_labels(part, label2id)["label_indices"]]
         keep(f"{name}_labels", indices[name], np.uint16)
     keep("label_tokens", tokenizer(config.label_texts, truncation=True, max_length=64)["input_ids"], np.uint16)
+    keep("name_tokens", tokenizer(labels, truncation=True, max_length=64)["input_ids"], np.uint16)
     arrays["labels"] = np.asarray(labels)
     if not (output / "encoder.npz").exists():
         model = AutoModel.from_pretrained(backbone, add_pooling_layer=False)
@@ -160,6 +165,7 @@ class Data:
         self.name, self.folder, self.device = name, folder, device
         tokens = {part: ragged(arrays, f"{part}_tokens") for part in ("train", "validation", "test")}
         tokens["label"] = ragged(arrays, "label_tokens")
+        tokens["name"] = ragged(arrays, "name_tokens" if "name_tokens_values" in arrays else "label_tokens")
         self.vocabulary = np.unique(np.concatenate([*(row for rows in tokens.values() for row in rows), [0]]))
         self.num_labels = len(arrays["labels"])
         self.lengths = {part: np.asarray([len(row) for row in rows]) for part, rows in tokens.items()}
@@ -302,7 +308,7 @@ class Group:
         self.frozen = {name: value.unsqueeze(0).to(self.dtype) for name, value in encoder.items()}
         labels = data.num_labels
         with torch.no_grad():
-            table = self.encode_frozen("label", 64, LAYERS)
+            table = self.encode_frozen(self.shared["label_part"], 64, LAYERS)
             self.label_texts = table
         body, head = {}, {}
         for name, value in encoder.items():
@@ -359,6 +365,8 @@ class Group:
             if name == "table" and self.relative is not None:
                 self.relative[:, start:end] = self.vector("table_lr").view(-1, 1)
         self.is_body = set(body)
+        self.label_embeds = self.leaves["table"]
+        self.contrastive_only, self.queue = False, []
         self.steps = {"body": 0, "head": 0}
 
     def weights(self, body=True) -> dict[str, torch.Tensor]:
@@ -368,6 +376,15 @@ class Group:
             if (body or name not in self.is_body) and name not in ("bias", "scale", "sharpness")
         }
 
+    def with_labels(self, weights, body=True, dropout=0.0) -> dict[str, torch.Tensor]:
+        """The weights with the table of label embeddings that the encoder of this moment gives."""
+        self.label_embeds = self.leaves["table"]
+        if self.shared["label_encoder"] and body:
+            places = np.arange(self.data.num_labels)[None]
+            self.label_embeds = self.encode(weights, self.shared["label_part"], places, dropout)[0]
+            weights = {**weights, "table": self.label_embeds.to(self.dtype)}
+        return weights
+
     # -- the frozen part --
 
     @torch.no_grad()
@@ -376,7 +393,7 @@ class Group:
         key = (part, max_length, layers, self.size if part == "train" else None)
         if key in self.data.states:
             return self.data.states[key]
-        for old in [old for old in self.data.states if old[1] != max_length and old[0] != "label"]:
+        for old in [old for old in self.data.states if old[1] != max_length and old[0] not in ("label", "name")]:
             del self.data.states[old]
         tokens = self.data.tokens[part][: self.size if part == "train" else None, :max_length]
         lengths = torch.from_numpy(self.data.lengths[part][: len(tokens)]).clamp(max=max_length).to(self.device)
@@ -466,6 +483,8 @@ class Group:
     def losses(self, logits, targets, embeds):
         total = torch.zeros(self.number, device=self.device)
         documents = logits.shape[1]
+        if self.contrastive_only:
+            return total + self.contrastive_losses(embeds, targets)
         if self.has("bce"):
             value = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum((1, 2)) / documents
             total = total + self.vector("bce") * value
@@ -476,6 +495,10 @@ class Group:
             negatives = logits.masked_fill(targets > 0, -1e4).logsumexp(-1, keepdim=True)
             value = (targets * F.softplus(negatives - logits)).sum((1, 2)) / documents
             total = total + self.vector("decoupled") * value
+        return total + self.contrastive_losses(embeds, targets)
+
+    def contrastive_losses(self, embeds, targets):
+        total = torch.zeros(self.number, device=self.device)
         for name, function in (
             ("beta", self.label_loss),
             ("gamma", self.document_loss),
@@ -483,6 +506,10 @@ class Group:
         ):
             if self.has(name):
                 total = total + self.vector(name) * function(embeds.float(), targets)
+        if self.shared["queue"]:
+            self.queue = [(embeds.detach().float(), targets), *self.queue]
+            kept = -(-self.shared["queue"] // embeds.shape[1])
+            self.queue = self.queue[:kept]
         return total
 
     def negative_weights(self, jaccard):
@@ -492,9 +519,10 @@ class Group:
         constants = self.vectors["weighting"]
         return constants[:, 0].view(-1, 1, 1) + constants[:, 1].view(-1, 1, 1) * jaccard
 
-    def contrast(self, embeds):
+    def contrast(self, embeds, others=None):
         embeds = F.normalize(embeds, dim=-1)
-        return embeds @ embeds.transpose(1, 2) / self.vector("temperature").view(-1, 1, 1)
+        others = embeds if others is None else F.normalize(others, dim=-1)
+        return embeds @ others.transpose(1, 2) / self.vector("temperature").view(-1, 1, 1)
 
     def log_negatives(self, products, weights, negative):
         log_weights = (weights.clamp_min(0) * negative).log()
@@ -502,17 +530,17 @@ class Group:
         return torch.logsumexp(products + torch.where(some, log_weights, 0.0), dim=-1), some.squeeze(-1)
 
     @staticmethod
-    def overlaps(rows):
-        both = rows @ rows.transpose(1, 2)
-        sizes = both.diagonal(dim1=1, dim2=2)
-        return both, sizes.unsqueeze(1) + sizes.unsqueeze(2) - both
+    def overlaps(rows, others=None):
+        others = rows if others is None else others
+        both = rows @ others.transpose(1, 2)
+        return both, rows.sum(-1).unsqueeze(2) + others.sum(-1).unsqueeze(1) - both
 
     def label_loss(self, embeds, targets):
         counts = targets.sum(1)
         present = int((counts > 0).sum(1).max())
         ids = counts.topk(present, dim=1).indices
         columns = targets.gather(2, ids.unsqueeze(1).expand(-1, targets.shape[1], -1)).transpose(1, 2)
-        table = self.leaves["table"].gather(1, ids.unsqueeze(-1).expand(-1, -1, WIDTH))
+        table = self.label_embeds.gather(1, ids.unsqueeze(-1).expand(-1, -1, WIDTH))
         both, either = self.overlaps(columns)
         is_here = columns.sum(-1) > 0
         negative = is_here.unsqueeze(1) & ~torch.eye(present, dtype=torch.bool, device=self.device)
@@ -522,12 +550,13 @@ class Group:
         return terms.sum(1) / (some & is_here).sum(1).clamp_min(1)
 
     def document_loss(self, embeds, targets):
-        both, either = self.overlaps(targets)
+        others = torch.cat([targets, *(past for _, past in self.queue)], dim=1)
+        both, either = self.overlaps(targets, others)
         jaccard = both / either.clamp_min(1)
-        itself = torch.eye(targets.shape[1], dtype=torch.bool, device=self.device)
+        itself = torch.eye(targets.shape[1], others.shape[1], dtype=torch.bool, device=self.device)
         same = both == either
         positive = same & (both > 0) & ~itself
-        products = self.contrast(embeds)
+        products = self.contrast(embeds, torch.cat([embeds, *(past for past, _ in self.queue)], dim=1))
         below, some = self.log_negatives(products, self.negative_weights(jaccard), ~same)
         printed = torch.where(positive & some.unsqueeze(-1), below.unsqueeze(-1) - products, 0.0).sum((1, 2))
         printed = printed / targets.shape[1]
@@ -541,7 +570,7 @@ class Group:
 
     def prototype_loss(self, embeds, targets):
         """Contrast of each document with all label embeddings: the mean over its labels of -log softmax of cosine / tau."""
-        table = F.normalize(self.leaves["table"], dim=-1)
+        table = F.normalize(self.label_embeds, dim=-1)
         products = F.normalize(embeds, dim=-1) @ table.transpose(1, 2) / self.vector("temperature").view(-1, 1, 1)
         negatives = products.masked_fill(targets > 0, -1e4).logsumexp(-1, keepdim=True)
         terms = (targets * F.softplus(negatives - products)).sum(-1) / targets.sum(-1).clamp_min(1)
@@ -608,6 +637,7 @@ class Group:
 
     def train_step(self, places, factor, body=True):
         weights = self.weights(body)
+        weights = self.with_labels(weights, body, self.shared["encoder_dropout"])
         rows = torch.from_numpy(places).to(self.device)
         if body:
             embeds, states, mask = self.encode(weights, "train", places, self.shared["encoder_dropout"])
@@ -622,7 +652,7 @@ class Group:
     @torch.no_grad()
     def predict(self, part: str, rows=None, dtype=torch.float32):
         """Logits (K, N, L) of the documents of a part."""
-        weights = self.weights()
+        weights = self.with_labels(self.weights())
         rows = np.arange(len(self.data.lengths[part])) if rows is None else rows
         out = torch.empty(self.number, len(rows), self.data.num_labels, dtype=dtype, device=self.device)
         order = np.argsort(self.data.lengths[part][rows], kind="stable")
@@ -685,6 +715,7 @@ class Group:
             for rows in self.order(epoch, batch):
                 if step >= total:
                     break
+                self.contrastive_only = step < shared["contrastive_epochs"] * steps_an_epoch
                 running += self.train_step(rows, self.factor(step, total))
                 step += 1
                 if shared["average"] and step >= total * (1 - shared["average"]) and step % 4 == 0:
