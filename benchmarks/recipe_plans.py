@@ -20,7 +20,13 @@ BATCH = {300: 16, 1000: 16, 3000: 32, 6000: 32}
 
 
 def group(title: str, data: str, size: int, runs: list[dict], **shared) -> dict:
-    shared = {"epochs": EPOCHS.get(size, 5), "batch": BATCH.get(size, 32), "max_length": 256, "evaluations": 6, **shared}
+    shared = {
+        "epochs": EPOCHS.get(size, 5),
+        "batch": BATCH.get(size, 32),
+        "max_length": 256,
+        "evaluations": 6,
+        **shared,
+    }
     return {"name": title, "group": {"data": data, "size": size, **shared}, "runs": runs}
 
 

@@ -537,6 +537,7 @@ def run_needs(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
         train_label_embeds=args.label_encoding == "embedding",
         half_precision=args.bf16 or args.fp16,
         num_lexical_features=features if settings.lexical.lexical_scores else 0,
+        token_attention=settings.model.token_attention,
         num_checkpoints=kept,
     )
 
@@ -564,6 +565,7 @@ def build_model(settings: Settings, data: RunData, backbone: str, tokenizer, tra
             classifier_dropout=given.classifier_dropout,
             classifier_bias_init=given.classifier_bias_init,
             label_attention=given.label_attention,
+            token_attention=given.token_attention,
             label_frequencies=data.counts / max(data.num_documents, 1),
             max_label_length=settings.args.max_label_length,
             backbone_kwargs={"revision": given.model_revision, **dropout},

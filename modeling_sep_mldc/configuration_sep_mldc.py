@@ -15,6 +15,8 @@ from .encoder_sep_mldc import max_tokens
 # The recommended head. `trainer.recommend_settings` reads these: a model made in Python and a run of the command get the same one.
 # From this number of labels on, the classifier is label similarity alone.
 MANY_LABELS = 1000
+# Up to this number of labels, each label attends to the tokens.
+MOST_LABELS_FOR_TOKEN_ATTENTION = 5000
 DROPOUT_BY_CLASSIFIER = {"mlp": 0.5, "mlp+similarity": 0.5, "similarity": 0.2}
 
 # Names of fields in version 0.1 and their names now. The former ones are accepted for one release.
@@ -24,6 +26,11 @@ FORMER_FIELDS = {"label_support": "label_counts", "lexical_features": "num_lexic
 def recommended_classifier(num_labels: int) -> Literal["mlp+similarity", "similarity"]:
     """The recommended `classifier` for this number of labels."""
     return "similarity" if num_labels >= MANY_LABELS else "mlp+similarity"
+
+
+def recommended_token_attention(num_labels: int) -> bool:
+    """Whether label-wise attention is recommended for this number of labels: its cost grows with them."""
+    return num_labels <= MOST_LABELS_FOR_TOKEN_ATTENTION
 
 
 def rename_former_fields(values: dict[str, Any], warn: bool = False) -> dict[str, Any]:
@@ -96,6 +103,9 @@ class SepMldcConfig(PreTrainedConfig):
             Initial value of the learned scale of the similarity classifier.
         label_attention (`bool`, *optional*, defaults to `True`):
             Whether to use label-guided feature selection (Eq. 16-18). If `False`, the head sees the document embedding alone.
+        token_attention (`bool`, *optional*):
+            Whether each label also attends to the tokens of the document (label-wise attention). Defaults to `True` for up to
+            5,000 labels. `False` in checkpoints that do not say.
         encoder_max_length (`int`, *optional*):
             Maximum number of tokens of a document that the encoder reads. Lexical scores read all tokens. Defaults to no
             limit but the encoder's own.
@@ -167,6 +177,7 @@ class SepMldcConfig(PreTrainedConfig):
     classifier_bias_init: Literal["zero", "prior"] = "zero"
     similarity_scale_init: float | int = 10.0
     label_attention: bool = True
+    token_attention: bool | None = None
     encoder_max_length: int | None = None
     num_lexical_features: int | None = None
     num_lexical_bigrams: int = 0
@@ -199,6 +210,8 @@ class SepMldcConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.classifier is None:
             self.classifier = recommended_classifier(self.num_labels)
+        if self.token_attention is None:
+            self.token_attention = recommended_token_attention(self.num_labels)
         if self.classifier_dropout is None:
             self.classifier_dropout = DROPOUT_BY_CLASSIFIER[self.classifier]
         if self.problem_type != "multi_label_classification":
@@ -301,6 +314,7 @@ class SepMldcConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "SepMldcConfig":
         """As in transformers. Former names of fields are accepted: silently in `config_dict`, with a warning in `kwargs`."""
         values = rename_former_fields(config_dict)
+        values.setdefault("token_attention", False)  # saved before there was one
         if values.get("score_calibration") is not None:
             values.setdefault("calibrate_logits", False)  # saved by version 0.1
         loaded = super().from_dict(values, **rename_former_fields(kwargs, warn=True))

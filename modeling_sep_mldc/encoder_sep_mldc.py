@@ -198,6 +198,24 @@ class TextEncodingMixin:
             `tuple(torch.Tensor, ModelOutput)`: embeddings of shape `(B, d)` in float32, pooled as the configuration says, and the
             encoder's output for the tokens that it read, padding last.
         """
+        return self.encode_tokens(
+            input_ids, attention_mask, token_type_ids, inputs_embeds, max_length, with_states=False, **encoder_kwargs
+        )[:2]
+
+    def encode_tokens(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        max_length: int | None = None,
+        with_states: bool = True,
+        **encoder_kwargs: Any,
+    ) -> tuple[torch.Tensor, ModelOutput, torch.Tensor]:
+        """
+        As [`encode`], and the attention mask (B, T') of the tokens that were read. With `with_states=False`, an encoder that needs
+        no states of tokens may leave `last_hidden_state` out.
+        """
         if attention_mask is None:
             tokens: Any = input_ids if input_ids is not None else inputs_embeds
             attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
@@ -211,8 +229,8 @@ class TextEncodingMixin:
         elif max_length is not None:
             attention_mask = attention_mask[:, :max_length]
             values = [None if value is None else value[:, :max_length] for value in values]
-        if self._is_one_bag(values[0], encoder_kwargs):
-            return self.backbone.mean_embeds(values[0], attention_mask).float(), BaseModelOutput()
+        if not with_states and self._is_one_bag(values[0], encoder_kwargs):
+            return self.backbone.mean_embeds(values[0], attention_mask).float(), BaseModelOutput(), attention_mask
         inputs = dict(zip(("input_ids", "token_type_ids", "inputs_embeds"), values))
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if self.takes_use_cache:
@@ -220,10 +238,10 @@ class TextEncodingMixin:
         output = self.backbone(attention_mask=attention_mask, **inputs, **encoder_kwargs)
         states = output.last_hidden_state
         if self.config.pooling == "cls":
-            return states[:, 0].float(), output
+            return states[:, 0].float(), output, attention_mask
         mask = attention_mask.unsqueeze(-1).to(states.dtype)
         total = (states * mask).sum(dim=1, dtype=torch.float32)
-        return total / mask.sum(dim=1, dtype=torch.float32).clamp_min(1.0), output
+        return total / mask.sum(dim=1, dtype=torch.float32).clamp_min(1.0), output, attention_mask
 
     def _is_one_bag(self, input_ids: torch.Tensor | None, encoder_kwargs: dict[str, Any]) -> bool:
         """Whether the encoder gives the embeddings of texts without the states of tokens, which ONNX has no operator for."""

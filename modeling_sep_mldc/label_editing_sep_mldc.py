@@ -43,6 +43,7 @@ class LabelEditingMixin:
     training: bool
     label_embeddings: Any
     classifier: Any
+    token_attention: Any
     lexical: Any
     encode: Any
     train: Any
@@ -244,6 +245,13 @@ class LabelEditingMixin:
         if hasattr(classifier, "out_proj"):
             classifier.out_proj.weight = _like(classifier.out_proj.weight, change(classifier.out_proj.weight.detach()))
             classifier.out_proj.out_features = len(classifier.out_proj.weight)
+        if self.token_attention is not None:
+            queries = change(self.token_attention.queries.detach())
+            if new_embeddings is not None:
+                queries[-len(new_embeddings) :] = new_embeddings.to(queries.dtype)
+            self.token_attention.queries = _like(self.token_attention.queries, queries)
+            weights = self.token_attention.weights
+            self.token_attention.weights = _like(weights, change(weights.detach()))
         if self.lexical is not None:
             rows = change(torch.arange(len(table), device=table.device).unsqueeze(1)).flatten()
             added = 0 if new_embeddings is None else len(new_embeddings)

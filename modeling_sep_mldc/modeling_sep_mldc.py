@@ -25,6 +25,7 @@ from .label_editing_sep_mldc import LabelEditingMixin
 from .label_table_sep_mldc import LabelTable, attention_weights
 from .label_texts_sep_mldc import tokenize_label_texts
 from .lexical_sep_mldc import LexicalScores
+from .token_attention_sep_mldc import INIT_STD, TokenAttention
 from .top_k_sep_mldc import TopKMixin
 
 
@@ -139,6 +140,9 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         self.backbone = new_encoder(config.backbone_config)
         self.label_embeddings = nn.Parameter(torch.zeros(config.num_labels, config.hidden_size), requires_grad=False)
         self.classifier = SepMldcClassifier(config)
+        self.token_attention = None
+        if config.token_attention:
+            self.token_attention = TokenAttention(config.num_labels, config.hidden_size)
         self.lexical = None
         if config.num_lexical_features is not None:
             vocab_size = config.get_text_config().vocab_size
@@ -158,6 +162,9 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
             init.zeros_(module.bias)
             if module.uses_label_embeds:
                 init.constant_(module.similarity_scale, float(self.config.similarity_scale_init))
+        elif isinstance(module, TokenAttention):
+            init.zeros_(module.queries)
+            init.normal_(module.weights, std=INIT_STD)
         elif module is self:
             init.zeros_(self.label_embeddings)
 
@@ -230,6 +237,8 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         model.set_label_embeddings(
             model.encode_labels(tokenize_label_texts(tokenizer, config.label_texts, max_label_length))
         )
+        if model.token_attention is not None:
+            model.token_attention.queries.data.copy_(model.label_embeddings)
         if config.classifier_bias_init == "prior":
             if label_frequencies is None:
                 raise ValueError(
@@ -355,8 +364,8 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
         self, document_embeds: torch.Tensor, table: LabelTable | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Logits (B, L) of document embeddings (B, d), without lexical scores and calibration, and α (B, L) of Eq. 16, which is `None`
-        without label attention. `table` holds the label embeddings; the stored ones if it is not given.
+        Logits (B, L) of document embeddings (B, d), without token attention, lexical scores and calibration, and α (B, L) of Eq. 16,
+        which is `None` without label attention. `table` holds the label embeddings; the stored ones if it is not given.
         """
         table = LabelTable(self.label_embeddings) if table is None else table
         features, attention = document_embeds, None
@@ -365,6 +374,19 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
             features = torch.cat([table.mix(attention), document_embeds], dim=-1)  # Eq. 17-18
         features = features.to(self.classifier.bias.dtype)
         return self.classifier(features, table.products), attention
+
+    def score_texts(
+        self,
+        document_embeds: torch.Tensor,
+        encoder_output: ModelOutput,
+        attention_mask: torch.Tensor,
+        table: LabelTable | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As [`score_documents`], with token attention, of what `encode_tokens` returns."""
+        logits, attention = self.score_documents(document_embeds, table)
+        if self.token_attention is not None:
+            logits = logits + self.token_attention(encoder_output.last_hidden_state, attention_mask)
+        return logits, attention
 
     @can_return_tuple
     def forward(
@@ -413,12 +435,13 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
             return_label_embeds = self.training or labels is not None
         if kwargs:
             raise TypeError(f"forward() got an unexpected keyword argument {next(iter(kwargs))!r}")
-        document_embeds, encoder_output = self.encode(
+        document_embeds, encoder_output, token_mask = self.encode_tokens(
             input_ids,
             attention_mask,
             token_type_ids,
             inputs_embeds,
             max_length=self.config.encoder_max_length,
+            with_states=self.token_attention is not None,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
@@ -427,7 +450,7 @@ class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, T
             fresh = self.encode(candidate_input_ids, candidate_attention_mask)[0]
         table = LabelTable(self.label_embeddings, fresh, candidate_indices)
 
-        logits, attention = self.score_documents(document_embeds, table)
+        logits, attention = self.score_texts(document_embeds, encoder_output, token_mask, table)
         # Their margins are near 1 for the labels of training documents: added during training, they would leave nothing to learn.
         if self.lexical is not None and not self.training and input_ids is not None:
             logits = logits + self.lexical(input_ids, attention_mask).to(logits.dtype)

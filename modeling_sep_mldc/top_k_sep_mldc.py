@@ -15,8 +15,9 @@ class TopKMixin:
     training: bool
     label_embeddings: Any
     classifier: Any
+    token_attention: Any
     lexical: Any
-    encode: Any
+    encode_tokens: Any
     calibrate: Any
     train: Any
     eval: Any
@@ -71,8 +72,13 @@ class TopKMixin:
         training = self.training
         self.eval()
         try:
-            features, _ = self.encode(
-                input_ids, attention_mask, token_type_ids, inputs_embeds, max_length=self.config.encoder_max_length
+            features, output, token_mask = self.encode_tokens(
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                inputs_embeds,
+                max_length=self.config.encoder_max_length,
+                with_states=self.config.token_attention,
             )
             if self.config.label_attention:
                 features = torch.cat([self._attended_in_chunks(features, chunks), features], dim=-1)
@@ -80,6 +86,8 @@ class TopKMixin:
             best: tuple[torch.Tensor, torch.Tensor] | None = None
             for chunk in chunks:
                 logits = self._logits_of(chunk, features)
+                if self.token_attention is not None:
+                    logits = logits + self.token_attention(output.last_hidden_state, token_mask, chunk)
                 if self.lexical is not None and input_ids is not None:
                     logits = logits + self.lexical(input_ids, attention_mask, chunk).to(logits.dtype)
                 scores, indices = logits.topk(min(k, logits.shape[1]), dim=-1)

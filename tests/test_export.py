@@ -36,7 +36,9 @@ def documents(size: int, length: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model(NUM_LABELS, classifier="mlp+similarity", thresholds=[0.3] * NUM_LABELS).train()
+    return tiny_model(
+        NUM_LABELS, classifier="mlp+similarity", token_attention=True, thresholds=[0.3] * NUM_LABELS
+    ).train()
 
 
 @pytest.fixture(scope="module")

@@ -158,16 +158,19 @@ def tiny_model(
     """
     A random model in eval mode whose stored label embeddings are the encoded label texts; no dropout unless asked.
 
-    `config_kwargs` are fields of [`SepMldcConfig`]. The classifier and its loss are the paper's unless named. Labels are called `label 0`, `label 1`, ... unless `id2label` is given.
+    `config_kwargs` are fields of [`SepMldcConfig`]. The classifier and its loss are the paper's unless named, without token attention. Labels are called `label 0`, `label 1`, ... unless `id2label` is given.
     """
     config_kwargs.setdefault("id2label", {i: f"label {i}" for i in range(num_labels)})
-    config_kwargs = {"classifier": "mlp", "classification_loss": "bce", "classifier_dropout": 0.0, **config_kwargs}
+    paper = {"classifier": "mlp", "classification_loss": "bce", "classifier_dropout": 0.0, "token_attention": False}
+    config_kwargs = {**paper, **config_kwargs}
     config_kwargs.setdefault("backbone_config", tiny_backbone_config(kind, hidden_dropout, attention_dropout))
     config = SepMldcConfig(attn_implementation=attn_implementation, **config_kwargs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SepMldcForMultiLabelClassification(config).eval()
     model.set_label_embeddings(model.encode_labels(tokenize_label_texts(tiny_tokenizer(), config.label_texts)))
+    if model.token_attention is not None:
+        model.token_attention.queries.data.copy_(model.label_embeddings)
     return model
 
 

@@ -1,6 +1,8 @@
 """A student without layers: a static table of token embeddings that learns the answers of a trained model."""
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,21 +132,31 @@ class DistillationTrainer(SepMldcTrainer):
         args = distillation_arguments() if args is None else args
         device, hidden = args.device, args.disable_tqdm
         self.teacher = teacher.to(device).eval()
-        embeds = document_embeddings(teacher, tokenizer, train_dataset, bf16=args.bf16, hide_progress=hidden)
+        self._logits_folder, logits = None, None
+        if teacher.token_attention is not None:
+            # The embeddings alone do not give these logits. They are too large for memory where labels are many.
+            self._logits_folder = tempfile.TemporaryDirectory()
+            shape = (len(train_dataset), teacher.config.num_labels)
+            logits = np.memmap(Path(self._logits_folder.name, "logits.bin"), np.float16, "w+", shape=shape)
+        embeds = document_embeddings(
+            teacher, tokenizer, train_dataset, bf16=args.bf16, hide_progress=hidden, logits=logits
+        )
         model = new_student(teacher, tokenizer, train_dataset["input_ids"], embeds, hidden_size, hide_progress=hidden)
         columns = {"input_ids", "attention_mask", "length"} & set(train_dataset.column_names)
         documents = train_dataset.select_columns(sorted(columns))
         documents = documents.add_column("document_index", list(range(len(documents))))
         super().__init__(model, args, None, documents, eval_dataset, processing_class=tokenizer, **kwargs)
-        self.data_collator: Any = _Collator(self.data_collator, embeds)
+        self.data_collator: Any = _Collator(self.data_collator, embeds, logits)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross-entropy with the probabilities of the teacher, summed over labels, less their entropy: 0 at the best."""
-        embeds = inputs.pop("teacher_embeds", None)
+        embeds, wanted = inputs.pop("teacher_embeds", None), inputs.pop("teacher_logits", None)
         if embeds is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with torch.no_grad():
-            wanted = self.teacher.score_documents(embeds.float())[0].float()
+        if wanted is None:
+            with torch.no_grad():
+                wanted = self.teacher.score_documents(embeds.float())[0]
+        wanted = wanted.float()
         outputs = model(**inputs, return_label_embeds=False)
         loss = binary_divergence(outputs["logits"].float(), wanted)
         self._terms.add({"divergence": loss.detach()})
@@ -162,15 +174,18 @@ class DistillationTrainer(SepMldcTrainer):
 
 
 class _Collator:
-    """Adds the teacher's embeddings of the documents to what another collator makes."""
+    """Adds the teacher's embeddings of the documents, and its logits where they are stored, to what another collator makes."""
 
-    def __init__(self, collator: Any, embeds: torch.Tensor):
-        self.collator, self.embeds = collator, embeds
+    def __init__(self, collator: Any, embeds: torch.Tensor, logits: np.ndarray | None):
+        self.collator, self.embeds, self.logits = collator, embeds, logits
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self.collator(features)
         if "document_index" in features[0]:
-            batch["teacher_embeds"] = self.embeds[[feature["document_index"] for feature in features]]
+            rows = [feature["document_index"] for feature in features]
+            batch["teacher_embeds"] = self.embeds[rows]
+            if self.logits is not None:
+                batch["teacher_logits"] = torch.from_numpy(self.logits[rows])
         return batch
 
 
@@ -201,8 +216,12 @@ def document_embeddings(
     batch_size: int = 64,
     bf16: bool = False,
     hide_progress: bool = False,
+    logits: np.ndarray | None = None,
 ) -> torch.Tensor:
-    """Document embeddings (N, d) of a teacher in float16, on the CPU: the N documents of a tokenized data set, in their order."""
+    """
+    Document embeddings (N, d) of a teacher in float16, on the CPU: the N documents of a tokenized data set, in their order. Writes
+    their logits without lexical scores and calibration into `logits` (N, L), if it is given.
+    """
     collator = SepMldcDataCollator(tokenizer)
     documents = dataset["input_ids"]
     limit = teacher.config.encoder_max_length
@@ -214,7 +233,11 @@ def document_embeddings(
             batch = collator([{"input_ids": documents[int(row)]} for row in rows])
             batch = {name: batch[name].to(teacher.device) for name in ("input_ids", "attention_mask")}
             with torch.autocast(teacher.device.type, torch.bfloat16, enabled=bf16):
-                found = teacher.encode(**batch, max_length=limit)[0]
+                found, output, mask = teacher.encode_tokens(
+                    **batch, max_length=limit, with_states=teacher.token_attention is not None
+                )
+                if logits is not None:
+                    logits[rows] = teacher.score_texts(found, output, mask)[0].half().cpu().numpy()
             embeds[torch.from_numpy(rows)] = found.to(embeds)
             bar.update(len(rows))
     return embeds
@@ -314,6 +337,7 @@ def _student_config(
     values |= {
         "backbone_config": encoder,
         "pooling": "mean",
+        "token_attention": False,  # slower than all the rest of a student; it learns the logits that it gives the teacher
         "classifier_dropout": CLASSIFIER_DROPOUT,
         "classifier_hidden_size": config.classifier_hidden_size or config.hidden_size,
         "encoder_max_length": config.max_tokens(),

@@ -65,6 +65,9 @@ class ModelArguments:
         },
     )
     label_attention: bool = field(default=True, metadata={"help": "Label-guided feature selection (Eq. 16-18)."})
+    token_attention: bool = field(
+        default=True, metadata={"help": "Each label attends to the tokens of the document (label-wise attention)."}
+    )
     freeze_layers: int = field(
         default=0, metadata={"help": "Number of lowest encoder layers, with the embeddings, that are not trained."}
     )

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from modeling_sep_mldc.encoder_sep_mldc import new_encoder
+from modeling_sep_mldc.token_attention_sep_mldc import MAX_WEIGHTS
 
 from .backbones import encoder_layers
 
@@ -57,6 +58,7 @@ def estimate_run(
     train_label_embeds: bool = True,
     half_precision: bool = False,
     num_lexical_features: int = 0,
+    token_attention: bool = False,
     num_checkpoints: int = 0,
 ) -> RunNeeds:
     r"""
@@ -76,6 +78,7 @@ def estimate_run(
         train_label_embeds (`bool`, defaults to `True`): whether the label embeddings are trained.
         half_precision (`bool`, defaults to `False`): autocast to 16 bits.
         num_lexical_features (`int`, defaults to 0): weights of the lexical scores per label.
+        token_attention (`bool`, defaults to `False`): whether labels attend to tokens.
         num_checkpoints (`int`, defaults to 0): checkpoints that are on the disk at the same time.
 
     Returns:
@@ -88,16 +91,20 @@ def estimate_run(
     above = layers[num_frozen_layers:]
     trained = sum(p.numel() for layer in above for p in layer.parameters()) if num_frozen_layers else total
     classifier = num_labels * (width + 1) + 4 * width**2
+    if token_attention:
+        classifier += 2 * num_labels * width
     table = num_labels * width
     trained += classifier + (table if train_label_embeds else 0)
     weights = 4 * (total + classifier + table)
     lexical = 8 * num_labels * num_lexical_features
+    # Scores, weights and products of all tokens and labels, up to the size of a chunk.
+    attention = 16 * min(batch_size * max_length * num_labels, MAX_WEIGHTS) if token_attention else 0
     per_token = 34 * width * max(len(above), 1) * (1 if half_precision else 2)
     return RunNeeds(
         num_steps,
         num_tokens,
         state_bytes=weights + 12 * trained + lexical,
-        batch_bytes=batch_size * (max_length * per_token + 32 * num_labels),
+        batch_bytes=batch_size * (max_length * per_token + 32 * num_labels) + attention,
         # The final model is written beside the former one before it replaces it.
         disk_bytes=num_checkpoints * (weights + 8 * trained) + 2 * (weights + lexical),
     )

@@ -15,7 +15,7 @@ from .adapters import lora_rank
 logger = logging.get_logger(__name__)
 
 # A resume with other values of these fields of the configuration is refused.
-MODEL_FIELDS = ("pooling", "classification_loss", "class_weights", "classifier", "label_attention")
+MODEL_FIELDS = ("pooling", "classification_loss", "class_weights", "classifier", "label_attention", "token_attention")
 # Other values of these arguments cause a warning.
 ARGUMENTS = (
     "seed",

@@ -107,6 +107,7 @@ def _rows(source: Any, names: Mapping[str, str]) -> list[tuple[str, str]]:
 _MODEL_SETTINGS = {
     "classifier": "classifier",
     "label_attention": "label-guided feature selection (Eq. 16-18)",
+    "token_attention": "label-wise attention over tokens",
     "pooling": "pooling",
     "classification_loss": "classification loss (Eq. 19)",
     "class_weights": "class weights of the binary cross-entropy",

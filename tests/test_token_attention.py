@@ -1,0 +1,168 @@
+"""Label-wise attention over tokens: a slow reference, chunks, and its life through saving, editing and training."""
+
+import math
+
+import pytest
+import torch
+from tiny_models import tiny_batch, tiny_model, tiny_tokenizer
+
+from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification, token_attention_sep_mldc
+from modeling_sep_mldc.configuration_sep_mldc import MOST_LABELS_FOR_TOKEN_ATTENTION
+from modeling_sep_mldc.token_attention_sep_mldc import TokenAttention
+
+
+pytestmark = pytest.mark.numeric
+
+
+def slow_logits(states, mask, queries, weights):
+    """Loops over documents and labels, in Python floats."""
+    rows = []
+    for document, attended in zip(states.tolist(), mask.tolist(), strict=True):
+        tokens = [state for state, kept in zip(document, attended, strict=True) if kept]
+        logits = []
+        for query, weight in zip(queries.tolist(), weights.tolist(), strict=True):
+            dot = lambda a, b: sum(x * y for x, y in zip(a, b, strict=True))  # noqa: E731
+            scores = [math.exp(dot(state, query) / math.sqrt(len(query))) for state in tokens]
+            logits.append(
+                sum(score * dot(state, weight) for score, state in zip(scores, tokens)) / max(sum(scores), 1e-9)
+            )
+        rows.append(logits)
+    return torch.tensor(rows)
+
+
+def random_layer(num_labels=7, hidden_size=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    layer = TokenAttention(num_labels, hidden_size)
+    for parameter in layer.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+    states = torch.randn(3, 5, hidden_size, generator=generator)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
+    return layer, states, mask
+
+
+def documents():
+    return {name: value for name, value in tiny_batch().items() if name != "labels"}
+
+
+def test_logits_equal_a_loop_over_documents_labels_and_tokens():
+    layer, states, mask = random_layer()
+    expected = slow_logits(states, mask, layer.queries, layer.weights)
+    torch.testing.assert_close(layer(states, mask), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer(states, mask, slice(2, 5)), expected[:, 2:5], rtol=1e-4, atol=1e-5)
+
+
+def test_padding_plays_no_part_and_a_document_without_tokens_gets_zero():
+    layer, states, mask = random_layer()
+    other = states.masked_fill(mask[..., None] == 0, 1e6)
+    torch.testing.assert_close(layer(states, mask), layer(other, mask))
+    mask[2] = 0
+    logits = layer(states, mask)
+    assert torch.equal(logits[2], torch.zeros(7))
+    logits.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("limit", [1, 20, 40, 10**9])
+def test_chunks_of_labels_give_the_same_logits_and_gradients(monkeypatch, limit):
+    layer, states, mask = random_layer()
+    states.requires_grad_()
+    expected = torch.autograd.grad(layer(states, mask).square().sum(), [states, *layer.parameters()])
+    monkeypatch.setattr(token_attention_sep_mldc, "MAX_WEIGHTS", limit)
+    found = torch.autograd.grad(layer(states, mask).square().sum(), [states, *layer.parameters()])
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        assert layer(states, mask).shape == (3, 7)
+
+
+def test_the_model_adds_them_to_the_logits_of_the_classifier():
+    model, batch = tiny_model(classifier="mlp+similarity", token_attention=True), documents()
+    states = model(**batch, output_hidden_states=True).hidden_states[-1]
+    with torch.no_grad():
+        added = model.token_attention(states, batch["attention_mask"])
+        total = model(**batch).logits
+        model.token_attention.weights.zero_()
+        torch.testing.assert_close(total - model(**batch).logits, added, atol=1e-5, rtol=1e-4)
+    assert added.abs().max() > 1e-4
+
+
+def test_scores_do_not_depend_on_the_side_of_the_padding_and_tokens_beyond_the_limit():
+    model = tiny_model(token_attention=True, encoder_max_length=6)
+    batch = documents()
+    left = {name: torch.zeros_like(value) for name, value in batch.items()}
+    for row, length in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
+        for name, value in batch.items():
+            left[name][row, -length:] = value[row, :length]
+    cut = {name: value[:, :6] for name, value in batch.items()}
+    with torch.no_grad():
+        expected = model(**batch).logits
+        torch.testing.assert_close(model(**left).logits, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model(**cut).logits, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("classifier", ["mlp", "similarity", "mlp+similarity"])
+def test_top_k_in_chunks_equals_top_k_of_the_logits(classifier):
+    model = tiny_model(num_labels=24, classifier=classifier, token_attention=True)
+    torch.nn.init.normal_(model.token_attention.weights)
+    with torch.no_grad():
+        expected = model(**documents()).logits.topk(5, dim=-1)
+    for chunk_size in (1, 10, 1000):
+        scores, indices = model.predict_top_k(**documents(), k=5, chunk_size=chunk_size)
+        torch.testing.assert_close(scores, expected.values, rtol=1e-4, atol=1e-5)
+        assert torch.equal(indices, expected.indices)
+
+
+def test_it_is_saved_and_loaded_and_a_checkpoint_from_before_has_none(tmp_path):
+    model = tiny_model(token_attention=True)
+    model.save_pretrained(tmp_path)
+    loaded = SepMldcForMultiLabelClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**documents()).logits, model(**documents()).logits)
+    values = model.config.to_dict()
+    values.pop("token_attention")
+    assert SepMldcConfig.from_dict(values).token_attention is False
+    assert SepMldcForMultiLabelClassification(SepMldcConfig.from_dict(values)).token_attention is None
+
+
+def test_it_is_on_by_default_up_to_a_number_of_labels():
+    few = SepMldcConfig(num_labels=3, backbone_config={"model_type": "bert", "num_hidden_layers": 1})
+    assert few.token_attention is True
+    assert SepMldcConfig(num_labels=MOST_LABELS_FOR_TOKEN_ATTENTION + 1).token_attention is False
+    assert SepMldcConfig(num_labels=3, token_attention=False).token_attention is False
+
+
+def test_a_new_model_starts_with_the_label_embeddings_as_queries(tmp_path):
+    tiny_model().backbone.save_pretrained(tmp_path)
+    model = SepMldcForMultiLabelClassification.from_backbone(str(tmp_path), tiny_tokenizer(), ["star", "market"])
+    assert torch.equal(model.token_attention.queries, model.label_embeddings)
+    assert model.token_attention.queries.requires_grad and model.token_attention.weights.std() < 0.1
+
+
+def test_labels_are_added_and_removed():
+    model = tiny_model(token_attention=True)
+    with torch.no_grad():
+        before = model(**documents()).logits
+    model.add_labels({"star": "star galaxy", "price": None}, tiny_tokenizer())
+    assert model.token_attention.queries.shape == model.token_attention.weights.shape == (7, model.config.hidden_size)
+    torch.testing.assert_close(model.token_attention.queries[5:], model.label_embeddings[5:])
+    assert model.token_attention.queries.requires_grad
+    model.remove_labels(["star", "price"])
+    with torch.no_grad():
+        torch.testing.assert_close(model(**documents()).logits, before)
+
+
+def test_training_moves_queries_and_weights():
+    model = tiny_model(token_attention=True).train()
+    before = {name: value.clone() for name, value in model.token_attention.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model(**tiny_batch()).loss.backward()
+    optimizer.step()
+    assert all(not torch.equal(value, before[name]) for name, value in model.token_attention.state_dict().items())
+
+
+def test_autocast_is_near_full_precision():
+    model = tiny_model(token_attention=True)
+    with torch.no_grad():
+        expected = model(**documents()).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(**documents()).logits
+    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
