@@ -23,7 +23,8 @@ test: $(VENV)/.installed-$(EXTRAS)
 
 # What depends on the arithmetic of the processor, as on one that has AVX2 but not AVX-512.
 test-numeric: $(VENV)/.installed-$(EXTRAS)
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -q -m "numeric and not slow"
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile \
+		-m "numeric and not slow"
 
 test-slow: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python -m pytest -q -m slow

@@ -5,6 +5,7 @@ The plans of `recipe_sweep.py`: which groups of runs are trained, the most telli
     python benchmarks/recipe_plans.py screening > plan.json
     python benchmarks/recipe_plans.py second > plan.json
     python benchmarks/recipe_plans.py core > plan.json
+    python benchmarks/recipe_plans.py tokens > plan.json
     python benchmarks/recipe_plans.py finalists second.json second_runs.jsonl > plan.json     # of the best variant of `second`
 """
 
@@ -319,7 +320,20 @@ def core() -> list[dict]:
     return plan
 
 
-PLANS = {"screening": screening, "second": second, "core": core}
+def tokens() -> list[dict]:
+    """Label-wise attention over tokens, without and with it, for as many epochs as the recipe trains."""
+    plan = []
+    head = {"softmax": 0.0, "decoupled": 1.0, "dropout": 0.5, "head_lr": 1e-3, "mlp": 0.0}
+    for size, epochs in ((3000, 11), (13768, 6)):
+        shared = {"epochs": epochs, "evaluations": 2, "test": size > 3000}
+        runs = [{**head, "laat_weight": 1.0}, {**head, "laat_weight": 1.0, "similarity": 0.0}]
+        plan.append(group("laat", "usbills4k", size, runs[: 2 if size == 3000 else 1], laat=True, **shared))
+        runs = [head, {**head, "attention": 0.0}]
+        plan.append(group("no laat", "usbills4k", size, runs[: 2 if size == 3000 else 1], **shared))
+    return plan
+
+
+PLANS = {"screening": screening, "second": second, "core": core, "tokens": tokens}
 
 
 def main() -> None:

@@ -26,6 +26,12 @@ from .static_encoder_sep_mldc import StaticEncoder
 DEFAULT_MAX_TOKENS = 512
 
 
+def cpu_computes_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16: AVX512-BF16 or AMX (x86), or those of Arm. Others emulate it."""
+    abilities = torch.cpu.get_capabilities()
+    return any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16", "sve_bf16"))
+
+
 def encoder_class(backbone_config: PreTrainedConfig) -> Any:
     """
     The class of the text encoder with this configuration: that of `AutoModel`, or the encoder half of T5 and its relatives.

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .encoder_sep_mldc import cpu_computes_bfloat16
+
 
 # Tokens that are read for one explanation, in all copies: 32 copies of 256 tokens.
 EXPLANATION_BUDGET = 8192
@@ -189,6 +191,4 @@ def _bfloat16(model: Any, length: int) -> AbstractContextManager:
     has_layers = getattr(model.config.backbone_config, "num_hidden_layers", None)
     if length < BFLOAT16_FROM or not is_float32 or not has_layers:
         return nullcontext()
-    abilities = torch.cpu.get_capabilities()
-    native = any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "sve_bf16", "bf16"))
-    return torch.autocast("cpu", torch.bfloat16) if native else nullcontext()
+    return torch.autocast("cpu", torch.bfloat16) if cpu_computes_bfloat16() else nullcontext()

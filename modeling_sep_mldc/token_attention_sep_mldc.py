@@ -65,7 +65,35 @@ def _attend(states: torch.Tensor, mask: torch.Tensor, queries: torch.Tensor, wei
     """Logits (B, L) in float32 of states (B, T, d), a Boolean mask (B, T), queries and output weights (L, d)."""
     scores = states @ (queries * queries.shape[-1] ** -0.5).t()
     values = states @ weights.t()
+    if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        return _WeightedSum.apply(scores, values, mask)
+    return (_attention(scores, mask) * values).sum(dim=1, dtype=torch.float32)
+
+
+def _attention(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Softmax over tokens of scores (B, T, L), in their dtype: 0 for padding, and everywhere for a document without tokens."""
     # Finite, so that a document without tokens gives no NaN.
-    scores = scores.float().masked_fill(~mask.unsqueeze(-1), -1e4)
-    attention = torch.softmax(scores, dim=1) * mask.any(dim=1)[:, None, None]
-    return (attention * values.float()).sum(dim=1)
+    scores = scores.masked_fill(~mask.unsqueeze(-1), -1e4)
+    with torch.autocast(scores.device.type, enabled=False):  # which would make a copy in float32
+        return torch.softmax(scores, dim=1) * mask.any(dim=1)[:, None, None]
+
+
+class _WeightedSum(torch.autograd.Function):
+    r"""
+    $z_{bl} = \sum_t \text{softmax}_t(s_{btl}) \, v_{btl}$ with its gradients in closed form. The tensors have a value per token and label:
+    autograd would keep twice as many of them and take half as long again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        attention = _attention(scores, mask)
+        logits = (attention * values).sum(dim=1, dtype=torch.float32)
+        ctx.save_for_backward(attention, values, logits)
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        attention, values, logits = ctx.saved_tensors
+        for_values = attention * gradients[0].to(attention.dtype).unsqueeze(1)
+        for_scores = (values - logits.to(values.dtype).unsqueeze(1)).mul_(for_values)
+        return for_scores, for_values, None

@@ -166,3 +166,13 @@ def test_autocast_is_near_full_precision():
         with torch.autocast("cpu", torch.bfloat16):
             found = model(**documents()).logits
     torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_gradients_are_those_of_the_formula():
+    layer, states, mask = random_layer()
+    layer, states = layer.double(), states.double().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda *inputs: token_attention_sep_mldc._WeightedSum.apply(*inputs, mask.bool()).double(),
+        (states, states.detach().flip(0).requires_grad_()),
+        atol=1e-3, rtol=1e-3, eps=1e-3,
+    )  # fmt: skip

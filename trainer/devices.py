@@ -5,6 +5,8 @@ import time
 import torch
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
+from modeling_sep_mldc.encoder_sep_mldc import cpu_computes_bfloat16
+
 
 def has_accelerator() -> bool:
     """Whether PyTorch can use a GPU, an NPU, a TPU, ..."""
@@ -13,16 +15,14 @@ def has_accelerator() -> bool:
 
 def is_bfloat16_native(use_cpu: bool = False) -> bool:
     """
-    Whether the device computes in bfloat16 instead of emulating it: a GPU that supports it, or a processor with AVX512-BF16 or
-    AMX (x86), or with the bfloat16 instructions of Arm.
+    Whether the device computes in bfloat16 instead of emulating it: a GPU that supports it, or a processor with the instructions.
 
     Args:
         use_cpu (`bool`, defaults to `False`): check the CPU even if there is an accelerator.
     """
     if has_accelerator() and not use_cpu:
         return is_torch_xla_available() or is_torch_bf16_gpu_available()
-    abilities = torch.cpu.get_capabilities()
-    return any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16", "sve_bf16"))
+    return cpu_computes_bfloat16()
 
 
 def bfloat16_slowdown(size: int = 512, repeats: int = 7) -> float:

@@ -132,7 +132,8 @@ class DistillationTrainer(SepMldcTrainer):
         args = distillation_arguments() if args is None else args
         device, hidden = args.device, args.disable_tqdm
         self.teacher = teacher.to(device).eval()
-        self._logits_folder, logits = None, None
+        self._logits_folder: tempfile.TemporaryDirectory | None = None
+        logits: np.ndarray | None = None
         if teacher.token_attention is not None:
             # The embeddings alone do not give these logits. They are too large for memory where labels are many.
             self._logits_folder = tempfile.TemporaryDirectory()

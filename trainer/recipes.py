@@ -188,8 +188,9 @@ def _model_settings(num_labels: int, recipe: str, named: Mapping[str, Any]) -> d
             "label_attention": Setting(True, f"{PAPER}, Eq. 16-18"),
             "token_attention": Setting(False, "not in the paper"),
             "label_encoding": Setting("encoder", f"{PAPER}, Eq. 5"),
-            "label_loss_weight": Setting(0.01, f"{PAPER}, β of Eq. 21"),
-            "document_loss_weight": Setting(0.01, f"{PAPER}, γ of Eq. 21"),
+            # The paper's 0.01 goes with a loss that is averaged over labels; here it is summed.
+            "label_loss_weight": Setting(0.01 * num_labels, f"{PAPER} β of Eq. 21, 0.01 per label"),
+            "document_loss_weight": Setting(0.01 * num_labels, f"{PAPER} γ of Eq. 21, 0.01 per label"),
             "lexical_scores": Setting(False, "not in the paper"),
         }
     classifier = Setting(recommended_classifier(num_labels), "ahead of either part alone for fewer labels")
