@@ -144,4 +144,7 @@ def test_a_text_without_words_has_the_bias_only():
     model = tiny_model(num_labels=2)
     inputs = {"input_ids": torch.tensor([[2, 3]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
     found = explain_window(model, inputs, [-1, -1], [0, 1], 4, 1)
-    assert found.encoder.shape == (0, 2) and torch.equal(found.logit, found.bias) and found.remainder.abs().max() == 0
+    assert found.encoder.shape == (0, 2)
+    # Two equal rows of a batch may differ in the last bit.
+    torch.testing.assert_close(found.logit, found.bias, rtol=0, atol=1e-6)
+    assert found.remainder.abs().max() < 1e-6

@@ -103,7 +103,8 @@ def test_few_validation_documents_choose_no_checkpoint():
 def test_the_recipe_of_the_paper_has_its_settings():
     paper = recommend_settings(10_000, 54, recipe="paper", device="cuda")
     assert paper["classifier"] == "mlp" and paper["classifier_dropout"] == 0.5 and paper["learning_rate"] == 5e-5
-    assert paper["label_loss_weight"] == paper["document_loss_weight"] == 0.01
+    assert paper["label_loss_weight"] == paper["document_loss_weight"] == pytest.approx(0.54)  # 0.01 per label
+    assert not paper["token_attention"]
     assert not paper["lexical_scores"] and paper["freeze_layers"] == 0
 
 
