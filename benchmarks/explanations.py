@@ -2,19 +2,25 @@
 """
 How faithful the pipeline's explanations are, compared with gradient x input, integrated gradients, lexical parts and random order.
 
-    python benchmarks/explanations.py --checkpoints arxiv_mlc=FOLDER debtags=FOLDER --test_files arxiv_mlc=FILE debtags=FILE
+    python benchmarks/explanations.py --checkpoints arxiv_mlc=FOLDER debtags=FOLDER --files arxiv_mlc=FILE debtags=FILE
 
-Checkpoints are models as `run_mldc.py` trains them with its defaults on 1,000 documents. For the best label of each of `--documents` test
-documents:
+Checkpoints are models as `run_mldc.py` trains them with its defaults on 1,000 documents. Files hold documents that they were not trained
+on: validation documents to choose (`--fades`), test documents to confirm. For the best label of each of `--documents` documents:
 
-- Spearman's rank correlation, over `--words` words, of a word's score with the fall of the label's logit when that word alone is left
-  out, and when it is replaced by the mask token. Where documents are so short that the pipeline leaves out each word by itself, the
-  first is 1 by construction, so it is also given for documents with groups of words alone.
+- Spearman's rank correlation, over `--words` words, of a word's score with the fall of the label's logit when that word alone is masked:
+  neither the encoder nor the lexical scores read it, and all other tokens keep their positions. Also when it is taken out of the text, so
+  that all tokens behind it move by one or more positions, and when the mask token takes its place.
 - Pearson's correlation, over `--subsets` random sets of a fifth of the words, of the sum of their scores with the fall of the logit
-  without all of them (Bhatt et al., 2020): no method has measured these.
-- Deletion and insertion curves (Petsiuk et al., 2018): the logit without the most important words, and with them alone. The areas are
-  means over the shares of words of the fall of the logit, and of the logit above that of a document without words.
-- Seconds of one core.
+  of a text without all of them (Bhatt et al., 2020): no method has measured these.
+- Deletion and insertion curves (Petsiuk et al., 2018): the logit of a text without the most important words, and with them alone. The
+  areas are means over the shares of words of the fall of the logit, and of the logit above that of a document without words.
+- Seconds of one core, and the share of the logit's distance from the bias that `remainder` is.
+
+For the first `--ceilings` documents two methods that cost too much for use: every word masked by itself (Spearman 1 by definition), and a
+greedy search, which measures each remaining word by the pipeline's method again after each twentieth of the words is deleted.
+
+References and curves are computed in bfloat16 where the processor computes it, which moves a word's effect by a twentieth of its
+standard deviation.
 """
 
 import argparse
@@ -26,14 +32,22 @@ import numpy as np
 import torch
 from quality import write_json
 from scipy.stats import spearmanr
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
-from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcForMultiLabelClassification
-from modeling_sep_mldc.explanation_sep_mldc import _without, words_of_tokens
+from modeling_sep_mldc import (
+    MultiLabelDocumentClassificationPipeline,
+    SepMldcForMultiLabelClassification,
+    explanation_sep_mldc,
+)
+from modeling_sep_mldc.explanation_sep_mldc import explain_window, masked_copies, words_of_tokens
+from trainer.devices import is_bfloat16_native
 
 
 RESULTS = Path(__file__).parent / "results" / "explanations.json"
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)
+REMOVALS = ("masked", "taken out", "mask token")
+BFLOAT16 = is_bfloat16_native(use_cpu=True)
 
 
 class Document:
@@ -50,23 +64,37 @@ class Document:
         self.owners, self.num_words = torch.tensor(owners), len(self.spans)
         # The text that was read, so that the pipeline reads one window.
         self.text = text[: max((end for _, end in encoded["offset_mapping"]), default=0)]
-        self.label = int(self.logits_of(torch.zeros(1, self.num_words, dtype=torch.bool), label=None)[0].argmax())
+        self.label = int(self.logits_of(self.no_words, label=None)[0].argmax())
+
+    @property
+    def no_words(self) -> torch.Tensor:
+        return torch.zeros(1, self.num_words, dtype=torch.bool)
 
     @torch.no_grad()
-    def logits_of(self, left_out: torch.Tensor, label: int | None = -1, mask: bool = False, bf16: bool = False):
-        """Logits (K,) of the label, or (K, L) of all, without the words `left_out` (K, W), or with mask tokens in their place."""
-        left_out = torch.cat([left_out, torch.zeros(len(left_out), 1, dtype=torch.bool)], dim=1)[:, self.owners]
-        inputs = {"input_ids": self.ids[None], "attention_mask": torch.ones_like(self.ids)[None]}
+    def logits_of(self, removed: torch.Tensor, how: str = "taken out", label: int | None = -1) -> torch.Tensor:
+        """Logits (K,) of the label, or (K, L) of all, without the words `removed` (K, W), see `REMOVALS`."""
+        outside = torch.zeros(len(removed), 1, dtype=torch.bool)
         found = []
-        for rows in left_out.split(16):
-            batch = _without(inputs, rows, self.tokenizer.pad_token_id)
-            if mask:
-                ids = inputs["input_ids"].expand(len(rows), -1).masked_fill(rows, self.tokenizer.mask_token_id)
-                batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                found.append(self.model(**batch).logits.float())
+        for rows in torch.cat([removed, outside], dim=1)[:, self.owners].split(16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16):
+                found.append(self.model(**self.copies(rows, how)).logits.float())
         logits = torch.cat(found)
         return logits if label is None else logits[:, self.label]
+
+    def copies(self, rows: torch.Tensor, how: str) -> dict[str, torch.Tensor]:
+        ids = self.ids[None]
+        if how == "masked":
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            return masked_copies(inputs, rows, self.tokenizer.pad_token_id)
+        if how == "mask token":
+            ids = ids.expand(len(rows), -1).masked_fill(rows, self.tokenizer.mask_token_id)
+            return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        left = [self.ids[~row] for row in rows]
+        mask = pad_sequence([torch.ones_like(row) for row in left], batch_first=True)
+        return {
+            "input_ids": pad_sequence(left, batch_first=True, padding_value=self.tokenizer.pad_token_id),
+            "attention_mask": mask,
+        }
 
     def of_words(self, of_tokens: torch.Tensor) -> np.ndarray:
         kept = self.owners >= 0
@@ -74,15 +102,20 @@ class Document:
 
     # ---- Scores of words ----
 
-    def pipeline(self, classify) -> tuple[np.ndarray, int]:
+    def pipeline(self, classify) -> tuple[np.ndarray, float]:
+        """Scores, and the share that is no word's."""
         answer = classify(self.text, return_explanation=True, explanation_size=10**6, top_k=1)
         (found,) = answer["explanations"].values()
         scores = {(word["start"], word["end"]): word["score"] for word in found["words"]}
-        return np.array([scores.get(span, 0.0) for span in self.spans]), found["words_per_group"]
+        share = abs(found["remainder"]) / max(abs(found["logit"] - found["bias"]), 1e-6)
+        return np.array([scores.get(span, 0.0) for span in self.spans]), share
 
     def lexical(self) -> torch.Tensor:
         scale = self.model.config.logit_calibration[0]
         return scale * self.model.lexical.contributions(self.ids, [self.label])[0]
+
+    def lexical_of_words(self) -> np.ndarray:
+        return self.of_words(self.lexical())
 
     def gradient_x_input(self) -> np.ndarray:
         embeds = self.model.get_input_embeddings()(self.ids)[None].detach().requires_grad_()
@@ -99,53 +132,97 @@ class Document:
         found = method.attribute(embeds, baselines=baseline, n_steps=8, internal_batch_size=8)
         return self.of_words(found.sum(-1)[0].detach() + self.lexical())
 
+    # ---- Methods that cost too much for use ----
 
-def measure(document: Document, classify, options, rng: np.random.Generator) -> dict:
-    """All figures of one document."""
-    timed = {}
-    methods = {"gradient x input": document.gradient_x_input, "lexical part alone": lambda: None}
+    def every_word_masked(self) -> np.ndarray:
+        every = torch.cat([self.no_words, torch.eye(self.num_words, dtype=torch.bool)])
+        logits = self.logits_of(every, "masked")
+        return (logits[0] - logits[1:]).numpy()
+
+    def greedy(self) -> np.ndarray:
+        """Ranks, the highest for the words that are deleted first, down to half of the words."""
+        ranks, gone = np.zeros(self.num_words), self.no_words[0]
+        step = max(round(self.num_words / 20), 1)
+        while gone.float().mean() < max(SHARES):
+            left = self.owners < 0
+            left[~left] = ~gone[self.owners[~left]]
+            kept = (~gone).nonzero().flatten()
+            new_owners = torch.cat([(~gone).cumsum(0) - 1, torch.tensor([-1])])[self.owners[left]]
+            ids = self.ids[left][None]
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            parts = explain_window(self.model, inputs, new_owners.tolist(), [self.label], 36, 0)
+            for word in kept[(parts.lexical + parts.encoder)[:, 0].argsort(descending=True, stable=True)][:step]:
+                ranks[word] = self.num_words - int(gone.sum())
+                gone[word] = True
+        return ranks
+
+
+def scores_of(document: Document, classify, options, with_ceilings: bool) -> tuple[dict, dict, dict]:
+    """Scores of words, CPU seconds and shares of the remainder, by method."""
+    methods = {"gradient x input": document.gradient_x_input, "lexical part alone": document.lexical_of_words}
     methods["integrated gradients"] = document.integrated_gradients
-    scores = {"random": rng.random(document.num_words)}
-    start = time.thread_time()
-    scores["pipeline"], per_group = document.pipeline(classify)
-    timed["pipeline"] = time.thread_time() - start
-    for name, method in methods.items():
+    if with_ceilings:
+        methods |= {"every word masked": document.every_word_masked, "greedy": document.greedy}
+    scores, seconds, remainders = {}, {}, {}
+    variants = {"pipeline": explanation_sep_mldc.FADES}
+    variants |= {f"pipeline, fades {fades}": tuple(map(float, fades.split(","))) for fades in options.fades}
+    for name, fades in variants.items():
+        former, explanation_sep_mldc.FADES = explanation_sep_mldc.FADES, fades
         start = time.thread_time()
         try:
-            found = method()
-        except ImportError:
+            scores[name], remainders[name] = document.pipeline(classify)
+        finally:
+            explanation_sep_mldc.FADES = former
+        seconds[name] = time.thread_time() - start
+    for name, method in methods.items():
+        if name in options.without:
             continue
-        timed[name] = time.thread_time() - start
-        scores[name] = document.of_words(document.lexical()) if found is None else found
-    nothing = torch.zeros(1, document.num_words, dtype=torch.bool)
+        start = time.thread_time()
+        try:
+            scores[name] = method()
+        except ImportError:  # captum
+            continue
+        seconds[name] = time.thread_time() - start
+    return scores, seconds, remainders
+
+
+def measure(document: Document, classify, options, rng: np.random.Generator, with_ceilings: bool) -> dict:
+    """All figures of one document."""
+    scores, seconds, remainders = scores_of(document, classify, options, with_ceilings)
+    scores["random"] = rng.random(document.num_words)
     words = rng.permutation(document.num_words)[: options.words]
-    single = torch.zeros(len(words), document.num_words, dtype=torch.bool)
-    single[torch.arange(len(words)), torch.as_tensor(words)] = True
-    full = document.logits_of(nothing).item()
-    left_out = full - document.logits_of(single).numpy()
-    masked = full - document.logits_of(single, mask=True).numpy()
+    single = torch.zeros(1 + len(words), document.num_words, dtype=torch.bool)  # the first is the whole document
+    single[torch.arange(1, len(single)), torch.as_tensor(words)] = True
+    logits = {how: document.logits_of(single, how).numpy() for how in REMOVALS}
     subsets = torch.as_tensor(rng.random((options.subsets, document.num_words)) < 0.2)
-    falls = full - document.logits_of(subsets, bf16=True).numpy()
-    empty = document.logits_of(~nothing).item()
+    full, empty, *of_subsets = document.logits_of(torch.cat([document.no_words, ~document.no_words, subsets])).tolist()
     result = {}
     for name, values in scores.items():
-        order = np.argsort(-values)
-        removed = []
-        for share in SHARES:
-            row = torch.zeros(document.num_words, dtype=torch.bool)
+        order = np.argsort(-values, kind="stable")
+        removed = torch.zeros(len(SHARES), document.num_words, dtype=torch.bool)
+        for row, share in zip(removed, SHARES):
             row[torch.as_tensor(order[: max(round(share * document.num_words), 1)].copy())] = True
-            removed += [row, ~row]
-        logits = document.logits_of(torch.stack(removed), bf16=True).numpy().reshape(-1, 2)
+        curves = document.logits_of(torch.cat([removed, ~removed])).numpy().reshape(2, -1)
         sums = subsets.numpy().astype(float) @ values
         result[name] = {
-            "spearman_left_out": float(np.nan_to_num(spearmanr(values[words], left_out).statistic)),
-            "spearman_masked": float(np.nan_to_num(spearmanr(values[words], masked).statistic)),
-            "subsets": float(np.nan_to_num(np.corrcoef(sums, falls)[0, 1])) if sums.std() else 0.0,
-            "deletion": (full - logits[:, 0]).tolist(),
-            "insertion": (logits[:, 1] - empty).tolist(),
-            "seconds": timed.get(name, 0.0),
+            **{f"spearman, {how}": spearman(values[words], logits[how][0] - logits[how][1:]) for how in REMOVALS},
+            "subsets": float(np.nan_to_num(np.corrcoef(sums, full - np.array(of_subsets))[0, 1]))
+            if sums.std()
+            else 0.0,
+            "deletion": (full - curves[0]).tolist(),
+            "insertion": (curves[1] - empty).tolist(),
+            "seconds": seconds.get(name, 0.0),
+            "remainder_share": remainders.get(name, 0.0),
         }
-    return {"words": document.num_words, "words_per_group": per_group, "methods": result}
+    return {"words": document.num_words, "methods": result}
+
+
+def pearson(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.corrcoef(first, second)[0, 1]) if len(first) and np.ptp(first) and np.ptp(second) else 0.0
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.nan_to_num(spearmanr(first, second).statistic)) if np.ptp(first) and np.ptp(second) else 0.0
 
 
 def summary(documents: list[dict]) -> dict:
@@ -154,22 +231,31 @@ def summary(documents: list[dict]) -> dict:
     for name in documents[0]["methods"]:
         rows = [document["methods"][name] for document in documents if name in document["methods"]]
         means = {key: np.mean([row[key] for row in rows], axis=0) for key in rows[0]}
-        grouped = [
-            document["methods"][name]["spearman_left_out"] for document in documents if document["words_per_group"] > 1
-        ]
         found[name] = {
             **{key: np.round(value, 3).tolist() for key, value in means.items()},
             "deletion_area": round(float(means["deletion"].mean()), 3),
             "insertion_area": round(float(means["insertion"].mean()), 3),
-            "spearman_left_out_groups": round(float(np.mean(grouped)), 3) if grouped else None,
+            "remainder_share": round(float(np.median([row["remainder_share"] for row in rows])), 3),
             "most_seconds": round(max(row["seconds"] for row in rows), 3),
         }
+    base, random = found["gradient x input"]["deletion_area"], found["random"]["deletion_area"]
+    for values in found.values():
+        values["deletion_ratio"] = round((values["deletion_area"] - random) / (base - random), 2)
     return {
         "documents": len(documents),
-        "documents_with_groups": sum(document["words_per_group"] > 1 for document in documents),
         "mean_words": round(float(np.mean([document["words"] for document in documents])), 1),
         "methods": found,
     }
+
+
+def summaries(documents: list[dict], num_ceilings: int) -> dict:
+    """All documents with the methods that all of them have, and the first ones with all methods."""
+    names = [name for name in documents[0]["methods"] if all(name in document["methods"] for document in documents)]
+    usable = [{**document, "methods": {name: document["methods"][name] for name in names}} for document in documents]
+    result = summary(usable)
+    if num_ceilings:
+        result["ceilings"] = summary(documents[:num_ceilings])
+    return result
 
 
 def draw(results: dict, path: Path) -> None:
@@ -196,15 +282,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     pairs = {"type": lambda text: tuple(text.split("=", 1)), "nargs": "+", "required": True, "metavar": "NAME=PATH"}
     parser.add_argument("--checkpoints", **pairs)
-    parser.add_argument("--test_files", **pairs)
+    parser.add_argument("--files", **pairs)
     parser.add_argument("--documents", type=int, default=100)
     parser.add_argument("--words", type=int, default=25)
     parser.add_argument("--subsets", type=int, default=24)
+    parser.add_argument("--ceilings", type=int, default=20)
+    parser.add_argument("--without", nargs="*", default=[], help="methods to leave out")
+    parser.add_argument(
+        "--fades", nargs="*", default=[], help="other points of the pipeline's method, such as 0 or 0,-1"
+    )
     parser.add_argument("--output", default=str(RESULTS))
     parser.add_argument("--plot", default=None, help="a file for the picture of the curves")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    files, found, sources = dict(options.test_files), {}, {}
+    files, found, sources = dict(options.files), {}, {}
     for name, folder in options.checkpoints:
         model = SepMldcForMultiLabelClassification.from_pretrained(folder).requires_grad_(False)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -216,20 +307,27 @@ def main() -> None:
         for name, (model, tokenizer, classify, texts) in sources.items():
             document = Document(model, tokenizer, texts[number])
             if document.num_words >= 10:
-                found[name].append(measure(document, classify, options, np.random.default_rng(number)))
+                rng, with_ceilings = np.random.default_rng(number), len(found[name]) < options.ceilings
+                found[name].append(measure(document, classify, options, rng, with_ceilings))
         if number % 10 == 9 or number == options.documents - 1:
-            results = {name: summary(documents) for name, documents in found.items()}
+            results = {name: summaries(documents, options.ceilings) for name, documents in found.items()}
             write_json(Path(options.output), {"shares": SHARES, "data": results})
             if options.plot:
                 draw(results, Path(options.plot))
             print(f"{number + 1} documents", flush=True)
     for name, result in results.items():
-        print(f"\n{name}: {result['documents']} documents of {result['mean_words']} words")
-        keys = ("spearman_left_out", "spearman_left_out_groups", "spearman_masked", "subsets")
-        keys += ("deletion_area", "insertion_area", "seconds", "most_seconds")
-        print("| |", " | ".join(keys), "|")
-        for method, values in result["methods"].items():
-            print(f"| {method} |", " | ".join(str(values[key]) for key in keys), "|")
+        for part in (result, result.get("ceilings")):
+            if part is not None:
+                show(name, part)
+
+
+def show(name: str, result: dict) -> None:
+    print(f"\n{name}: {result['documents']} documents of {result['mean_words']} words")
+    keys = [f"spearman, {how}" for how in REMOVALS] + ["subsets", "deletion_area", "deletion_ratio", "insertion_area"]
+    keys += ["seconds", "most_seconds", "remainder_share"]
+    print("| |", " | ".join(keys), "|")
+    for method, values in result["methods"].items():
+        print(f"| {method} |", " | ".join(str(values[key]) for key in keys), "|")
 
 
 if __name__ == "__main__":

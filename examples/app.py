@@ -167,7 +167,7 @@ def draw_parts(explanation: dict[str, Any]) -> str:
         f"{letters(word['word'])} ({word['score']:+.2f})" for word in explanation["words"][:LISTED_WORDS]
     )
     size = explanation["words_per_group"]
-    note = f" Up to {size} neighboring words were left out together." if size > 1 else ""
+    note = f" Up to {size} neighboring words were masked together." if size > 1 else ""
     return f'<table class="parts">{parts}</table><p>Largest: {words}.{note}</p>'
 
 

@@ -1,4 +1,4 @@
-"""Why a label: parts of its logit by word, from copies of the document without some words and from the lexical scores."""
+"""Why a label: parts of its logit by word, from the encoder's attention to words and from the lexical scores."""
 
 import re
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +10,13 @@ import torch
 from .encoder_sep_mldc import cpu_computes_bfloat16
 
 
-# Tokens that are read for one explanation, in all copies: 32 copies of 256 tokens.
+# Weights of all words, as logarithms, at which the derivative by the weight of each word is taken; the first is the window as it is.
+FADES = (0.0, -3.0)
+# A word with this weight is one that is not there.
+GONE = -30.0
+# The attention weights of a longer window may not fit into memory with their gradients: it is read by copies.
+MOST_FADED_TOKENS = 1024
+# Tokens that are read for one explanation in copies: 32 copies of 256 tokens.
 EXPLANATION_BUDGET = 8192
 # Groups of words per window at least, however long the document is.
 FEWEST_GROUPS = 4
@@ -32,8 +38,8 @@ class WindowParts:
         logit (`torch.Tensor` of shape `(n,)`): as the model returns them.
         bias (`torch.Tensor` of shape `(n,)`): the logit of a window without words.
         lexical (`torch.Tensor` of shape `(W, n)`): what each word adds to the lexical scores, exactly.
-        encoder (`torch.Tensor` of shape `(W, n)`): by how much the encoder's part falls without the word, or the word's share
-            of that of its group.
+        encoder (`torch.Tensor` of shape `(W, n)`): by how much the encoder's part falls without the word: an estimate by
+            derivatives, or the word's share of that of its group.
         remainder (`torch.Tensor` of shape `(n,)`): what all words together add to the encoder's part, less the sum of `encoder`.
         words_per_group (`int`): words that were left out together, at most.
     """
@@ -99,12 +105,19 @@ def explain_window(
     num_groups: int,
     pad_token_id: int,
 ) -> WindowParts:
-    """
+    r"""
     Parts of the logits of some labels for one window.
 
-    The lexical part is exact. For the encoder's part, each group of neighboring words is left out of a copy of the window (occlusion:
-    Zeiler & Fergus, 2014; Li et al., 2016). Words are left out rather than replaced by a mask token, which encoders of documents
-    have not seen in fine-tuning: there, masking any word moves logits, whatever it says. Groups are single words if there are
+    The lexical part is exact. For the encoder's part, a weight $m_w$ for each word multiplies the attention to its tokens in all layers,
+    and their weight in pooling and token attention (AtMan: Deiseroth et al., 2023): 1 is the window as it is, 0 masks the
+    word. A word's part is $\partial \text{logit} / \partial \ln m_w$, the mean of where all words have the weight 1 and
+    where all have $e^{-3}$: integrated gradients (Sundararajan et al., 2017) with two points. The first alone is what masking the
+    word changes, to first order; if there are `num_groups` copies for all words, masking takes its place. In the second, words
+    that others repeat count as well. Positions stay: without a word, all tokens behind it would move, which changes logits more
+    than the word does.
+
+    Encoders that take no such weights, exports and windows of more than 1,024 tokens read copies of the window instead, with the
+    tokens of a group of neighboring words masked (occlusion: Zeiler & Fergus, 2014). Groups are single words if there are
     `num_groups` copies for all of them. Words of a larger group share its effect by the inverse document frequencies of their
     tokens, or by their numbers of tokens without lexical scores.
 
@@ -113,75 +126,176 @@ def explain_window(
         inputs (`dict[str, torch.Tensor]`): `input_ids`, `attention_mask`, ... of shape `(1, T)`, without padding.
         owners (`list[int]`): the word of each token, see [`words_of_tokens`].
         labels (`list[int]`): n labels.
-        num_groups (`int`): copies to make, beside the one without words.
+        num_groups (`int`): copies to make, if any are.
         pad_token_id (`int`): of the tokenizer.
     """
-    ids = inputs["input_ids"][0]
-    of_token = torch.tensor(owners, device=ids.device)
-    num_words = max(owners, default=-1) + 1
-    lexical = getattr(model, "lexical", None)
-    scale = model.config.logit_calibration[0] if lexical is not None else 1.0
+    window = _Window(model, inputs, owners, labels, pad_token_id)
+    masks = torch.stack([torch.zeros_like(window.is_word), window.is_word])
+    (full, bias), (full_lexical, bias_lexical) = window.read(masks)
+    ends = torch.stack([full - full_lexical, bias - bias_lexical])
+    encoder, per_group = full.new_zeros(window.num_words, len(labels)), 0
+    if window.num_read:
+        encoder, per_group = _encoder_part(window, ends, min(num_groups, window.num_read))
+    lexical = full.new_zeros(window.num_words, len(labels))
+    if window.lexical is not None:
+        contributions = window.scale * window.lexical.contributions(inputs["input_ids"][0], labels).t().to(lexical)
+        lexical.index_add_(0, window.of_token[window.is_word], contributions[window.is_word])
+    remainder = ends[0] - ends[1] - encoder.sum(dim=0)
+    # The lexical part of special tokens, which is 0 in fitted models, belongs to the bias.
+    bias = full - lexical.sum(dim=0) - encoder.sum(dim=0) - remainder
+    return WindowParts(full, bias, lexical, encoder, remainder, per_group)
 
-    # Words that the encoder does not read have no effect on it.
-    limit = model.config.encoder_max_length or len(owners)
-    num_read = max(owners[:limit], default=-1) + 1
-    num_groups = min(num_groups, num_read)
-    group_of_word = torch.arange(num_read, device=ids.device) * num_groups // max(num_read, 1)
-    group_of_word = torch.cat([group_of_word, group_of_word.new_full((num_words - num_read + 1,), -1)])  # -1: no word
-    group_of_token = group_of_word[of_token]
-    copies = torch.arange(num_groups, device=ids.device).unsqueeze(1) == group_of_token
-    everything, nothing = (of_token >= 0).unsqueeze(0), torch.zeros_like(of_token, dtype=torch.bool).unsqueeze(0)
 
-    def read(left_out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of the labels, and the lexical part of them, of copies without some tokens, (K, T) to (K, n) each."""
+class _Window:
+    """The model, and which of its tokens belong to which word."""
+
+    def __init__(self, model: Any, inputs: dict[str, torch.Tensor], owners: list[int], labels: list[int], pad: int):
+        self.model, self.inputs, self.labels, self.pad_token_id = model, inputs, labels, pad
+        self.lexical = getattr(model, "lexical", None)
+        self.scale = model.config.logit_calibration[0] if self.lexical is not None else 1.0
+        self.of_token = torch.tensor(owners, device=inputs["input_ids"].device)
+        self.is_word = self.of_token >= 0
+        self.num_words = max(owners, default=-1) + 1
+        # Words that the encoder does not read have no effect on it.
+        self.limit = min(model.config.encoder_max_length or len(owners), len(owners))
+        self.num_read = max(owners[: self.limit], default=-1) + 1
+
+    def read(self, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the labels, and the lexical part of them, with masked tokens, (K, T) to (K, n) each."""
         logits, of_lexical = [], []
-        for rows in left_out.split(max(TOKENS_PER_BATCH // len(ids), 1)):
-            batch = _without(inputs, rows, pad_token_id)
-            logits.append(model(**batch, return_label_embeds=False).logits.float()[:, labels])
-            if lexical is not None:
-                scores = lexical(batch["input_ids"], batch["attention_mask"])
-                of_lexical.append(scale * scores[:, labels])
+        for rows in masks.split(max(TOKENS_PER_BATCH // masks.shape[1], 1)):
+            batch = masked_copies(self.inputs, rows, self.pad_token_id)
+            output = self.model(**batch, return_label_embeds=False)
+            logits.append(output.logits.float()[:, self.labels])
+            if self.lexical is not None:
+                scores = self.lexical(batch["input_ids"], batch["attention_mask"])
+                of_lexical.append(self.scale * scores[:, self.labels])
         found = torch.cat(logits)
         return found, torch.cat(of_lexical) if of_lexical else torch.zeros_like(found)
 
-    (full, bias), (full_lexical, bias_lexical) = read(torch.cat([nothing, everything]))
-    encoder = full.new_zeros(num_words, len(labels))
-    if num_groups:
-        # Differences between copies in bfloat16, where the processor has it: a rounding of all alike, at a third of the time.
-        with _bfloat16(model, len(ids)):
-            logits, of_lexical = read(torch.cat([nothing, copies]))
-        of_encoder = logits - of_lexical
-        effects = of_encoder[0] - of_encoder[1:]
-        # Rare words say more than frequent ones; without lexical scores nothing is known of frequencies.
-        of_tokens = torch.ones(len(ids), device=ids.device) if lexical is None else 0.1 + lexical.idf[ids].float()
-        read_by = (of_token >= 0) & (torch.arange(len(ids), device=ids.device) < limit)
-        sizes = torch.zeros(num_words, device=ids.device).index_add(0, of_token[read_by], of_tokens[read_by])[
-            :num_read
-        ]
-        groups = group_of_word[:num_read]
-        group_sizes = torch.zeros(num_groups, device=ids.device).index_add(0, groups, sizes)
-        encoder[:num_read] = effects[groups] * (sizes / group_sizes[groups]).unsqueeze(1)
-    words = full.new_zeros(num_words, len(labels))
-    if lexical is not None:
-        contributions = scale * lexical.contributions(ids, labels).t().to(words)
-        words.index_add_(0, of_token[of_token >= 0], contributions[of_token >= 0])
-    remainder = (full - full_lexical) - (bias - bias_lexical) - encoder.sum(dim=0)
-    per_group = -(-num_read // num_groups) if num_groups else 0
-    # The lexical part of special tokens, which is 0 in fitted models, belongs to the bias.
-    bias = full - words.sum(dim=0) - encoder.sum(dim=0) - remainder
-    return WindowParts(full, bias, words, encoder, remainder, per_group)
+    def sums(self, of_tokens: torch.Tensor) -> torch.Tensor:
+        """Sums over the tokens of each word that the encoder reads, (T, ...) to (W, ...)."""
+        read = self.is_word[: self.limit]
+        total = of_tokens.new_zeros(self.num_words, *of_tokens.shape[1:])
+        return total.index_add(0, self.of_token[: self.limit][read], of_tokens[: self.limit][read])
 
 
-def _without(inputs: dict[str, torch.Tensor], left_out: torch.Tensor, pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Copies (K, T') of a window (1, T) without the tokens `left_out` (K, T), padded on the right."""
-    order = left_out.long().argsort(dim=1, stable=True)
-    left = (~left_out).gather(1, order)
-    left[:, 0] = True  # encoders need a token to attend to
-    copies = {name: value.expand(len(order), -1).gather(1, order) for name, value in inputs.items()}
-    copies["input_ids"] = copies["input_ids"].masked_fill(left_out.gather(1, order), pad_token_id)
-    copies["attention_mask"] = left.to(copies["attention_mask"].dtype)
-    longest = int(left.sum(dim=1).max())
-    return {name: value[:, :longest] for name, value in copies.items()}
+def _encoder_part(window: _Window, ends: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, int]:
+    """The encoder's part of each word, (W, n), and words that were measured together; `ends` as in `_by_attention`."""
+    derivatives = _by_attention(window, ends)
+    if derivatives is None:
+        return _by_copies(window, num_groups), -(-window.num_read // num_groups)
+    if num_groups == window.num_read:
+        # A model that reads one word only has no derivative by the attention to it.
+        derivatives[0] = _by_copies(window, num_groups)
+    return derivatives.mean(dim=0), 1
+
+
+def masked_copies(inputs: dict[str, torch.Tensor], masks: torch.Tensor, pad_token_id: int) -> dict[str, torch.Tensor]:
+    """
+    Copies (K, T) of a window (1, T) in which the attention mask is 0 for the tokens `masks` (K, T). All others keep their positions.
+    """
+    copies = {name: value.expand(len(masks), -1) for name, value in inputs.items()}
+    # Encoders need a token to attend to. Other token ids stay: some encoders count positions by them.
+    padding = masks.all(dim=1, keepdim=True) & (torch.arange(masks.shape[1], device=masks.device) == 0)
+    copies["input_ids"] = copies["input_ids"].masked_fill(padding, pad_token_id)
+    copies["attention_mask"] = (~masks | padding).to(copies["attention_mask"].dtype)
+    return copies
+
+
+def _by_attention(window: _Window, ends: torch.Tensor) -> torch.Tensor | None:
+    """
+    Derivatives of logits by the logarithm of the weight of each word at each of `FADES`, (F, W, n); `None` if the encoder does
+    not take weights of tokens.
+
+    Args:
+        ends (`torch.Tensor` of shape `(2, n)`): the encoder's part of the logits of the window, and of the window without words.
+    """
+    model, is_word = window.model, window.is_word[: window.limit]
+    if not hasattr(model, "score_documents") or len(is_word) > MOST_FADED_TOKENS:
+        return None
+    fades = torch.tensor([*FADES, GONE], device=is_word.device).unsqueeze(1) * is_word
+    try:
+        with torch.enable_grad():
+            weights = fades[: len(FADES)].clone().requires_grad_()
+            logits = _weighted_logits(window, weights)
+            gradients = [
+                torch.autograd.grad(column.sum(), weights, retain_graph=True)[0] for column in logits.unbind(dim=1)
+            ]
+        gone = _weighted_logits(window, fades[-1:])
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return None  # an encoder that takes masks of shape (B, T) only
+    # Other encoders ignore what they do not know, or use it differently.
+    tolerance = max(1e-3, 16 * torch.finfo(model.dtype).eps)
+    found = torch.cat([logits[:1].detach(), gone])
+    if not torch.allclose(found, ends, rtol=tolerance, atol=tolerance):
+        return None
+    of_tokens = torch.stack(gradients, dim=-1).float()
+    return torch.stack([window.sums(point) for point in of_tokens])
+
+
+def _weighted_logits(window: _Window, weights: torch.Tensor) -> torch.Tensor:
+    """The encoder's part of the logits of the labels, (K, n), with the logarithms of weights of tokens, (K, T)."""
+    model, (num_copies, length) = window.model, weights.shape
+    inputs = {"input_ids": window.inputs["input_ids"]}
+    if model.takes_token_type_ids and "token_type_ids" in window.inputs:
+        inputs["token_type_ids"] = window.inputs["token_type_ids"]
+    inputs = {name: value[:, :length].expand(num_copies, -1) for name, value in inputs.items()}
+    if model.takes_use_cache:
+        inputs["use_cache"] = False
+    mask = _attention_mask(model.backbone.config, weights.to(model.dtype))
+    states = model.backbone(attention_mask=mask, **inputs).last_hidden_state.float()
+    if model.config.pooling == "cls":
+        pooled = states[:, 0]
+    else:
+        pooled = (torch.softmax(weights, dim=1).unsqueeze(-1) * states).sum(dim=1)
+    logits = model.score_documents(pooled)[0].float()[:, window.labels]
+    if model.token_attention is not None:
+        queries, values = (
+            rows[window.labels].float() for rows in (model.token_attention.queries, model.token_attention.weights)
+        )
+        scores = states @ queries.t() * queries.shape[1] ** -0.5 + weights.unsqueeze(-1)
+        logits = logits + (torch.softmax(scores, dim=1) * (states @ values.t())).sum(dim=1)
+    return model.calibrate(logits)
+
+
+def _attention_mask(config: Any, weights: torch.Tensor) -> Any:
+    """Weights of tokens (K, T) as they are added to the scores of attention, for each token that attends: (K, 1, T, T)."""
+    length = weights.shape[1]
+    mask = weights[:, None, None, :].expand(-1, 1, length, -1)
+    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        return mask
+    # ModernBERT: in some layers tokens attend to their neighbors only.
+    positions = torch.arange(length, device=weights.device)
+    is_far = (positions.unsqueeze(1) - positions).abs() > config.sliding_window
+    sliding = mask.masked_fill(is_far, torch.finfo(weights.dtype).min)
+    return {"full_attention": mask, "sliding_attention": sliding}
+
+
+def _by_copies(window: _Window, num_groups: int) -> torch.Tensor:
+    """The encoder's part of each word, (W, n), from `num_groups` copies of the window without some of its words each."""
+    model, of_token, num_read = window.model, window.of_token, window.num_read
+    length, device = len(of_token), of_token.device
+    groups = torch.arange(num_read, device=device) * num_groups // num_read
+    outside = groups.new_full((window.num_words - num_read + 1,), -1)  # words that are not read, and no word
+    copies = torch.arange(num_groups, device=device).unsqueeze(1) == torch.cat([groups, outside])[of_token]
+    # Differences between copies in bfloat16, where the processor has it: a rounding of all alike, at a third of the time.
+    with _bfloat16(model, length):
+        logits, of_lexical = window.read(torch.cat([torch.zeros_like(copies[:1]), copies]))
+    of_encoder = logits - of_lexical
+    effects = of_encoder[0] - of_encoder[1:]
+    # Rare words say more than frequent ones; without lexical scores nothing is known of frequencies.
+    ids = window.inputs["input_ids"][0]
+    of_tokens = torch.ones(length, device=device)
+    if window.lexical is not None:
+        of_tokens = 0.1 + window.lexical.idf[ids].float()
+    sizes = window.sums(of_tokens)[:num_read]
+    group_sizes = torch.zeros(num_groups, device=device).index_add(0, groups, sizes)
+    encoder = effects.new_zeros(window.num_words, len(window.labels))
+    encoder[:num_read] = effects[groups] * (sizes / group_sizes[groups]).unsqueeze(1)
+    return encoder
 
 
 def _bfloat16(model: Any, length: int) -> AbstractContextManager:

@@ -79,18 +79,21 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             - `logit`: of its best window; with another `window_merge`, the mean over windows with the weights of their scores.
             - `bias`: the logit of a document without words.
             - `lexical`: the sum over words of what they add to the lexical scores, exact.
-            - `encoder`: the sum over words of what the encoder's part of the logit loses without the word.
+            - `encoder`: the sum over words of what attention to them adds to the encoder's part of the logit: an estimate, by
+              derivatives, of what masking each word by itself changes.
             - `remainder`: what the encoder gets from words together, beyond the sum of single ones.
             - `words`: the `{"word", "start", "end", "score", "lexical", "encoder"}` with the largest absolute `score`, which is
               `lexical` + `encoder`. `start` and `end` count characters of the text.
-            - `words_per_group`: 1 if each word was left out by itself. In longer documents as many neighboring words as this
-              were left out together, and share the effect by the inverse document frequencies of their tokens.
+            - `words_per_group`: 1 if each word was measured by itself. More where an encoder does not take weights of tokens (an
+              export, DeBERTa) and the document is long: as many neighboring words as this were masked together, and share the effect
+              by the inverse document frequencies of their tokens.
 
             `tokens`, for each label the same words as `{"token", "start", "end", "score"}` with `score` as a share of all words'
             absolute scores, is the former form of the answer and stays until version 0.3.
         explanation_size (`int`, defaults to 5): number of `attended_labels`, and of `words` per label.
-        explanation_budget (`int`, defaults to 8,192): tokens to read for an explanation, in copies of all windows together: the
-            more, the fewer words are left out together. The same copies serve all labels.
+        explanation_budget (`int`, defaults to 8,192): tokens to read for an explanation in copies of the document with masked words,
+            in all copies together. They are read if there is a copy for every word, or if the encoder does not take weights of
+            tokens. The same copies serve all labels.
         text_column (`str`, defaults to `"text"`): the key of the text in documents that are dictionaries.
 
     Raises:
