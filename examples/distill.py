@@ -22,8 +22,8 @@ from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
 from trainer.command_line import parse_arguments, run_program
 from trainer.data import encode_labels, load_splits, tokenize
-from trainer.devices import is_bfloat16_native
 from trainer.distillation import DEFAULTS, DistillationTrainer
+from trainer.run_arguments import run_defaults
 from trainer.run_outputs import check_output_folder, save_model_whole, write_json
 
 
@@ -58,8 +58,7 @@ class DistillArguments:
 
 
 def defaults(named: dict[str, Any]) -> dict[str, Any]:
-    bf16 = is_bfloat16_native(named.get("use_cpu", False))
-    return {**DEFAULTS, "output_dir": "outputs/student", "bf16": bf16, "logging_steps": 50}
+    return {**run_defaults(named), **DEFAULTS, "output_dir": "outputs/student"}
 
 
 def main() -> None:

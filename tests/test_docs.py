@@ -2,7 +2,6 @@
 
 import csv
 import importlib.util
-import json
 import os
 import re
 import shlex
@@ -141,24 +140,6 @@ def commands(page):
         for line in block.replace("\\\n", " ").splitlines():
             if line.strip() and not line.strip().startswith("#"):
                 yield line.split(" #")[0].strip()
-
-
-def test_the_readme_trains_on_your_own_file_as_printed(folder, monkeypatch):
-    command = next(line for line in commands(PAGES[0]) if "train.csv" in line)
-    words = shlex.split(command.replace("roberta-base", str(folder / "encoder")))
-    words = words[words.index("examples/run_mldc.py") + 1 :]
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    import run_mldc
-
-    monkeypatch.setattr(sys, "argv", ["run_mldc.py", *words, "--report_to", "none", "--max_steps", "3"])
-    run_mldc.main()
-    assert (folder / "outputs" / "tickets" / "model.safetensors").exists()
-    assert (folder / "outputs" / "tickets" / "README.md").exists()
-    results = json.loads((folder / "outputs" / "tickets" / "all_results.json").read_text(encoding="utf-8"))
-    assert results["settings"]["classifier"] == {
-        "value": "mlp+similarity",
-        "why": results["settings"]["classifier"]["why"],
-    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
