@@ -15,7 +15,8 @@ from .encoder_sep_mldc import max_tokens
 # The recommended head. `trainer.recommend_settings` reads these: a model made in Python and a run of the command get the same one.
 # From this number of labels on, the classifier is label similarity alone.
 MANY_LABELS = 1000
-# Up to this number of labels, each label attends to the tokens.
+# Each label attends to the tokens above this number of training documents and up to this number of labels.
+FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION = 2000
 MOST_LABELS_FOR_TOKEN_ATTENTION = 5000
 DROPOUT_BY_CLASSIFIER = {"mlp": 0.5, "mlp+similarity": 0.5, "similarity": 0.2}
 
@@ -28,9 +29,13 @@ def recommended_classifier(num_labels: int) -> Literal["mlp+similarity", "simila
     return "similarity" if num_labels >= MANY_LABELS else "mlp+similarity"
 
 
-def recommended_token_attention(num_labels: int) -> bool:
-    """Whether label-wise attention is recommended for this number of labels: its cost grows with them."""
-    return num_labels <= MOST_LABELS_FOR_TOKEN_ATTENTION
+def recommended_token_attention(num_labels: int, num_documents: int | None) -> bool:
+    """
+    Whether label-wise attention is recommended: few documents do not determine its weights, and its cost grows with the labels.
+    Not if the number of training documents is unknown.
+    """
+    enough = num_documents is not None and num_documents > FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION
+    return enough and num_labels <= MOST_LABELS_FOR_TOKEN_ATTENTION
 
 
 def rename_former_fields(values: dict[str, Any], warn: bool = False) -> dict[str, Any]:
@@ -104,8 +109,8 @@ class SepMldcConfig(PreTrainedConfig):
         label_attention (`bool`, *optional*, defaults to `True`):
             Whether to use label-guided feature selection (Eq. 16-18). If `False`, the head sees the document embedding alone.
         token_attention (`bool`, *optional*):
-            Whether each label also attends to the tokens of the document (label-wise attention). Defaults to `True` for up to
-            5,000 labels. `False` in checkpoints that do not say.
+            Whether each label also attends to the tokens of the document (label-wise attention). Defaults to `True` if
+            `num_train_documents` is above 2,000, for up to 5,000 labels. `False` in checkpoints that do not say.
         encoder_max_length (`int`, *optional*):
             Maximum number of tokens of a document that the encoder reads. Lexical scores read all tokens. Defaults to no
             limit but the encoder's own.
@@ -211,7 +216,7 @@ class SepMldcConfig(PreTrainedConfig):
         if self.classifier is None:
             self.classifier = recommended_classifier(self.num_labels)
         if self.token_attention is None:
-            self.token_attention = recommended_token_attention(self.num_labels)
+            self.token_attention = recommended_token_attention(self.num_labels, self.num_train_documents)
         if self.classifier_dropout is None:
             self.classifier_dropout = DROPOUT_BY_CLASSIFIER[self.classifier]
         if self.problem_type != "multi_label_classification":

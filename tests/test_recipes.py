@@ -38,7 +38,7 @@ def test_a_model_and_a_trainer_without_named_settings_have_the_recommended_ones(
     model = SepMldcForMultiLabelClassification.from_backbone(backbone, tiny_tokenizer(), labels, **known)
     args = SepMldcTrainer(model, SepMldcTrainingArguments(str(tmp_path), use_cpu=True)).args
     settings = recommend_settings(10_000, num_labels, num_layers=2, device="cuda")
-    given = SepMldcConfig(id2label=dict(enumerate(labels)))
+    given = SepMldcConfig(id2label=dict(enumerate(labels)), num_train_documents=10_000)
     depends_on_documents = {"encoder_max_length", "num_train_epochs", "per_device_train_batch_size", "logging_steps"}
     depends_on_documents |= {"eval_strategy", "save_strategy", "bf16"}
     for name in set(settings.model) - depends_on_documents:

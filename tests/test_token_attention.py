@@ -7,8 +7,12 @@ import torch
 from tiny_models import tiny_batch, tiny_model, tiny_tokenizer
 
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification, token_attention_sep_mldc
-from modeling_sep_mldc.configuration_sep_mldc import MOST_LABELS_FOR_TOKEN_ATTENTION
+from modeling_sep_mldc.configuration_sep_mldc import (
+    FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION,
+    MOST_LABELS_FOR_TOKEN_ATTENTION,
+)
 from modeling_sep_mldc.token_attention_sep_mldc import TokenAttention
+from trainer import recommend_settings
 
 
 pytestmark = pytest.mark.numeric
@@ -123,16 +127,28 @@ def test_it_is_saved_and_loaded_and_a_checkpoint_from_before_has_none(tmp_path):
     assert SepMldcForMultiLabelClassification(SepMldcConfig.from_dict(values)).token_attention is None
 
 
-def test_it_is_on_by_default_up_to_a_number_of_labels():
-    few = SepMldcConfig(num_labels=3, backbone_config={"model_type": "bert", "num_hidden_layers": 1})
-    assert few.token_attention is True
-    assert SepMldcConfig(num_labels=MOST_LABELS_FOR_TOKEN_ATTENTION + 1).token_attention is False
-    assert SepMldcConfig(num_labels=3, token_attention=False).token_attention is False
+@pytest.mark.parametrize(
+    "num_labels, num_documents, expected",
+    [
+        (3, FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION + 1, True),
+        (3, FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION, False),
+        (3, None, False),
+        (MOST_LABELS_FOR_TOKEN_ATTENTION, 10**6, True),
+        (MOST_LABELS_FOR_TOKEN_ATTENTION + 1, 10**6, False),
+    ],
+)
+def test_it_is_on_by_default_for_enough_documents_and_not_too_many_labels(num_labels, num_documents, expected):
+    assert SepMldcConfig(num_labels=num_labels, num_train_documents=num_documents).token_attention is expected
+    assert SepMldcConfig(num_labels=3, token_attention=not expected).token_attention is not expected
+    if num_documents is not None:
+        assert recommend_settings(num_documents, num_labels)["token_attention"] is expected
 
 
 def test_a_new_model_starts_with_the_label_embeddings_as_queries(tmp_path):
     tiny_model().backbone.save_pretrained(tmp_path)
-    model = SepMldcForMultiLabelClassification.from_backbone(str(tmp_path), tiny_tokenizer(), ["star", "market"])
+    model = SepMldcForMultiLabelClassification.from_backbone(
+        str(tmp_path), tiny_tokenizer(), ["star", "market"], token_attention=True
+    )
     assert torch.equal(model.token_attention.queries, model.label_embeddings)
     assert model.token_attention.queries.requires_grad and model.token_attention.weights.std() < 0.1
 
