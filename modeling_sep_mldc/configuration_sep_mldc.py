@@ -18,7 +18,6 @@ MANY_LABELS = 1000
 # Each label attends to the tokens above this number of training documents and up to this number of labels.
 FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION = 2000
 MOST_LABELS_FOR_TOKEN_ATTENTION = 5000
-DROPOUT_BY_CLASSIFIER = {"mlp": 0.5, "mlp+similarity": 0.5, "similarity": 0.2}
 
 # Names of fields in version 0.1 and their names now. The former ones are accepted for one release.
 FORMER_FIELDS = {"label_support": "label_counts", "lexical_features": "num_lexical_features"}
@@ -27,6 +26,11 @@ FORMER_FIELDS = {"label_support": "label_counts", "lexical_features": "num_lexic
 def recommended_classifier(num_labels: int) -> Literal["mlp+similarity", "similarity"]:
     """The recommended `classifier` for this number of labels."""
     return "similarity" if num_labels >= MANY_LABELS else "mlp+similarity"
+
+
+def recommended_dropout(classifier: str, token_attention: bool) -> float:
+    """The recommended `classifier_dropout`. Similarities alone need less, unless token attention is added to them."""
+    return 0.2 if classifier == "similarity" and not token_attention else 0.5
 
 
 def recommended_token_attention(num_labels: int, num_documents: int | None) -> bool:
@@ -99,7 +103,8 @@ class SepMldcConfig(PreTrainedConfig):
             the label embedding, plus a bias, and has no weight matrix with one row per label. `"mlp+similarity"` is the sum
             of both logits. Defaults to `"mlp+similarity"`, and to `"similarity"` from 1,000 labels on.
         classifier_dropout (`float`, *optional*):
-            Dropout probability before each linear layer of the head. Defaults to 0.5, and to 0.2 with `"similarity"`.
+            Dropout probability before each linear layer of the head. Defaults to 0.5, and to 0.2 with `"similarity"` without
+            token attention.
         classifier_hidden_size (`int`, *optional*):
             Width of the hidden layer of the MLP. Defaults to the encoder's hidden size.
         classifier_bias_init (`str`, *optional*, defaults to `"zero"`):
@@ -218,7 +223,7 @@ class SepMldcConfig(PreTrainedConfig):
         if self.token_attention is None:
             self.token_attention = recommended_token_attention(self.num_labels, self.num_train_documents)
         if self.classifier_dropout is None:
-            self.classifier_dropout = DROPOUT_BY_CLASSIFIER[self.classifier]
+            self.classifier_dropout = recommended_dropout(self.classifier, self.token_attention)
         if self.problem_type != "multi_label_classification":
             raise ValueError(
                 f"`problem_type` is {self.problem_type!r}, but SEP-MLDC models are for 'multi_label_classification'. Leave "

@@ -82,9 +82,18 @@ def test_the_length_covers_most_documents_within_what_device_and_encoder_can_rea
 
 
 def test_the_classifier_and_what_goes_with_it_follow_the_number_of_labels():
-    few, many = recommend_settings(3000, MANY_LABELS - 1), recommend_settings(3000, MANY_LABELS)
-    assert (few["classifier"], few["classifier_dropout"], few["head_learning_rate"]) == ("mlp+similarity", 0.5, 1e-3)
-    assert (many["classifier"], many["classifier_dropout"], many["head_learning_rate"]) == ("similarity", 0.2, 3e-3)
+    names = ("classifier", "classifier_dropout", "head_learning_rate")
+    for num_documents, similarity in ((1000, ("similarity", 0.2, 3e-3)), (3000, ("similarity", 0.5, 1e-3))):
+        few, many = (recommend_settings(num_documents, number) for number in (MANY_LABELS - 1, MANY_LABELS))
+        assert tuple(few[name] for name in names) == ("mlp+similarity", 0.5, 1e-3)
+        # Token attention goes with the settings of the other classifiers.
+        assert tuple(many[name] for name in names) == similarity
+    named = {"token_attention": False}
+    assert tuple(recommend_settings(3000, MANY_LABELS, named=named)[name] for name in names) == (
+        "similarity",
+        0.2,
+        3e-3,
+    )
 
 
 def test_layers_are_frozen_on_a_cpu_and_all_of_them_in_the_fast_recipe():
@@ -110,6 +119,7 @@ def test_the_recipe_of_the_paper_has_its_settings():
 
 def test_what_the_user_named_wins_is_said_to_and_what_depends_on_it_follows():
     named = {"learning_rate": 3e-5, "classifier": "similarity", "num_train_epochs": 1, "use_cpu": True}
+    named["token_attention"] = False
     settings = recommend_settings(6400, 76, num_validation_documents=1000, named=named)
     rows = {name: (value, why) for name, value, why in settings.rows()}
     assert rows["learning_rate"] == ("3e-05", "named by the user") and settings["head_learning_rate"] == 3e-3

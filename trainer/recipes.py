@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from modeling_sep_mldc.configuration_sep_mldc import (
-    DROPOUT_BY_CLASSIFIER,
     FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION,
     MANY_LABELS,
     SepMldcConfig,
     recommended_classifier,
+    recommended_dropout,
     recommended_token_attention,
 )
 
-from .training_arguments import HEAD_LEARNING_RATE_BY_CLASSIFIER, SepMldcTrainingArguments
+from .training_arguments import SepMldcTrainingArguments, recommended_head_learning_rate
 
 
 RECIPES = ("best", "fast", "paper")
@@ -204,6 +204,7 @@ def _model_settings(num_documents: int, num_labels: int, recipe: str, named: Map
         few = num_documents <= FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION
         why = "-2 points of nDCG@5 with 1,000 documents and 3,201 labels" if few else "its time grows with the labels"
         token_attention = Setting(False, why)
+    attends = bool(named.get("token_attention", token_attention.value))
     return {
         "classifier": classifier,
         "classification_loss": Setting(
@@ -212,7 +213,7 @@ def _model_settings(num_documents: int, num_labels: int, recipe: str, named: Map
         "class_weights": Setting(
             SepMldcConfig.class_weights, "thresholds are tuned anyway, and probabilities stay calibrated"
         ),
-        "classifier_dropout": Setting(DROPOUT_BY_CLASSIFIER[kind], f"goes with `{kind}`"),
+        "classifier_dropout": Setting(recommended_dropout(kind, attends), _goes_with(kind, attends)),
         "classifier_bias_init": Setting("prior", "no step is spent on learning how rare the labels are"),
         "label_attention": Setting(SepMldcConfig.label_attention, "+0.8 points of PSP@5 and +1.3 of macro F1"),
         "token_attention": token_attention,
@@ -227,6 +228,10 @@ def _model_settings(num_documents: int, num_labels: int, recipe: str, named: Map
         ),
         "lexical_scores": Setting(True, "ahead of the encoder alone and of a linear model at every size"),
     }
+
+
+def _goes_with(classifier: str, token_attention: bool) -> str:
+    return f"goes with `{classifier}`{' and token attention' if token_attention else ''}"
 
 
 def _encoder_settings(
@@ -277,7 +282,7 @@ def _optimizer_settings(
         fewest = min(3.0, max(1.0, 90_000 / num_documents))
         epochs = min(max(350 / math.sqrt(num_documents) * (num_labels / 400) ** 0.25, fewest), 20)
         epochs = max(epochs, min(FEWEST_STEPS * batch / num_documents, MOST_EPOCHS))
-    kind = settings["classifier"].value
+    kind, attends = settings["classifier"].value, bool(settings["token_attention"].value)
     partly_frozen = settings["freeze_layers"].value > 0 and num_documents <= 1000
     learning_rate = Setting(
         2e-4 if partly_frozen else SepMldcTrainingArguments.learning_rate,
@@ -289,7 +294,7 @@ def _optimizer_settings(
         "num_train_epochs": Setting(round(epochs, 1), "fewer for many documents, more for many labels"),
         "per_device_train_batch_size": Setting(batch, f"{'up to' if batch == 16 else 'above'} {SMALL:,} documents"),
         "learning_rate": learning_rate,
-        "head_learning_rate": Setting(HEAD_LEARNING_RATE_BY_CLASSIFIER[kind], f"goes with `{kind}`"),
+        "head_learning_rate": Setting(recommended_head_learning_rate(kind, attends), _goes_with(kind, attends)),
         "warmup_steps": Setting(SepMldcTrainingArguments.warmup_steps, "a tenth of the steps"),
         "weight_decay": Setting(SepMldcTrainingArguments.weight_decay, "not sensitive"),
     }

@@ -34,7 +34,7 @@ from .losses.terms import TermMeans
 from .processes import keep_process_group
 from .run_record import EpochOrder, RestoreCallbacks, RunRecord, check_same_run, read_record, run_fingerprint
 from .thresholds import check_threshold_settings, tune_thresholds_from_batches
-from .training_arguments import HEAD_LEARNING_RATE_BY_CLASSIFIER, SepMldcTrainingArguments
+from .training_arguments import SepMldcTrainingArguments, recommended_head_learning_rate
 
 
 logger = logging.get_logger(__name__)
@@ -148,7 +148,8 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         keep_process_group()
         args.cutoffs(self.model.config.num_labels)
         if args.head_learning_rate is None:
-            args.head_learning_rate = HEAD_LEARNING_RATE_BY_CLASSIFIER[self.model.config.classifier]
+            config = self.model.config
+            args.head_learning_rate = recommended_head_learning_rate(config.classifier, config.token_attention)
         if lora_rank(self.bare_model()) is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
                 "The model has LoRA adapters, which FSDP and DeepSpeed would save unmerged. Train with DDP, or without adapters."

@@ -12,9 +12,14 @@ from transformers import TrainingArguments
 
 
 DEFAULT_KS = (1, 3, 5)
-HEAD_LEARNING_RATE_BY_CLASSIFIER = {"mlp": 1e-3, "mlp+similarity": 1e-3, "similarity": 3e-3}
 SECRET_NAME = re.compile(r"(token|secret|password|api_key)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+
+
+def recommended_head_learning_rate(classifier: str, token_attention: bool) -> float:
+    """The recommended `head_learning_rate`. Similarities alone need a larger one, unless token attention is added to them."""
+    return 3e-3 if classifier == "similarity" and not token_attention else 1e-3
+
 
 if TYPE_CHECKING:
     Cutoff = int
@@ -99,7 +104,7 @@ class SepMldcTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Initial learning rate of all parameters outside the encoder. Defaults to 1e-3, and to 3e-3 with the classifier "
-            "'similarity'."
+            "'similarity' without token attention."
         },
     )
 
