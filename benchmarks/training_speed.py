@@ -98,12 +98,15 @@ def build(system: str, options, num_labels: int) -> Trainer:
     if system == "bare":
         trainer = Trainer(BareEncoder(config, num_labels), TrainingArguments(**settings))
     else:
-        model = SepMldcForMultiLabelClassification(
-            SepMldcConfig(backbone_config=config, num_labels=num_labels, classifier=options.classifier)
-        )
         encoding, _, count = system.partition(" ")
+        attends = count == "tokens"
+        model = SepMldcForMultiLabelClassification(
+            SepMldcConfig(
+                backbone_config=config, num_labels=num_labels, classifier=options.classifier, token_attention=attends
+            )
+        )
         settings |= {"label_loss_weight": 0.01, "document_loss_weight": 0.01, "label_encoding": encoding}
-        args = SepMldcTrainingArguments(**settings, **({"labels_per_step": int(count)} if count else {}))
+        args = SepMldcTrainingArguments(**settings, **({"labels_per_step": int(count)} if count.isdigit() else {}))
         tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(BACKBONE))
         trainer = SepMldcTrainer(model, args, processing_class=tokenizer)
         generator = torch.Generator().manual_seed(1)

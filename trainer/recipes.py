@@ -202,7 +202,11 @@ def _model_settings(num_documents: int, num_labels: int, recipe: str, named: Map
     token_attention = Setting(True, "+0.2 to +6 points of nDCG@5, the more the more labels")
     if not recommended_token_attention(num_labels, num_documents):
         few = num_documents <= FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION
-        why = "-2 points of nDCG@5 with 1,000 documents and 3,201 labels" if few else "its time grows with the labels"
+        why = (
+            f"needs more than {FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION:,} documents"
+            if few
+            else "its time grows with the labels"
+        )
         token_attention = Setting(False, why)
     attends = bool(named.get("token_attention", token_attention.value))
     return {
