@@ -246,6 +246,10 @@ def blocks_of(documents: Iterable[Document], size: int) -> Iterator[list[Documen
         yield block
 
 
+def digest_of(document: Document) -> str:
+    return digest(json.dumps(document.id), document.text)
+
+
 class DocumentDigest:
     """Digest of all documents so far, ids included."""
 
@@ -253,8 +257,12 @@ class DocumentDigest:
         self._total = hashlib.sha256()
 
     def add(self, documents: Iterable[Document]) -> str:
-        for document in documents:
-            self._total.update(digest(json.dumps(document.id), document.text).encode())
+        return self.add_digests(map(digest_of, documents))
+
+    def add_digests(self, digests: Iterable[str]) -> str:
+        """As `add`, of what `digest_of` returned for each document."""
+        for value in digests:
+            self._total.update(value.encode())
         return self._total.hexdigest()
 
 
@@ -368,19 +376,35 @@ def fingerprint_of(classify: MultiLabelDocumentClassificationPipeline, args: Pre
     }
 
 
-def label_block(classify, block: list[Document], args: PredictArguments) -> list[bytes]:
-    """The lines of a block, in its order. The model reads the documents by length, so that batches hold little padding."""
-    order = sorted(range(len(block)), key=lambda position: len(block[position].text))
+def check_fingerprint(classify, args: PredictArguments, expected: dict[str, Any]) -> None:
+    """Whether a worker has loaded the model that the prediction was begun with."""
+    if fingerprint_of(classify, args) != expected:
+        raise ValueError(
+            f"{args.model_name_or_path} has changed since this prediction was begun. Name a model that stays as it is."
+        )
+
+
+def label_texts(classify, texts: list[str], args: PredictArguments) -> list[list[dict[str, Any]]]:
+    """The labels of each text. The model reads the texts by length, so that batches hold little padding."""
+    order = sorted(range(len(texts)), key=lambda position: len(texts[position]))
     with torch.autocast(classify.device.type, dtype=torch.bfloat16, enabled=args.bf16):
-        answers = classify([block[position].text for position in order], batch_size=args.batch_size)
-    lines = [b""] * len(block)
+        answers = classify([texts[position] for position in order], batch_size=args.batch_size)
+    found: list[list[dict[str, Any]]] = [[] for _ in texts]
     for position, labels in zip(order, answers):
-        document = block[position]
-        line = {"index": document.index, "labels": [{**entry, "score": round(entry["score"], 6)} for entry in labels]}
-        if document.id is not None:
-            line = {"id": document.id, **line}
-        lines[position] = json.dumps(line, ensure_ascii=False).encode() + b"\n"
-    return lines
+        found[position] = [{**entry, "score": round(entry["score"], 6)} for entry in labels]
+    return found
+
+
+def line_of(document: Document, labels: list[dict[str, Any]]) -> bytes:
+    line = {"index": document.index, "labels": labels}
+    if document.id is not None:
+        line = {"id": document.id, **line}
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+
+
+def label_block(classify, block: list[Document], args: PredictArguments) -> list[bytes]:
+    """The lines of a block, in its order."""
+    return list(map(line_of, block, label_texts(classify, [document.text for document in block], args)))
 
 
 def label_blocks(
@@ -440,10 +464,7 @@ def start_worker(args: PredictArguments, fingerprint: dict[str, Any], num_thread
 def label_in_worker(block: list[Document]) -> list[bytes]:
     if Worker.classify is None:
         classify = make_pipeline(Worker.args)
-        if fingerprint_of(classify, Worker.args) != Worker.fingerprint:
-            raise ValueError(
-                f"{Worker.args.model_name_or_path} has changed since this prediction was begun. Name a model that stays as it is."
-            )
+        check_fingerprint(classify, Worker.args, Worker.fingerprint)
         Worker.classify = classify
     return label_block(Worker.classify, block, Worker.args)
 
@@ -465,6 +486,14 @@ def skip_done(documents: Iterator[Document], output: DirectOutput | ResumableLin
         )
 
 
+def check_not_grown(rest: Iterator[Document], args: PredictArguments) -> None:
+    if next(rest, None) is not None:
+        raise ValueError(
+            f"{args.output_file} is complete, but the input has grown since. Name another output, or start again with "
+            "`--overwrite_output_file`."
+        )
+
+
 def predict(args: PredictArguments) -> int:
     """Label all documents; returns how many were labeled by this run."""
     paths = input_paths(args)
@@ -481,11 +510,7 @@ def predict(args: PredictArguments) -> int:
         documents, seen = read_documents(paths, args), DocumentDigest()
         skip_done(documents, output, seen)
         if output.is_complete:
-            if next(documents, None) is not None:
-                raise ValueError(
-                    f"{args.output_file} is complete, but the input has grown since. Name another output, or start again with "
-                    "`--overwrite_output_file`."
-                )
+            check_not_grown(documents, args)
             print(f"{args.output_file} is complete: nothing to resume.", file=sys.stderr)
             return 0
         count = 0

@@ -17,8 +17,8 @@ from augmentation.cli import main as augmentation_main
 
 LABELS = ["cs.IR", "cs.CL", "cs.OH", "cs.CV", "cs.RO", "cs.LG"]
 TRAINED = ("outputs/quickstart", "outputs/model", "outputs/aapd", "user/checkpoint")
-# Servers and pages run until they are stopped (see test_serve.py and test_app.py); the others train, and have tests of their own.
-NOT_HERE = ("examples/serve.py", "examples/app.py", "--push_to_hub", "...")
+# Servers and pages run until they are stopped (see test_serve.py and test_app.py); the others need a cluster or train, and have tests of their own.
+NOT_HERE = ("examples/serve.py", "examples/app.py", "examples/predict_ray.py", "--push_to_hub", "...")
 
 
 def executed(page):
