@@ -267,7 +267,7 @@ def draw(results: dict, path: Path) -> None:
 
     figure, axes = plt.subplots(len(results), 2, figsize=(9, 3.4 * len(results)), squeeze=False)
     for row, (name, result) in zip(axes, results.items()):
-        titles = ("deletion: fall of the logit", "insertion: logit above an empty document's")
+        titles = ("deletion: fall of the logit", "insertion: logit above no words")
         for axis, curve, title in zip(row, ("deletion", "insertion"), titles):
             for method, values in result["methods"].items():
                 axis.plot([0, *(100 * share for share in SHARES)], [0, *values[curve]], marker=".", label=method)
