@@ -7,6 +7,7 @@ setup(
     packages=[
         "modeling_sep_mldc",
         "trainer",
+        "trainer.audit",
         "trainer.data",
         "trainer.hub",
         "trainer.lexical",

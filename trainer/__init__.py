@@ -29,6 +29,7 @@ __all__ = [
     "SepMldcTrainingArguments",
     "StreamingMetrics",
     "add_lora_adapters",
+    "audit_labels",
     "build_label_list",
     "compare_logits",
     "distill",
@@ -54,6 +55,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .adapters import add_lora_adapters
+    from .audit import audit_labels
     from .data import (
         DataReport,
         LabeledDocuments,

@@ -117,7 +117,7 @@ def fit_lexical_scores(
     vocab_size = config.get_text_config().vocab_size
     lexical = LexicalScores(vocab_size, config.num_labels, num_features, num_bigrams).to(model.device)
     settings = {"penalty": penalty} if solver == "ridge" else {"cost": cost, "num_jobs": num_jobs}
-    _fit_on_first_process(lexical, train_dataset, special_ids, solver, {**settings, "hide_progress": hide_progress})
+    fit_classifiers(lexical, train_dataset, special_ids, solver, {**settings, "hide_progress": hide_progress})
 
     settings = {name: value for name, value in settings.items() if name != "num_jobs"}
     info = {"solver": solver, **settings, "num_documents": len(train_dataset)}
@@ -147,7 +147,7 @@ def refit_lexical_scores(
     solver = info.get("solver", "ridge")
     settings = {name: info[name] for name in ("penalty", "cost") if name in info}
     settings |= {} if solver == "ridge" else {"num_jobs": None}
-    _fit_on_first_process(lexical, train_dataset, special_ids, solver, {**settings, "hide_progress": hide_progress})
+    fit_classifiers(lexical, train_dataset, special_ids, solver, {**settings, "hide_progress": hide_progress})
     lexical.scale.copy_(former.scale)
     lexical.lift.copy_(former.lift)
     model.lexical, config.num_lexical_features = lexical, lexical.feature_ids.shape[1]
@@ -254,7 +254,7 @@ def _log_inverse_propensities(config: Any) -> torch.Tensor:
     return torch.as_tensor(np.log(weights), dtype=torch.float32)
 
 
-def _fit_on_first_process(
+def fit_classifiers(
     lexical: LexicalScores, dataset: Any, special_ids: Sequence[int], solver: str, settings: dict
 ) -> None:
     """Fit the classifiers on the first process and copy them to the others."""
