@@ -3,6 +3,7 @@
 A page to try a trained model: paste or upload a document, see its labels as bars, move the threshold, see which words matter.
 
     python examples/app.py --model outputs/quickstart
+    python examples/app.py --audit findings.csv      # decide about findings of audit_labels.py; with --model, both in tabs
 
 Also runs as a Gradio Space of the Hub: copy this file as `app.py`, list `torch` and `transformers` in `requirements.txt`, and name the
 model in the variable SEP_MLDC_MODEL of the Space. Needs the extra `demo`.
@@ -302,6 +303,21 @@ def build_page(pipe: Pipeline):
     return page
 
 
+def build_tabs(pipe: Pipeline | None, findings: str | None):
+    """The page of a model, the page to decide about findings, or both in tabs."""
+    gr = import_gradio()
+    pages = {} if pipe is None else {"Labels of a document": build_page(pipe)}
+    if findings is not None:
+        try:
+            from trainer.audit.page import build_audit_page
+        except ImportError as error:
+            raise ImportError(f'`--audit` needs the package: run `pip install "sep-mldc[audit]"` ({error}).') from None
+        pages["Label audit"] = build_audit_page(findings, gr)
+    if len(pages) == 1:
+        return next(iter(pages.values()))
+    return gr.TabbedInterface(list(pages.values()), list(pages), analytics_enabled=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument(
@@ -309,14 +325,16 @@ def main() -> None:
         default=os.environ.get("SEP_MLDC_MODEL"),
         help="folder or Hub name of a trained model; defaults to SEP_MLDC_MODEL",
     )
+    parser.add_argument("--audit", default=None, help="findings of audit_labels.py, a csv file, to decide about")
     parser.add_argument(
         "--port", type=int, default=None, help="defaults to GRADIO_SERVER_PORT, or the first free port from 7860"
     )
     options = parser.parse_args()
     import_gradio()  # before a model is loaded
-    if not options.model:
+    if not options.model and not options.audit:
         raise ValueError("No model is given. Pass `--model`, or set the variable SEP_MLDC_MODEL.")
-    build_page(load(options.model)).launch(server_port=options.port, **LAUNCH)
+    pipe = load(options.model) if options.model else None
+    build_tabs(pipe, options.audit).launch(server_port=options.port, **LAUNCH)
 
 
 if __name__ == "__main__":

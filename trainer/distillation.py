@@ -218,10 +218,11 @@ def document_embeddings(
     bf16: bool = False,
     hide_progress: bool = False,
     logits: np.ndarray | None = None,
+    description: str = "Reading with the teacher",
 ) -> torch.Tensor:
     """
     Document embeddings (N, d) of a teacher in float16, on the CPU: the N documents of a tokenized data set, in their order. Writes
-    their logits without lexical scores and calibration into `logits` (N, L), if it is given.
+    their logits without lexical scores and calibration into `logits` (N, L), if it is given. `description` is that of the progress bar.
     """
     collator = SepMldcDataCollator(tokenizer)
     documents = dataset["input_ids"]
@@ -229,7 +230,7 @@ def document_embeddings(
     lengths = np.array([len(ids) for ids in documents])
     order = np.argsort(-lengths, kind="stable")  # the longest first: memory that is short is short at once
     embeds = torch.zeros(len(order), teacher.config.hidden_size, dtype=torch.float16)
-    with tqdm(total=len(order), desc="Reading with the teacher", disable=hide_progress, unit="document") as bar:
+    with tqdm(total=len(order), desc=description, disable=hide_progress, unit="document") as bar:
         for rows in np.array_split(order, range(batch_size, len(order), batch_size)):
             batch = collator([{"input_ids": documents[int(row)]} for row in rows])
             batch = {name: batch[name].to(teacher.device) for name in ("input_ids", "attention_mask")}

@@ -3,7 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,7 @@ class LabelAudit:
         findings (`list[Finding]`): those about documents first, the most certain first; then those about labels.
         num_documents (`int`), num_labels (`int`), num_assignments (`int`): N, L, and how many labels the documents have in total.
         num_suspicious (`int`): pairs of a document and a label that seem wrong or missing, listed or not.
+        probabilities (`np.ndarray` of shape `(N, L)`): of the labels, by models of the other folds, float32.
     """
 
     findings: list[Finding]
@@ -78,6 +79,7 @@ class LabelAudit:
     num_labels: int
     num_assignments: int
     num_suspicious: int
+    probabilities: np.ndarray = field(repr=False)
 
     def __str__(self) -> str:
         counts = Counter(finding.kind for finding in self.findings)
@@ -176,7 +178,7 @@ def audit_labels(
     found = _of_documents(documents, labels, probabilities, suspicious, groups)
     listed = found[:max_findings] + [*_together(documents, labels, min_documents), *_rare(documents, min_documents)]
     listed = [replace(finding, number=number) for number, finding in enumerate(listed, start=1)]
-    return LabelAudit(listed, len(texts), len(documents.labels), int(labels.sum()), len(found))
+    return LabelAudit(listed, len(texts), len(documents.labels), int(labels.sum()), len(found), probabilities)
 
 
 def multi_hot(label_indices: Sequence[Sequence[int]], num_labels: int) -> np.ndarray:

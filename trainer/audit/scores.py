@@ -209,8 +209,14 @@ class HeadTrainer:
 
     def encode(self, tokenized: Any) -> torch.Tensor:
         """Embeddings (n, d) of tokenized documents."""
-        hide = self.hide_progress
-        return document_embeddings(self.model, self.tokenizer, tokenized, bf16=self.bf16, hide_progress=hide)
+        return document_embeddings(
+            self.model,
+            self.tokenizer,
+            tokenized,
+            bf16=self.bf16,
+            hide_progress=self.hide_progress,
+            description="Encoding documents",
+        )
 
     def train(self, embeds: torch.Tensor, label_indices: Sequence[Sequence[int]]) -> None:
         """Train a new classifier on document embeddings (n, d) and the label ids of each document."""
