@@ -165,11 +165,30 @@ def audit_labels(
     for name, value in (("max_findings", max_findings), ("min_documents", min_documents)):
         if value < 1:
             raise ValueError(f"`{name}` is {value}, but it must be at least 1. Leave it out.")
-    texts, label_indices = documents.dataset["text"][:], documents.dataset["label_indices"][:]
-    groups = duplicate_groups(signatures(texts))
+    groups = duplicate_groups(signatures(documents.dataset["text"][:]))
     scores = out_of_fold_scores(
         documents, model_name_or_path, label_descriptions, num_folds, max_length, seed, use_cpu, hide_progress, groups
     )
+    return rank_findings(documents, scores, groups, max_findings, min_documents, hide_progress)
+
+
+def rank_findings(
+    documents: LabeledDocuments,
+    scores: OutOfFoldScores,
+    groups: np.ndarray,
+    max_findings: int = 1000,
+    min_documents: int = 5,
+    hide_progress: bool = False,
+) -> LabelAudit:
+    """
+    The findings about documents that are scored.
+
+    Args:
+        documents, max_findings, min_documents, hide_progress: as in [`audit_labels`].
+        scores ([`OutOfFoldScores`]): of the N documents.
+        groups (`np.ndarray` of shape `(N,)`): each document's group of near-duplicates.
+    """
+    label_indices = documents.dataset["label_indices"][:]
     labels = multi_hot(label_indices, len(documents.labels))
     probabilities = fuse_scores(scores, labels)
     suspicious = chosen_by_cleanlab(label_indices, probabilities, hide_progress)
@@ -178,7 +197,7 @@ def audit_labels(
     found = _of_documents(documents, labels, probabilities, suspicious, groups)
     listed = found[:max_findings] + [*_together(documents, labels, min_documents), *_rare(documents, min_documents)]
     listed = [replace(finding, number=number) for number, finding in enumerate(listed, start=1)]
-    return LabelAudit(listed, len(texts), len(documents.labels), int(labels.sum()), len(found), probabilities)
+    return LabelAudit(listed, len(labels), len(documents.labels), int(labels.sum()), len(found), probabilities)
 
 
 def multi_hot(label_indices: Sequence[Sequence[int]], num_labels: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer, get_linear_schedule_with_warmup, set_seed
 
@@ -28,6 +29,7 @@ from ..training_arguments import recommended_head_learning_rate
 
 # Copies of (N, L) in float32 that an audit holds at a time.
 SCORE_COPIES = 8
+BATCH_SIZE = 64
 
 
 class OutOfFoldScores(NamedTuple):
@@ -120,17 +122,28 @@ def out_of_fold_scores(
     _check_size(num_documents, num_labels, num_folds)
     groups = duplicate_groups(signatures(texts)) if groups is None else groups
     folds = assign_folds(label_indices, groups, num_labels, num_folds, seed)
-    shape = (num_documents, num_labels)
-    scores = OutOfFoldScores(np.zeros(shape, np.float32), np.zeros(shape, np.float32), folds)
     heads = HeadTrainer(documents, model_name_or_path, label_descriptions, max_length, seed, use_cpu, hide_progress)
-    for fold in tqdm(range(num_folds), desc="Folds", disable=hide_progress):
-        inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        if not len(outside):
-            continue
-        heads.train(heads.embeds[inside], [label_indices[row] for row in inside])
+    return score_folds(heads, label_indices, folds)
+
+
+def score_folds(heads: "HeadTrainer", label_indices: Sequence[Sequence[int]], folds: np.ndarray) -> OutOfFoldScores:
+    """
+    Scores of the documents of each fold by classifiers that are trained on the other folds.
+
+    Args:
+        heads ([`HeadTrainer`]): of N documents.
+        label_indices (`Sequence[Sequence[int]]` of length `N`): label ids of each document.
+        folds (`np.ndarray` of shape `(N,)`): the fold of each document.
+    """
+    shape, token_ids = (len(folds), len(heads.labels)), heads.tokenized["input_ids"][:]
+    scores = OutOfFoldScores(np.zeros(shape, np.float32), np.zeros(shape, np.float32), folds)
+    for fold in tqdm(np.unique(folds), desc="Folds", disable=heads.hide_progress):
+        inside, outside = np.flatnonzero(folds != fold).tolist(), np.flatnonzero(folds == fold).tolist()
+        known = [label_indices[row] for row in inside]
+        heads.train(heads.embeds[inside], known)
         scores.encoder[outside] = heads.logits(heads.embeds[outside])
-        lexical = heads.fit_lexical(heads.tokenized.select(inside))
-        scores.lexical[outside] = heads.margins(lexical, heads.tokenized.select(outside))
+        lexical = heads.fit_lexical([token_ids[row] for row in inside], known)
+        scores.lexical[outside] = heads.margins(lexical, [token_ids[row] for row in outside])
     return scores
 
 
@@ -158,7 +171,7 @@ class HeadTrainer:
 
     Attributes:
         model ([`SepMldcForMultiLabelClassification`]): with the classifier that was trained last.
-        tokenized (`Dataset` of `N` documents): `input_ids` and `label_indices`.
+        tokenized (`Dataset` of `N` documents): `input_ids`.
         embeds (`torch.Tensor` of shape `(N, d)`): document embeddings, float16, on the CPU.
     """
 
@@ -175,7 +188,7 @@ class HeadTrainer:
         self.labels, self.seed, self.hide_progress = documents.labels, seed, hide_progress
         path, config, self.tokenizer = _load_encoder(model_name_or_path)
         self.max_length = max_length
-        self.tokenized = self.tokenize(documents)
+        self.tokenized = self.tokenize(documents.dataset["text"][:])
         use_cpu = not has_accelerator() if use_cpu is None else use_cpu
         self.bf16 = is_bfloat16_native(use_cpu)
         self.device = torch.device("cpu") if use_cpu else torch.accelerator.current_accelerator()
@@ -203,9 +216,9 @@ class HeadTrainer:
         }
         self.embeds = self.encode(self.tokenized)
 
-    def tokenize(self, documents: LabeledDocuments) -> Any:
-        """Token ids and label ids of documents."""
-        return tokenize(documents.dataset.select_columns(["text", "label_indices"]), self.tokenizer, self.max_length)
+    def tokenize(self, texts: Sequence[str]) -> Dataset:
+        """Token ids of documents."""
+        return tokenize(Dataset.from_dict({"text": list(texts)}), self.tokenizer, self.max_length)
 
     def encode(self, tokenized: Any) -> torch.Tensor:
         """Embeddings (n, d) of tokenized documents."""
@@ -261,24 +274,25 @@ class HeadTrainer:
         ]
         return torch.cat(parts).float().numpy()
 
-    def fit_lexical(self, tokenized: Any) -> LexicalScores:
-        """Linear classifiers on the words of tokenized documents."""
+    def fit_lexical(self, token_ids: Sequence[Sequence[int]], label_indices: Sequence[Sequence[int]]) -> LexicalScores:
+        """Linear classifiers on the words of n documents, from the token ids and the label ids of each."""
         num_labels, vocab_size = len(self.labels), self.model.config.get_text_config().vocab_size
         lexical = LexicalScores(vocab_size, num_labels, default_num_features(num_labels), NUM_BIGRAMS)
-        solver = default_solver(len(tokenized), num_labels)
+        solver = default_solver(len(token_ids), num_labels)
         settings = {"penalty": 0.3} if solver == "ridge" else {"cost": 1.0, "num_jobs": None}
+        documents = {"input_ids": token_ids, "label_indices": label_indices}
         fit_classifiers(
-            lexical, tokenized, self.tokenizer.all_special_ids, solver, {**settings, "hide_progress": True}
+            lexical, documents, self.tokenizer.all_special_ids, solver, {**settings, "hide_progress": True}
         )
         return lexical
 
-    def margins(self, lexical: LexicalScores, tokenized: Any) -> np.ndarray:
-        """Margins (n, L) of tokenized documents by their words."""
-        collator, rows = SepMldcDataCollator(self.tokenizer), tokenized["input_ids"][:]
-        batches = (
-            collator([{"input_ids": ids} for ids in rows[start : start + 64]]) for start in range(0, len(rows), 64)
-        )
-        return torch.cat([lexical.margins(b["input_ids"], b["attention_mask"]) for b in batches]).numpy()
+    def margins(self, lexical: LexicalScores, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """Margins (n, L) of documents by their words."""
+        collator, parts = SepMldcDataCollator(self.tokenizer), []
+        for start in range(0, len(token_ids), BATCH_SIZE):
+            batch = collator([{"input_ids": ids} for ids in token_ids[start : start + BATCH_SIZE]])
+            parts.append(lexical.margins(batch["input_ids"], batch["attention_mask"]))
+        return torch.cat(parts).numpy()
 
 
 def _load_encoder(name: str) -> tuple[str, Any, Any]:
