@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from .files import ACCEPT, REJECT, FindingsFile, apply_findings, default_output_file
@@ -73,6 +74,50 @@ def draw_progress(findings: Sequence[Finding]) -> str:
     )
 
 
+class _Actions:
+    """What the page does with a findings file when something is clicked. Each returns the values of the outputs."""
+
+    def __init__(self, path: str | os.PathLike, gradio: Any):
+        self.path, self.gradio = path, gradio
+        self.store, self.output_file = FindingsFile(path), default_output_file(path)
+
+    def read(self) -> list[Finding]:
+        try:
+            return self.store.read()
+        except (OSError, ValueError) as error:
+            raise self.gradio.Error(_letters(str(error))) from None
+
+    def show(self, findings: Sequence[Finding], finding: Finding | None) -> tuple:
+        usable = finding is not None
+        buttons = [self.gradio.Button(interactive=usable) for _ in range(3)]
+        return finding.number if finding else None, draw(finding), draw_progress(findings), *buttons
+
+    def filter(self, kind: str, label: str | None, state: str) -> tuple:
+        return self.move(0, None, kind, label, state)
+
+    def move(self, step: int, number: int | None, kind: str, label: str | None, state: str) -> tuple:
+        findings = self.read()
+        return self.show(findings, neighbor(select(findings, kind, label, state), number, step))
+
+    def decide(self, decision: str, number: int | None, kind: str, label: str | None, state: str) -> tuple:
+        try:
+            if number is not None:
+                self.store.decide(number, decision)
+        except (OSError, ValueError) as error:
+            raise self.gradio.Error(f"The decision is not saved. {_letters(str(error))}") from None
+        return self.move(1, number, kind, label, state)
+
+    def write(self) -> str:
+        try:
+            counts = apply_findings(self.path, self.output_file)
+        except (OSError, ValueError) as error:
+            raise self.gradio.Error(_letters(str(error))) from None
+        return (
+            f"<p>{_letters(self.output_file)}: {counts['documents']:,} documents, {counts['changed']:,} of them changed; "
+            f"{counts[REMOVE]:,} labels removed, {counts[ADD]:,} added, {counts[DROP]:,} dropped from all documents.</p>"
+        )
+
+
 def build_audit_page(path: str | os.PathLike, gradio: Any) -> Any:
     """
     The page for a findings file, a `gradio.Blocks`.
@@ -84,53 +129,8 @@ def build_audit_page(path: str | os.PathLike, gradio: Any) -> Any:
     Raises:
         ValueError, OSError: the findings, or the description next to them, cannot be read.
     """
-    store, output_file = FindingsFile(path), default_output_file(path)
-    gr = gradio
-
-    def read() -> list[Finding]:
-        try:
-            return store.read()
-        except (OSError, ValueError) as error:
-            raise gr.Error(_letters(str(error))) from None
-
-    def show(findings: Sequence[Finding], finding: Finding | None) -> tuple:
-        usable = finding is not None
-        buttons = [gr.Button(interactive=usable) for _ in range(3)]
-        return finding.number if finding else None, draw(finding), draw_progress(findings), *buttons
-
-    def on_filter(kind: str, label: str | None, state: str) -> tuple:
-        findings = read()
-        return show(findings, neighbor(select(findings, kind, label, state), None, 0))
-
-    def mover(step: int) -> Any:
-        def move(number: int | None, kind: str, label: str | None, state: str) -> tuple:
-            findings = read()
-            return show(findings, neighbor(select(findings, kind, label, state), number, step))
-
-        return move
-
-    def decider(decision: str) -> Any:
-        def decide(number: int | None, kind: str, label: str | None, state: str) -> tuple:
-            try:
-                if number is not None:
-                    store.decide(number, decision)
-            except (OSError, ValueError) as error:
-                raise gr.Error(f"The decision is not saved. {_letters(str(error))}") from None
-            return mover(1)(number, kind, label, state)
-
-        return decide
-
-    def on_write() -> str:
-        try:
-            counts = apply_findings(path, output_file)
-        except (OSError, ValueError) as error:
-            raise gr.Error(_letters(str(error))) from None
-        return (
-            f"<p>{_letters(output_file)}: {counts['documents']:,} documents, {counts['changed']:,} of them changed; {counts[REMOVE]:,} "
-            f"labels removed, {counts[ADD]:,} added, {counts[DROP]:,} dropped from all documents.</p>"
-        )
-
-    labels = sorted({finding.label for finding in store.read()})
+    gr, actions = gradio, _Actions(path, gradio)
+    labels = sorted({finding.label for finding in actions.store.read()})
     with gr.Blocks(title="Label audit", analytics_enabled=False) as page:
         gr.HTML(f"<h1>Label audit</h1><p>{_letters(os.path.basename(os.fspath(path)))}</p>")
         number = gr.State(None)
@@ -151,15 +151,15 @@ def build_audit_page(path: str | os.PathLike, gradio: Any) -> Any:
         filters, outputs = [kind, label, state], [number, shown, progress, accept, reject, undo]
         options = {"api_name": False, "show_progress": "hidden"}
         for part in filters:
-            part.input(on_filter, filters, outputs, **options)
+            part.input(actions.filter, filters, outputs, **options)
         for button, action in (
-            (accept, decider(ACCEPT)),
-            (reject, decider(REJECT)),
-            (undo, decider("")),
-            (back, mover(-1)),
-            (on, mover(1)),
+            (accept, partial(actions.decide, ACCEPT)),
+            (reject, partial(actions.decide, REJECT)),
+            (undo, partial(actions.decide, "")),
+            (back, partial(actions.move, -1)),
+            (on, partial(actions.move, 1)),
         ):
             button.click(action, [number, *filters], outputs, **options)
-        write.click(on_write, None, written, api_name=False)
-        page.load(on_filter, filters, outputs, **options)
+        write.click(actions.write, None, written, api_name=False)
+        page.load(actions.filter, filters, outputs, **options)
     return page
