@@ -6,6 +6,7 @@ The plans of `recipe_sweep.py`: which groups of runs are trained, the most telli
     python benchmarks/recipe_plans.py second > plan.json
     python benchmarks/recipe_plans.py core > plan.json
     python benchmarks/recipe_plans.py tokens > plan.json
+    python benchmarks/recipe_plans.py proof > plan.json
     python benchmarks/recipe_plans.py finalists second.json second_runs.jsonl > plan.json     # of the best variant of `second`
 """
 
@@ -333,7 +334,57 @@ def tokens() -> list[dict]:
     return plan
 
 
-PLANS = {"screening": screening, "second": second, "core": core, "tokens": tokens}
+def proof() -> list[dict]:
+    """Three seeds, paired: token attention and the paper's losses; and what no earlier plan tried."""
+    plan = []
+    default = {"softmax": 0.0, "decoupled": 1.0, "dropout": 0.5, "head_lr": 1e-3}
+    heads = {"usbills4k": {**default, "mlp": 0.0}, "debtags": default, "arxiv_mlc": default}
+
+    def add(title, data, size, runs, epochs, rate=0.5e6, adapted=0, **shared):
+        tokens = (size * DATA[data][0] * epochs * (1.4 if shared.get("label_encoder") else 1.0) + adapted) * len(runs)
+        one = group(title, data, size, runs, epochs=epochs, **shared)
+        plan.append({**one, "seconds": round(tokens / rate) + 10})
+
+    def three(*variants):
+        return [{**variant, "seed": seed} for variant in variants for seed in range(3)]
+
+    whole = {"evaluations": 4, "test": True, "top": True}
+    for data, epochs in (("usbills4k", 8), ("debtags", 8)):
+        runs = three(heads[data], {**heads[data], "laat_weight": 1.0})
+        add("token attention", data, 6000, runs, epochs, rate=0.4e6, laat=True, **whole)
+    printed = {**paper(), "lr": 1e-4, "head_lr": 1e-4}
+    for data, epochs in (("usbills4k", 12), ("debtags", 10)):
+        unit = 0.01 * DATA[data][1]
+        runs = three(printed, {**printed, "beta": unit, "gamma": unit})
+        runs += [{**printed, "beta": unit}, {**printed, "gamma": unit}]
+        add("paper's classifier", data, 6000, runs, epochs, **whole)
+    runs = three(default, {**default, "laat_weight": 1.0})
+    add("token attention", "arxiv_mlc", 6000, runs, 5, laat=True, **whole)
+    printed = paper()
+    variants = [{}, {"seed": 1}, {"gamma": 0.76}, {"gamma": 0.76, "seed": 1}, {"beta": 0.76, "gamma": 0.76}]
+    variants += [{"prototype": 0.76}, {"gamma": 0.76, "positives_jaccard": 1.0}]
+    runs = [{**printed, **variant} for variant in variants]
+    add("paper", "arxiv_mlc", 3000, runs, 8, evaluations=2, label_encoder=True, encoder_dropout=0.1)
+    for data, head in heads.items():
+        runs = [{**head, "seed": seed} for seed in (0, 1)]
+        for steps, kind in ((0, "mlm"), (500, "mlm"), (500, "simcse")):
+            adapted = steps * 64 * 100
+            shared = {"evaluations": 3, "adapt_steps": steps, "adapt": kind}
+            add("continued pre-training", data, 1000, runs, 10, adapted=adapted, **shared)
+    tail = [{}, {"decoupled": 0.0}, {"bce": 0.0, "decoupled": 0.0, "asymmetric": 1.0}]
+    tail += [{"bce": 0.0, "asymmetric": 1.0}, {"bce": 0.0, "distribution": 1.0}]
+    tail += [{"bce": 0.0, "decoupled": 0.0, "distribution": 1.0}]
+    for data, head in heads.items():
+        runs = [{**head, **variant, "seed": seed} for variant in tail for seed in (0, 1)]
+        add("losses for rare labels", data, 3000, runs, 5, evaluations=2)
+    for batch, rate in ((32, 5e-5), (256, 2e-4)):
+        runs = [{**printed, "lr": rate, "head_lr": rate, "seed": seed} for seed in (0, 1)]
+        runs += [{**run, "beta": 0.76, "gamma": 0.76} for run in runs]
+        add("paper, batch", "arxiv_mlc", 6000, runs, 8, batch=batch, evaluations=2, encoder_dropout=0.1)
+    return plan
+
+
+PLANS = {"proof": proof, "screening": screening, "second": second, "core": core, "tokens": tokens}
 
 
 def main() -> None:

@@ -47,8 +47,11 @@ GROUP = {
     "label_part": "label",  # "name": label names without descriptions
     "queue": 0,  # earlier documents, detached, that the document loss compares with
     "contrastive_epochs": 0.0,  # the first epochs train the contrastive losses alone
+    "adapt_steps": 0,  # of continued pre-training on the texts of documents and labels, before everything else
+    "adapt": "mlm",  # or "simcse"
     "folds": 0,  # runs train on all but their fold, and their logits of it are kept
     "test": False,  # test metrics of the weights that were best on validation
+    "top": False,  # with `test`: also the five best labels of each test document, for `intervals`
     "export": False,  # their logits, of the first run
 }
 # What each run has for itself.
@@ -62,6 +65,8 @@ RUN = {
     "bce": 1.0,
     "softmax": 1.0,
     "decoupled": 0.0,
+    "asymmetric": 0.0,  # weight of the asymmetric loss (Ridnik et al. 2021): exponents 0 and 4, margin 0.05
+    "distribution": 0.0,  # weight of the distribution-balanced loss (Wu et al. 2020)
     "mlp": 1.0,
     "similarity": 1.0,
     "attention": 1.0,
@@ -81,6 +86,7 @@ WEIGHTINGS = {"jaccard": (0.0, 1.0), "complement": (1.0, -1.0), "uniform": (1.0,
 SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)
 HEADS, LAYERS, WIDTH, INNER = 12, 6, 384, 1536
 UNSEEN = -1.0
+MASK = 103  # the mask token of BERT's vocabulary
 DTYPE = os.environ.get("SWEEP_DTYPE")
 
 
@@ -166,7 +172,7 @@ class Data:
         tokens = {part: ragged(arrays, f"{part}_tokens") for part in ("train", "validation", "test")}
         tokens["label"] = ragged(arrays, "label_tokens")
         tokens["name"] = ragged(arrays, "name_tokens" if "name_tokens_values" in arrays else "label_tokens")
-        self.vocabulary = np.unique(np.concatenate([*(row for rows in tokens.values() for row in rows), [0]]))
+        self.vocabulary = np.unique(np.concatenate([*(row for rows in tokens.values() for row in rows), [0, MASK]]))
         self.num_labels = len(arrays["labels"])
         self.lengths = {part: np.asarray([len(row) for row in rows]) for part, rows in tokens.items()}
         self.tokens = {}
@@ -495,7 +501,26 @@ class Group:
             negatives = logits.masked_fill(targets > 0, -1e4).logsumexp(-1, keepdim=True)
             value = (targets * F.softplus(negatives - logits)).sum((1, 2)) / documents
             total = total + self.vector("decoupled") * value
+        if self.has("asymmetric"):
+            shifted = (torch.sigmoid(logits) - 0.05).clamp_min(0)
+            terms = targets * F.logsigmoid(logits) + (1 - targets) * shifted**4 * torch.log1p(-shifted)
+            total = total - self.vector("asymmetric") * terms.sum((1, 2)) / documents
+        if self.has("distribution"):
+            total = total + self.vector("distribution") * self.distribution_balanced(logits, targets) / documents
         return total + self.contrastive_losses(embeds, targets)
+
+    def distribution_balanced(self, logits, targets):
+        """Rebalanced weights (0.1 + sigmoid(10 (r - 0.2))) and negative-tolerant logits (factor 5, shift 0.05 times the prior)."""
+        if "shares" not in self.vectors:
+            counts = torch.stack([self.data.labels["train"][rows].sum(0) for rows in self.rows]).clamp_min(1)
+            self.vectors["shares"] = counts
+        counts = self.vectors["shares"].unsqueeze(1)
+        inverse = 1 / counts
+        repeated = inverse / (targets * inverse).sum(-1, keepdim=True).clamp_min(1e-12)
+        weights = 0.1 + torch.sigmoid(10 * (repeated - 0.2))
+        moved = logits + 0.05 * torch.log((len(self.rows[0]) / counts - 1).clamp_min(1e-6))
+        terms = targets * F.softplus(-moved) + (1 - targets) * F.softplus(5 * moved) / 5
+        return (weights * terms).sum((1, 2))
 
     def contrastive_losses(self, embeds, targets):
         total = torch.zeros(self.number, device=self.device)
@@ -685,10 +710,78 @@ class Group:
             points.append(point)
         return points
 
+    def adapt(self) -> None:
+        """
+        Continued pre-training of the encoder on training documents and label texts.
+
+        Masked language modeling (15% of the tokens, output weights tied to the word embeddings, a new transform that starts as
+        the identity), or SimCSE (a document and itself under other dropout are a pair; temperature 0.05). Learning rate 5e-5, linear decay.
+        """
+        shared, limit = self.shared, min(self.shared["max_length"], 128)
+        texts = [("train", row) for row in range(self.size)] + [("label", row) for row in range(self.data.num_labels)]
+        width, total = 64, shared["adapt_steps"]
+        generator, rng = torch.Generator(self.device).manual_seed(0), np.random.default_rng(99)
+        transform = torch.eye(WIDTH, device=self.device).expand(self.number, -1, -1).clone().requires_grad_()
+        bias = torch.zeros(self.number, 1, len(self.data.vocabulary), device=self.device, requires_grad=True)
+        extra = torch.optim.AdamW([transform, bias], lr=1e-3)
+        mask_id = int(np.searchsorted(self.data.vocabulary, MASK))
+        kept_rates, self.vectors = self.vectors, {}
+        self.vectors["lr"] = torch.full((self.number,), 5e-5, device=self.device)
+        share = len([1 for part, _ in texts if part == "train"]) / len(texts)
+        for step in range(total):
+            part = "train" if rng.random() < max(share, 0.5) else "label"
+            count = self.size if part == "train" else self.data.num_labels
+            places = rng.integers(count, size=(1, width))
+            lengths = torch.from_numpy(np.minimum(self.data.lengths[part][places[0]], limit)).to(self.device)
+            ids = self.data.tokens[part][torch.from_numpy(places[0]).to(self.device), : int(lengths.max())]
+            mask = (torch.arange(ids.shape[1], device=self.device) < lengths[:, None]).unsqueeze(0)
+            weights = self.weights()
+            if shared["adapt"] == "mlm":
+                chosen = (torch.rand(ids.shape, generator=generator, device=self.device) < 0.15) & mask[0]
+                x = self.adapted_states(weights, ids.masked_fill(chosen, mask_id), mask, 0.1)
+                where = chosen.flatten().nonzero().squeeze(1)
+                hidden = F.layer_norm(x[:, where].float() @ transform, (WIDTH,)).to(self.dtype)
+                scores = (hidden @ weights["words"].transpose(1, 2)).float() + bias
+                gold = ids.flatten()[where].expand(self.number, -1)
+                losses = F.cross_entropy(scores.transpose(1, 2), gold, reduction="none").mean(1)
+            else:
+                first, second = (
+                    F.normalize(pooled(self.adapted_states(weights, ids, mask, 0.1), mask), dim=-1) for _ in range(2)
+                )
+                gold = torch.arange(width, device=self.device).expand(self.number, -1)
+                losses = F.cross_entropy(first @ second.transpose(1, 2) / 0.05, gold, reduction="none").mean(1)
+            losses.sum().backward()
+            factor = min((step + 1) / max(total // 20, 1), 1 - step / total)
+            self.update(torch.full((self.number,), factor, device=self.device), True)
+            extra.step()
+            extra.zero_grad()
+            if step in (0, total // 2, total - 1):
+                print(f"adapt {shared['adapt']} {step}: loss {losses.mean().item():.3f}", flush=True)
+        self.vectors = kept_rates
+        self.vectors.pop("lr", None)
+        for state in (self.first, self.second, self.gradient):
+            state.zero_()
+        self.steps = {"body": 0, "head": 0}
+        with torch.no_grad():
+            weights, table = self.weights(), []
+            for rows in np.array_split(np.arange(self.data.num_labels), max(self.data.num_labels // 128, 1)):
+                table.append(self.encode(weights, shared["label_part"], rows[None])[0])
+            for name in ("table", "laat_q"):
+                if name in self.leaves:
+                    self.leaves[name].copy_(torch.cat(table, dim=1))
+
+    def adapted_states(self, weights, ids, mask, dropout):
+        x = F.dropout(embed(weights, ids.expand(self.number, -1, -1)), dropout)
+        for layer in range(LAYERS):
+            x = run_layer(weights, layer, x, mask, dropout)
+        return x
+
     def train(self) -> list[dict]:
         """All epochs; returns a record of each run."""
         shared, began = self.shared, time.time()
         batch = shared["batch"]
+        if shared["adapt_steps"]:
+            self.adapt()
         steps_an_epoch = max(len(self.rows[0]) // batch, 1)
         # The head alone first.
         if shared["head_epochs"]:
@@ -951,11 +1044,75 @@ def finish(group: Group, records, options) -> None:
                 propensities = group.data.propensities(group.rows[0])
                 for record, scores in zip(records, logits, strict=True):
                     record["test_metrics"] = measure(scores, group.data.labels["test"], propensities)
+                    if group.shared["top"]:
+                        record["test_top"] = scores.topk(5, dim=1).indices.tolist()
             parts[part] = logits[0].half().cpu().numpy()
     if group.shared["export"]:
         path = Path(options.logits) / f"{group.data.name}_{group.size}_{group.shared.get('name', 'runs')}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, **{part: compact(values) for part, values in parts.items()})
+
+
+def intervals(options) -> None:
+    """
+    Differences from the first variant of each group of a plan, on test documents: mean over seeds, 95% interval of a bootstrap.
+
+    Variants are paired by seed and document; documents are resampled 1,000 times.
+    """
+    plan = json.loads(Path(options.plan).read_text(encoding="utf-8"))
+    groups: dict[tuple, dict[str, dict[int, list]]] = {}
+    for name in options.runs:
+        for line in Path(name).read_text(encoding="utf-8").splitlines():
+            run = json.loads(line)
+            if "test_top" not in run:
+                continue
+            shared = plan[run["item"]]["group"]
+            variant = ", ".join(f"{key} {run[key]}" for key in RUN if key in run and key != "seed")
+            key = (plan[run["item"]]["name"], shared["data"], shared["size"])
+            groups.setdefault(key, {}).setdefault(variant, {})[run.get("seed", 0)] = run
+    results, folder = [], Path(options.prepared)
+    for (title, name, size), variants in groups.items():
+        data = Data(folder, name, torch.device("cpu"))
+        gold, weights = data.labels["test"], data.propensities(np.arange(size))
+        first, *others = variants
+        values = {
+            variant: {seed: per_document(torch.tensor(run["test_top"]), gold, weights) for seed, run in runs.items()}
+            for variant, runs in variants.items()
+        }
+        for other in others:
+            seeds = sorted(set(values[first]) & set(values[other]))
+            drawn = []
+            rng = np.random.default_rng(0)
+            for _ in range(1001):
+                rows = rng.integers(len(gold), size=len(gold)) if drawn else np.arange(len(gold))
+                pairs = [(averages(values[other][seed], rows), averages(values[first][seed], rows)) for seed in seeds]
+                drawn.append(np.mean([ours - theirs for ours, theirs in pairs], axis=0))
+            low, high = np.percentile(drawn[1:], [2.5, 97.5], axis=0)
+            row = {"group": title, "data": name, "size": size, "than": first, "variant": other, "seeds": len(seeds)}
+            for position, metric in enumerate(METRICS[:5]):
+                row[metric] = [round(100 * float(value[position]), 2) for value in (drawn[0], low, high)]
+            results.append(row)
+            print(json.dumps(row))
+    former = json.loads(INTERVALS.read_text(encoding="utf-8")) if INTERVALS.exists() else []
+    new = {(row["group"], row["data"], row["size"]) for row in results}
+    kept = [row for row in former if (row["group"], row["data"], row["size"]) not in new]
+    INTERVALS.write_text(json.dumps([*kept, *results], indent=1) + "\n", encoding="utf-8")
+
+
+def per_document(top, gold, weights) -> np.ndarray:
+    """(N, 7): hit at 1, share of 5, nDCG@5, and gains and best gains of PSP at 1 and at 5."""
+    found = gold.gather(1, top)
+    discounts = 1 / torch.log2(torch.arange(2, 7).float())
+    ideal = torch.cumsum(discounts, 0)[gold.sum(1).long().clamp(1, 5) - 1]
+    gains, best = found * weights[top], (gold * weights).topk(5, dim=1).values
+    columns = [found[:, 0], found.mean(1), (found * discounts).sum(1) / ideal]
+    return torch.stack([*columns, gains[:, 0], best[:, 0], gains.sum(1), best.sum(1)], dim=1).numpy()
+
+
+def averages(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """P@1, P@5, nDCG@5, PSP@1 and PSP@5 of the documents `rows` of `per_document`."""
+    sums = values[rows].sum(0)
+    return np.array([*(sums[:3] / len(rows)), sums[3] / sums[4], sums[5] / sums[6]])
 
 
 def compact(logits: np.ndarray) -> np.ndarray:
@@ -967,6 +1124,7 @@ def compact(logits: np.ndarray) -> np.ndarray:
 
 METRICS = ("p@1", "p@5", "ndcg@5", "psp@1", "psp@5", "f1_micro", "f1_macro")
 RESULTS = Path(__file__).parent / "results" / "recipe_sweep.jsonl"
+INTERVALS = RESULTS.with_name("recipe_sweep_intervals.json")
 
 
 def pack(options) -> None:
@@ -981,7 +1139,8 @@ def pack(options) -> None:
         for line in Path(name).read_text(encoding="utf-8").splitlines():
             run = json.loads(line)
             curve, item, test = run.pop("curve"), run.pop("item"), run.pop("test_metrics", None)
-            settings = {key: value for key, value in run.items() if key not in ("test", "export", "name")}
+            run.pop("test_top", None)
+            settings = {key: value for key, value in run.items() if key not in ("test", "top", "export", "name")}
             row = {
                 "plan": options.name,
                 "group": plan[item]["name"],
@@ -1039,6 +1198,11 @@ def main() -> None:
     command.add_argument("--runs", nargs="+", required=True)
     command.add_argument("--name", required=True)
     command.set_defaults(function=pack)
+    command = commands.add_parser("intervals", help="paired bootstrap intervals of the runs of a plan with `top`")
+    command.add_argument("--prepared", required=True)
+    command.add_argument("--plan", required=True)
+    command.add_argument("--runs", nargs="+", required=True)
+    command.set_defaults(function=intervals)
     options = parser.parse_args()
     options.function(options)
 
