@@ -252,7 +252,11 @@ class Documents:
 
 
 def report(options) -> None:
-    """A markdown table: means over seeds, and the interval of the difference to each linear model; and the same as JSON."""
+    """
+    A markdown table: means over seeds, and the interval of the difference to each linear model; and the same as JSON.
+
+    Rows of the JSON whose detailed results are not at hand stay as they are.
+    """
     summary = []
     groups: dict[tuple[str, int], dict[str, list[dict]]] = {}
     for path in sorted(RESULTS.glob("*.json")):
@@ -278,7 +282,8 @@ def report(options) -> None:
                 print(f"| {data} | {size} | defaults - {system} | | {' | '.join(cells)} | |")
                 difference = {name: [low[name], high[name]] for name in METRICS}
                 summary.append({"data": data, "size": size, "defaults minus": system, "interval": difference})
-    write_json(SUMMARY, summary)
+    former = json.loads(SUMMARY.read_text(encoding="utf-8")) if SUMMARY.exists() else []
+    write_json(SUMMARY, [row for row in former if (row["data"], row["size"]) not in groups] + summary)
 
 
 def interval(ours: list[dict], other: dict, documents: Documents, rounds: int = 1000) -> tuple[dict, dict]:
