@@ -244,4 +244,5 @@ def test_the_command_makes_a_student_and_compares_it_with_its_teacher(teacher, t
     rows = json.loads((tmp_path / "out" / "distillation.json").read_text())
     assert set(rows) == {"teacher", "student"} and "ndcg@5" in done.stdout
     model = AutoModel.from_pretrained(tmp_path / "out")
-    assert isinstance(model.backbone, StaticEncoder) and model.config.thresholds is not None
+    # By name: a test that loads a checkpoint with its code registers that copy of the class in this process.
+    assert type(model.backbone).__name__ == StaticEncoder.__name__ and model.config.thresholds is not None
