@@ -718,16 +718,14 @@ class Group:
         the identity), or SimCSE (a document and itself under other dropout are a pair; temperature 0.05). Learning rate 5e-5, linear decay.
         """
         shared, limit = self.shared, min(self.shared["max_length"], 128)
-        texts = [("train", row) for row in range(self.size)] + [("label", row) for row in range(self.data.num_labels)]
         width, total = 64, shared["adapt_steps"]
         generator, rng = torch.Generator(self.device).manual_seed(0), np.random.default_rng(99)
         transform = torch.eye(WIDTH, device=self.device).expand(self.number, -1, -1).clone().requires_grad_()
         bias = torch.zeros(self.number, 1, len(self.data.vocabulary), device=self.device, requires_grad=True)
         extra = torch.optim.AdamW([transform, bias], lr=1e-3)
         mask_id = int(np.searchsorted(self.data.vocabulary, MASK))
-        kept_rates, self.vectors = self.vectors, {}
-        self.vectors["lr"] = torch.full((self.number,), 5e-5, device=self.device)
-        share = len([1 for part, _ in texts if part == "train"]) / len(texts)
+        vectors, self.vectors = self.vectors, {"lr": torch.full((self.number,), 5e-5, device=self.device)}
+        share = self.size / (self.size + self.data.num_labels)
         for step in range(total):
             part = "train" if rng.random() < max(share, 0.5) else "label"
             count = self.size if part == "train" else self.data.num_labels
@@ -757,8 +755,7 @@ class Group:
             extra.zero_grad()
             if step in (0, total // 2, total - 1):
                 print(f"adapt {shared['adapt']} {step}: loss {losses.mean().item():.3f}", flush=True)
-        self.vectors = kept_rates
-        self.vectors.pop("lr", None)
+        self.vectors = vectors
         for state in (self.first, self.second, self.gradient):
             state.zero_()
         self.steps = {"body": 0, "head": 0}
