@@ -10,6 +10,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from .encoder_sep_mldc import max_tokens
+from .hierarchy_sep_mldc import check_label_parents
+from .label_sets_sep_mldc import check_label_constraints
+from .label_texts_sep_mldc import label_text
 
 
 # The recommended head. `trainer.recommend_settings` reads these: a model made in Python and a run of the command get the same one.
@@ -129,6 +132,13 @@ class SepMldcConfig(PreTrainedConfig):
             How the lexical scores were fitted: scale, number of documents, metrics without and with them.
         label_descriptions (`dict[str, str]`, *optional*):
             Label description by label name, for labels that have one.
+        label_parents (`dict[str, list[str]]`, *optional*):
+            Parents of each label that has one, by name (see [`check_label_parents`]). They are part of the label texts.
+        hierarchy (`str`, *optional*):
+            How label sets follow `label_parents`: `"closure"` adds the ancestors of each label, `"leaves"` leaves out the labels of
+            which a descendant is assigned. In both, a label has the largest score of itself and its descendants. `None` for neither.
+        label_constraints (`list[dict]`, *optional*):
+            Groups `{"labels": [names], "at_least": n, "at_most": m}` that label sets keep (see [`check_label_constraints`]).
         thresholds (`list[float]` of length `num_labels`, *optional*):
             Decision threshold of each label on its probability.
         threshold_info (`dict`, *optional*):
@@ -193,6 +203,9 @@ class SepMldcConfig(PreTrainedConfig):
     num_lexical_bigrams: int = 0
     lexical_info: dict | None = None
     label_descriptions: dict[str, str] | None = None
+    label_parents: dict | None = None
+    hierarchy: Literal["closure", "leaves"] | None = None
+    label_constraints: list | None = None
     thresholds: list[float | int] | None = None
     threshold_info: dict | None = None
     score_calibration: dict | None = None
@@ -274,6 +287,7 @@ class SepMldcConfig(PreTrainedConfig):
             )
         self._check_calibration()
         self._check_label_counts()
+        self._check_label_sets()
 
     def _check_length(self, field: str, values: list | None) -> None:
         if values is not None and len(values) != self.num_labels:
@@ -308,6 +322,19 @@ class SepMldcConfig(PreTrainedConfig):
                     f"{'' if total is None else f', which is {total}'}. Count the labels of the training documents again."
                 )
 
+    def _check_label_sets(self) -> None:
+        if self.label_parents is not None:
+            self.label_parents = check_label_parents(self.label_parents, self.labels) or None
+        if self.hierarchy is not None and self.label_parents is None:
+            raise ValueError(
+                f"`hierarchy` is {self.hierarchy!r}, but no label has a parent. Give `label_parents`, or leave `hierarchy` out."
+            )
+        if self.label_constraints is not None:
+            closed = self.label_parents if self.hierarchy is not None else None
+            self.label_constraints = check_label_constraints(self.label_constraints, self.labels, closed) or None
+        if self.drops_or_adds_labels:
+            self.drop_guarantee()
+
     def _check_class_weights(self) -> None:
         if "bce" not in self.classification_loss:
             raise ValueError(
@@ -336,6 +363,11 @@ class SepMldcConfig(PreTrainedConfig):
         """Remove the guarantee of the thresholds: it holds neither for other labels nor for a model trained again."""
         if self.threshold_info is not None:
             self.threshold_info = {k: v for k, v in self.threshold_info.items() if k != "guarantee"}
+
+    @property
+    def drops_or_adds_labels(self) -> bool:
+        """Whether label sets differ from what thresholds and closure make them, so that a guarantee of thresholds does not hold."""
+        return self.hierarchy == "leaves" or bool(self.label_constraints)
 
     @property
     def label_support(self) -> list[int] | None:
@@ -382,9 +414,9 @@ class SepMldcConfig(PreTrainedConfig):
 
     @property
     def label_texts(self) -> list[str]:
-        """The texts that are encoded as label embeddings, `"{label}: {description}"` or the bare name (Eq. 1-2)."""
-        descriptions = self.label_descriptions or {}
-        return [f"{label}: {descriptions[label]}" if descriptions.get(label) else label for label in self.labels]
+        """The texts that are encoded as label embeddings, with the names of ancestors and the description (Eq. 1-2)."""
+        parents, descriptions = self.label_parents or {}, self.label_descriptions or {}
+        return [label_text(label, parents, descriptions) for label in self.labels]
 
     def max_tokens(self, tokenizer: PreTrainedTokenizerBase | None = None) -> int:
         """

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .label_texts_sep_mldc import pad_label_inputs, tokenize_label_texts
+from .hierarchy_sep_mldc import check_label_parents, without_labels
+from .label_sets_sep_mldc import constraints_without
+from .label_texts_sep_mldc import label_text, pad_label_inputs, tokenize_label_texts
 
 
 # Maximum number of existing labels that a new label starts from.
@@ -96,7 +98,11 @@ class LabelEditingMixin:
 
     @torch.no_grad()
     def add_labels(
-        self, labels: dict[str, str | None], tokenizer: PreTrainedTokenizerBase, max_label_length: int = 64
+        self,
+        labels: dict[str, str | None],
+        tokenizer: PreTrainedTokenizerBase,
+        max_label_length: int = 64,
+        label_parents: dict[str, str | list[str]] | None = None,
     ) -> None:
         """
         Add labels that the model can score before any training on them (zero-shot).
@@ -114,9 +120,11 @@ class LabelEditingMixin:
             labels (`dict[str, str]`): label description by new label name; `None` or `""` for labels without one.
             tokenizer (`PreTrainedTokenizerBase`): the model's tokenizer.
             max_label_length (`int`, *optional*, defaults to 64): maximum number of tokens per label text.
+            label_parents (`dict[str, str | list[str]]`, *optional*): parents of new labels, which may be new labels too.
 
         Raises:
-            ValueError: there are no labels, a name is blank or taken, or a description is not a string.
+            ValueError: there are no labels, a name is blank or taken, a description is not a string, or parents are wrong (see
+                [`check_label_parents`]).
 
         Example:
 
@@ -140,7 +148,8 @@ class LabelEditingMixin:
         labels = {normalize("NFC", name): text for name, text in labels.items()}
         descriptions = {**(config.label_descriptions or {}), **{name: text for name, text in labels.items() if text}}
         names = [*config.labels, *labels]
-        texts = [f"{name}: {text}" if text else name for name, text in labels.items()]
+        parents = _with_parents(config.label_parents, label_parents, labels, names)
+        texts = [label_text(name, parents, descriptions) for name in labels]
         old = self.label_embeddings.detach().float()
         max_label_length = min(max_label_length, config.max_tokens(tokenizer))
         new = self.encode_labels(tokenize_label_texts(tokenizer, texts, max_label_length))
@@ -164,11 +173,13 @@ class LabelEditingMixin:
         if config.label_counts is not None:
             config.label_counts = [*config.label_counts, *[0] * len(labels)]
         self._set_label_names(names, descriptions)
+        config.label_parents = parents or None
 
     @torch.no_grad()
     def remove_labels(self, labels: list[str]) -> None:
         """
-        Remove labels and everything that the model stores about them. The other labels keep their order.
+        Remove labels and everything that the model stores about them. The other labels keep their order. Children of a removed label
+        get its parents. Constraints on labels keep their other labels.
 
         Scores of the remaining labels change only through label attention, which can no longer select a removed label. Create
         trainers and optimizers afterwards: the shortened weights are new parameters.
@@ -199,7 +210,12 @@ class LabelEditingMixin:
             if values is not None:
                 setattr(config, field, [values[index] for index in kept])
         config.drop_guarantee()
+        removed = set(labels_before) - set(names)
         self._set_label_names(names, config.label_descriptions)
+        config.label_parents = without_labels(config.label_parents or {}, removed) or None
+        config.label_constraints = constraints_without(config.label_constraints or [], removed) or None
+        if config.label_parents is None:
+            config.hierarchy = None
 
     def rename_label(self, label: str, new_name: str) -> None:
         """
@@ -222,6 +238,17 @@ class LabelEditingMixin:
             new_name if name == label else name: text for name, text in (config.label_descriptions or {}).items()
         }
         self._set_label_names(names, descriptions)
+
+        def renamed(others: list[str]) -> list[str]:
+            return [new_name if name == label else name for name in others]
+
+        if config.label_parents is not None:
+            changed = zip(renamed(list(config.label_parents)), map(renamed, config.label_parents.values()))
+            config.label_parents = dict(changed)
+        if config.label_constraints is not None:
+            config.label_constraints = [
+                {**group, "labels": renamed(group["labels"])} for group in config.label_constraints
+            ]
 
     def _index_of(self, label: str) -> int:
         index = self.config.label2id.get(normalize("NFC", label) if isinstance(label, str) else label)
@@ -268,6 +295,19 @@ class LabelEditingMixin:
 
 def _like(parameter: nn.Parameter, values: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(values, requires_grad=parameter.requires_grad)
+
+
+def _with_parents(
+    former: dict[str, list[str]] | None, added: dict[str, str | list[str]] | None, new: Any, names: list[str]
+) -> dict[str, list[str]]:
+    """All parents, checked, of a model that gets `new` labels."""
+    added = {} if added is None else added
+    old = [name for name in added if normalize("NFC", name) not in new] if isinstance(added, dict) else []
+    if old:
+        raise ValueError(
+            f"`label_parents` names parents of {old[0]!r}, which is no new label. Name parents of new labels only."
+        )
+    return {**(former or {}), **check_label_parents(added, names)}
 
 
 def _new_name(name: str, taken: set[str]) -> str:

@@ -1,9 +1,22 @@
 """Token ids of label texts, and batches of them."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase
+
+
+def label_text(label: str, label_parents: Mapping[str, Sequence[str]], descriptions: Mapping[str, str]) -> str:
+    """
+    The text of a label: `"{label}: {description}"`, or the bare name if it has no description (Eq. 1-2). The name follows the names of its
+    ancestors, `"{grandparent} > {parent} > {label}"`; of several parents, the first one.
+    """
+    path = [label]
+    while above := label_parents.get(path[0]):
+        path.insert(0, above[0])
+    name, description = " > ".join(path), descriptions.get(label)
+    return f"{name}: {description}" if description else name
 
 
 def tokenize_label_texts(

@@ -22,6 +22,7 @@ from .classification_loss_sep_mldc import multi_label_loss
 from .configuration_sep_mldc import SepMldcConfig
 from .encoder_sep_mldc import TextEncodingMixin, limit_tokenizer, load_encoder, new_encoder, set_padding_token
 from .label_editing_sep_mldc import LabelEditingMixin
+from .label_sets_sep_mldc import LabelSetsMixin
 from .label_table_sep_mldc import LabelTable, attention_weights
 from .label_texts_sep_mldc import tokenize_label_texts
 from .lexical_sep_mldc import LexicalScores
@@ -109,7 +110,9 @@ class SepMldcClassifier(nn.Module):
         return logits
 
 
-class SepMldcForMultiLabelClassification(TextEncodingMixin, LabelEditingMixin, TopKMixin, PreTrainedModel):
+class SepMldcForMultiLabelClassification(
+    TextEncodingMixin, LabelEditingMixin, LabelSetsMixin, TopKMixin, PreTrainedModel
+):
     r"""
     SEP-MLDC: document embedding e_x = f(x), label-guided feature selection and a multi-label classifier.
 

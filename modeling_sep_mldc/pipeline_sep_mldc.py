@@ -17,7 +17,6 @@ from .explanation_sep_mldc import EXPLANATION_BUDGET, FEWEST_GROUPS, explain_win
 logger = logging.get_logger(__name__)
 
 TASK = "multi-label-document-classification"
-DEFAULT_THRESHOLD = 0.5
 # A ranking has no natural end; it stops here unless `top_k` or `min_score` says otherwise.
 DEFAULT_RANKING_SIZE = 10
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -55,7 +54,9 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
     several documents share batches. Each document gets a list of `{"label": str, "score": float}`, best first:
 
     - `score` is the probability of the label, `model.probabilities(logits)`.
-    - Returned are the labels that reach their threshold: `config.thresholds`, or 0.5. The list may be empty.
+    - Returned are the labels that reach their threshold: `config.thresholds`, or 0.5. The list may be empty. A label hierarchy and
+      constraints change these sets as `model.label_sets` says; with a hierarchy, a label has the largest score of itself and its
+      descendants.
     - A model that only ranks labels (`config.is_ranking`: trained with the softmax loss, not calibrated) returns
       `{"label", "score", "rank"}`. `score` is the logit, which can be compared within one document only; `rank` counts from 1. The
       10 best labels are returned unless `top_k` or `min_score` is given. A warning says so once.
@@ -76,7 +77,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             `{"label", "weight"}` with the largest attention, averaged over tokens (empty for a model without label attention); and
             `explanations`, for each returned label by name the parts of its logit, which add up to it:
 
-            - `logit`: of its best window; with another `window_merge`, the mean over windows with the weights of their scores.
+            - `logit`: the label's own, of its best window; with another `window_merge`, the mean over windows with the weights of their scores.
             - `bias`: the logit of a document without words.
             - `lexical`: the sum over words of what they add to the lexical scores, exact.
             - `encoder`: the sum over words of what attention to them adds to the encoder's part of the logit: an estimate, by
@@ -323,7 +324,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             if windows[0]["label_attention"] is not None:
                 attention = torch.cat([window["label_attention"] for window in windows]).float()
             weights = _merge_weights(window_scores, window_merge, shares, attention)
-            scores = (weights * window_scores).sum(dim=0)
+            scores = self.model.close_scores((weights * window_scores).sum(dim=0, keepdim=True))[0]
             chosen = self._choose(scores, top_k, threshold, min_score)
             values = scores[chosen].tolist()
             names = self.model.config.id2label
@@ -359,16 +360,17 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             accepted = torch.ones_like(scores, dtype=torch.bool)
             if top_k is None and min_score is None:
                 top_k = DEFAULT_RANKING_SIZE
-        elif threshold is not None:
-            accepted = scores >= threshold
-        elif top_k is not None:
+        elif threshold is None and top_k is not None:
             accepted = torch.ones_like(scores, dtype=torch.bool)
         else:
-            stored = self.model.config.thresholds
-            accepted = scores >= (DEFAULT_THRESHOLD if stored is None else torch.tensor(stored, dtype=scores.dtype))
+            accepted = self.model.label_sets(scores.unsqueeze(0), threshold)[0]
         if min_score is not None:
             accepted &= scores >= min_score
         candidates = accepted.nonzero().flatten()
+        hierarchy = self.model.label_hierarchy
+        if hierarchy is not None:
+            # A parent whose score is that of a child comes before it.
+            candidates = candidates[hierarchy.height[candidates.cpu()].argsort(descending=True, stable=True)]
         # Stable: ties go to the lower label index.
         order = scores[candidates].sort(descending=True, stable=True).indices
         return candidates[order][:top_k].tolist()

@@ -26,6 +26,7 @@ from transformers.exporters import (
 )
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
+from modeling_sep_mldc.label_sets_sep_mldc import LabelSetsMixin
 
 
 TOLERANCE = 1e-4
@@ -62,7 +63,7 @@ With 8-bit weights, processors without VNNI instructions (most x86 desktops and 
 """
 
 
-class OnnxSepMldc(ExportedModel):
+class OnnxSepMldc(LabelSetsMixin, ExportedModel):
     """
     A model in ONNX Runtime: called like the model it was exported from, it returns a `SepMldcOutput`, and
     `MultiLabelDocumentClassificationPipeline(model=..., tokenizer=...)` takes it. Explanations do not tell
@@ -274,9 +275,8 @@ def compare_logits(
 
 
 def _label_sets(model: SepMldcForMultiLabelClassification, logits: torch.Tensor) -> torch.Tensor:
-    """Which labels reach their threshold, (B, L), of logits (B, L)."""
-    thresholds = model.config.thresholds
-    return model.probabilities(logits) >= (0.5 if thresholds is None else torch.tensor(thresholds))
+    """The labels of each document, (B, L), of logits (B, L)."""
+    return model.label_sets(model.probabilities(logits))
 
 
 def _readme(found: dict[str, Any], kind: str, int8: bool) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
-from modeling_sep_mldc.pipeline_sep_mldc import DEFAULT_RANKING_SIZE, DEFAULT_THRESHOLD
+from modeling_sep_mldc.pipeline_sep_mldc import DEFAULT_RANKING_SIZE
 
 from .data.word_cache import WordCache
 
@@ -47,11 +47,6 @@ class FastLabeler:
         self.max_length = model.config.max_tokens(tokenizer) if max_length is None else max_length
         self.batch_size, self.block_size = batch_size, block_size
         self.pad_token_id = tokenizer.pad_token_id or 0
-        config = model.config
-        stored = (
-            torch.full((config.num_labels,), DEFAULT_THRESHOLD) if config.thresholds is None else config.thresholds
-        )
-        self.thresholds = torch.as_tensor(stored, dtype=torch.float32)
         self.num_special = len(self.words.before) + len(self.words.after)
 
     def __call__(self, texts: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
@@ -90,9 +85,10 @@ class FastLabeler:
                 "The model computes scores that are not finite numbers. Use float32 instead of 16 bits; if that does not help, the "
                 "checkpoint is damaged."
             )
-        names = self.model.config.id2label
+        names, hierarchy = self.model.config.id2label, self.model.label_hierarchy
         found: list[list[dict[str, Any]]] = [[] for _ in documents]
         if self.model.config.is_ranking:
+            logits = self.model.close_scores(logits)
             best = logits.topk(min(DEFAULT_RANKING_SIZE, logits.shape[1]), dim=-1)
             for row, (values, labels) in enumerate(zip(best.values.tolist(), best.indices.tolist())):
                 entries = enumerate(zip(labels, values), start=1)
@@ -100,8 +96,12 @@ class FastLabeler:
                     {"label": names[label], "score": value, "rank": rank} for rank, (label, value) in entries
                 ]
         else:
-            scores = self.model.probabilities(logits)
-            rows, labels = (scores >= self.thresholds).nonzero(as_tuple=True)
+            scores = self.model.close_scores(self.model.probabilities(logits))
+            rows, labels = self.model.label_sets(scores).nonzero(as_tuple=True)
+            if hierarchy is not None:
+                # As in the pipeline, a parent whose score is that of a child comes before it.
+                order = hierarchy.height[labels].argsort(descending=True, stable=True)
+                rows, labels = rows[order], labels[order]
             for row, label, value in zip(rows.tolist(), labels.tolist(), scores[rows, labels].tolist()):
                 found[row].append({"label": names[label], "score": value})
             for chosen in found:
