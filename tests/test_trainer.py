@@ -152,6 +152,51 @@ def test_every_term_is_logged_in_training_and_evaluation(tmp_path):
     assert {f"eval_{term}" for term in terms} <= set(evaluation)
 
 
+def test_gradient_norms_are_those_of_each_term_of_the_loss_over_each_group(tmp_path):
+    trainer = make_trainer(
+        tmp_path, log_gradient_norms=True, label_encoding="embedding", max_steps=4, logging_steps=2, learning_rate=0.0
+    )
+    model, seen = trainer.model, []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    compute_loss = trainer.compute_loss
+
+    def keep_batch(model, inputs, *args, **kwargs):
+        seen.append(dict(inputs))
+        return compute_loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = keep_batch
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "gradient_norm_encoder_classification" in row]
+    assert [row["step"] for row in rows] == [2, 4]
+    # No step changes a weight, so that the gradients can be computed again: of the second batch, the first that is logged.
+    batch = seen[1]
+    outputs = model.train()(**batch)
+    losses = {
+        "classification": outputs.loss,
+        "label_contrastive": 0.01 * label_contrastive_loss(outputs.label_embeds, batch["labels"]),
+        "document_contrastive": 0.01 * document_contrastive_loss(outputs.document_embeds, batch["labels"]),
+    }
+    for name, loss in losses.items():
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        squares = {"encoder": 0.0, "label_embeddings": 0.0, "head": 0.0}
+        for parameter_name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                head = "label_embeddings" if parameter_name == "label_embeddings" else "head"
+                group = "encoder" if parameter_name.startswith("backbone.") else head
+                squares[group] += parameter.grad.square().sum().item()
+        for group, square in squares.items():
+            assert rows[0][f"gradient_norm_{group}_{name}"] == pytest.approx(square**0.5, rel=1e-3, abs=1e-6)
+
+
+def test_no_gradient_norms_are_logged_unless_asked_for(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    assert not any("gradient_norm" in name for row in trainer.state.log_history for name in row)
+
+
 def test_evaluation_equals_metrics_of_the_whole_score_matrix(tmp_path):
     trainer = make_trainer(tmp_path, per_device_eval_batch_size=4, metric_ks=[1, 3])
     metrics = trainer.evaluate()

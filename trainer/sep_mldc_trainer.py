@@ -30,6 +30,7 @@ from .losses.contrastive import (
     present_labels,
     share_of_anchors_with_positive,
 )
+from .losses.gradient_norms import gradient_norms, parameter_groups
 from .losses.terms import TermMeans
 from .processes import keep_process_group
 from .run_record import EpochOrder, RestoreCallbacks, RunRecord, check_same_run, read_record, run_fingerprint
@@ -114,7 +115,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             self.label_schedule = LabelSchedule(
                 processing_class, args.labels_per_step, args.max_label_length, args.seed
             )
-        self._terms = TermMeans()
+        self._terms, self._norms = TermMeans(), TermMeans()
         self._encoded: tuple[torch.Tensor, torch.Tensor] | None = None
         self._unlogged_loss: torch.Tensor | float = 0.0
         self._last_logged_step = 0
@@ -145,6 +146,11 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         if self.label_schedule is not None:
             self._check_label_encoding()
             self.label_schedule.prepare(self.model.config.label_texts)
+        if args.log_gradient_norms and (self.is_fsdp_enabled or self.is_deepspeed_enabled or _is_sharded(self.model)):
+            raise ValueError(
+                "`log_gradient_norms` is True, but FSDP and DeepSpeed shard the parameters, so that no process has a whole "
+                "gradient. Leave it out, or train with DDP."
+            )
         keep_process_group()
         args.cutoffs(self.model.config.num_labels)
         if args.head_learning_rate is None:
@@ -246,8 +252,13 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         if self.compute_loss_func is not None:
             loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
         terms = {"classification_loss": loss.detach()}
+        weighted = {"classification": loss}
         if contrastive:
-            added = self._contrastive_terms(outputs, all_labels, present, candidates, distributed, terms)
+            weighted |= self._contrastive_terms(outputs, all_labels, present, candidates, distributed, terms)
+        if self._logs_gradient_norms():
+            self._norms.add(gradient_norms(weighted, parameter_groups(self.bare_model())))
+        if contrastive:
+            added = sum(term for name, term in weighted.items() if name != "classification")
             if self.compute_loss_func is not None and model.training:
                 added = added / self.current_gradient_accumulation_steps  # transformers leaves that to a custom loss
             loss = loss + added
@@ -262,17 +273,17 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         candidates: torch.Tensor | None,
         distributed: bool,
         terms: dict[str, torch.Tensor],
-    ) -> torch.Tensor:
-        """β L1 + γ L2 of the documents of all processes; `terms` gets what is logged."""
+    ) -> dict[str, torch.Tensor]:
+        """β L1 and γ L2 of the documents of all processes, by name; `terms` gets what is logged."""
         args = self.args
         # Both losses are the same without the labels that no document of the batch has: nothing of size B x L is made.
         labels = labels.index_select(1, present)
-        weighted = []
+        weighted = {}
         if args.label_loss_weight > 0:
             rows = self._label_rows(outputs, candidates, present)
             term = label_contrastive_loss(rows, labels, args.contrastive_temperature, args.contrastive_weighting)
             terms["label_contrastive_loss"] = term.detach()
-            weighted.append(args.label_loss_weight * term)
+            weighted["label_contrastive"] = args.label_loss_weight * term
         if args.document_loss_weight > 0:
             embeds = outputs["document_embeds"]
             embeds = self._gather_with_gradient(embeds) if distributed else embeds
@@ -282,8 +293,13 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             if distributed:
                 # DDP averages gradients over N processes, each of which has the gradient of its own documents only.
                 term = args.world_size * term - (args.world_size - 1) * term.detach()
-            weighted.append(args.document_loss_weight * term)
-        return sum(weighted)
+            weighted["document_contrastive"] = args.document_loss_weight * term
+        return weighted
+
+    def _logs_gradient_norms(self) -> bool:
+        """Whether this is a step whose losses are logged next, of a run that asks for them."""
+        asked = self.args.log_gradient_norms and self.model.training
+        return asked and (self.state.global_step + 1) % max(self.state.logging_steps, 1) == 0
 
     def _label_rows(self, outputs: Any, candidates: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor:
         """Embeddings of the present labels: encoded ones with gradient where there are any, stored ones elsewhere."""
@@ -484,6 +500,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             self._record.loss_sum += self._mean_of_processes(self._unlogged_loss)
             self._unlogged_loss, self._last_logged_step = 0.0, self.state.global_step
             logs.update(self._terms.pop(self.accelerator))
+            logs.update(self._norms.pop(self.accelerator))
         if "train_loss" in logs:
             total = self._record.loss_sum + self._mean_of_processes(self._unlogged_loss)
             logs["train_loss"] = total / max(self.state.global_step, 1)
@@ -530,7 +547,8 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             self._record.loss_sum = read_record(checkpoint).get("loss_sum", 0.0)
             load_adapters(self.bare_model(), checkpoint)
         self._restore.callbacks = list(self.callback_handler.callbacks)
-        self._terms, self._unlogged_loss, self._last_logged_step = TermMeans(), 0.0, 0
+        self._terms, self._norms = TermMeans(), TermMeans()
+        self._unlogged_loss, self._last_logged_step = 0.0, 0
         if self.label_schedule is not None:
             self.label_schedule.restart()
             self.label_schedule.prepare(self.model.config.label_texts)

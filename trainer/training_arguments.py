@@ -161,6 +161,13 @@ class SepMldcTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Must stay off: a NaN or infinite loss stops the run and names its steps."},
     )
+    log_gradient_norms: bool = field(
+        default=False,
+        metadata={
+            "help": "At each logged step, log the norm of the gradient of each term of the loss over the encoder, the label embeddings "
+            "and the head. Not with FSDP or DeepSpeed."
+        },
+    )
 
     def __post_init__(self):
         self.metric_ks = _checked_ks(self.metric_ks)
