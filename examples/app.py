@@ -74,18 +74,23 @@ def read_document(path: str) -> str:
 
 def classify(pipe: Pipeline, text: str) -> list[dict[str, Any]]:
     """
-    The best labels of a text, `{"label", "score", "threshold"}` each, best first; none for an empty text.
+    The best labels of a text, `{"label", "score", "threshold", "assigned"}` each, best first; none for an empty text.
 
-    `threshold` is the label's own, 0.5 in a model without tuned ones, and None if the model only ranks labels.
+    `threshold` is the label's own, 0.5 in a model without tuned ones, and None if the model only ranks labels. `assigned` tells whether the label
+    is in the label set that the pipeline returns, where a hierarchy or constraints decide too; otherwise it is None.
     """
     found = pipe(text[:MAX_CHARACTERS], top_k=SHOWN_LABELS)
     config = pipe.model.config
     stored = config.thresholds or [0.5] * config.num_labels
+    decided = None
+    if not config.is_ranking and (config.hierarchy is not None or config.label_constraints):
+        decided = {entry["label"] for entry in pipe(text[:MAX_CHARACTERS])}
     return [
         {
             "label": entry["label"],
             "score": entry["score"],
             "threshold": None if config.is_ranking else stored[config.label2id[entry["label"]]],
+            "assigned": None if decided is None else entry["label"] in decided,
         }
         for entry in found
     ]
@@ -98,7 +103,7 @@ def letters(text: str) -> str:
 
 def draw_bars(labels: list[dict[str, Any]], threshold: float | None = None) -> str:
     """
-    HTML with one bar per label. Labels that reach `threshold`, or their own threshold if it is None, are blue. The bars of a
+    HTML with one bar per label. Labels that reach `threshold`, or if it is None those of the label set, are blue. The bars of a
     ranking run from the score of the last label shown to that of the first.
     """
     if not labels:
@@ -110,6 +115,8 @@ def draw_bars(labels: list[dict[str, Any]], threshold: float | None = None) -> s
         needed = entry["threshold"] if threshold is None else threshold
         share = (entry["score"] - lowest) / ((highest - lowest) or 1.0) if is_ranking else entry["score"]
         chosen = not is_ranking and entry["score"] >= needed
+        if threshold is None and entry.get("assigned") is not None:
+            chosen = entry["assigned"]
         mark = "" if is_ranking else f'<div class="mark" style="left: {100 * needed:.1f}%"></div>'
         rows.append(
             f'<div class="label-row{" chosen" if chosen else ""}"><span class="name">{letters(entry["label"])}</span>'

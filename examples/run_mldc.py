@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from modeling_sep_mldc.encoder_sep_mldc import limit_tokenizer, set_padding_token
+from modeling_sep_mldc.hierarchy_sep_mldc import ancestors_of
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
 from trainer.adapters import add_lora_adapters
 from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
@@ -35,6 +36,7 @@ from trainer.command_line import parse_arguments, run_program
 from trainer.data import (
     add_pseudo_documents,
     build_label_list,
+    close_labels,
     count_label_names,
     count_unknown_labels,
     encode_labels,
@@ -44,10 +46,14 @@ from trainer.data import (
     load_pseudo_documents,
     load_splits,
     num_real_documents,
+    parents_of_labels,
+    read_label_constraints,
+    read_label_parents,
     split_documents,
     tokenize,
 )
 from trainer.data.document_files import read_records
+from trainer.data.label_parents import is_rdf
 from trainer.devices import bfloat16_slowdown, is_bfloat16_native
 from trainer.hub import summarize_provenance
 from trainer.lexical.fitting import default_num_features
@@ -89,7 +95,7 @@ from trainer.run_outputs import (
 
 
 logger = logging.get_logger("run_mldc")
-TABLE = ["p@1", "p@3", "p@5", "ndcg@3", "ndcg@5", "psp@1", "psp@3", "psp@5", "f1_micro", "f1_macro"]
+TABLE = ["p@1", "p@3", "p@5", "ndcg@3", "ndcg@5", "psp@1", "psp@3", "psp@5", "f1_micro", "f1_macro", "hierarchical_f1"]
 OUTPUTS = (
     "predictions.jsonl",
     "per_label_metrics.csv",
@@ -137,6 +143,7 @@ class RunData:
         descriptions (`dict[str, str]`): of the labels that have one.
         pseudo_documents (`dict`, *optional*): where the pseudo-documents come from, for the model card.
         settings (`dict`): value and reason of each setting that the recipe covers.
+        label_sets (`dict`): `label_parents`, `hierarchy` and `label_constraints` of the model's configuration.
     """
 
     documents: dict[str, Any]
@@ -147,6 +154,7 @@ class RunData:
     descriptions: dict[str, str] = field(default_factory=dict)
     pseudo_documents: dict | None = None
     settings: dict[str, dict[str, str]] = field(default_factory=dict)
+    label_sets: dict[str, Any] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -253,12 +261,17 @@ def prepare_data(settings: Settings, backbone: str, tokenizer, trained: bool) ->
     with args.main_process_first(desc="splitting documents"):
         set_aside(settings, documents)
     check_splits(settings, documents)
+    config = AutoConfig.from_pretrained(backbone, revision=settings.model.model_revision) if trained else None
+    label_parents, hierarchy = read_hierarchy(settings, documents, config)
+    if hierarchy is not None:
+        with args.main_process_first(desc="closing labels"):
+            documents = {split: close_labels(dataset, label_parents) for split, dataset in documents.items()}
     streamed = isinstance(documents.get("train"), datasets.IterableDataset)
     names, num_documents = None, 0
     if streamed:
         names, num_documents = count_label_names(first(documents["train"], settings.data.max_train_samples))
-    if trained:
-        labels = AutoConfig.from_pretrained(backbone, revision=settings.model.model_revision).labels
+    if config is not None:
+        labels = config.labels
     elif "train" in documents:
         labels = build_label_list(names if streamed else documents["train"], settings.labels.label_list_file)
     else:
@@ -267,6 +280,7 @@ def prepare_data(settings: Settings, backbone: str, tokenizer, trained: bool) ->
     data = RunData(documents, {}, labels, None, num_documents)
     if settings.labels.label_descriptions_file and not trained:
         data.descriptions = load_label_descriptions(settings.labels.label_descriptions_file, labels)
+    data.label_sets = label_set_fields(settings, labels, label_parents, hierarchy, config)
 
     # After the labels were collected from all training documents, so that a short trial has the same ones.
     for split in documents:
@@ -278,6 +292,8 @@ def prepare_data(settings: Settings, backbone: str, tokenizer, trained: bool) ->
         path = settings.labels.pseudo_documents_file
         data.pseudo_documents = summarize_provenance(record for _, record in read_records(path))
         pseudo = first(load_pseudo_documents(path, labels), settings.data.max_train_samples)
+        if hierarchy is not None:
+            pseudo = close_labels(pseudo, label_parents)
         documents["train"] = add_pseudo_documents(documents["train"], pseudo)
     with args.main_process_first(desc="tokenizing documents"):
         for split, dataset in documents.items():
@@ -298,6 +314,36 @@ def load_documents(settings: Settings) -> dict[str, Any]:
         return {**stream, **(load_files(settings, **files) if any(files.values()) else {})}
     source = {"dataset_name": data.dataset_name, "dataset_config_name": data.dataset_config_name}
     return dict(load_files(settings, train_file=data.train_file, **files, **source))
+
+
+def read_hierarchy(
+    settings: Settings, documents: dict[str, Any], config: Any
+) -> tuple[dict[str, list[str]] | None, str | None]:
+    """Parents by name, and how label sets follow them: as named, or as the trained checkpoint with this `config` says."""
+    path, parents = settings.labels.label_parents_file, getattr(config, "label_parents", None)
+    hierarchy = settings.labels.hierarchy or getattr(config, "hierarchy", None)
+    if path is not None:
+        names = [] if config is None else config.labels
+        if config is None and is_rdf(path) and "train" in documents:
+            names = list(count_label_names(first(documents["train"], settings.data.max_train_samples))[0])
+        parents = read_label_parents(path, names)
+    if hierarchy is not None and not parents:
+        raise ValueError(
+            f"`--hierarchy` is {hierarchy}, but no label has a parent. Name the parents with `--label_parents_file`, or leave it out."
+        )
+    return parents, hierarchy
+
+
+def label_set_fields(settings: Settings, labels: list[str], parents, hierarchy: str | None, config) -> dict[str, Any]:
+    """The fields of the configuration that shape label sets, for these labels."""
+    path = settings.labels.label_parents_file
+    if path is not None:
+        parents = parents_of_labels(parents, labels, path)
+    constraints = getattr(config, "label_constraints", None)
+    if settings.labels.label_constraints_file is not None:
+        closed = parents if hierarchy is not None else None
+        constraints = read_label_constraints(settings.labels.label_constraints_file, labels, closed)
+    return {"label_parents": parents, "hierarchy": hierarchy, "label_constraints": constraints}
 
 
 def set_aside(settings: Settings, documents: dict[str, Any]) -> None:
@@ -550,6 +596,8 @@ def build_model(settings: Settings, data: RunData, backbone: str, tokenizer, tra
     given = settings.model
     if trained:
         model = SepMldcForMultiLabelClassification.from_pretrained(backbone, revision=given.model_revision)
+        if any(getattr(model.config, name) != value for name, value in data.label_sets.items()):
+            model.set_hierarchy(**data.label_sets)
     else:
         dropout = dropout_settings(backbone, given.backbone_dropout, revision=given.model_revision)
         attention = {"attn_implementation": given.attn_implementation} if given.attn_implementation else {}
@@ -572,6 +620,8 @@ def build_model(settings: Settings, data: RunData, backbone: str, tokenizer, tra
             encoder_max_length=given.encoder_max_length,
             label_counts=[int(count) for count in data.counts],
             num_train_documents=data.num_documents,
+            parents_in_label_texts=settings.labels.parents_in_label_texts,
+            **data.label_sets,
             **attention,
         )
     freeze_layers(model.backbone, given.freeze_layers)
@@ -736,12 +786,14 @@ class Evaluation(NamedTuple):
         split (`str`): `"validation"` or `"test"`.
         metrics (`dict[str, float]`): without prefix.
         scores, indices (`np.ndarray` of shape `(num_documents, k)`): probabilities and label ids, best first.
+        label_sets (`list[np.ndarray]`, *optional*): ids of the assigned labels; `None` for a model that only ranks labels.
     """
 
     split: str
     metrics: dict[str, float]
     scores: np.ndarray
     indices: np.ndarray
+    label_sets: list[np.ndarray] | None
 
 
 def evaluate_validation(data: RunData, trainer: SepMldcTrainer) -> Evaluation:
@@ -762,12 +814,21 @@ def evaluate_test(data: RunData, trainer: SepMldcTrainer) -> Evaluation:
             result.scores,
             result.indices,
             data.labels,
-            thresholds_of(trainer),
+            result.label_sets,
             ids=encoded["id"] if "id" in encoded.column_names else None,
-            gold=data.documents["test"]["labels"],
+            gold=gold_names(data),
             top_k=args.prediction_top_k,
         )
     return result
+
+
+def gold_names(data: RunData) -> list[list[str]]:
+    """Labels of the test documents, in the form of the label sets of the model."""
+    gold = list(data.documents["test"]["labels"])
+    if data.label_sets.get("hierarchy") != "leaves":
+        return gold
+    covered = [ancestors_of(data.label_sets["label_parents"], names) for names in gold]
+    return [[name for name in names if name not in above] for names, above in zip(gold, covered)]
 
 
 def measure(data: RunData, trainer: SepMldcTrainer, split: str, prefix: str) -> Evaluation:
@@ -783,15 +844,17 @@ def measure(data: RunData, trainer: SepMldcTrainer, split: str, prefix: str) -> 
         save_metrics(args.output_dir, prefix, output.metrics)
         write_per_label_metrics(Path(args.output_dir) / "per_label_metrics.csv", trainer.last_metrics, data.labels)
     metrics = {name.removeprefix(f"{prefix}_"): value for name, value in output.metrics.items()}
-    return Evaluation(split, metrics, *output.predictions)
+    return Evaluation(split, metrics, *output.predictions, trainer.last_label_sets)
 
 
-def thresholds_of(trainer: SepMldcTrainer) -> list[float] | None:
-    """Threshold of each label, or `None` for a model that only ranks labels."""
-    config = trainer.model.config
-    if config.is_ranking:
-        return None
-    return config.thresholds or [trainer.args.prediction_threshold] * config.num_labels
+def assigned_among(result: Evaluation, trainer: SepMldcTrainer) -> np.ndarray:
+    """Which of the best labels of each document are assigned, (num_documents, k), with a hierarchy also as ancestors of others."""
+    assigned = np.zeros(result.indices.shape, dtype=bool)
+    hierarchy = trainer.bare_model().label_hierarchy if trainer.model.config.hierarchy is not None else None
+    for row, ids in enumerate(result.label_sets or []):
+        closed = ids if hierarchy is None else [*ids, *hierarchy.ancestors(ids.tolist())]
+        assigned[row] = np.isin(result.indices[row], closed)
+    return assigned
 
 
 # ---- Report ----
@@ -803,8 +866,7 @@ def report(settings: Settings, data: RunData, trainer: SepMldcTrainer, result: E
         return
     folder, split = Path(settings.args.output_dir), result.split
     gold = list(data.encoded[split]["label_indices"])
-    thresholds = thresholds_of(trainer)
-    assigned = result.scores >= (np.inf if thresholds is None else np.asarray(thresholds)[result.indices])
+    assigned = assigned_among(result, trainer)
     systems = {"SEP-MLDC": result.metrics}
     ks = settings.args.cutoffs(len(data.labels))
     documents = {"SEP-MLDC": DocumentResults(Predictions(result.indices, assigned), gold, len(data.labels), ks)}
@@ -829,7 +891,7 @@ def report(settings: Settings, data: RunData, trainer: SepMldcTrainer, result: E
     low, high = compared["intervals"]["SEP-MLDC"][key]
     print(f"\n{key} of SEP-MLDC with other documents of this kind: {100 * low:.1f} to {100 * high:.1f} (95% interval)")
     print("\n".join(f"SEP-MLDC is {line}" for line in comparison_lines(compared, key)))
-    if thresholds is not None:
+    if result.label_sets is not None:
         worst = worst_labels(documents["SEP-MLDC"], data.labels, trainer.model.config.label_counts)
         write_worst_labels(folder, worst)
         print("\nLabels with the lowest F1 (all in worst_labels.csv):")

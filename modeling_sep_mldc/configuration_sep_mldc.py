@@ -133,7 +133,9 @@ class SepMldcConfig(PreTrainedConfig):
         label_descriptions (`dict[str, str]`, *optional*):
             Label description by label name, for labels that have one.
         label_parents (`dict[str, list[str]]`, *optional*):
-            Parents of each label that has one, by name (see [`check_label_parents`]). They are part of the label texts.
+            Parents of each label that has one, by name (see [`check_label_parents`]).
+        parents_in_label_texts (`bool`, *optional*, defaults to `True`):
+            Whether the names of a label's ancestors are part of its label text.
         hierarchy (`str`, *optional*):
             How label sets follow `label_parents`: `"closure"` adds the ancestors of each label, `"leaves"` leaves out the labels of
             which a descendant is assigned. In both, a label has the largest score of itself and its descendants. `None` for neither.
@@ -204,6 +206,7 @@ class SepMldcConfig(PreTrainedConfig):
     lexical_info: dict | None = None
     label_descriptions: dict[str, str] | None = None
     label_parents: dict | None = None
+    parents_in_label_texts: bool = True
     hierarchy: Literal["closure", "leaves"] | None = None
     label_constraints: list | None = None
     thresholds: list[float | int] | None = None
@@ -415,8 +418,8 @@ class SepMldcConfig(PreTrainedConfig):
     @property
     def label_texts(self) -> list[str]:
         """The texts that are encoded as label embeddings, with the names of ancestors and the description (Eq. 1-2)."""
-        parents, descriptions = self.label_parents or {}, self.label_descriptions or {}
-        return [label_text(label, parents, descriptions) for label in self.labels]
+        parents = self.label_parents if self.parents_in_label_texts else None
+        return [label_text(label, parents or {}, self.label_descriptions or {}) for label in self.labels]
 
     def max_tokens(self, tokenizer: PreTrainedTokenizerBase | None = None) -> int:
         """

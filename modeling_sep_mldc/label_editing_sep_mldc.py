@@ -149,7 +149,7 @@ class LabelEditingMixin:
         descriptions = {**(config.label_descriptions or {}), **{name: text for name, text in labels.items() if text}}
         names = [*config.labels, *labels]
         parents = _with_parents(config.label_parents, label_parents, labels, names)
-        texts = [label_text(name, parents, descriptions) for name in labels]
+        texts = [label_text(name, parents if config.parents_in_label_texts else {}, descriptions) for name in labels]
         old = self.label_embeddings.detach().float()
         max_label_length = min(max_label_length, config.max_tokens(tokenizer))
         new = self.encode_labels(tokenize_label_texts(tokenizer, texts, max_label_length))

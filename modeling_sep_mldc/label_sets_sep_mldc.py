@@ -125,6 +125,44 @@ class LabelSetsMixin:
             self._label_hierarchy = (config.id2label, config.label_parents, hierarchy)
         return hierarchy
 
+    def set_hierarchy(
+        self,
+        label_parents: dict[str, Any] | None = None,
+        hierarchy: str | None = None,
+        label_constraints: list[dict[str, Any]] | None = None,
+    ) -> None:
+        """
+        Replace `label_parents`, `hierarchy` and `label_constraints` of a trained model, for its decisions. Its label texts stay as they
+        are, and so do its logits. Tune thresholds afterwards: a guarantee of the former ones is dropped.
+
+        Args:
+            label_parents, hierarchy, label_constraints: as in [`SepMldcConfig`].
+
+        Raises:
+            ValueError: as [`SepMldcConfig`]; the model is unchanged.
+
+        Example:
+
+        ```python
+        model.set_hierarchy({"genetics": ["biology"]}, "closure")
+        ```
+        """
+        config = self.config
+        names = ("label_parents", "hierarchy", "label_constraints", "parents_in_label_texts", "threshold_info")
+        former = {name: getattr(config, name) for name in names}
+        texts = config.label_texts
+        try:
+            config.label_parents, config.hierarchy = label_parents, hierarchy
+            config.label_constraints = label_constraints
+            config.drop_guarantee()
+            config.check_values()
+        except Exception:
+            for name, value in former.items():
+                setattr(config, name, value)
+            raise
+        if config.label_texts != texts:
+            config.parents_in_label_texts = False
+
     def close_scores(self, scores: torch.Tensor) -> torch.Tensor:
         """
         Scores (B, L), probabilities or logits, that agree with the label hierarchy: a label has the largest score of itself and its

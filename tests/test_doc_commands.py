@@ -55,6 +55,10 @@ def folder(tmp_path, monkeypatch):
                 *(f'{i},"{row["text"]}",{";".join(row["labels"])}\n' for i, row in enumerate(documents)),
             ]
         )
+    rows = [f"{label},{label.partition('.')[0]}\n" for label in LABELS]
+    (tmp_path / "parents.csv").write_text("".join(["child,parent\n", *rows]), encoding="utf-8")
+    constraints = [{"labels": LABELS[:3], "at_least": 1}, {"labels": LABELS[3:], "at_most": 1}]
+    (tmp_path / "constraints.json").write_text(json.dumps(constraints), encoding="utf-8")
     data = tmp_path / "examples" / "data"
     data.mkdir(parents=True)
     for name in ("train", "validation", "test"):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import nn
@@ -51,6 +52,7 @@ class EvaluationMixin(TransformersInternals):
     _metrics: StreamingMetrics | None = None
     _measured: StreamingMetrics | None = None
     _evaluated: StreamingMetrics | None = None
+    _label_sets: list[np.ndarray] | None = None
     _predicting = False
 
     def bare_model(self) -> nn.Module:
@@ -100,6 +102,7 @@ class EvaluationMixin(TransformersInternals):
             "label_counts": config.label_counts,
             "num_documents": config.num_train_documents,
             "thresholds": thresholds,
+            "hierarchy": self.bare_model().label_hierarchy,
         }
         return StreamingMetrics(config.num_labels, **{**settings, **kwargs})
 
@@ -129,13 +132,26 @@ class EvaluationMixin(TransformersInternals):
     ) -> PredictionOutput:
         """
         As in transformers; `predictions` are the best `prediction_top_k` labels per document, `(probabilities, label ids)` of
-        shape `(num_documents, k)` each, in the order of the documents.
+        shape `(num_documents, k)` each, in the order of the documents. The labels that are assigned are in `last_label_sets`.
         """
         self._predicting = True
         try:
-            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+            output = super().predict(test_dataset, ignore_keys, metric_key_prefix)
         finally:
             self._predicting = False
+        if self.compute_metrics is not None:
+            return output  # whatever the model returns
+        scores, indices, *assigned = output.predictions
+        self._label_sets = [row[row >= 0] for row in assigned[0]] if assigned else None
+        return output._replace(predictions=(scores, indices))
+
+    @property
+    def last_label_sets(self) -> list[np.ndarray] | None:
+        """
+        Label ids of the label set of each document of the last `predict`, best first, at most `prediction_top_k` per document; `None` for a
+        model that only ranks labels.
+        """
+        return self._label_sets
 
     def evaluation_loop(
         self,
@@ -173,16 +189,44 @@ class EvaluationMixin(TransformersInternals):
                 loss = loss.detach()
             else:
                 outputs = model(**inputs)
-        logits = outputs["logits"].float()
+        bare = self.bare_model()
+        logits = bare.close_scores(outputs["logits"].float())
         if inputs.get("labels") is not None:
             logits_of_all, labels_of_all = self.gather_function((logits, inputs["labels"]))
             calibrated = self.model.config.score_calibration is not None
-            probabilities = self.bare_model().probabilities(logits_of_all) if calibrated else None
-            self._metrics.update(logits_of_all, labels_of_all, probabilities=probabilities)
+            self._metrics.update(
+                logits_of_all,
+                labels_of_all,
+                probabilities=bare.probabilities(logits_of_all) if calibrated else None,
+                predicted=self._decided(logits_of_all),
+            )
         if not self._predicting:
             return loss, None, None
         scores, indices = logits.topk(min(self.args.prediction_top_k, logits.shape[1]), dim=-1)
-        return loss, (self.bare_model().probabilities(scores, logits), indices), None
+        found = (bare.probabilities(scores, logits), indices)
+        return loss, found if bare.config.is_ranking else (*found, self._assigned(logits, *found)), None
+
+    def _decided(self, logits: torch.Tensor, leaves: bool = False) -> torch.Tensor | None:
+        """Label sets (B, L), closed unless `leaves`, where a hierarchy or constraints decide with the thresholds; else `None`."""
+        bare = self.bare_model()
+        config = bare.config
+        if config.is_ranking or (config.hierarchy is None and not config.label_constraints):
+            return None
+        threshold = None if config.thresholds is not None else self.args.prediction_threshold
+        return bare.label_sets(bare.probabilities(logits), threshold, leaves=leaves and config.hierarchy == "leaves")
+
+    def _assigned(self, logits: torch.Tensor, scores: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """Ids (B, k) of the assigned labels, best first, then -1, of logits (B, L), and probabilities and ids (B, k) of the best ones."""
+        decided = self._decided(logits, leaves=True)
+        if decided is not None:
+            best = torch.where(decided, logits, -torch.inf).topk(indices.shape[1], dim=-1)
+            return best.indices.masked_fill(best.values == -torch.inf, -1)
+        thresholds: Any = self.model.config.thresholds
+        if thresholds is None:
+            thresholds = [self.args.prediction_threshold] * logits.shape[1]
+        reached = scores >= torch.tensor(thresholds, device=scores.device)[indices]
+        order = reached.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+        return indices.masked_fill(~reached, -1).gather(1, order)
 
     def logit_batches(self, dataset: Any = None, description: str = "Evaluation") -> Iterator[LogitBatch]:
         """

@@ -11,7 +11,7 @@ from modeling_sep_mldc import SepMldcConfig
 
 from .devices import has_accelerator, is_bfloat16_native
 from .recipes import RECIPES
-from .thresholds import check_threshold_settings
+from .thresholds import check_no_guarantee, check_threshold_settings
 from .training_arguments import SepMldcTrainingArguments
 
 
@@ -173,6 +173,31 @@ class LabelArguments:
     )
     label_descriptions_file: str | None = field(
         default=None, metadata={"help": "json, jsonl or csv of `label` and `description`: what the labels mean."}
+    )
+    label_parents_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Parents of labels: csv of `child` and `parent`, json of {child: [parents]}, or SKOS (extra `skos`). Their names "
+            "become part of the label texts, and hierarchical metrics are reported."
+        },
+    )
+    hierarchy: str | None = field(
+        default=None,
+        metadata={
+            "help": "Label sets follow the parents: 'closure' adds all ancestors, also to the labels of the documents; 'leaves' then "
+            "leaves out the ancestors of assigned labels.",
+            "choices": ["closure", "leaves"],
+        },
+    )
+    label_constraints_file: str | None = field(
+        default=None,
+        metadata={
+            "help": 'json or jsonl of groups {"labels": [names], "at_least": n, "at_most": m} that label sets keep. "at_most": 1 is an '
+            "exclusive group."
+        },
+    )
+    parents_in_label_texts: bool = field(
+        default=True, metadata={"help": "Encode the names of a label's ancestors with its own."}
     )
     pseudo_documents_file: str | None = field(
         default=None,
@@ -354,6 +379,8 @@ def check_arguments(
                 "two out."
             )
     check_threshold_settings(thresholds.threshold_objective, None, thresholds.score_calibration)
+    if thresholds.tune_thresholds and (labels.hierarchy == "leaves" or labels.label_constraints_file):
+        check_no_guarantee(thresholds.threshold_objective)
     if model.class_weights != "none" and "bce" not in model.classification_loss:
         raise ValueError(
             f"`--class_weights` is {model.class_weights}, but `--classification_loss {model.classification_loss}` has no binary "

@@ -127,36 +127,36 @@ def write_predictions(
     scores: Any,
     indices: Any,
     labels: Sequence[str],
-    thresholds: Sequence[float] | None = None,
+    label_sets: Sequence[Sequence[int]] | None = None,
     ids: Sequence[Any] | None = None,
     gold: Iterable[Sequence[str]] | None = None,
     top_k: int | None = None,
 ) -> None:
     """
     Write predictions as JSON Lines, one document per line: `id`, `labels` (the best ones with their scores), `assigned` (the
-    names of those that reach their threshold) and `gold` (the labels of the document, if they are known).
+    names of the label set) and `gold` (the labels of the document, if they are known).
 
     Args:
         path (path): the file.
         scores, indices (arrays of shape `(num_documents, k)`): probabilities and label ids, best first, as `predict` returns them.
         labels (`list[str]` of length `num_labels`): names.
-        thresholds (`list[float]` of length `num_labels`, *optional*): without them nothing is assigned.
+        label_sets (sequence of `Sequence[int]`, *optional*): label ids of the label set of each document; without them nothing is
+            assigned.
         ids (`list`, *optional*): of the documents; their numbers from 0 on if not given.
         gold (iterable of `list[str]`, *optional*): labels of each document.
-        top_k (`int`, *optional*): number of labels in `labels`; all k if not given. `assigned` is chosen among all k.
+        top_k (`int`, *optional*): number of labels in `labels`; all k if not given.
     """
     ids = range(len(scores)) if ids is None else list(ids)
     gold = None if gold is None else iter(gold)
     with atomic_write(path) as file:
-        for identity, row_scores, row_indices in zip(ids, scores, indices):
+        for number, (identity, row_scores, row_indices) in enumerate(zip(ids, scores, indices)):
             ranked = [
                 {"label": labels[index], "score": round(float(score), 6)}
                 for score, index in zip(row_scores[:top_k], row_indices[:top_k])
             ]
             row: dict[str, Any] = {"id": identity, "labels": ranked}
-            if thresholds is not None:
-                reached = (i for score, i in zip(row_scores, row_indices) if score >= thresholds[i])
-                row["assigned"] = [labels[i] for i in reached]
+            if label_sets is not None:
+                row["assigned"] = [labels[i] for i in label_sets[number]]
             if gold is not None:
                 row["gold"] = list(next(gold))
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -20,7 +20,7 @@ from .adapters import load_adapters, lora_rank, save_adapters
 from .checkpoints import MANIFEST_NAME, CheckpointGuard, damaged_files, last_whole_checkpoint
 from .data.collator import SepMldcDataCollator, check_label_indices, check_multi_hot
 from .data.sampler import DocumentSampler
-from .evaluation import EvaluationMixin
+from .evaluation import EvaluationMixin, LogitBatch
 from .frozen_layers import cached_frozen_layers
 from .hub.mixin import HubMixin
 from .label_schedule import LabelSchedule
@@ -34,7 +34,7 @@ from .losses.gradient_norms import gradient_norms, parameter_groups
 from .losses.terms import TermMeans
 from .processes import keep_process_group
 from .run_record import EpochOrder, RestoreCallbacks, RunRecord, check_same_run, read_record, run_fingerprint
-from .thresholds import check_threshold_settings, tune_thresholds_from_batches
+from .thresholds import check_no_guarantee, check_threshold_settings, tune_thresholds_from_batches
 from .training_arguments import SepMldcTrainingArguments, recommended_head_learning_rate
 
 
@@ -403,10 +403,16 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             `dict`: what is stored as `threshold_info`, see [`~trainer.thresholds.TunedThresholds`].
 
         Raises:
-            ValueError: no documents or none with labels, or an unknown objective or calibration.
+            ValueError: no documents or none with labels, an unknown objective or calibration, or a guarantee (`"recall:R"`, `"fdr:Q"`)
+                for a model whose label sets are reduced to leaves or have constraints.
+
+        With `config.hierarchy`, thresholds are tuned on closed scores, so documents should have the ancestors of their labels
+        ([`~trainer.close_labels`]).
         """
         check_threshold_settings(objective, shrinkage, calibration)
         config = self.bare_model().config
+        if config.drops_or_adds_labels:
+            check_no_guarantee(objective)
         softmax = "bce" not in config.classification_loss
         if softmax or (config.num_lexical_features and calibration is None):
             calibration = "platt"
@@ -414,7 +420,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         former, config.score_calibration = config.score_calibration, None
         try:
             tuned = tune_thresholds_from_batches(
-                self.logit_batches(dataset, "Tuning thresholds"),
+                self._closed_logit_batches(dataset, "Tuning thresholds"),
                 config.num_labels,
                 objective,
                 shrinkage,
@@ -428,6 +434,10 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         config.thresholds, config.score_calibration = tuned.thresholds, tuned.score_calibration
         config.threshold_info, config.calibrate_logits = tuned.threshold_info, True
         return tuned.threshold_info
+
+    def _closed_logit_batches(self, dataset: Any, description: str) -> Iterator[LogitBatch]:
+        for batch in self.logit_batches(dataset, description):
+            yield batch._replace(logits=self.bare_model().close_scores(batch.logits))
 
     def fit_lexical_scores(
         self, train_dataset: Any = None, eval_dataset: Any = None, num_features: int | None = None, **kwargs: Any

@@ -18,6 +18,7 @@ __all__ = [
     "add_pseudo_documents",
     "build_label_list",
     "check_training_labels",
+    "close_labels",
     "count_label_names",
     "count_unknown_labels",
     "encode_labels",
@@ -28,7 +29,10 @@ __all__ = [
     "load_pseudo_documents",
     "load_splits",
     "num_real_documents",
+    "parents_of_labels",
+    "read_label_constraints",
     "read_label_descriptions",
+    "read_label_parents",
     "read_labels",
     "read_records",
     "split_documents",
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from .inspection import DataReport, SplitReport, inspect_documents
     from .label_descriptions import load_label_descriptions
     from .label_files import read_label_descriptions, read_labels
+    from .label_parents import close_labels, parents_of_labels, read_label_constraints, read_label_parents
     from .loading import load_splits
     from .pseudo_documents import add_pseudo_documents, load_pseudo_documents
     from .readers import read_records

@@ -144,6 +144,12 @@ def _load_json(path: str) -> Any:
     return value
 
 
+def json_members(path: str | os.PathLike) -> list[tuple[str, Any]] | None:
+    """Names and values of a JSON file that holds one object, a repeated name included; None if it holds records."""
+    value = _load_json(os.fspath(path))
+    return list(value) if isinstance(value, _Members) else None
+
+
 def _note(note: Any, where: str) -> str:
     if isinstance(note, _Members):
         members = dict(note)

@@ -344,9 +344,22 @@ def _label_values(config: Any, counts: Sequence[int] | None) -> dict[str, Any]:
         "has_counts": counts is not None,
         "has_descriptions": bool(config.label_descriptions),
         "has_thresholds": config.thresholds is not None,
+        "hierarchy": config.hierarchy,
+        "num_children": len(config.label_parents or {}),
+        "constraints": [_constraint_text(group) for group in config.label_constraints or ()],
         "threshold_rows": [(escape_markdown(k), _setting(v)) for k, v in (config.threshold_info or {}).items()],
         "probabilities": not config.is_ranking,
     }
+
+
+def _constraint_text(group: Mapping[str, Any], shown: int = 5) -> str:
+    """A group of labels and its bounds as a phrase."""
+    names = [escape_markdown(name) for name in group["labels"][:shown]]
+    more = len(group["labels"]) - len(names)
+    bounds = " and ".join(
+        f"{bound.replace('_', ' ')} {group[bound]}" for bound in ("at_least", "at_most") if bound in group
+    )
+    return f"{bounds} of {', '.join(names)}{f' and {more} more' if more else ''}"
 
 
 def _metric_values(splits: Mapping[str, Mapping[str, float]], counts: Sequence[int] | None) -> dict[str, Any]:

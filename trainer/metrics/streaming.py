@@ -19,6 +19,8 @@ import numpy as np
 import scipy.sparse
 import torch
 
+from modeling_sep_mldc.hierarchy_sep_mldc import LabelHierarchy
+
 from .label_groups import head_body_tail, most_frequent_first, summarize
 from .ranking import inverse_propensities, positives, ratio, to_array, top_k
 
@@ -103,6 +105,9 @@ class StreamingMetrics:
             670,000 labels).
         histogram_range (`tuple[float, float]`, defaults to `(-12, 12)`): logits outside are counted in the outer bins.
         tail_threshold (`int`, defaults to 50): labels with fewer training documents are tail labels.
+        hierarchy (`LabelHierarchy`, *optional*): parents of labels. Enables, with thresholds, the hierarchical metrics: precision,
+            recall and F1 of all decisions together after adding the ancestors of predicted and of true labels (Kiritchenko et al., 2006,
+            Learning and evaluation in the presence of class hierarchies, Canadian AI).
 
     Raises:
         ValueError: if a k is not in 1..num_labels, or an array does not have one valid value per label.
@@ -133,8 +138,11 @@ class StreamingMetrics:
         num_bins: int | None = None,
         histogram_range: tuple[float, float] = (-12.0, 12.0),
         tail_threshold: int = 50,
+        hierarchy: LabelHierarchy | None = None,
     ):
         self.num_labels = num_labels
+        self.hierarchy = hierarchy
+        self.label_parents = None if hierarchy is None else hierarchy.parents
         self.ks = tuple(ks)
         for k in self.ks:
             if not 1 <= k <= num_labels:
@@ -185,6 +193,7 @@ class StreamingMetrics:
         *,
         label_indices: Sequence[Sequence[int]] | None = None,
         probabilities: torch.Tensor | None = None,
+        predicted: torch.Tensor | None = None,
     ) -> None:
         """
         Add a batch. The batch itself is not kept.
@@ -196,6 +205,8 @@ class StreamingMetrics:
             label_indices (`Sequence[Sequence[int]]` of length `batch_size`): label ids, instead of `labels`.
             probabilities (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): what the thresholds are compared with
                 where it is not the activation of `scores`, such as the probabilities of a calibrated model.
+            predicted (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*): label sets, where more than thresholds
+                decides, such as [`SepMldcForMultiLabelClassification.label_sets`] returns.
 
         Raises:
             ValueError: if shapes do not match, a label id is out of range or a score is NaN.
@@ -217,8 +228,11 @@ class StreamingMetrics:
         sizes = torch.bincount(rows, minlength=len(scores))
         self._count_ranking(top, rows, cols, sizes)
         if self.thresholds is not None:
-            predicted = scores >= self._cuts if probabilities is None else probabilities >= self._thresholds
+            if predicted is None:
+                predicted = scores >= self._cuts if probabilities is None else probabilities >= self._thresholds
             self._count_predictions(predicted, rows, cols, sizes)
+            if self.hierarchy is not None:
+                self._count_closed(predicted, rows, cols)
         if self.num_bins:
             self._count_bins(scores, rows, cols)
         self.num_seen += len(scores)
@@ -231,7 +245,7 @@ class StreamingMetrics:
             ValueError: if the settings differ.
         """
         names: tuple[str, ...] = ("num_labels", "ks", "activation", "num_bins", "histogram_range", "tail_threshold")
-        names += ("label_counts", "propensities", "thresholds")
+        names += ("label_counts", "propensities", "thresholds", "label_parents")
         differing = [name for name in names if not np.array_equal(getattr(self, name), getattr(other, name))]
         if differing:
             raise ValueError(
@@ -251,7 +265,8 @@ class StreamingMetrics:
 
         Returns:
             `dict[str, float]`: `p@k`, `recall@k`, `ndcg@k`; with propensities `psp@k`, `psndcg@k`; with thresholds
-            `f1_micro`, `f1_macro` (over all labels), `f1_sample`; with label counts `head_recall@k`,
+            `f1_micro`, `f1_macro` (over all labels), `f1_sample`, and with a hierarchy `hierarchical_precision`,
+            `hierarchical_recall`, `hierarchical_f1`; with label counts `head_recall@k`,
             `head_coverage@k`, `head_f1_macro`, and the same of `body` and `tail`.
 
         Raises:
@@ -274,6 +289,11 @@ class StreamingMetrics:
             results["f1_micro"] = float(ratio(2 * labels["true_positives"].sum(), either))
             results["f1_macro"] = float(labels["f1"].mean())
             results["f1_sample"] = float(sums["f1_sample"]) / self.num_seen
+            if self.hierarchy is not None:
+                correct, predicted, support = self._sums["closed"].cpu().numpy()
+                results["hierarchical_precision"] = float(ratio(correct, predicted))
+                results["hierarchical_recall"] = float(ratio(correct, support))
+                results["hierarchical_f1"] = float(ratio(2 * correct, predicted + support))
         if self.label_counts is not None:
             for name, members in self.label_groups().items():
                 results.update({f"{name}_{key}": value for key, value in summarize(labels, members, self.ks).items()})
@@ -372,6 +392,8 @@ class StreamingMetrics:
             if self.thresholds is not None:
                 shapes |= {"f1_sample": ()}
                 counts |= {"predicted": self.num_labels, "true_positives": self.num_labels}
+                if self.hierarchy is not None:
+                    counts |= {"closed": 3}
             self._sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
             self._sums |= {name: torch.zeros(shape, dtype=torch.int64) for name, shape in counts.items()}
             if self.num_bins:
@@ -440,6 +462,14 @@ class StreamingMetrics:
         )
         either = sizes + predicted.sum(dim=1, dtype=torch.int32)
         self._sums["f1_sample"] += (2 * of_document.double() / either.clamp(min=1)).sum()
+
+    def _count_closed(self, predicted: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> None:
+        """Add the sizes of the closed decisions (batch_size, num_labels), of the closed true label sets, and of what they share."""
+        assert self.hierarchy is not None
+        gold = torch.zeros_like(predicted)
+        gold[rows, cols] = True
+        predicted, gold = self.hierarchy.close(predicted), self.hierarchy.close(gold)
+        self._sums["closed"] += torch.stack([(predicted & gold).sum(), predicted.sum(), gold.sum()])
 
     def _count_bins(self, scores: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> None:
         """Add the scores to the per-label histograms of all documents and of the positives."""

@@ -9,6 +9,7 @@ __getattr__, __dir__ = attach(__name__)
 __all__ = [
     "RiskCurve",
     "TunedThresholds",
+    "check_no_guarantee",
     "choose_shrinkage",
     "expected_calibration_error",
     "frequency_thresholds",
@@ -21,7 +22,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .conformal import RiskCurve
+    from .conformal import RiskCurve, check_no_guarantee
     from .from_batches import TunedThresholds, check_threshold_settings, tune_thresholds_from_batches
     from .tuning import (
         choose_shrinkage,

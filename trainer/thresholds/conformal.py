@@ -39,6 +39,21 @@ def check_guarantee(objective: str) -> tuple[str, float] | None:
     return name, round(1 - value, 12) if name == "recall" else value
 
 
+def check_no_guarantee(objective: str) -> None:
+    """
+    Refuse an objective with a guarantee where label sets are changed after the thresholds.
+
+    Raises:
+        ValueError: it is `"recall:R"` or `"fdr:Q"`.
+    """
+    if check_guarantee(objective) is not None:
+        raise ValueError(
+            f"`objective` is {objective!r}, but its guarantee is of the labels that reach their thresholds, and label constraints or "
+            '`hierarchy="leaves"` change these sets afterwards. Use another objective such as "f1", or `hierarchy="closure"` without '
+            "constraints."
+        )
+
+
 class RiskCurve:
     r"""
     The mean loss of documents at each threshold of a grid of logits, and the threshold that conformal risk control chooses.
