@@ -1,17 +1,19 @@
 #!/usr/bin/env python
 """
-Zero-shot quality of `model.add_labels`: labels held out of training are added afterwards and scored on test documents.
+Quality of labels that are added to a trained model: labels held out of training are added afterwards and scored on test documents.
 
-    python benchmarks/new_labels.py --train_file train.jsonl.gz --test_file test.jsonl.gz --labels_file labels.json
+    python benchmarks/new_labels.py --train_file train.jsonl.gz --validation_file validation.jsonl.gz --test_file test.jsonl.gz \\
+        --labels_file labels.json
     python benchmarks/new_labels.py ... --trained_too       # also a model that has seen the labels: the upper bound
     python benchmarks/new_labels.py ... --max_train_samples 500 --epochs 1     # a quick look
 
 The held-out labels are drawn by a seed among those with enough test documents and in at most a tenth of the training
 documents; their names are taken out of the training documents, which stay. Then, over the test documents:
 
-- AUC of each new label, and their mean; for comparison by the cosine of document and label text, with the encoder as it was
-  before training and as it is after (what a user has without `add_labels`), and, with `--trained_too`, after real training.
-- P@k among the new labels, over the documents that have one of them.
+- AUC of each new label, and their mean; P@k among the new labels, over the documents that have one of them; macro F1 at the
+  thresholds of the new labels, and how many labels are predicted for each one that there is. For the cosine of document and label text
+  with the encoder as it was before training and as it is after, for `model.add_labels`, and for `fit_new_labels` with 1, 5 and 20 documents per
+  label, without and with other documents (means over `--draws` draws of the documents).
 - P@1 and nDCG@5 of the known labels before and after: what adding labels costs the old ones.
 """
 
@@ -30,7 +32,7 @@ from transformers import AutoTokenizer, set_seed
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from modeling_sep_mldc.label_texts_sep_mldc import tokenize_label_texts
-from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArguments
+from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArguments, fit_new_labels
 from trainer.backbones import freeze_layers, resolve_backbone
 from trainer.data import (
     build_label_list,
@@ -42,11 +44,16 @@ from trainer.data import (
     tokenize,
 )
 from trainer.metrics import ranking_metrics
+from trainer.new_labels import EncodedDocuments, fit_encoded_documents
+
+
+SHOWN = ("auc", "p@1", "p@3", "recall@3", "f1_macro", "predicted_per_true")
 
 
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--train_file", required=True)
+    parser.add_argument("--validation_file", required=True, help="For thresholds, and what a cosine is worth.")
     parser.add_argument("--test_file", required=True)
     parser.add_argument(
         "--labels_file", help="{label: {name, description}} in .json, or lines of label and description."
@@ -57,7 +64,11 @@ def parse_options():
         "--min_test_documents", type=int, default=20, help="Minimum number of test documents of a held-out label."
     )
     parser.add_argument("--max_train_samples", type=int)
+    parser.add_argument("--max_validation_samples", type=int, default=500)
     parser.add_argument("--max_test_samples", type=int)
+    parser.add_argument("--documents", type=int, nargs="*", default=[1, 5, 20], help="Per new label, for a fit.")
+    parser.add_argument("--other_documents", type=int, default=200)
+    parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--freeze_layers", type=int, default=4)
     parser.add_argument("--epochs", type=float, default=4)
@@ -70,6 +81,7 @@ def parse_options():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trained_too", action="store_true", help="Also train with the labels.")
     parser.add_argument("--keep", help="Folder for the trained model without the labels.")
+    parser.add_argument("--kept", help="Such a folder of an earlier call with the same settings: trains nothing.")
     parser.add_argument("--output", help="JSON file; benchmarks/results/new_labels.json if not given.")
     return parser.parse_args()
 
@@ -101,24 +113,14 @@ def choose_new_labels(options, train, test, labels: list[str]) -> list[str]:
     return sorted(random.Random(options.seed).sample(fit, options.new_labels))
 
 
-def train_model(options, train, tokenizer, labels: list[str], descriptions: dict[str, str]):
+def train_model(options, train, validation, tokenizer, labels: list[str], descriptions: dict[str, str]):
     set_seed(options.seed)
     dataset = encode_labels(train, {label: index for index, label in enumerate(labels)})
     counts, total = label_counts(dataset, len(labels)), num_real_documents(dataset)
-    model = SepMldcForMultiLabelClassification.from_backbone(
-        resolve_backbone(options.backbone),
-        tokenizer,
-        labels,
-        {label: text for label, text in descriptions.items() if label in set(labels)},
-        label_frequencies=counts / total,
-        label_counts=[int(count) for count in counts],
-        num_train_documents=total,
-        classifier=options.classifier,
-        classification_loss=options.classification_loss,
-        classifier_bias_init="prior",
-        classifier_dropout=0.2,
-    )
-    freeze_layers(model.backbone, options.freeze_layers)
+    if options.kept:
+        model = SepMldcForMultiLabelClassification.from_pretrained(options.kept)
+    else:
+        model = new_model(options, tokenizer, labels, descriptions, counts, total)
     with tempfile.TemporaryDirectory() as folder:
         arguments = SepMldcTrainingArguments(
             folder,
@@ -141,9 +143,30 @@ def train_model(options, train, tokenizer, labels: list[str], descriptions: dict
             train_dataset=tokenize(dataset, tokenizer, options.max_length),
             processing_class=tokenizer,
         )
-        trainer.train()
-        trainer.refresh_label_embeddings()
+        if not options.kept:
+            trainer.train()
+            trainer.refresh_label_embeddings()
+        encoded = encode_labels(validation, {label: index for index, label in enumerate(labels)})
+        trainer.tune_thresholds(tokenize(encoded, tokenizer, options.max_length))
     return model.eval()
+
+
+def new_model(options, tokenizer, labels: list[str], descriptions: dict[str, str], counts, total: int):
+    model = SepMldcForMultiLabelClassification.from_backbone(
+        resolve_backbone(options.backbone),
+        tokenizer,
+        labels,
+        {label: text for label, text in descriptions.items() if label in set(labels)},
+        label_frequencies=counts / total,
+        label_counts=[int(count) for count in counts],
+        num_train_documents=total,
+        classifier=options.classifier,
+        classification_loss=options.classification_loss,
+        classifier_bias_init="prior",
+        classifier_dropout=0.2,
+    )
+    freeze_layers(model.backbone, options.freeze_layers)
+    return model
 
 
 @torch.no_grad()
@@ -176,25 +199,90 @@ def cosines(documents: np.ndarray, labels: torch.Tensor) -> np.ndarray:
     return documents @ (labels / np.linalg.norm(labels, axis=1, keepdims=True)).T
 
 
-def quality(scores: np.ndarray, truth: np.ndarray, labels: list[str]) -> dict:
-    """Of the new labels: AUC over all documents, P@k over the documents that have one of them."""
+def quality(scores: np.ndarray, truth: np.ndarray, labels: list[str], thresholds: np.ndarray | None = None) -> dict:
+    """
+    Of the new labels: AUC over all documents, P@k over the documents that have one of them; with thresholds on the probability also macro
+    F1, and the number of predicted labels for each true one.
+    """
     has = truth.any(axis=1)
     auc = {label: float(roc_auc_score(truth[:, i], scores[:, i])) for i, label in enumerate(labels)}
     ranking = ranking_metrics(scores[has], truth[has], ks=(1, 3))
-    return {
-        "auc": float(np.mean(list(auc.values()))),
-        **{k: ranking[k] for k in ("p@1", "p@3", "recall@3")},
-        "auc_per_label": auc,
-    }
+    found = {"auc": float(np.mean(list(auc.values()))), **{k: ranking[k] for k in ("p@1", "p@3", "recall@3")}}
+    if thresholds is not None:
+        predicted = 1 / (1 + np.exp(-scores)) >= thresholds
+        correct = (predicted & (truth > 0)).sum(axis=0)
+        found["f1_macro"] = float(np.mean(2 * correct / np.maximum(predicted.sum(axis=0) + truth.sum(axis=0), 1)))
+        found["predicted_per_true"] = float(predicted.sum() / truth.sum())
+    return {**found, "auc_per_label": auc}
+
+
+@torch.no_grad()
+def added_quality(model, embeds: np.ndarray, truth: np.ndarray, labels: list[str]) -> dict:
+    """Of the added labels of a model without lexical scores, whose token attention does not read added labels."""
+    logits = model.calibrate(model.score_documents(torch.from_numpy(embeds))[0]).numpy()[:, -len(labels) :]
+    return quality(logits, truth, labels, np.array(model.config.thresholds[-len(labels) :]))
+
+
+def fitted(options, model, tokenizer, rows, new: list[str], embeds: np.ndarray, truth: np.ndarray) -> dict[str, dict]:
+    """What `fit_new_labels` learns from more and more documents of `rows`: means over the draws."""
+    has = multi_hot(rows, new).astype(bool)
+    drawn: dict[tuple, tuple[list[int], list[int]]] = {}
+    for count in options.documents:
+        for draw in range(options.draws):
+            generator = random.Random(1000 * options.seed + draw)
+            own = {i for column in has.T for i in generator.sample(list(np.flatnonzero(column)), count)}
+            others = generator.sample(range(len(rows)), min(options.other_documents, len(rows)))
+            drawn[count, draw] = sorted(own), others
+    used = sorted({int(i) for pair in drawn.values() for part in pair for i in part})
+    position = {row: i for i, row in enumerate(used)}
+    documents = tokenize(rows.select(used).select_columns(["text"]), tokenizer, options.max_length)
+    directions = score(model, documents, tokenizer, options.batch_size, options.bf16)[1].astype(np.float64)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    results = {}
+    for count in options.documents:
+        for num_others in sorted({0, options.other_documents}):
+            found = []
+            for draw in range(options.draws):
+                own, others = drawn[count, draw]
+                chosen = [*own, *others[:num_others]]
+                targets = has[chosen]
+                targets[len(own) :] = False  # as for a user, who does not know
+                encoded = EncodedDocuments(
+                    directions[[position[i] for i in chosen]], np.zeros((len(chosen), 0)), np.zeros(0, dtype=np.int64)
+                )
+                fit_encoded_documents(model, tokenizer, encoded, targets)
+                found.append(added_quality(model, embeds, truth, new))
+            name = f"fit_new_labels, {count} per label" + (f", {num_others} others" if num_others else "")
+            results[name] = {key: float(np.mean([one[key] for one in found])) for key in SHOWN}
+            results[name]["deviation"] = {key: float(np.std([one[key] for one in found])) for key in SHOWN}
+    return results
+
+
+def seconds_of_a_fit(options, model, tokenizer, rows, new: list[str]) -> dict[str, float]:
+    """Of one call of `fit_new_labels` with five documents per label."""
+    has = multi_hot(rows, new).astype(bool)
+    chosen = sorted({int(i) for column in has.T for i in np.flatnonzero(column)[:5]})
+    documents = [{"text": rows[i]["text"], "labels": [n for n in rows[i]["labels"] if n in new]} for i in chosen]
+    started = time.time()
+    fit_new_labels(model, tokenizer, documents, hide_progress=True)
+    return {"documents": len(documents), "seconds": round(time.time() - started, 1)}
 
 
 def main():
     options = parse_options()
     started = time.time()
-    splits = load_splits(train_file=options.train_file, test_file=options.test_file)
-    train, test = splits["train"], splits["test"]
+    splits = load_splits(
+        train_file=options.train_file, validation_file=options.validation_file, test_file=options.test_file
+    )
+    train, validation, test = splits["train"], splits["validation"], splits["test"]
+    validation = validation.select(range(min(options.max_validation_samples, len(validation))))
+    later = train
     if options.max_train_samples:
-        train = train.shuffle(seed=options.seed).select(range(min(options.max_train_samples, len(train))))
+        shuffled = train.shuffle(seed=options.seed)
+        train = shuffled.select(range(min(options.max_train_samples, len(train))))
+        later = shuffled.select(
+            range(len(train), len(shuffled))
+        )  # the first documents of new labels are new themselves
     if options.max_test_samples:
         test = test.select(range(min(options.max_test_samples, len(test))))
     labels = build_label_list(train)
@@ -213,7 +301,7 @@ def main():
         "cosine, encoder before training": quality(cosines(raw, untrained.encode_labels(label_inputs)), new_truth, new)
     }
 
-    model = train_model(options, train, tokenizer, known, descriptions)
+    model = train_model(options, train, validation, tokenizer, known, descriptions)
     if options.keep:
         model.save_pretrained(options.keep)
         tokenizer.save_pretrained(options.keep)
@@ -221,18 +309,34 @@ def main():
     result["cosine, encoder after training"] = quality(
         cosines(embeds, model.encode_labels(label_inputs)), new_truth, new
     )
-    model.add_labels({label: descriptions.get(label) for label in new}, tokenizer)
+    wanted = {label: descriptions.get(label) for label in new}
+    validated = model.config.cosine_calibration
+    priors = {}
+    for source in ("label texts", "40 documents", "validation documents"):
+        model.config.cosine_calibration = validated if source == "validation documents" else None
+        texts = later["text"][:40] if source == "40 documents" else None
+        model.add_labels(dict(wanted), tokenizer, documents=texts)
+        priors[source] = dict(zip(("scale", "bias"), model.added.prior[0].tolist()))
+        result[f"add_labels, calibrated on {source}"] = added_quality(model, embeds, new_truth, new)
+        if source != "validation documents":
+            model.remove_labels(new)
     after, _ = score(model, documents, tokenizer, options.batch_size, options.bf16)
-    result["add_labels"] = quality(after[:, len(known) :], new_truth, new)
+    result |= fitted(options, model, tokenizer, later, new, embeds, new_truth)
+    one_fit = seconds_of_a_fit(options, model, tokenizer, later, new)
     if options.trained_too:
-        model = train_model(options, train, tokenizer, [*known, *new], descriptions)
+        options.kept = None
+        model = train_model(options, train, validation, tokenizer, [*known, *new], descriptions)
         seen, _ = score(model, documents, tokenizer, options.batch_size, options.bf16)
-        result["trained with the labels"] = quality(seen[:, len(known) :], new_truth, new)
+        thresholds = np.array(model.config.thresholds[len(known) :])
+        result["trained with the labels"] = quality(seen[:, len(known) :], new_truth, new, thresholds)
 
     print(f"\n{len(new)} new labels, {len(known)} known ones, {len(train)} training and {len(test)} test documents")
-    print(f"{'':<34}{'AUC':>8}{'P@1':>8}{'P@3':>8}{'R@3':>8}")
+    print(f"{'':<44}{'AUC':>8}{'P@1':>8}{'P@3':>8}{'R@3':>8}{'F1':>8}{'n/true':>8}")
     for name, values in result.items():
-        print(f"{name:<34}" + "".join(f"{100 * values[k]:8.2f}" for k in ("auc", "p@1", "p@3", "recall@3")))
+        shown = [100 * values[k] for k in SHOWN[:4]]
+        if "f1_macro" in values:
+            shown += [100 * values["f1_macro"], values["predicted_per_true"]]
+        print(f"{name:<44}" + "".join(f"{value:8.2f}" for value in shown))
     old = {}
     for name, scores in (("before", before), ("after", after[:, : len(known)])):
         metrics = ranking_metrics(scores, known_truth, ks=(1, 5))
@@ -243,12 +347,14 @@ def main():
 
     path = Path(options.output or Path(__file__).parent / "results" / "new_labels.json")
     path.parent.mkdir(exist_ok=True)
-    settings = {name: value for name, value in vars(options).items() if name not in ("output", "keep")}
-    for name in ("train_file", "test_file", "labels_file"):
+    settings = {name: value for name, value in vars(options).items() if name not in ("output", "keep", "kept")}
+    for name in ("train_file", "validation_file", "test_file", "labels_file"):
         settings[name] = settings[name] and "/".join(Path(settings[name]).parts[-2:])
     figures = {
         "settings": settings,
         "new_labels": new,
+        "calibrations": priors,
+        "one_fit": one_fit,
         "results": result,
         "known_labels": old,
         "seconds": round(time.time() - started),

@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_s
 from transformers.utils import logging
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
+from modeling_sep_mldc.configuration_sep_mldc import recommended_classifier
 from modeling_sep_mldc.encoder_sep_mldc import limit_tokenizer, set_padding_token
 from modeling_sep_mldc.hierarchy_sep_mldc import ancestors_of
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
@@ -32,6 +33,14 @@ from trainer.adapters import add_lora_adapters
 from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
 from trainer.baselines import fit_linear_svm, rows_of_table
 from trainer.checkpoints import last_whole_checkpoint
+from trainer.cold_start import (
+    MAX_DOCUMENTS,
+    cardinality_threshold,
+    labels_without_documents,
+    read_texts,
+    set_cardinality_threshold,
+    start_from_cosines,
+)
 from trainer.command_line import parse_arguments, run_program
 from trainer.data import (
     add_pseudo_documents,
@@ -144,6 +153,8 @@ class RunData:
         pseudo_documents (`dict`, *optional*): where the pseudo-documents come from, for the model card.
         settings (`dict`): value and reason of each setting that the recipe covers.
         label_sets (`dict`): `label_parents`, `hierarchy` and `label_constraints` of the model's configuration.
+        starts_cold (`bool`): whether there is no real training document, only label texts.
+        unlabeled (`list[str]`): documents without labels, for the thresholds of a model that starts cold.
     """
 
     documents: dict[str, Any]
@@ -155,6 +166,8 @@ class RunData:
     pseudo_documents: dict | None = None
     settings: dict[str, dict[str, str]] = field(default_factory=dict)
     label_sets: dict[str, Any] = field(default_factory=dict)
+    starts_cold: bool = False
+    unlabeled: list[str] = field(default_factory=list)
 
 
 def main() -> None:
@@ -171,6 +184,8 @@ def main() -> None:
     trainer = build_trainer(settings, data, model, tokenizer)
     if settings.args.do_train:
         fit(settings, data, trainer)
+    elif data.starts_cold:
+        save_untrained(settings, data, trainer)
     result = evaluate_validation(data, trainer) if settings.args.do_eval else None
     if settings.run.refit_on_all:
         trainer, all_data = refit(settings, data, trainer, backbone, tokenizer, trained)
@@ -275,9 +290,10 @@ def prepare_data(settings: Settings, backbone: str, tokenizer, trained: bool) ->
     elif "train" in documents:
         labels = build_label_list(names if streamed else documents["train"], settings.labels.label_list_file)
     else:
-        raise ValueError("Labels are learned from training documents. Name them with `--train_file`.")
+        labels = labels_without_documents(settings.labels.label_list_file, settings.labels.label_descriptions_file)
     choose_metrics(settings, len(labels))
-    data = RunData(documents, {}, labels, None, num_documents)
+    check_work(settings, not trained and "train" not in documents)
+    data = RunData(documents, {}, labels, None, num_documents, starts_cold=not trained and "train" not in documents)
     if settings.labels.label_descriptions_file and not trained:
         data.descriptions = load_label_descriptions(settings.labels.label_descriptions_file, labels)
     data.label_sets = label_set_fields(settings, labels, label_parents, hierarchy, config)
@@ -288,13 +304,17 @@ def prepare_data(settings: Settings, backbone: str, tokenizer, trained: bool) ->
         documents[split] = first(documents[split], limit)
     for split, dataset in documents.items():
         check_known_labels(dataset, labels, split, settings, names)
-    if settings.labels.pseudo_documents_file and "train" in documents:
+    if settings.labels.pseudo_documents_file and ("train" in documents or data.starts_cold):
         path = settings.labels.pseudo_documents_file
         data.pseudo_documents = summarize_provenance(record for _, record in read_records(path))
         pseudo = first(load_pseudo_documents(path, labels), settings.data.max_train_samples)
         if hierarchy is not None:
             pseudo = close_labels(pseudo, label_parents)
-        documents["train"] = add_pseudo_documents(documents["train"], pseudo)
+        documents["train"] = pseudo if data.starts_cold else add_pseudo_documents(documents["train"], pseudo)
+    if data.starts_cold and settings.labels.unlabeled_file:
+        data.unlabeled = read_texts(settings.labels.unlabeled_file, settings.data.text_columns)
+    elif data.starts_cold and "train" in documents:
+        data.unlabeled = documents["train"]["text"][:MAX_DOCUMENTS]
     with args.main_process_first(desc="tokenizing documents"):
         for split, dataset in documents.items():
             data.encoded[split] = encode(settings, dataset, labels, tokenizer, split)
@@ -306,6 +326,26 @@ def prepare_data(settings: Settings, backbone: str, tokenizer, trained: bool) ->
     return data
 
 
+def check_work(settings: Settings, starts_cold: bool) -> None:
+    """Without training documents, a model that is in the output folder must not be replaced by one that was not trained."""
+    args, run = settings.args, settings.run
+    if not starts_cold:
+        if not (args.do_train or args.do_eval or args.do_predict or run.dry_run):
+            raise ValueError("There is nothing to do. Add `--do_train`, `--do_eval`, `--do_predict` or `--dry_run`.")
+        return
+    if run.refit_on_all:
+        raise ValueError(
+            "`--refit_on_all` trains again on training and validation documents, but there are no training documents. Leave it out."
+        )
+    if os.path.exists(os.path.join(args.output_dir, "config.json")) and not (
+        args.resume_from_checkpoint or run.overwrite_output_dir or run.dry_run
+    ):
+        raise ValueError(
+            f"The output folder {args.output_dir!r} already holds a model. Add `--overwrite_output_dir` to write over it, or name "
+            "another `--output_dir`."
+        )
+
+
 def load_documents(settings: Settings) -> dict[str, Any]:
     data = settings.data
     files = {"validation_file": data.validation_file, "test_file": data.test_file}
@@ -313,6 +353,8 @@ def load_documents(settings: Settings) -> dict[str, Any]:
         stream = load_files(settings, train_file=data.train_file, streaming=True)
         return {**stream, **(load_files(settings, **files) if any(files.values()) else {})}
     source = {"dataset_name": data.dataset_name, "dataset_config_name": data.dataset_config_name}
+    if not (data.train_file or data.dataset_name or any(files.values())):
+        return {}
     return dict(load_files(settings, train_file=data.train_file, **files, **source))
 
 
@@ -388,6 +430,8 @@ def load_files(settings: Settings, streaming: bool = False, **sources):
 
 def check_splits(settings: Settings, documents) -> None:
     for flag, split in {"do_train": "train", "do_eval": "validation", "do_predict": "test"}.items():
+        if split == "train" and settings.labels.pseudo_documents_file and not settings.data.train_file:
+            continue  # they are all that there is to train on
         if getattr(settings.args, flag) and split not in documents:
             raise ValueError(
                 f"`--{flag}` needs {split} documents. Name them with `--{split}_file`, set some aside with `--{split}_split 0.1`, or "
@@ -464,7 +508,12 @@ def choose_metrics(settings: Settings, num_labels: int) -> None:
 def show_data(settings: Settings, data: RunData, tokenizer) -> None:
     """Print a report on the documents before training."""
     train = data.documents.get("train")
-    if train is None or isinstance(train, datasets.IterableDataset) or not settings.args.should_log:
+    if (
+        train is None
+        or isinstance(train, datasets.IterableDataset)
+        or not settings.args.should_log
+        or data.starts_cold
+    ):
         return
     if "is_pseudo" in train.column_names:
         train = train.select(range(data.num_documents))  # pseudo-documents are at the end
@@ -496,8 +545,9 @@ def choose_settings(settings: Settings, data: RunData, backbone: str) -> Setting
         "bf16": args.bf16,
         "recipe": settings.run.recipe,
     }
-    chosen = recommend_settings(data.num_documents, len(data.labels), named=settings.named, **known)
-    unnamed = recommend_settings(data.num_documents, len(data.labels), **known)
+    num_documents = len(train) if data.starts_cold else data.num_documents  # pseudo-documents
+    chosen = recommend_settings(num_documents, len(data.labels), named=settings.named, **known)
+    unnamed = recommend_settings(num_documents, len(data.labels), **known)
     contradicted = [
         name for name in chosen if name in settings.named and chosen[name] != unnamed.get(name, chosen[name])
     ]
@@ -599,7 +649,16 @@ def build_model(settings: Settings, data: RunData, backbone: str, tokenizer, tra
         if any(getattr(model.config, name) != value for name, value in data.label_sets.items()):
             model.set_hierarchy(**data.label_sets)
     else:
+        if data.starts_cold:
+            given = for_a_cold_start(settings, data)
         dropout = dropout_settings(backbone, given.backbone_dropout, revision=given.model_revision)
+        counted = {}
+        if not data.starts_cold:
+            counted = {
+                "label_frequencies": data.counts / max(data.num_documents, 1),
+                "label_counts": [int(count) for count in data.counts],
+                "num_train_documents": data.num_documents,
+            }
         attention = {"attn_implementation": given.attn_implementation} if given.attn_implementation else {}
         model = SepMldcForMultiLabelClassification.from_backbone(
             backbone,
@@ -614,20 +673,37 @@ def build_model(settings: Settings, data: RunData, backbone: str, tokenizer, tra
             classifier_bias_init=given.classifier_bias_init,
             label_attention=given.label_attention,
             token_attention=given.token_attention,
-            label_frequencies=data.counts / max(data.num_documents, 1),
             max_label_length=settings.args.max_label_length,
             backbone_kwargs={"revision": given.model_revision, **dropout},
             encoder_max_length=given.encoder_max_length,
-            label_counts=[int(count) for count in data.counts],
-            num_train_documents=data.num_documents,
+            **counted,
             parents_in_label_texts=settings.labels.parents_in_label_texts,
             **data.label_sets,
             **attention,
         )
+        if data.starts_cold:
+            start_from_cosines(model, tokenizer, data.unlabeled, labels_per_document(settings, data))
     freeze_layers(model.backbone, given.freeze_layers)
     if given.lora_rank is not None:
         add_lora_adapters(model, given.lora_rank)
     return model
+
+
+def for_a_cold_start(settings: Settings, data: RunData) -> ModelArguments:
+    """The head that compares label texts, where the user named no other."""
+    given, named = settings.model, settings.named
+    chosen = {"classifier_bias_init": "zero"}
+    if not settings.args.do_train:
+        chosen |= {"classifier": recommended_classifier(len(data.labels)), "token_attention": False}
+    return dataclasses.replace(given, **{name: value for name, value in chosen.items() if name not in named})
+
+
+def labels_per_document(settings: Settings, data: RunData) -> float:
+    """What the user said, or what the pseudo-documents have, or 1."""
+    if settings.labels.labels_per_document is not None:
+        return settings.labels.labels_per_document
+    pseudo = data.documents.get("train")
+    return 1.0 if pseudo is None else float(np.mean([len(names) for names in pseudo["labels"]]))
 
 
 def build_trainer(settings: Settings, data: RunData, model, tokenizer) -> SepMldcTrainer:
@@ -647,6 +723,7 @@ def build_trainer(settings: Settings, data: RunData, model, tokenizer) -> SepMld
         "license": settings.report.license,
         "pseudo_document_provenance": data.pseudo_documents or (),
         "max_length": settings.data.max_length,
+        "untrained": (data.starts_cold and not settings.args.do_train) or None,
         "recipe": settings.run.recipe if data.settings else None,
         "settings": [(name, chosen["value"], chosen["why"]) for name, chosen in data.settings.items()],
     }
@@ -692,6 +769,9 @@ def train_and_tune(settings: Settings, data: RunData, trainer: SepMldcTrainer) -
     logger.info(f"The trained model is saved in {settings.args.output_dir}.")
     validation = data.encoded.get("validation")
     if validation is None:
+        if data.starts_cold:
+            choose_cardinality_threshold(settings, data, trainer, "train")
+            save_model_whole(trainer)
         return
     if settings.lexical.lexical_scores:
         features = settings.lexical.num_lexical_features
@@ -704,6 +784,40 @@ def train_and_tune(settings: Settings, data: RunData, trainer: SepMldcTrainer) -
             # The model is saved; a run that was trained goes on without tuned thresholds.
             logger.warning(f"Thresholds are not tuned: {error}")
     save_model_whole(trainer)
+
+
+def save_untrained(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
+    """Save a model that compares label texts, with thresholds from validation documents where there are some."""
+    validation = data.encoded.get("validation")
+    if validation is not None and settings.thresholds.tune_thresholds:
+        objective, calibration = settings.thresholds.threshold_objective, settings.thresholds.score_calibration
+        trainer.tune_thresholds(validation, objective=objective, calibration=calibration)
+    save_model_whole(trainer)
+    if settings.args.should_log:
+        config = trainer.model.config
+        print(
+            f"\nNothing was trained: {settings.args.output_dir}/ scores {config.num_labels} labels by the similarity of document and label text. "
+            + (
+                "Without documents it only ranks them; name some with `--unlabeled_file` or `--validation_file` for thresholds."
+                if config.is_ranking
+                else "With the first documents with labels, train: `--train_file`."
+            )
+        )
+
+
+def choose_cardinality_threshold(settings: Settings, data: RunData, trainer: SepMldcTrainer, split: str) -> None:
+    """One threshold for all labels, such that documents have as many labels as said, after training on pseudo-documents alone."""
+    model, wanted = trainer.bare_model(), labels_per_document(settings, data)
+    batches = trainer.logit_batches(first(data.encoded[split], MAX_DOCUMENTS), "Choosing a threshold")
+    if settings.labels.unlabeled_file:
+        rows = datasets.Dataset.from_dict({"text": data.unlabeled})
+        batches = trainer.logit_batches(
+            tokenize(rows, trainer.processing_class, settings.data.max_length), "Choosing a threshold"
+        )
+    if model.config.is_ranking:
+        return
+    threshold = cardinality_threshold((model.probabilities(batch.logits) for batch in batches), wanted)
+    set_cardinality_threshold(model.config, threshold, wanted, len(data.unlabeled))
 
 
 # ---- Training again ----

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections import Counter
+from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 from unicodedata import normalize
 
@@ -155,6 +156,11 @@ class SepMldcConfig(PreTrainedConfig):
             Number of training documents that have each label, without pseudo-documents.
         num_train_documents (`int`, *optional*):
             Number of training documents, without pseudo-documents.
+        num_added_labels (`int`, *optional*, defaults to 0):
+            Number of labels, the last ones, that were added to the trained model (see `add_labels`).
+        cosine_calibration (`dict`, *optional*):
+            `{"scale": a, "bias": b}`: on documents that the model was not trained on, the probability of a label was
+            `sigmoid(a * cosine + b)` for the cosine of document and label text. What added labels start from.
 
     Raises:
         ValueError: a value is out of its range, has the wrong length, or two labels have the same name.
@@ -215,6 +221,8 @@ class SepMldcConfig(PreTrainedConfig):
     calibrate_logits: bool = True
     label_counts: list[int] | None = None
     num_train_documents: int | None = None
+    num_added_labels: int = 0
+    cosine_calibration: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         former = {name: kwargs.pop(name) for name in FORMER_FIELDS if name in kwargs}
@@ -288,9 +296,15 @@ class SepMldcConfig(PreTrainedConfig):
             raise ValueError(
                 f"`thresholds` holds {wrong[0]}, but thresholds are probabilities from 0 to 1. Tune them again."
             )
-        self._check_calibration()
+        for field in ("score_calibration", "cosine_calibration"):
+            self._check_calibration(field, getattr(self, field))
         self._check_label_counts()
         self._check_label_sets()
+        if not 0 <= self.num_added_labels <= self.num_labels:
+            raise ValueError(
+                f"`num_added_labels` is {self.num_added_labels}, but it must be from 0 to {self.num_labels}, the number of labels. "
+                "Load the checkpoint again."
+            )
 
     def _check_length(self, field: str, values: list | None) -> None:
         if values is not None and len(values) != self.num_labels:
@@ -298,14 +312,13 @@ class SepMldcConfig(PreTrainedConfig):
                 f"`{field}` has {len(values)} values for {self.num_labels} labels. Give one per label, or `None`."
             )
 
-    def _check_calibration(self) -> None:
-        calibration = self.score_calibration
+    def _check_calibration(self, field: str, calibration: dict | None) -> None:
         if calibration is None:
             return
         numbers = [value for value in calibration.values() if isinstance(value, (int, float)) and math.isfinite(value)]
         if set(calibration) != {"scale", "bias"} or len(numbers) != 2 or calibration["scale"] <= 0:
             raise ValueError(
-                f"`score_calibration` is {calibration}, but it must be {{'scale': a, 'bias': b}} with finite numbers and a scale "
+                f"`{field}` is {calibration}, but it must be {{'scale': a, 'bias': b}} with finite numbers and a scale "
                 "above 0. Tune the thresholds again, or use `None`."
             )
 
@@ -399,6 +412,12 @@ class SepMldcConfig(PreTrainedConfig):
         if self.score_calibration is None or not self.calibrate_logits:
             return 1.0, 0.0
         return self.score_calibration["scale"], self.score_calibration["bias"]
+
+    @property
+    def usual_threshold(self) -> float:
+        """The threshold of a label of which nothing is known: the one that is best for all labels together, or the median."""
+        usual = (self.threshold_info or {}).get("global_threshold")
+        return float(median(self.thresholds or [0.5]) if usual is None else usual)
 
     @property
     def _backbone(self) -> Any:

@@ -1,6 +1,6 @@
 """Labels of a trained model: encoding and storing label embeddings; adding, removing and renaming labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unicodedata import normalize
 
@@ -8,14 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
+from .added_labels_sep_mldc import BIAS_PRIOR, SCALE_PRIOR, SMALLEST_SCALE, AddedLabelScores, fit_cosine_calibration
 from .hierarchy_sep_mldc import check_label_parents, without_labels
 from .label_sets_sep_mldc import constraints_without
 from .label_texts_sep_mldc import label_text, pad_label_inputs, tokenize_label_texts
 
 
+logger = logging.get_logger(__name__)
+
 # Maximum number of existing labels that a new label starts from.
 NUM_NEIGHBORS = 5
+# Documents and labels whose scores tell what a cosine means, and documents that are scored together.
+MAX_CALIBRATION_DOCUMENTS, MAX_CALIBRATION_LABELS, CALIBRATION_BATCH = 256, 256, 16
 
 
 def neighbor_weights(embeds: torch.Tensor, others: torch.Tensor, num_neighbors: int = NUM_NEIGHBORS) -> torch.Tensor:
@@ -47,6 +53,8 @@ class LabelEditingMixin:
     classifier: Any
     token_attention: Any
     lexical: Any
+    added: Any
+    probabilities: Any
     encode: Any
     train: Any
     eval: Any
@@ -102,29 +110,33 @@ class LabelEditingMixin:
         labels: dict[str, str | None],
         tokenizer: PreTrainedTokenizerBase,
         max_label_length: int = 64,
+        documents: Sequence[str] | None = None,
         label_parents: dict[str, str | list[str]] | None = None,
     ) -> None:
-        """
+        r"""
         Add labels that the model can score before any training on them (zero-shot).
 
-        The embedding of a new label is that of its text (Eq. 1-2, 5). Its output weights and its decision threshold are means of
-        those of the closest existing labels, weighted by similarity ([`neighbor_weights`]). Its bias is the mean of all biases:
-        the meaning of a label says nothing about its frequency, and with the biases of their neighbors new labels rank worse
-        among each other. If stored embeddings have moved away from their texts because they were trained, the embedding of a new
-        label is moved as those of its neighbors were.
+        The logit of a new label is a calibrated cosine of the document embedding and the embedding of the label's text (Eq. 1-2, 5):
+        $a \cos(e_x, e_l) + b$ (see [`AddedLabelScores`]). a and b are such that the cosine of a trained label predicts the
+        probability that the model gives to it, so that new labels score neither higher nor lower than trained ones. They
+        come from `documents`; without them from `config.cosine_calibration`, which `SepMldcTrainer.tune_thresholds` measures on the validation
+        documents; without both from the texts of the trained labels, which are unlike documents, so that new labels score low. The
+        threshold of a new label is the one that is best for all labels together, if it is known, or the median of all thresholds.
 
-        Scores of existing labels change only through label attention, which may now select a new label (Eq. 16-17). Create
-        trainers and optimizers afterwards: the extended weights are new parameters.
+        Scores of the other labels stay as they are: label attention (Eq. 16-17) does not select new labels. Create trainers and optimizers
+        afterwards: the extended weights are new parameters. With the first documents of the new labels, see `trainer.fit_new_labels`.
 
         Args:
             labels (`dict[str, str]`): label description by new label name; `None` or `""` for labels without one.
             tokenizer (`PreTrainedTokenizerBase`): the model's tokenizer.
             max_label_length (`int`, *optional*, defaults to 64): maximum number of tokens per label text.
+            documents (`Sequence[str]`, *optional*): documents like those that the model will read, without labels. A hundred are
+                enough; of more than 256, the first 256 are read.
             label_parents (`dict[str, str | list[str]]`, *optional*): parents of new labels, which may be new labels too.
 
         Raises:
-            ValueError: there are no labels, a name is blank or taken, a description is not a string, or parents are wrong (see
-                [`check_label_parents`]).
+            ValueError: there are no labels, a name is blank or taken, a description is not a string, `documents` are not texts, or
+                parents are wrong (see [`check_label_parents`]).
 
         Example:
 
@@ -133,47 +145,97 @@ class LabelEditingMixin:
         ```
         """
         config = self.config
-        if not isinstance(labels, dict) or not labels:
-            raise ValueError(
-                f"`labels` is {labels!r}, but new labels are needed. Pass {{name: description}}, with `None` for a "
-                "label without description."
-            )
-        taken = set(config.labels)
-        for name, description in labels.items():
-            taken.add(_new_name(name, taken))
-            if description is not None and not isinstance(description, str):
-                raise ValueError(
-                    f"The description of label {name!r} is {description!r}, but a text is needed. Pass a string, or None."
-                )
-        labels = {normalize("NFC", name): text for name, text in labels.items()}
+        labels = _checked_new_labels(labels, config.labels)
+        documents = _checked_texts(documents)
         descriptions = {**(config.label_descriptions or {}), **{name: text for name, text in labels.items() if text}}
         names = [*config.labels, *labels]
         parents = _with_parents(config.label_parents, label_parents, labels, names)
         texts = [label_text(name, parents if config.parents_in_label_texts else {}, descriptions) for name in labels]
         old = self.label_embeddings.detach().float()
         max_label_length = min(max_label_length, config.max_tokens(tokenizer))
-        new = self.encode_labels(tokenize_label_texts(tokenizer, texts, max_label_length))
-        weights = neighbor_weights(new, old)
-
-        used = weights.any(dim=0).nonzero().flatten()
-        label_texts = config.label_texts
-        used_texts = [label_texts[index] for index in used.tolist()]
-        moved = old[used] - self.encode_labels(tokenize_label_texts(tokenizer, used_texts, max_label_length))
-        new = new + weights[:, used] @ moved
+        encoded = self.encode_labels(tokenize_label_texts(tokenizer, texts, max_label_length))
+        scale, bias = self._cosine_logits(tokenizer, max_label_length, documents)
+        new = encoded + self._moves_of_neighbors(encoded, old, tokenizer, max_label_length)
 
         def extend(rows: torch.Tensor) -> torch.Tensor:
-            added = weights @ rows.float() if rows.dim() > 1 else rows.float().mean().expand(len(labels))
-            return torch.cat([rows, added.to(rows.dtype)])
+            return torch.cat([rows, rows.new_zeros(len(labels), *rows.shape[1:])])
 
         self._replace_label_rows(extend, new)
+        if self.added is None:
+            self.added = AddedLabelScores(0, config.hidden_size).to(self.classifier.bias)
+        former = len(self.added)
+        self.added.change_label_rows(list(range(former)), len(labels))
+        self.added.prior[former:] = self.added.prior.new_tensor([scale, bias])
+        self.added.start_from_cosines(list(range(former, len(self.added))), encoded)
+        config.num_added_labels = len(self.added)
         if config.thresholds is not None:
-            thresholds = weights.double().cpu() @ torch.tensor(config.thresholds, dtype=torch.float64)
-            config.thresholds = [*config.thresholds, *thresholds.tolist()]
+            config.thresholds = [*config.thresholds, *[config.usual_threshold] * len(labels)]
         config.drop_guarantee()
         if config.label_counts is not None:
             config.label_counts = [*config.label_counts, *[0] * len(labels)]
         self._set_label_names(names, descriptions)
         config.label_parents = parents or None
+
+    def _moves_of_neighbors(
+        self, encoded: torch.Tensor, old: torch.Tensor, tokenizer: PreTrainedTokenizerBase, max_label_length: int
+    ) -> torch.Tensor:
+        """How far the stored embeddings of the closest labels are from their encoded texts, because they were trained, (n, d)."""
+        weights = neighbor_weights(encoded, old)
+        used = weights.any(dim=0).nonzero().flatten()
+        texts = self.config.label_texts
+        inputs = tokenize_label_texts(tokenizer, [texts[index] for index in used.tolist()], max_label_length)
+        return weights[:, used] @ (old[used] - self.encode_labels(inputs))
+
+    def _cosine_logits(
+        self, tokenizer: PreTrainedTokenizerBase, max_label_length: int, documents: Sequence[str] | None
+    ) -> tuple[float, float]:
+        """Scale and bias that make a logit, before the calibration of logits, of the cosine of a document and a label text."""
+        config = self.config
+        calibration = config.cosine_calibration
+        if documents is None and calibration is None:
+            logger.warning(
+                "Nothing is known of the cosines of documents and labels, so new labels score low. Pass some `documents` to `add_labels`, or "
+                "tune thresholds with `SepMldcTrainer.tune_thresholds` first."
+            )
+        if documents is not None or calibration is None:
+            calibration = self._measure_cosines(tokenizer, max_label_length, documents)
+        scale, bias = config.logit_calibration
+        return calibration["scale"] / scale, (calibration["bias"] - bias) / scale
+
+    def _measure_cosines(
+        self, tokenizer: PreTrainedTokenizerBase, max_label_length: int, documents: Sequence[str] | None
+    ) -> dict[str, float]:
+        """The calibration of cosines by the scores of trained labels on documents, or on label texts."""
+        config, trained = self.config, self.config.num_labels - self.config.num_added_labels
+        if not trained:
+            return {"scale": SCALE_PRIOR[0], "bias": BIAS_PRIOR[0]}
+        chosen = torch.linspace(0, trained - 1, min(trained, MAX_CALIBRATION_LABELS)).round().long().unique().tolist()
+        label_texts = config.label_texts
+        texts = [label_texts[index] for index in chosen]
+        label_embeds = self.encode_labels(tokenize_label_texts(tokenizer, texts, max_label_length))
+        documents = texts if documents is None else documents[:MAX_CALIBRATION_DOCUMENTS]
+        training, cosines, targets = self.training, [], []
+        model: Any = self
+        self.eval()
+        try:
+            for start in range(0, len(documents), CALIBRATION_BATCH):
+                batch = tokenizer(
+                    list(documents[start : start + CALIBRATION_BATCH]),
+                    padding=True,
+                    truncation=True,
+                    max_length=config.max_tokens(tokenizer),
+                    return_tensors="pt",
+                ).to(label_embeds.device)
+                output = model(**batch, return_label_embeds=False)
+                scores = output.logits[:, chosen].float()
+                if not config.is_ranking:
+                    scores = self.probabilities(scores)
+                targets.append(scores)
+                cosines.append(F.normalize(output.document_embeds, dim=-1) @ F.normalize(label_embeds, dim=-1).t())
+        finally:
+            self.train(training)
+        fit = _fit_line if config.is_ranking else fit_cosine_calibration
+        return fit(torch.cat(cosines), torch.cat(targets))
 
     @torch.no_grad()
     def remove_labels(self, labels: list[str]) -> None:
@@ -205,6 +267,12 @@ class LabelEditingMixin:
         names = [labels_before[index] for index in kept]
         index = torch.tensor(kept, device=self.label_embeddings.device)
         self._replace_label_rows(lambda rows: rows.index_select(0, index))
+        if self.added is not None:
+            trained = config.num_labels - len(self.added)
+            self.added.change_label_rows([index - trained for index in kept if index >= trained])
+            config.num_added_labels = len(self.added)
+            if not config.num_added_labels:
+                self.added = None
         for field in ("thresholds", "label_counts"):
             values = getattr(config, field)
             if values is not None:
@@ -291,6 +359,44 @@ class LabelEditingMixin:
         config.label_descriptions = {
             name: text for name, text in (descriptions or {}).items() if name in config.label2id
         } or None
+
+
+def _fit_line(cosines: torch.Tensor, scores: torch.Tensor) -> dict[str, float]:
+    """Scale and bias of the least squares line of scores, which are no logits of probabilities, on cosines."""
+    cosines, scores = cosines.flatten().double(), scores.flatten().double()
+    deviations = cosines - cosines.mean()
+    scale = float((deviations * scores).sum() / deviations.square().sum().clamp_min(1e-9))
+    scale = max(scale, SMALLEST_SCALE)
+    return {"scale": scale, "bias": float(scores.mean() - scale * cosines.mean())}
+
+
+def _checked_new_labels(labels: Any, former: list[str]) -> dict[str, str | None]:
+    """Descriptions of new labels by their names in Unicode normalization form NFC."""
+    if not isinstance(labels, dict) or not labels:
+        raise ValueError(
+            f"`labels` is {labels!r}, but new labels are needed. Pass {{name: description}}, with `None` for a "
+            "label without description."
+        )
+    taken = set(former)
+    for name, description in labels.items():
+        taken.add(_new_name(name, taken))
+        if description is not None and not isinstance(description, str):
+            raise ValueError(
+                f"The description of label {name!r} is {description!r}, but a text is needed. Pass a string, or None."
+            )
+    return {normalize("NFC", name): text for name, text in labels.items()}
+
+
+def _checked_texts(documents: Any) -> list[str] | None:
+    if documents is None:
+        return None
+    texts = None if isinstance(documents, str) else list(documents)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"`documents` is {documents if isinstance(documents, str) else texts!r:.80}, but a list of texts is needed. Pass strings, or leave it "
+            "out."
+        )
+    return texts
 
 
 def _like(parameter: nn.Parameter, values: torch.Tensor) -> nn.Parameter:

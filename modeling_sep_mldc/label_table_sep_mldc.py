@@ -55,5 +55,7 @@ class LabelTable:
 def attention_weights(scores: torch.Tensor) -> torch.Tensor:
     """The softmax over labels of scores (B, L), Eq. 16, in float32."""
     scores = scores.float()
+    if not scores.shape[1]:
+        return scores
     floor = scores.detach().amax(dim=-1, keepdim=True) + SMALLEST_LOG_WEIGHT
     return torch.softmax(torch.maximum(scores, floor), dim=-1)

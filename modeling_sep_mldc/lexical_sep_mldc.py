@@ -171,10 +171,14 @@ class LexicalScores(nn.Module):
 
     @torch.no_grad()
     def change_label_rows(self, rows: torch.Tensor, num_added: int = 0) -> None:
-        """Keep the labels `rows` (n,) in this order and append `num_added` labels that no training document had."""
+        """
+        Keep the labels `rows` (n,) in this order and append `num_added` labels that no training document had. The bonus of these makes
+        up for their margin: words say nothing about them, and add nothing to their logits.
+        """
         width = self.feature_ids.shape[1]
         ids, weights, bias = self.feature_ids[rows], self.feature_weights[rows], self.bias[rows]
-        self.lift = torch.cat([self.lift[rows], self.lift.new_zeros(num_added)])
+        unseen = (-UNSEEN_MARGIN * self.scale).to(self.lift).expand(num_added)
+        self.lift = torch.cat([self.lift[rows], unseen])
         self.feature_ids = torch.cat([ids, ids.new_zeros(num_added, width)])
         self.feature_weights = torch.cat([weights, weights.new_zeros(num_added, width)])
         self.bias = torch.cat([bias, bias.new_full((num_added,), UNSEEN_MARGIN)])

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
+from .added_labels_sep_mldc import AddedLabelScores
 from .checkpoint_checks_sep_mldc import check_finite, check_loading_report, explained_loading_errors
 from .class_weights_sep_mldc import class_weights
 from .classification_loss_sep_mldc import multi_label_loss
@@ -152,6 +153,9 @@ class SepMldcForMultiLabelClassification(
             self.lexical = LexicalScores(
                 vocab_size, config.num_labels, config.num_lexical_features, config.num_lexical_bigrams
             )
+        self.added = None
+        if config.num_added_labels:
+            self.added = AddedLabelScores(config.num_added_labels, config.hidden_size)
         arguments = inspect.signature(type(self.backbone).forward).parameters
         self.takes_use_cache = "use_cache" in arguments
         self.takes_token_type_ids = (
@@ -168,6 +172,9 @@ class SepMldcForMultiLabelClassification(
         elif isinstance(module, TokenAttention):
             init.zeros_(module.queries)
             init.normal_(module.weights, std=INIT_STD)
+        elif isinstance(module, AddedLabelScores):
+            init.zeros_(module.weights)
+            init.zeros_(module.bias)
         elif module is self:
             init.zeros_(self.label_embeddings)
 
@@ -373,10 +380,16 @@ class SepMldcForMultiLabelClassification(
         table = LabelTable(self.label_embeddings) if table is None else table
         features, attention = document_embeds, None
         if self.config.label_attention:
-            attention = attention_weights(table.products(document_embeds))  # Eq. 16
+            # Not of added labels: the classifier was trained with mixtures of the others.
+            scores, num_added = table.products(document_embeds), self.config.num_added_labels
+            attention = attention_weights(scores[:, : scores.shape[1] - num_added])  # Eq. 16
+            if num_added:
+                attention = F.pad(attention, (0, num_added))
             features = torch.cat([table.mix(attention), document_embeds], dim=-1)  # Eq. 17-18
-        features = features.to(self.classifier.bias.dtype)
-        return self.classifier(features, table.products), attention
+        logits = self.classifier(features.to(self.classifier.bias.dtype), table.products)
+        if self.added is not None:
+            logits = self.added(logits, document_embeds)
+        return logits, attention
 
     def score_texts(
         self,

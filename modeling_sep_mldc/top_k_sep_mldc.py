@@ -17,6 +17,7 @@ class TopKMixin:
     classifier: Any
     token_attention: Any
     lexical: Any
+    added: Any
     encode_tokens: Any
     calibrate: Any
     train: Any
@@ -72,7 +73,7 @@ class TopKMixin:
         training = self.training
         self.eval()
         try:
-            features, output, token_mask = self.encode_tokens(
+            document_embeds, output, token_mask = self.encode_tokens(
                 input_ids,
                 attention_mask,
                 token_type_ids,
@@ -80,12 +81,18 @@ class TopKMixin:
                 max_length=self.config.encoder_max_length,
                 with_states=self.config.token_attention,
             )
+            features = document_embeds
+            num_attended = num_labels - self.config.num_added_labels
             if self.config.label_attention:
-                features = torch.cat([self._attended_in_chunks(features, chunks), features], dim=-1)
+                attended = [slice(c.start, min(c.stop, num_attended)) for c in chunks if c.start < num_attended]
+                features = torch.cat([self._attended_in_chunks(features, attended), features], dim=-1)
             features = features.to(self.classifier.bias.dtype)
             best: tuple[torch.Tensor, torch.Tensor] | None = None
             for chunk in chunks:
                 logits = self._logits_of(chunk, features)
+                if chunk.stop > num_attended:
+                    own = slice(max(chunk.start - num_attended, 0), chunk.stop - num_attended)
+                    logits = self.added(logits, document_embeds, own)
                 if self.token_attention is not None:
                     logits = logits + self.token_attention(output.last_hidden_state, token_mask, chunk)
                 if self.lexical is not None and input_ids is not None:
@@ -114,7 +121,7 @@ class TopKMixin:
             total = total * kept + weights.sum(dim=-1, keepdim=True)
             mixed = mixed * kept + table.mix(weights)
             largest = new_largest
-        return mixed / total
+        return mixed / total.clamp_min(torch.finfo(total.dtype).tiny)
 
     def _logits_of(self, chunk: slice, features: torch.Tensor) -> torch.Tensor:
         """The classifier's logits (B, n) of the n labels of a chunk: its own forward with these rows for weights."""

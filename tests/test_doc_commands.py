@@ -47,6 +47,9 @@ def folder(tmp_path, monkeypatch):
         start = 40 if name in ("dev", "validation", "test") else 0
         write_rows(tmp_path / f"{name}.jsonl", documents[start : start + 40])
     (tmp_path / "new.txt").write_text("the search ranking\nvision of images\n", encoding="utf-8")
+    (tmp_path / "labels.csv").write_text(
+        "label,description\n" + "".join(f"{label},A topic.\n" for label in LABELS), encoding="utf-8"
+    )
     (tmp_path / "labels.txt").write_text("\n".join(LABELS) + "\n", encoding="utf-8")
     with open(tmp_path / "train.csv", "w", encoding="utf-8") as file:
         file.writelines(

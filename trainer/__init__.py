@@ -39,6 +39,7 @@ __all__ = [
     "document_similarity",
     "encode_labels",
     "export_onnx",
+    "fit_new_labels",
     "inverse_propensities",
     "label_contrastive_loss",
     "label_similarity",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from .labeler import FastLabeler
     from .losses import document_contrastive_loss, document_similarity, label_contrastive_loss, label_similarity
     from .metrics import StreamingMetrics, inverse_propensities, ranking_metrics
+    from .new_labels import fit_new_labels
     from .recipes import RecommendedSettings, recommend_settings
     from .sep_mldc_trainer import SepMldcTrainer
     from .thresholds import tune_thresholds

@@ -30,7 +30,8 @@ class LogitBatch(NamedTuple):
     Attributes:
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`): float32.
         labels (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): multi-hot; `None` for documents without labels.
-        inputs (`dict[str, torch.Tensor]`): what the model read: `input_ids` and `attention_mask`, `(batch_size, length)` each.
+        inputs (`dict[str, torch.Tensor]`): what the model read: `input_ids` and `attention_mask`, `(batch_size, length)` each; and
+            `document_embeds`, `(batch_size, d)`, where asked for.
     """
 
     logits: torch.Tensor
@@ -228,7 +229,9 @@ class EvaluationMixin(TransformersInternals):
         order = reached.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
         return indices.masked_fill(~reached, -1).gather(1, order)
 
-    def logit_batches(self, dataset: Any = None, description: str = "Evaluation") -> Iterator[LogitBatch]:
+    def logit_batches(
+        self, dataset: Any = None, description: str = "Evaluation", with_embeds: bool = False
+    ) -> Iterator[LogitBatch]:
         """
         Logits of all documents of a data set in their order, batch by batch: the input of thresholds, lexical scores and custom
         metrics. Label embeddings are refreshed first, and the model is in evaluation mode. With several processes,
@@ -238,6 +241,7 @@ class EvaluationMixin(TransformersInternals):
             dataset (`Dataset` or `str`, *optional*): encoded documents, with labels or without; `eval_dataset` if not given, or
                 the one with this name where `eval_dataset` is a dictionary.
             description (`str`, defaults to `"Evaluation"`): of the progress bar.
+            with_embeds (`bool`, defaults to `False`): also yield document embeddings.
 
         Yields:
             [`LogitBatch`].
@@ -256,13 +260,16 @@ class EvaluationMixin(TransformersInternals):
                 inputs = send_to_device(inputs, self.args.device)
                 labels = inputs.pop("labels", None)
                 with torch.no_grad(), self.accelerator.autocast():
-                    logits = model(**inputs)["logits"].float()
+                    outputs = model(**inputs)
+                logits = outputs["logits"].float()
                 batch = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
                 if self.args.world_size > 1:  # processes pad to lengths of their own
                     batch = {
                         name: self.accelerator.pad_across_processes(value, dim=1, pad_index=pad.get(name, 0))
                         for name, value in batch.items()
                     }
+                if with_embeds:
+                    batch["document_embeds"] = outputs["document_embeds"].float()
                 batch["logits"] = logits
                 if labels is not None:
                     batch["labels"] = labels

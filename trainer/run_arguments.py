@@ -9,6 +9,7 @@ from typing import Any
 
 from modeling_sep_mldc import SepMldcConfig
 
+from .cold_start import check_labels_per_document
 from .devices import has_accelerator, is_bfloat16_native
 from .recipes import RECIPES
 from .thresholds import check_no_guarantee, check_threshold_settings
@@ -203,6 +204,20 @@ class LabelArguments:
         default=None,
         metadata={"help": "jsonl of `text` and `labels`: documents written by a language model for rare labels."},
     )
+    unlabeled_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Documents without labels, as `train_file`, for a model without training documents: they tell what similarities are "
+            "common, so that it can choose thresholds."
+        },
+    )
+    labels_per_document: float | None = field(
+        default=None,
+        metadata={
+            "help": "How many labels a document has on average, for the thresholds of a model without training documents. Defaults to that "
+            "of the pseudo-documents, or 1."
+        },
+    )
 
 
 @dataclass
@@ -393,7 +408,16 @@ def check_arguments(
         )
     if run.refit_on_all and not args.do_train:
         raise ValueError("`--refit_on_all` trains again, but `--do_train` is missing. Add it, or leave the other out.")
-    if not (args.do_train or args.do_eval or args.do_predict or run.dry_run):
+    without_documents = not (data.train_file or data.dataset_name)
+    if labels.labels_per_document is not None:
+        check_labels_per_document(labels.labels_per_document)
+    if not without_documents and (labels.unlabeled_file or labels.labels_per_document is not None):
+        name = "unlabeled_file" if labels.unlabeled_file else "labels_per_document"
+        raise ValueError(
+            f"`--{name}` is for a model without training documents, but there are some, on which thresholds are tuned. Leave it out."
+        )
+    label_texts = labels.label_descriptions_file or labels.label_list_file
+    if not (args.do_train or args.do_eval or args.do_predict or run.dry_run or (without_documents and label_texts)):
         raise ValueError("There is nothing to do. Add `--do_train`, `--do_eval`, `--do_predict` or `--dry_run`.")
     if data.streaming:
         _check_streaming(data, labels, lexical, report, run, args)

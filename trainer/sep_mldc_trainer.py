@@ -32,6 +32,7 @@ from .losses.contrastive import (
 )
 from .losses.gradient_norms import gradient_norms, parameter_groups
 from .losses.terms import TermMeans
+from .new_labels import CosineSample
 from .processes import keep_process_group
 from .run_record import EpochOrder, RestoreCallbacks, RunRecord, check_same_run, read_record, run_fingerprint
 from .thresholds import check_no_guarantee, check_threshold_settings, tune_thresholds_from_batches
@@ -391,7 +392,8 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
     ) -> dict:
         """
         Choose each label's decision threshold on documents that were not trained on, and store them in the model's
-        configuration (`thresholds`, `threshold_info`, `score_calibration`).
+        configuration (`thresholds`, `threshold_info`, `score_calibration`); with a tokenizer also what the cosine of a document and a
+        label text is worth (`cosine_calibration`), which labels that are added later start from.
 
         Args:
             dataset (`Dataset` or `str`, *optional*): as in `logit_batches`; its documents need labels.
@@ -418,9 +420,10 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             calibration = "platt"
         # Thresholds are tuned on uncalibrated logits.
         former, config.score_calibration = config.score_calibration, None
+        cosines = CosineSample(self.bare_model(), self.processing_class)
         try:
             tuned = tune_thresholds_from_batches(
-                self._closed_logit_batches(dataset, "Tuning thresholds"),
+                cosines.collect(self._closed_logit_batches(dataset, "Tuning thresholds", with_embeds=True)),
                 config.num_labels,
                 objective,
                 shrinkage,
@@ -433,10 +436,11 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             raise
         config.thresholds, config.score_calibration = tuned.thresholds, tuned.score_calibration
         config.threshold_info, config.calibrate_logits = tuned.threshold_info, True
+        config.cosine_calibration = cosines.calibration()
         return tuned.threshold_info
 
-    def _closed_logit_batches(self, dataset: Any, description: str) -> Iterator[LogitBatch]:
-        for batch in self.logit_batches(dataset, description):
+    def _closed_logit_batches(self, dataset: Any, description: str, with_embeds: bool = False) -> Iterator[LogitBatch]:
+        for batch in self.logit_batches(dataset, description, with_embeds):
             yield batch._replace(logits=self.bare_model().close_scores(batch.logits))
 
     def fit_lexical_scores(
@@ -497,7 +501,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             dataset = self.train_dataset if train_dataset is None else train_dataset
             special_ids = list(getattr(self.processing_class, "all_special_ids", None) or [])
             refit_lexical_scores(model, tuned, dataset, special_ids, self.args.disable_tqdm)
-        for name in ("thresholds", "threshold_info", "score_calibration", "calibrate_logits"):
+        for name in ("thresholds", "threshold_info", "score_calibration", "calibrate_logits", "cosine_calibration"):
             setattr(model.config, name, copy.deepcopy(getattr(former, name)))
         model.config.drop_guarantee()
 

@@ -81,13 +81,14 @@ def build_label_list(train: AnyDataset | Counter, label_list_file: str | os.Path
         raise DataFileError("The training documents have no labels, but at least one is needed. Check `label_column`.")
     if label_list_file is None:
         return sorted(counts)
-    labels = _read_label_list(label_list_file)
+    labels = read_label_list(label_list_file)
     _check_overlap(counts, labels, os.fspath(label_list_file))
     count_unknown_labels(counts, labels, "train")
     return labels
 
 
-def _read_label_list(label_list_file: str | os.PathLike) -> list[str]:
+def read_label_list(label_list_file: str | os.PathLike) -> list[str]:
+    """The label names of a file that [`read_labels`] reads, in its order; a name that stands there twice is an error."""
     (path,) = expand_files(label_list_file)
     places: dict[str, str] = {}
     for where, name, _ in iterate_labels(path):

@@ -202,6 +202,7 @@ def build_model_card(
     pictures: Iterable[str] = (),
     recipe: str | None = None,
     settings: Sequence[tuple[str, Any, str]] = (),
+    untrained: bool = False,
 ) -> ModelCard:
     """
     The card of a model, from its configuration and from what was measured. Nothing is fetched, nothing is written.
@@ -240,6 +241,8 @@ def build_model_card(
             File names of pictures in the same folder.
         recipe (`str`, *optional*), settings (`Sequence[tuple[str, Any, str]]`, *optional*):
             How settings were chosen: name of the recipe, and (setting, value, why) as [`RecommendedSettings.rows`] returns them.
+        untrained (`bool`, defaults to `False`):
+            Whether nothing was trained: labels are compared with documents by an encoder as it was.
 
     Returns:
         [`~huggingface_hub.ModelCard`]: with the measured values as `data.eval_results`.
@@ -274,6 +277,7 @@ def build_model_card(
         environment=_environment(),
         co2=f"{co2:.3g}" if co2 else None,
         pictures=set(pictures),
+        untrained=untrained,
         recipe=escape_markdown(recipe or ""),
         setting_rows=[[escape_markdown(name), _setting(value), escape_markdown(why)] for name, value, why in settings],
         **_label_values(config, counts),
