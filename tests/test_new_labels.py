@@ -363,3 +363,17 @@ def test_a_damaged_number_of_added_labels_is_refused():
         tiny_model(num_added_labels=6)
     with pytest.raises(ValueError, match="cosine_calibration"):
         tiny_model(cosine_calibration={"scale": -1.0, "bias": 0.0})
+
+
+def test_a_student_starts_with_the_added_labels_of_its_teacher():
+    from trainer.distillation import document_embeddings, new_student
+
+    teacher, tokenizer = with_new_labels(token_attention=False), tiny_tokenizer()
+    fit_new_labels(teacher, tokenizer, DOCUMENTS)
+    documents = Dataset.from_dict({"input_ids": [tokenizer(text)["input_ids"] for text in TEXTS]})
+    embeds = document_embeddings(teacher, tokenizer, documents, hide_progress=True)
+    student = new_student(teacher, tokenizer, documents["input_ids"], embeds, hide_progress=True)
+    with torch.no_grad():
+        expected, found = (model.score_documents(embeds.float())[0] for model in (teacher, student))
+    torch.testing.assert_close(found[:, 5:], expected[:, 5:], atol=1e-4, rtol=1e-4)
+    assert torch.equal(student.added.prior, teacher.added.prior)

@@ -405,6 +405,10 @@ def _copy_head(
         target.similarity_proj.weight.copy_(weight if basis is None else basis.t() @ weight)
         target.similarity_proj.bias.copy_(bias if basis is None else basis.t() @ bias)
         target.similarity_scale.copy_(source.similarity_scale)
+    if teacher.added is not None:
+        student.added.weights.copy_(project(teacher.added.weights))
+        student.added.bias.copy_(teacher.added.bias)
+        student.added.prior.copy_(teacher.added.prior)
 
 
 def _check_documents(dataset: Any) -> None:
