@@ -4,6 +4,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score
@@ -24,6 +25,7 @@ from trainer.lexical import (
     stack_scores,
     token_tf_idf,
 )
+from trainer.lexical.calibration import CommonLine, fit_common_line, fit_lines, log_frequencies
 from trainer.lexical.fusion import BalancedObjective, ValidationScores
 from trainer.metrics import ranking_metrics
 from trainer.metrics.ranking import inverse_propensities
@@ -110,7 +112,7 @@ def test_ridge_regressions_of_all_labels_at_once_are_those_of_each(monkeypatch):
     documents, gold = random_documents()
     gold = [[*ids, *ids, 4] for ids in gold]  # twice the same label is once; label 3 is in no document, 4 in all
     matrix, _ = token_tf_idf(documents, 30, [])
-    found = fit_kernel_ridge(matrix, gold, 5, num_features=30, penalty=0.5, hide_progress=True)
+    found = fit_kernel_ridge(matrix, gold, 5, num_features=30, penalty=0.5, calibrate=False, hide_progress=True)
     with_bias = np.hstack([matrix.toarray(), np.ones((60, 1))])
     for label in range(3):
         target = np.array([1 if label in ids else -1 for ids in gold])
@@ -123,8 +125,91 @@ def test_ridge_regressions_of_all_labels_at_once_are_those_of_each(monkeypatch):
     # In steps and blocks, the same.
     monkeypatch.setattr(solvers, "LABELS_PER_STEP", 2)
     monkeypatch.setattr(solvers, "DOCUMENTS_PER_BLOCK", 16)
-    again = fit_kernel_ridge(matrix, gold, 5, num_features=30, penalty=0.5, hide_progress=True)
+    again = fit_kernel_ridge(matrix, gold, 5, num_features=30, penalty=0.5, calibrate=False, hide_progress=True)
     np.testing.assert_allclose(np.sort(again[1]), np.sort(found[1]), atol=1e-5)
+
+
+def held_out_margins(matrix, gold, label, penalty):
+    """Margins of each document by the ridge regression on all others."""
+    features = np.hstack([matrix.toarray(), np.ones((matrix.shape[0], 1))])
+    target = np.array([1 if label in ids else -1 for ids in gold])
+    others = [np.arange(len(target)) != row for row in range(len(target))]
+    return np.array(
+        [
+            Ridge(alpha=penalty, fit_intercept=False).fit(features[kept], target[kept]).predict(features[[row]])[0]
+            for row, kept in enumerate(others)
+        ]
+    ), (target + 1) / 2
+
+
+def test_margins_are_calibrated_on_documents_that_were_left_out(monkeypatch):
+    documents, gold = random_documents()
+    gold = [[*ids, 4] for ids in gold]
+    matrix, _ = token_tf_idf(documents, 30, [])
+    seen = []
+
+    def keep(margins, rows, line):
+        seen.append((margins.copy(), fit_lines(margins, rows, line)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(solvers, "fit_lines", keep)
+    plain = fit_kernel_ridge(matrix, gold, 5, 30, penalty=0.5, calibrate=False, hide_progress=True)
+    found = fit_kernel_ridge(matrix, gold, 5, 30, penalty=0.5, hide_progress=True)
+    ((margins, (slopes, intercepts)),) = seen
+    for label in range(3):
+        expected, _ = held_out_margins(matrix, gold, label, penalty=0.5)
+        np.testing.assert_allclose(margins[:, label], expected, atol=1e-4)
+        # Weights and bias are those of the ridge regression, on the label's line.
+        rows = [np.zeros(30), np.zeros(30)]
+        for row, (ids, weights, _) in zip(rows, (plain, found)):
+            row[ids[label]] += weights[label]
+        np.testing.assert_allclose(rows[1], slopes[label] * rows[0], atol=1e-4)
+        assert found[2][label] == pytest.approx(slopes[label] * plain[2][label] + intercepts[label], abs=1e-4)
+    assert found[2][3] <= found[2][:3].min() and found[2][4] >= found[2][:3].max()
+
+
+def noisy_margins(num_documents=400, counts=(200, 100, 2)):
+    """Margins of labels that are one higher on the labels' own documents, and the rows of these."""
+    generator = np.random.default_rng(0)
+    members = [generator.choice(num_documents, count, replace=False).tolist() for count in counts]
+    margins = generator.normal(-1, 0.3, (num_documents, len(counts))).astype(np.float32)
+    for label, rows in enumerate(members):
+        margins[rows, label] += 1
+    return margins, members
+
+
+def test_lines_of_frequent_labels_are_logistic_regressions_and_those_of_rare_ones_near_the_common_line():
+    margins, members = noisy_margins()
+    line = CommonLine(center=-3.0, spread=1.0, slopes=(4.0, 0.0), intercepts=(1.0, -0.5), least=0.1)
+    slopes, intercepts = fit_lines(margins, members, line)
+    prior_slopes, prior_intercepts = line.at(log_frequencies(np.array([len(rows) for rows in members]), 400))
+    for label, rows in enumerate(members):
+        target = np.isin(np.arange(400), rows).astype(float)
+
+        def loss(values, label=label, target=target):
+            logits = values[0] * margins[:, label] + values[1]
+            prior = 4 * (values[0] / prior_slopes[label] - 1) ** 2 + (values[1] - prior_intercepts[label]) ** 2
+            return np.logaddexp(0, logits).sum() - (logits * target).sum() + prior
+
+        expected = minimize(loss, [prior_slopes[label], prior_intercepts[label]]).x
+        assert slopes[label] == pytest.approx(expected[0], rel=0.01)
+        assert intercepts[label] == pytest.approx(expected[1], abs=0.02)
+
+
+def test_the_common_line_is_a_logistic_regression_over_all_labels():
+    margins, members = noisy_margins(counts=(200, 150, 100, 50))
+    line = fit_common_line(lambda labels: margins[:, list(labels)], members, 400)
+    slopes, intercepts = line.at(log_frequencies(np.array([len(rows) for rows in members]), 400))
+    probabilities = 1 / (1 + np.exp(-(margins * slopes + intercepts)))
+    # As often as the labels occur, and surer the further the margins are apart.
+    np.testing.assert_allclose(probabilities.mean(0), [len(rows) / 400 for rows in members], rtol=0.15)
+    doubled = fit_common_line(lambda labels: 2 * margins[:, list(labels)], members, 400)
+    np.testing.assert_allclose(doubled.slopes[0], line.slopes[0] / 2, rtol=0.1)
+
+
+def test_labels_that_say_nothing_are_refused_by_the_common_line():
+    with pytest.raises(ValueError, match="None of 2 labels is on some of the 3 documents and not on others. Check"):
+        fit_common_line(lambda labels: np.zeros((3, len(labels))), [[], [0, 1, 2]], 3)
 
 
 @pytest.mark.parametrize("documents", [[[4, 5]], [[], []], [[], [4]]])
@@ -132,7 +217,7 @@ def test_ridge_regressions_of_all_labels_at_once_are_those_of_each(monkeypatch):
 def test_one_document_and_empty_documents_can_be_fitted(fit, documents):
     matrix, _ = token_tf_idf(documents, 8, [], num_bigrams=11)
     _, weights, biases = fit(matrix, [[0]] + [[] for _ in documents[1:]], 2, num_features=3, hide_progress=True)
-    assert np.isfinite(weights).all() and np.isfinite(biases).all() and biases[1] == -1
+    assert np.isfinite(weights).all() and np.isfinite(biases).all() and biases[1] <= biases[0]
 
 
 def test_margins_are_those_of_the_support_vector_machines():

@@ -167,7 +167,7 @@ class DistillationTrainer(SepMldcTrainer):
         """Weigh the teacher's lexical scores for the student, and tune its thresholds, on the evaluation documents."""
         model = self.bare_model()
         if model.lexical is not None:
-            kept = ("solver", "penalty", "cost", "num_documents")
+            kept = ("solver", "penalty", "calibrate", "cost", "num_documents")
             info = {name: value for name, value in (model.config.lexical_info or {}).items() if name in kept}
             batches = self.logit_batches(description="Weighting lexical scores")
             weigh_lexical_scores(model, model.lexical, batches, info=info)

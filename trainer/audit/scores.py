@@ -279,7 +279,7 @@ class HeadTrainer:
         num_labels, vocab_size = len(self.labels), self.model.config.get_text_config().vocab_size
         lexical = LexicalScores(vocab_size, num_labels, default_num_features(num_labels), NUM_BIGRAMS)
         solver = default_solver(len(token_ids), num_labels)
-        settings = {"penalty": 0.3} if solver == "ridge" else {"cost": 1.0, "num_jobs": None}
+        settings = {} if solver == "ridge" else {"num_jobs": None}
         documents = {"input_ids": token_ids, "label_indices": label_indices}
         fit_classifiers(
             lexical, documents, self.tokenizer.all_special_ids, solver, {**settings, "hide_progress": True}

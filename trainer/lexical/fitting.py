@@ -12,7 +12,7 @@ from modeling_sep_mldc.lexical_sep_mldc import LexicalScores
 from ..metrics.ranking import inverse_propensities
 from .features import NUM_BIGRAMS, token_tf_idf
 from .fusion import TAIL_WEIGHTS, ValidationScores, choose_tail_weight, stack_scores
-from .solvers import fit_kernel_ridge, fit_shortlist_svms, fit_sparse_svms, kernel_bytes
+from .solvers import PENALTY, fit_kernel_ridge, fit_shortlist_svms, fit_sparse_svms, kernel_bytes
 
 
 logger = logging.get_logger(__name__)
@@ -63,7 +63,8 @@ def fit_lexical_scores(
     num_features: int | None = None,
     num_bigrams: int = NUM_BIGRAMS,
     solver: str | None = None,
-    penalty: float = 0.3,
+    penalty: float = PENALTY,
+    calibrate: bool = True,
     cost: float = 1.0,
     max_memory: float = 2.0,
     num_jobs: int | None = None,
@@ -93,6 +94,8 @@ def fit_lexical_scores(
             ([`~trainer.lexical.fit_sparse_svms`]) or `"shortlist"` ([`~trainer.lexical.fit_shortlist_svms`]). If not given, `"ridge"`
             where its kernel, 4 N² bytes, fits into `max_memory`; else `"svm"` up to 50 million documents x labels.
         penalty (`float`, defaults to 0.3): of the ridge regressions.
+        calibrate (`bool`, defaults to `True`): whether margins of ridge regressions are log-odds, from their margins on documents
+            that they were not fitted on.
         cost (`float`, defaults to 1.0): C of the support vector machines.
         max_memory (`float`, defaults to 2.0): GiB; with 2 up to 23,170 documents are fitted by ridge regression.
         num_jobs (`int`, *optional*): threads of the support vector machines; the number of CPUs of this process if not given.
@@ -116,7 +119,9 @@ def fit_lexical_scores(
         solver = default_solver(len(train_dataset), config.num_labels, max_memory)
     vocab_size = config.get_text_config().vocab_size
     lexical = LexicalScores(vocab_size, config.num_labels, num_features, num_bigrams).to(model.device)
-    settings = {"penalty": penalty} if solver == "ridge" else {"cost": cost, "num_jobs": num_jobs}
+    settings = (
+        {"penalty": penalty, "calibrate": calibrate} if solver == "ridge" else {"cost": cost, "num_jobs": num_jobs}
+    )
     fit_classifiers(lexical, train_dataset, special_ids, solver, {**settings, "hide_progress": hide_progress})
 
     settings = {name: value for name, value in settings.items() if name != "num_jobs"}
@@ -146,7 +151,8 @@ def refit_lexical_scores(
     ).to(model.device)
     solver = info.get("solver", "ridge")
     settings = {name: info[name] for name in ("penalty", "cost") if name in info}
-    settings |= {} if solver == "ridge" else {"num_jobs": None}
+    # The scale that is kept belongs to margins of this kind.
+    settings |= {"calibrate": info.get("calibrate", False)} if solver == "ridge" else {"num_jobs": None}
     fit_classifiers(lexical, train_dataset, special_ids, solver, {**settings, "hide_progress": hide_progress})
     lexical.scale.copy_(former.scale)
     lexical.lift.copy_(former.lift)

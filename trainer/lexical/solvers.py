@@ -8,13 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 from joblib import Parallel, delayed
 from scipy import sparse
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cholesky
+from scipy.linalg.blas import ssymm
+from scipy.linalg.lapack import spotri
 from sklearn.svm import LinearSVC
 from tqdm.auto import tqdm
 
 from modeling_sep_mldc.lexical_sep_mldc import UNSEEN_MARGIN
 
+from .calibration import CommonLine, fit_common_line, fit_lines, in_steps, log_frequencies
 
+
+# λ of the ridge regressions.
+PENALTY = 0.3
 # Labels that are solved for at a time, and documents of a block of the kernel: a few hundred MB at most.
 LABELS_PER_STEP = 256
 DOCUMENTS_PER_BLOCK = 1024
@@ -32,21 +38,29 @@ def fit_kernel_ridge(
     label_indices: Sequence[Sequence[int]],
     num_labels: int,
     num_features: int,
-    penalty: float = 0.3,
+    penalty: float = PENALTY,
+    calibrate: bool = True,
     hide_progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     r"""
     One ridge regression per label on targets of -1 and 1; of each, the `num_features` weights largest in size.
 
-    With the kernel $K = X X^\top + 1$, all labels share one Cholesky factor of $K + \lambda I$; the constant stands for the bias,
+    With the kernel $K = X X^\top + 1$, all labels share one inverse of $K + \lambda I$; the constant stands for the bias,
     a feature of 1 that is penalized like the others. On text, the squared loss ranks as well as the squared hinge (Rifkin and
     Klautau, 2004, In defense of one-vs-all classification, JMLR 5), at a cost that hardly grows with the number of labels.
+
+    The margin of a training document by the classifier that was fitted without it is $y_i - \alpha_i / (K + \lambda I)^{-1}_{ii}$, for
+    the dual weights $\alpha = (K + \lambda I)^{-1} y$ (Rifkin and Lippert, 2007, Notes on regularized least squares): all N of them cost
+    nothing. With `calibrate`, weights and bias of each label are those of the line from these margins to the label's log-odds, see
+    [`~trainer.lexical.calibration.fit_lines`]. Margins of a rare label, which hardly leave -1, then mean what those of a
+    frequent one mean.
 
     Args:
         features (`scipy.sparse.csr_matrix` of shape `(N, V)`): documents, as rows of length 1.
         label_indices (`Sequence[Sequence[int]]` of length `N`): label ids of each document.
         num_labels (`int`), num_features (`int`): L, F.
         penalty (`float`, defaults to 0.3): λ.
+        calibrate (`bool`, defaults to `True`): margins are log-odds; else, targets of -1 and 1.
         hide_progress (`bool`, defaults to `False`): no progress bar.
 
     Returns:
@@ -61,22 +75,36 @@ def fit_kernel_ridge(
     learned = [index for index, rows in enumerate(members) if 0 < len(rows) < num_documents]
     if not learned or not len(used):
         return token_ids, weights, biases
-    kernel = _kernel(compact)
-    kernel[np.diag_indices(num_documents)] += penalty
-    factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
+    inverse = _inverse(_kernel(compact), penalty)
+    spread = np.diag(inverse)[:, None]
+
+    def duals(labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        targets = np.full((num_documents, len(labels)), -1, dtype=np.float32, order="F")
+        for column, index in enumerate(labels):
+            targets[members[index], column] = 1
+        return ssymm(1.0, inverse, targets, lower=1), targets
+
+    def held_out_margins(labels: Sequence[int]) -> np.ndarray:
+        dual, targets = duals(labels)
+        return targets - dual / spread
+
+    line = fit_common_line(held_out_margins, members, num_documents) if calibrate else None
     transposed = sparse.csr_matrix(compact.T)
     size = min(num_features, len(used))
     with tqdm(total=len(learned), desc="Lexical scores", disable=hide_progress, leave=False) as bar:
-        for start in range(0, len(learned), LABELS_PER_STEP):
-            step = learned[start : start + LABELS_PER_STEP]
-            targets = np.full((num_documents, len(step)), -1, dtype=np.float32, order="F")
-            for column, index in enumerate(step):
-                targets[members[index], column] = 1
-            dual = cho_solve(factor, targets, overwrite_b=True, check_finite=False)
-            biases[step] = dual.sum(axis=0)
-            for index, row in zip(step, np.ascontiguousarray((transposed @ dual).T), strict=True):
+        for step in in_steps(learned, LABELS_PER_STEP):
+            dual, targets = duals(step)
+            slopes: np.ndarray = np.ones(len(step))
+            intercepts: np.ndarray = np.zeros(len(step))
+            if line is not None:
+                slopes, intercepts = fit_lines(targets - dual / spread, [members[index] for index in step], line)
+            biases[step] = slopes * dual.sum(axis=0) + intercepts
+            rows = np.ascontiguousarray((transposed @ (dual * np.float32(slopes))).T)
+            for index, row in zip(step, rows, strict=True):
                 _keep_largest(row, size, used, token_ids[index], weights[index])
             bar.update(len(step))
+    if line is not None:
+        _place_unlearned(biases, members, num_documents, line, learned)
     return token_ids, weights, biases
 
 
@@ -189,8 +217,7 @@ def fit_shortlist_svms(
         tqdm(total=len(learned), desc="Lexical scores", disable=hide_progress, leave=False) as bar,
         Parallel(n_jobs=num_jobs or 1, prefer="threads") as parallel,
     ):
-        for start in range(0, len(learned), LABELS_PER_STEP):
-            step = learned[start : start + LABELS_PER_STEP]
+        for step in in_steps(learned, LABELS_PER_STEP):
             near = compact @ _centroids(transposed, [members[index] for index in step])
             near = near.tocsc()
             parallel(
@@ -236,6 +263,31 @@ def _no_classifiers(num_labels: int, num_features: int) -> tuple[np.ndarray, np.
 def _keep_largest(row: np.ndarray, size: int, used: np.ndarray, token_ids: np.ndarray, weights: np.ndarray) -> None:
     kept = np.argpartition(-np.abs(row), size - 1)[:size]
     token_ids[:size], weights[:size] = used[kept], row[kept]
+
+
+def _place_unlearned(
+    biases: np.ndarray, members: list[list[int]], num_documents: int, line: CommonLine, learned: list[int]
+) -> None:
+    """
+    Margins of labels without documents and of labels of all documents, in the units of the others: where the common line has them,
+    but not above, or below, any other bias.
+    """
+    counts = np.array([len(rows) for rows in members])
+    for count, margin, bound in ((0, UNSEEN_MARGIN, np.minimum), (num_documents, -UNSEEN_MARGIN, np.maximum)):
+        slope, intercept = line.at(log_frequencies(np.array([count]), num_documents))
+        biases[counts == count] = bound(slope * margin + intercept, bound.reduce(biases[learned]))
+
+
+def _inverse(kernel: np.ndarray, penalty: float) -> np.ndarray:
+    """The lower triangle of (K + λI)^-1, in the place of that of K."""
+    kernel[np.diag_indices(len(kernel))] += penalty
+    factor = cholesky(kernel, lower=True, overwrite_a=True, check_finite=False)
+    inverse, failed = spotri(factor, lower=1, overwrite_c=1)
+    if failed:
+        raise ArithmeticError(
+            f"The kernel of {len(kernel)} documents has no inverse (spotri: {failed}). Raise `penalty`."
+        )
+    return inverse
 
 
 def _kernel(features: sparse.csr_matrix) -> np.ndarray:
