@@ -6,7 +6,8 @@ Label documents with a trained SEP-MLDC model: files in, JSON Lines out, in the 
     python examples/predict.py --model_name_or_path outputs/aapd --input_file new.csv --text_columns title body --output_file labels.jsonl --resume
     cat texts.txt | python examples/predict.py --model_name_or_path outputs/aapd --input_file - --output_file - --top_k 5
 
-Each line of the output is `{"id"?, "index", "labels": [{"label", "score"}, ...]}`; `index` counts documents from 0. Lines go to
+Each line of the output is `{"id"?, "index", "labels": [{"label", "score"}, ...], "abstained"}`; `index` counts documents from 0, and `abstained`
+says whether no label reaches its threshold. The end of the run says how many there are; `--abstained_file` lists them. Lines go to
 OUTPUT.partial, which becomes OUTPUT when the last one is written: a file of that name is complete. OUTPUT.journal records what
 they depend on. After a crash, a kill or a full disk, the same command with `--resume` continues after the last whole block.
 See docs/prediction.md.
@@ -30,7 +31,8 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline
+from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, is_abstained
+from trainer.abstentions import abstained_rows, write_abstained
 from trainer.data.columns import Columns
 from trainer.data.readers import expand_files, find_format, is_regular, read_records
 from trainer.data.text_lines import check_file
@@ -52,6 +54,7 @@ RESULT_ARGUMENTS = (
     "top_k",
     "threshold",
     "min_score",
+    "min_labels",
     "max_length",
     "window_stride",
     "window_merge",
@@ -90,6 +93,19 @@ class PredictArguments:
     )
     threshold: float | None = field(default=None, metadata={"help": "One threshold for all labels, from 0 to 1."})
     min_score: float | None = field(default=None, metadata={"help": "Leave out labels with a lower score."})
+    min_labels: int | None = field(
+        default=None,
+        metadata={
+            "help": 'If fewer labels reach their threshold, add the best of the others, with "below_threshold": true. Defaults to 0.'
+        },
+    )
+    abstained_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Also list the documents none of whose labels reaches its threshold, for review: JSON Lines with id, index, text and, with "
+            "`--min_labels`, the best labels."
+        },
+    )
     max_length: int | None = field(
         default=None, metadata={"help": "Tokens per window. Defaults to as many as the model reads."}
     )
@@ -133,6 +149,7 @@ class PredictArguments:
             ("look_ahead", 1),
             ("num_workers", 1),
             ("top_k", 1),
+            ("min_labels", 0),
             ("max_length", 1),
             ("window_stride", 0),
         ):
@@ -150,6 +167,10 @@ class PredictArguments:
             raise ValueError("`--input_file` or `--output_file` is empty. Name a file, or - for a standard stream.")
         if self.output_file == "-" and self.resume:
             raise ValueError("`--resume` needs a file, but `--output_file` is standard output. Name a file.")
+        if self.output_file == "-" and self.abstained_file:
+            raise ValueError(
+                "`--abstained_file` is made from the output, but `--output_file` is standard output. Name a file."
+            )
         if "-" in self.input_file and len(self.input_file) > 1:
             raise ValueError(
                 f"`--input_file` is {self.input_file}, but standard input must be the only input. Leave out the files."
@@ -313,14 +334,33 @@ def open_output(args: PredictArguments, paths: list[str]) -> DirectOutput | Resu
     path = args.output_file
     if path != "-":
         check_apart(path, [*paths, *model_files(args.model_name_or_path)])
+    if args.abstained_file:
+        check_abstained_file(args, paths)
     if path == "-" or is_special(path):
-        if args.resume:
-            raise ValueError(f"`--resume` needs a file, but {path} is a pipe or a device. Name a file.")
+        if args.resume or args.abstained_file:
+            name = "resume" if args.resume else "abstained_file"
+            raise ValueError(f"`--{name}` needs a file, but {path} is a pipe or a device. Name a file.")
         return DirectOutput(path)
     return ResumableLines(path, resume=args.resume, overwrite=args.overwrite_output_file)
 
 
-def check_apart(output: str, others: list[str]) -> None:
+def check_abstained_file(args: PredictArguments, paths: list[str]) -> None:
+    """The list can be written, and overwrites nothing that is not a former list."""
+    path = str(args.abstained_file)
+    written = [args.output_file, f"{args.output_file}.partial", f"{args.output_file}.journal"]
+    if os.path.realpath(path) in map(os.path.realpath, written):
+        raise ValueError(f"`--abstained_file` is {path}, which the output is written to. Name another file.")
+    check_apart(path, [*paths, *model_files(args.model_name_or_path)], "--abstained_file")
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path) or not os.access(folder, os.W_OK):
+        raise ValueError(
+            f"`--abstained_file` {path} cannot be written. Name a file in a folder that exists and is writable."
+        )
+    if os.path.exists(path) and not is_special(path) and not (args.resume or args.overwrite_output_file):
+        raise ValueError(f"{path} exists. Name another `--abstained_file`, or add `--overwrite_output_file`.")
+
+
+def check_apart(output: str, others: list[str], argument: str = "--output_file") -> None:
     """No file that is read may be written."""
     target = os.path.realpath(output)
     for written in (target, f"{target}.partial", f"{target}.journal"):
@@ -329,7 +369,7 @@ def check_apart(output: str, others: list[str]) -> None:
                 if is_special(written):
                     continue  # a terminal
                 raise ValueError(
-                    f"`--output_file` would write to {written}, which is read as {other}. Name another output."
+                    f"`{argument}` would write to {written}, which is read as {other}. Name another output."
                 )
 
 
@@ -345,6 +385,7 @@ def make_pipeline(args: PredictArguments) -> MultiLabelDocumentClassificationPip
         "top_k": args.top_k,
         "threshold": args.threshold,
         "min_score": args.min_score,
+        "min_labels": args.min_labels,
         "max_length": args.max_length,
         "stride": args.window_stride,
     }
@@ -396,7 +437,7 @@ def label_texts(classify, texts: list[str], args: PredictArguments) -> list[list
 
 
 def line_of(document: Document, labels: list[dict[str, Any]]) -> bytes:
-    line = {"index": document.index, "labels": labels}
+    line = {"index": document.index, "labels": labels, "abstained": is_abstained(labels)}
     if document.id is not None:
         line = {"id": document.id, **line}
     return json.dumps(line, ensure_ascii=False).encode() + b"\n"
@@ -512,8 +553,9 @@ def predict(args: PredictArguments) -> int:
         if output.is_complete:
             check_not_grown(documents, args)
             print(f"{args.output_file} is complete: nothing to resume.", file=sys.stderr)
+            report_abstained(args, paths)
             return 0
-        count = 0
+        count = num_abstained = 0
         with tqdm(
             total=total, initial=output.num_done, desc="Labeling", unit=" documents", mininterval=1.0
         ) as progress:
@@ -522,9 +564,35 @@ def predict(args: PredictArguments) -> int:
                 for block, lines in labeled:
                     output.write(lines, len(block), seen.add(block))
                     count += len(block)
+                    num_abstained += sum(1 for _ in abstained_rows(lines))
                     progress.update(len(block))
         output.finish()
+        report_abstained(args, paths, count, num_abstained)
     return count
+
+
+def report_abstained(args: PredictArguments, paths: list[str], num_documents: int = 0, num_abstained: int = 0) -> None:
+    """
+    Say how many documents the model abstains from labeling, and list them if `--abstained_file` is given.
+
+    Args:
+        paths (`list[str]`): the input. Its texts are listed, unless it is a pipe.
+        num_documents, num_abstained (`int`): of this run. With a list, those of all runs are counted.
+    """
+    where = ""
+    if args.abstained_file:
+        readable = all(map(is_regular, paths))
+        texts = (document.text for document in read_documents(paths, args)) if readable else None
+        with open(args.output_file, "rb") as lines:
+            num_abstained = write_abstained(args.abstained_file, abstained_rows(lines), texts)
+        with open(args.output_file, "rb") as lines:
+            num_documents = sum(1 for _ in lines)
+        where = f" {args.abstained_file} lists them."
+    if num_abstained:
+        print(
+            f"The model abstains from {num_abstained:,} of {num_documents:,} documents: none of their labels reaches its threshold.{where}",
+            file=sys.stderr,
+        )
 
 
 def open_closed_streams() -> None:

@@ -205,9 +205,11 @@ def predict_on_cluster(args: ClusterArguments) -> int:
         files = files_left(paths, args, output, seen)
         if output.is_complete:
             print(f"{args.output_file} is complete: nothing to resume.", file=sys.stderr)
+            predict.report_abstained(args, paths)
             return 0
         num_workers = connect(args)
         index = first = output.num_done
+        num_abstained = 0
         with tqdm(total=total, initial=index, desc="Labeling", unit=" documents", mininterval=1.0) as progress:
             for block in labeled_blocks(files, args, fingerprint, num_workers):
                 lines = [
@@ -216,8 +218,10 @@ def predict_on_cluster(args: ClusterArguments) -> int:
                 ]
                 output.write(lines, len(block), seen.add_digests(digest for _, _, digest in block))
                 index += len(block)
+                num_abstained += sum(1 for _ in predict.abstained_rows(lines))
                 progress.update(len(block))
         output.finish()
+        predict.report_abstained(args, paths, index - first, num_abstained)
     return index - first
 
 

@@ -71,6 +71,7 @@ from trainer.recipes import recommend_settings
 from trainer.report import (
     DocumentResults,
     Predictions,
+    abstention_lines,
     bootstrap,
     comparison_lines,
     linear_baseline_seconds,
@@ -101,6 +102,7 @@ from trainer.run_outputs import (
     write_per_label_metrics,
     write_predictions,
 )
+from trainer.thresholds import check_guarantee, documents_needed
 
 
 logger = logging.get_logger("run_mldc")
@@ -302,6 +304,7 @@ def prepare_data(settings: Settings, backbone: str, tokenizer, trained: bool) ->
     for split in documents:
         limit = settings.data.max_train_samples if split == "train" else settings.data.max_eval_samples
         documents[split] = first(documents[split], limit)
+    check_guarantee_documents(settings, documents, labels)
     for split, dataset in documents.items():
         check_known_labels(dataset, labels, split, settings, names)
     if settings.labels.pseudo_documents_file and ("train" in documents or data.starts_cold):
@@ -445,11 +448,31 @@ def check_splits(settings: Settings, documents) -> None:
         ("lexical_scores", settings.lexical.lexical_scores),
         ("eval_strategy", settings.args.eval_strategy != "no"),
         ("refit_on_all", settings.run.refit_on_all),
+        ("threshold_objective", wanted_guarantee(settings) is not None),
     ):
         if wanted:
             raise ValueError(
                 f"`--{flag}` needs validation documents. Name them with `--validation_file`, or leave it out."
             )
+
+
+def wanted_guarantee(settings: Settings) -> tuple[str, float] | None:
+    """Risk and limit that the thresholds are to keep, see `check_guarantee`; `None` if no guarantee is asked for."""
+    return check_guarantee(settings.thresholds.threshold_objective) if settings.thresholds.tune_thresholds else None
+
+
+def check_guarantee_documents(settings: Settings, documents, labels: list[str]) -> None:
+    """Before the training: whether there are enough validation documents for the guarantee of the thresholds."""
+    wanted, validation = wanted_guarantee(settings), documents.get("validation")
+    if wanted is None or validation is None or not settings.args.do_train:
+        return
+    (risk, limit), names = wanted, set(labels)
+    known = sum(risk != "recall" or not names.isdisjoint(own) for own in validation["labels"])
+    if known < documents_needed(limit):
+        raise ValueError(
+            f"`--threshold_objective` is {settings.thresholds.threshold_objective!r}, which needs at least {documents_needed(limit)} validation "
+            f"documents{' with labels' if risk == 'recall' else ''}, but there are {known}. Add some, or allow more errors."
+        )
 
 
 def check_known_labels(dataset, labels: list[str], split: str, settings: Settings, names=None) -> None:
@@ -901,6 +924,7 @@ class Evaluation(NamedTuple):
         metrics (`dict[str, float]`): without prefix.
         scores, indices (`np.ndarray` of shape `(num_documents, k)`): probabilities and label ids, best first.
         label_sets (`list[np.ndarray]`, *optional*): ids of the assigned labels; `None` for a model that only ranks labels.
+        kept (`list[dict]`): F1 of the documents that are kept when the least certain ones are left to people; empty without probabilities.
     """
 
     split: str
@@ -908,6 +932,7 @@ class Evaluation(NamedTuple):
     scores: np.ndarray
     indices: np.ndarray
     label_sets: list[np.ndarray] | None
+    kept: list[dict[str, float]]
 
 
 def evaluate_validation(data: RunData, trainer: SepMldcTrainer) -> Evaluation:
@@ -954,11 +979,12 @@ def measure(data: RunData, trainer: SepMldcTrainer, split: str, prefix: str) -> 
         output = trainer.predict(data.encoded[split], metric_key_prefix=prefix)
     finally:
         args.prediction_top_k = top_k
+    kept = trainer.last_metrics.f1_of_kept() if trainer.last_metrics.thresholds is not None else []
     if trainer.is_world_process_zero():
-        save_metrics(args.output_dir, prefix, output.metrics)
+        save_metrics(args.output_dir, prefix, {**output.metrics, **({f"{prefix}_f1_of_kept": kept} if kept else {})})
         write_per_label_metrics(Path(args.output_dir) / "per_label_metrics.csv", trainer.last_metrics, data.labels)
     metrics = {name.removeprefix(f"{prefix}_"): value for name, value in output.metrics.items()}
-    return Evaluation(split, metrics, *output.predictions, trainer.last_label_sets)
+    return Evaluation(split, metrics, *output.predictions, trainer.last_label_sets, kept)
 
 
 def assigned_among(result: Evaluation, trainer: SepMldcTrainer) -> np.ndarray:
@@ -1005,6 +1031,8 @@ def report(settings: Settings, data: RunData, trainer: SepMldcTrainer, result: E
     low, high = compared["intervals"]["SEP-MLDC"][key]
     print(f"\n{key} of SEP-MLDC with other documents of this kind: {100 * low:.1f} to {100 * high:.1f} (95% interval)")
     print("\n".join(f"SEP-MLDC is {line}" for line in comparison_lines(compared, key)))
+    if result.kept:
+        print("\n" + "\n".join(abstention_lines(result.metrics["share_abstained"], len(gold), result.kept)))
     if result.label_sets is not None:
         worst = worst_labels(documents["SEP-MLDC"], data.labels, trainer.model.config.label_counts)
         write_worst_labels(folder, worst)

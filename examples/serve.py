@@ -80,6 +80,7 @@ class Parameters(BaseModel):
     top_k: Annotated[int, Field(ge=1)] | None = None
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     min_score: float | None = None
+    min_labels: Annotated[int, Field(ge=0)] | None = None
 
 
 class PredictRequest(BaseModel):

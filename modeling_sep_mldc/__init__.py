@@ -7,7 +7,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_sep_mldc import SepMldcConfig
 from .modeling_sep_mldc import SepMldcForMultiLabelClassification, SepMldcOutput
-from .pipeline_sep_mldc import TASK, MultiLabelDocumentClassificationPipeline
+from .pipeline_sep_mldc import TASK, MultiLabelDocumentClassificationPipeline, is_abstained
 
 
 try:
@@ -30,4 +30,5 @@ __all__ = [
     "SepMldcConfig",
     "SepMldcForMultiLabelClassification",
     "SepMldcOutput",
+    "is_abstained",
 ]

@@ -9,12 +9,15 @@ from unicodedata import normalize
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .encoder_sep_mldc import max_tokens
 from .hierarchy_sep_mldc import check_label_parents
 from .label_sets_sep_mldc import check_label_constraints
 from .label_texts_sep_mldc import label_text
 
+
+logger = logging.get_logger(__name__)
 
 # The recommended head. `trainer.recommend_settings` reads these: a model made in Python and a run of the command get the same one.
 # From this number of labels on, the classifier is label similarity alone.
@@ -305,6 +308,7 @@ class SepMldcConfig(PreTrainedConfig):
                 f"`num_added_labels` is {self.num_added_labels}, but it must be from 0 to {self.num_labels}, the number of labels. "
                 "Load the checkpoint again."
             )
+        self.check_guarantee()
 
     def _check_length(self, field: str, values: list | None) -> None:
         if values is not None and len(values) != self.num_labels:
@@ -349,7 +353,7 @@ class SepMldcConfig(PreTrainedConfig):
             closed = self.label_parents if self.hierarchy is not None else None
             self.label_constraints = check_label_constraints(self.label_constraints, self.labels, closed) or None
         if self.drops_or_adds_labels:
-            self.drop_guarantee()
+            self.drop_guarantee("`hierarchy` or `label_constraints` add or leave out labels")
 
     def _check_class_weights(self) -> None:
         if "bce" not in self.classification_loss:
@@ -375,10 +379,38 @@ class SepMldcConfig(PreTrainedConfig):
         (loaded[0] if isinstance(loaded, tuple) else loaded).check_values()
         return loaded
 
-    def drop_guarantee(self) -> None:
-        """Remove the guarantee of the thresholds: it holds neither for other labels nor for a model trained again."""
-        if self.threshold_info is not None:
-            self.threshold_info = {k: v for k, v in self.threshold_info.items() if k != "guarantee"}
+    def drop_guarantee(self, why: str = "the scores of the model have changed") -> None:
+        """
+        Remove the guarantee of the thresholds, with a warning: it holds neither for other scores nor for other labels.
+
+        Args:
+            why (`str`): for the warning. Nothing is said if there is no guarantee.
+        """
+        info = self.threshold_info or {}
+        if not info.get("guarantee"):
+            return
+        gone = ("guarantee", "guaranteed_calibration", "guaranteed_hierarchy")
+        self.threshold_info = info = {name: value for name, value in info.items() if name not in gone}
+        logger.warning(
+            f"The thresholds no longer have the guarantee of {info.get('objective', 'their objective')!r}: {why}. "
+            "Tune them again with `trainer.tune_thresholds` to have one."
+        )
+
+    def check_guarantee(self) -> None:
+        """
+        Remove the guarantee if `thresholds` or `score_calibration` are not those that it was given for. Loading and saving do
+        this too.
+        """
+        info = self.threshold_info or {}
+        if not info.get("guarantee"):
+            return
+        chosen = info.get("global_threshold")
+        if self.thresholds is None or any(value != chosen for value in self.thresholds):
+            self.drop_guarantee("`thresholds` were changed")
+        elif info.get("guaranteed_calibration", self.score_calibration) != self.score_calibration:
+            self.drop_guarantee("`score_calibration` was changed")
+        elif info.get("guaranteed_hierarchy", self.hierarchy) != self.hierarchy:
+            self.drop_guarantee("`hierarchy` was changed")
 
     @property
     def drops_or_adds_labels(self) -> bool:

@@ -170,7 +170,7 @@ class LabelEditingMixin:
         config.num_added_labels = len(self.added)
         if config.thresholds is not None:
             config.thresholds = [*config.thresholds, *[config.usual_threshold] * len(labels)]
-        config.drop_guarantee()
+        config.drop_guarantee("labels were added")
         if config.label_counts is not None:
             config.label_counts = [*config.label_counts, *[0] * len(labels)]
         self._set_label_names(names, descriptions)
@@ -277,7 +277,7 @@ class LabelEditingMixin:
             values = getattr(config, field)
             if values is not None:
                 setattr(config, field, [values[index] for index in kept])
-        config.drop_guarantee()
+        config.drop_guarantee("labels were removed")
         removed = set(labels_before) - set(names)
         self._set_label_names(names, config.label_descriptions)
         config.label_parents = without_labels(config.label_parents or {}, removed) or None

@@ -491,6 +491,7 @@ class SepMldcForMultiLabelClassification(
         from .handler import REQUIREMENTS
         from .pipeline_sep_mldc import custom_pipelines
 
+        self.config.check_guarantee()
         self.config.auto_map = dict(AUTO_MAP)
         self.config.custom_pipelines = custom_pipelines()
         self.config.architectures = [type(self).__name__]

@@ -25,6 +25,7 @@ PARAMETERS = (
     "top_k",
     "threshold",
     "min_score",
+    "min_labels",
     "max_length",
     "stride",
     "window_merge",
@@ -33,6 +34,26 @@ PARAMETERS = (
     "explanation_budget",
     "text_column",
 )
+
+
+def is_abstained(labels: list[dict[str, Any]]) -> bool:
+    """
+    Whether the model abstains from labeling a document: no label reaches its threshold, so a person should read it.
+
+    Args:
+        labels (`list[dict]`): the pipeline's answer for the document.
+
+    Example:
+
+    ```python
+    >>> is_abstained([]), is_abstained([{"label": "cs.IR", "score": 0.3, "below_threshold": True}])
+    (True, True)
+    >>> is_abstained([{"label": "cs.IR", "score": 0.9}])
+    False
+
+    ```
+    """
+    return all(entry.get("below_threshold", False) for entry in labels)
 
 
 def custom_pipelines() -> dict[str, dict[str, Any]]:
@@ -54,9 +75,10 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
     several documents share batches. Each document gets a list of `{"label": str, "score": float}`, best first:
 
     - `score` is the probability of the label, `model.probabilities(logits)`.
-    - Returned are the labels that reach their threshold: `config.thresholds`, or 0.5. The list may be empty. A label hierarchy and
-      constraints change these sets as `model.label_sets` says; with a hierarchy, a label has the largest score of itself and its
-      descendants.
+    - Returned are the labels that reach their threshold: `config.thresholds`, or 0.5. The list is empty if none does: the model abstains
+      (see [`is_abstained`]). With `min_labels`, the best labels are added, with `"below_threshold": True`.
+    - A label hierarchy and constraints change these sets as `model.label_sets` says; with a hierarchy, a label has the largest score of
+      itself and its descendants.
     - A model that only ranks labels (`config.is_ranking`: trained with the softmax loss, not calibrated) returns
       `{"label", "score", "rank"}`. `score` is the logit, which can be compared within one document only; `rank` counts from 1. The
       10 best labels are returned unless `top_k` or `min_score` is given. A warning says so once.
@@ -68,14 +90,17 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             most `top_k` of those above it.
         threshold (`float`, *optional*): one threshold from 0 to 1 for all labels, instead of the stored ones.
         min_score (`float`, *optional*): leave out labels with a lower score.
+        min_labels (`int`, defaults to 0): if fewer labels reach their threshold, add the best of the others, as far as `top_k` and
+            `min_score` allow, without regard to a hierarchy and to constraints. They have `"below_threshold": True`; a document with
+            no other labels still counts as abstained.
         max_length (`int`, *optional*): tokens per window, special tokens included. Defaults to as many as the model reads.
         stride (`int`, *optional*): tokens shared by neighboring windows. Defaults to an eighth of `max_length`.
         window_merge (`str`, defaults to `"max"`): how the scores of a label in the windows become one. `"max"`: its best
             window. `"mean"`: mean over tokens, where a token in two windows counts half in each. `"attention"`: mean weighted by the
             attention to the label in each window (Eq. 16). `"first"`: only the first window is read.
         return_explanation (`bool`, defaults to `False`): return a dictionary instead, with `labels` as above; `attended_labels`, the
-            `{"label", "weight"}` with the largest attention, averaged over tokens (empty for a model without label attention); and
-            `explanations`, for each returned label by name the parts of its logit, which add up to it:
+            `{"label", "weight"}` with the largest attention, averaged over tokens (empty for a model without label attention);
+            `abstained`, whether no label reaches its threshold; and `explanations`, for each returned label by name the parts of its logit, which add up to it:
 
             - `logit`: the label's own, of its best window; with another `window_merge`, the mean over windows with the weights of their scores.
             - `bias`: the logit of a document without words.
@@ -141,6 +166,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             ("min_score", self._check_min_score),
             ("max_length", self._check_max_length),
             ("stride", _check_stride),
+            ("min_labels", _check_min_labels),
             ("window_merge", self._check_window_merge),
         ):
             if kwargs.get(name) is not None:
@@ -308,6 +334,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         top_k: int | None = None,
         threshold: float | None = None,
         min_score: float | None = None,
+        min_labels: int | None = None,
         window_merge: str = "max",
         return_explanation: bool = False,
         explanation_size: int = 5,
@@ -326,14 +353,19 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             weights = _merge_weights(window_scores, window_merge, shares, attention)
             scores = self.model.close_scores((weights * window_scores).sum(dim=0, keepdim=True))[0]
             chosen = self._choose(scores, top_k, threshold, min_score)
+            num_accepted = len(chosen)
+            wanted = min(min_labels or 0, len(scores) if top_k is None else top_k)
+            chosen = self._fill_up(chosen, scores, wanted, threshold, min_score)
             values = scores[chosen].tolist()
             names = self.model.config.id2label
             labels = [{"label": names[index], "score": value} for index, value in zip(chosen, values)]
+            labels[num_accepted:] = [{**entry, "below_threshold": True} for entry in labels[num_accepted:]]
             if self.model.config.is_ranking:
                 labels = [{**entry, "rank": rank} for rank, entry in enumerate(labels, start=1)]
         if not return_explanation:
             return labels
-        explanation: dict[str, Any] = {"labels": labels, "attended_labels": [], "explanations": {}, "tokens": {}}
+        explanation: dict[str, Any] = {"labels": labels, "abstained": is_abstained(labels)}
+        explanation |= {"attended_labels": [], "explanations": {}, "tokens": {}}
         if any(sizes):
             if attention is not None:
                 best = (shares @ attention).topk(min(explanation_size, attention.shape[1]))
@@ -374,6 +406,25 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         # Stable: ties go to the lower label index.
         order = scores[candidates].sort(descending=True, stable=True).indices
         return candidates[order][:top_k].tolist()
+
+    def _fill_up(
+        self, chosen: list[int], scores: torch.Tensor, min_labels: int, threshold: float | None, min_score: float | None
+    ) -> list[int]:
+        """The chosen ids, and behind them the best of those below their thresholds, until there are `min_labels`."""
+        config = self.model.config
+        if len(chosen) >= min_labels or config.is_ranking:
+            return chosen
+        cuts: Any = DEFAULT_THRESHOLD if threshold is None else threshold
+        if threshold is None and config.thresholds is not None:
+            cuts = torch.tensor(config.thresholds, dtype=scores.dtype)
+        # A hierarchy or a constraint may have left out labels that reach their threshold: they are not added again.
+        others = scores < cuts
+        others[chosen] = False
+        if min_score is not None:
+            others &= scores >= min_score
+        candidates = others.nonzero().flatten()
+        order = scores[candidates].sort(descending=True, stable=True).indices
+        return chosen + candidates[order][: min_labels - len(chosen)].tolist()
 
     # ---- Explanation ----
 
@@ -465,6 +516,13 @@ def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(
             f"`{name}` is {value!r}, but it must be a whole number of at least 1. Leave it out for the default."
+        )
+
+
+def _check_min_labels(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(
+            f"`{name}` is {value!r}, but it must be a number of labels of at least 0. Use 0 to return those above their thresholds only."
         )
 
 

@@ -1,12 +1,15 @@
 """Thresholds with a guarantee: conformal risk control."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
 from tiny_training import make_trainer, tiny_documents
 
-from trainer.thresholds import RiskCurve, tune_thresholds_from_batches
+from trainer.distillation import document_embeddings, new_student
+from trainer.thresholds import RiskCurve, documents_needed, tune_thresholds_from_batches
 
 
 pytestmark = pytest.mark.numeric
@@ -90,7 +93,8 @@ def test_documents_without_labels_have_no_recall_and_are_false_discoveries():
     assert 0.5 < recall.thresholds[0] <= 1 / (1 + np.exp(-1.0)) and recall.threshold_info["risk"] == 0
     # A quarter of the documents has no label: whatever is predicted for them is wrong.
     nothing = tune_thresholds_from_batches([(logits, labels)], 2, "fdr:0.1")
-    assert nothing.thresholds[0] > 1 / (1 + np.exp(-1.0)) and nothing.threshold_info["share_without_labels"] == 1
+    assert nothing.thresholds[0] > 1 / (1 + np.exp(-1.0)) and nothing.threshold_info["share_abstained"] == 1
+    assert nothing.threshold_info["labels_per_document"] == 0 and recall.threshold_info["labels_per_document"] == 1
 
 
 @pytest.mark.parametrize(
@@ -116,18 +120,131 @@ def test_the_guarantee_is_stored_with_the_model(tmp_path):
     assert "80.0% of a document's labels" in (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_guarantee_ends_with_other_labels_and_with_another_training(tmp_path):
-    def guaranteed():
-        model = tiny_model(num_labels=3)
-        model.config.thresholds = [0.5] * 3
-        model.config.threshold_info = {"objective": "recall:0.8", "guarantee": "On average"}
-        return model
+def guaranteed(num_labels=3, **kwargs):
+    model = tiny_model(num_labels=num_labels, **kwargs)
+    model.config.thresholds = [0.5] * num_labels
+    model.config.threshold_info = {"objective": "recall:0.8", "global_threshold": 0.5, "guarantee": "On average"}
+    return model
 
+
+def has_guarantee(model):
+    return "guarantee" in (model.config.threshold_info or {})
+
+
+def test_a_guarantee_ends_with_other_labels_and_with_another_training(tmp_path):
     added, removed, tuned = guaranteed(), guaranteed(), guaranteed()
     added.add_labels({"cells": "cell cells"}, tiny_tokenizer())
     removed.remove_labels([removed.config.labels[0]])
     again = make_trainer(tmp_path, tiny_model(num_labels=3, seed=1))
     again.keep_tuning_of(tuned)
     for config in (added.config, removed.config, again.model.config):
-        assert config.threshold_info == {"objective": "recall:0.8"}
-    assert "guarantee" in tuned.config.threshold_info
+        assert config.threshold_info == {"objective": "recall:0.8", "global_threshold": 0.5}
+    assert has_guarantee(tuned)
+
+
+@pytest.mark.parametrize("with_init", [False, True])
+def test_a_guarantee_ends_when_training_begins(tmp_path, caplog, with_init):
+    trainer = make_trainer(tmp_path, guaranteed(6), max_steps=1)
+    if with_init:
+        trainer.model_init = lambda: guaranteed(6)
+    assert has_guarantee(trainer.model)
+    with caplog.at_level("WARNING"):
+        trainer.train()
+    assert not has_guarantee(trainer.model)
+    (line,) = [record.message for record in caplog.records if "guarantee" in record.message]
+    assert "'recall:0.8': the model is trained. Tune them again" in line
+
+
+def test_a_guarantee_ends_with_new_lexical_scores(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, guaranteed(6), documents=tiny_documents(60))
+    with caplog.at_level("WARNING"):
+        trainer.fit_lexical_scores(num_features=8)
+    assert not has_guarantee(trainer.model) and "lexical scores are fitted again" in caplog.text
+
+
+def test_a_student_does_not_inherit_a_guarantee():
+    teacher = guaranteed(6)
+    documents = tiny_documents(30)
+    embeds = document_embeddings(teacher, tiny_tokenizer(), documents, hide_progress=True)
+    student = new_student(teacher, tiny_tokenizer(), documents["input_ids"], embeds, hide_progress=True)
+    assert has_guarantee(teacher) and not has_guarantee(student)
+    assert student.config.thresholds == teacher.config.thresholds
+
+
+def test_an_export_in_float32_keeps_a_guarantee_and_int8_does_not(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from trainer.export import export_onnx
+
+    model = guaranteed(6)
+    for int8 in (False, True):
+        export_onnx(model, tmp_path / str(int8), int8=int8)
+        config = json.loads((tmp_path / str(int8) / "config.json").read_text())
+        assert ("guarantee" in config["threshold_info"]) is not int8
+    assert has_guarantee(model)
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"thresholds": [0.5, 0.4, 0.5]}, "`thresholds` were changed"),
+        ({"thresholds": None}, "`thresholds` were changed"),
+        ({"score_calibration": {"scale": 2.0, "bias": 0.0}}, "`score_calibration` was changed"),
+        ({}, None),
+    ],
+)
+def test_a_guarantee_ends_with_other_thresholds_or_another_calibration(tmp_path, caplog, change, why):
+    model = guaranteed()
+    model.config.threshold_info["guaranteed_calibration"] = None
+    model.save_pretrained(tmp_path / "before")
+    for name, value in change.items():
+        setattr(model.config, name, value)
+    with caplog.at_level("WARNING"):
+        model.save_pretrained(tmp_path / "saved")
+        loaded = type(model.config).from_pretrained(tmp_path / "before", **change)  # as in a file edited by hand
+    for config in (model.config, type(model.config).from_pretrained(tmp_path / "saved"), loaded):
+        assert ("guarantee" in config.threshold_info) is (why is None)
+    assert why is None or caplog.text.count(why) == 2
+
+
+def test_a_guarantee_survives_a_new_name_until_label_texts_are_encoded_again(tmp_path):
+    model = guaranteed(6)
+    trainer = make_trainer(tmp_path, model)
+    trainer.refresh_label_embeddings()
+    model.config.threshold_info["guarantee"] = "On average"  # the labels are encoded as they were when it was given
+    trainer.label_schedule.invalidate()
+    trainer.evaluate()
+    assert has_guarantee(model)
+    model.rename_label(model.config.labels[0], "proteins and cells")
+    assert has_guarantee(model)
+    trainer.evaluate()
+    assert not has_guarantee(model)
+
+
+def test_thresholds_that_keep_a_guarantee_by_labeling_nothing_or_everything_are_warned_of(caplog):
+    logits, labels = torch.zeros(40, 2), torch.zeros(40, 2)
+    labels[:, 0] = 1
+    with caplog.at_level("WARNING"):
+        tune_thresholds_from_batches([(logits, labels)], 2, "fdr:0.1")  # nothing tells the labels apart
+    assert "'fdr:0.1' leaves 100% of the documents without any label" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        tune_thresholds_from_batches([(logits - 90 * labels, labels)], 2, "recall:0.9")
+    assert "'recall:0.9' is reached only by returning every label" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        tune_thresholds_from_batches([(logits + 2 * labels, labels)], 2, "recall:0.9")
+    assert not caplog.text
+
+
+def test_the_documents_that_a_guarantee_needs_are_the_fewest_with_which_it_can_be_kept():
+    for limit in (0.5, 0.2, 0.1, 0.05, 0.01, 0.3):
+        needed = documents_needed(limit)
+        assert 1 / (needed + 1) <= limit + 1e-12 and 1 / needed > limit - 1e-12
+        curve = RiskCurve("fdr", limit)
+        logits, labels = torch.full((needed, 1), 3.0), torch.ones(needed, 1)
+        curve.update(logits, labels)
+        curve.choose()
+        fewer = RiskCurve("fdr", limit)
+        fewer.update(logits[:-1], labels[:-1])
+        with pytest.raises(ValueError, match=f"at least {needed} are needed"):
+            fewer.choose()

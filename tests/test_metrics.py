@@ -124,6 +124,49 @@ def test_ndcg_and_f1_equal_those_of_scikit_learn():
     np.testing.assert_allclose(table["threshold"], thresholds)
 
 
+def slow_f1_of_kept(certainties, predicted, labels, share):
+    order = np.argsort(-certainties, kind="stable")[: round(share * len(labels))]
+    return sklearn.metrics.f1_score(labels[order], predicted[order], average="micro", zero_division=0)
+
+
+@pytest.mark.parametrize("form", ["logits", "probabilities", "calibrated"])
+def test_f1_of_the_kept_documents_equals_a_slow_count_and_abstained_ones_are_left_out_first(form):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(200, 7)) * 2 - 1.5
+    labels = (rng.random((200, 7)) < sigmoid(logits)).astype(int)
+    thresholds = np.linspace(0.3, 0.8, 7)
+    metrics = StreamingMetrics(
+        7, (1,), thresholds=thresholds, activation=None if form == "probabilities" else "sigmoid"
+    )
+    for rows in np.array_split(np.arange(200), 9):
+        scores = sigmoid(logits[rows]) if form == "probabilities" else logits[rows]
+        known = torch.tensor(sigmoid(logits[rows])) if form == "calibrated" else None
+        metrics.update(scores * (3 if form == "calibrated" else 1), labels[rows], probabilities=known)
+    predicted = sigmoid(logits) >= thresholds
+    certainties = (logits - np.log(thresholds / (1 - thresholds))).max(axis=1)
+    table = metrics.f1_of_kept((1.0, 0.9, 0.5, 0.1))
+    for row in table:
+        expected = slow_f1_of_kept(certainties, predicted, labels, row["share_kept"])
+        assert row["f1_micro"] == pytest.approx(expected, abs=0.004), row  # documents of the last bin count in part
+        assert row["num_documents"] == round(200 * row["share_kept"])
+    assert table[0]["f1_micro"] == pytest.approx(metrics.compute()["f1_micro"])
+    assert table[-1]["f1_micro"] > table[0]["f1_micro"] + 0.05
+    share = metrics.compute()["share_abstained"]
+    assert share == pytest.approx(np.mean(predicted.sum(1) == 0)) and 0.05 < share < 0.5
+    (last,) = metrics.f1_of_kept((1 - share,))
+    accepted = predicted.any(axis=1)
+    expected = sklearn.metrics.f1_score(labels[accepted], predicted[accepted], average="micro")
+    assert last["f1_micro"] == pytest.approx(expected, abs=0.004) and last["min_certainty"] == pytest.approx(
+        0, abs=0.03
+    )
+
+
+def test_thresholds_of_zero_and_one_leave_the_table_of_kept_documents_finite():
+    metrics = StreamingMetrics(3, (1,), thresholds=np.array([0.0, 1.0, 0.5]))
+    metrics.update(np.array([[-3.0, 90.0, 0.1], [-50.0, -50.0, -50.0]]), np.array([[0, 1, 1], [1, 0, 0]]))
+    assert [np.isfinite(list(row.values())).all() for row in metrics.f1_of_kept()] == [True] * 6
+
+
 def test_probabilities_and_logits_give_the_same_decisions():
     scores, labels = golden_data()
     logits, probabilities = StreamingMetrics(12), StreamingMetrics(12, activation=None)
@@ -275,7 +318,9 @@ def test_nothing_of_a_batch_is_kept():
         generator = torch.Generator().manual_seed(seed)
         scores = torch.randn(400, 50, generator=generator)
         metrics.update(scores, torch.randint(0, 2, (400, 50), generator=generator))
-        sizes.append(sum(value.numel() for value in metrics._sums.values()))
+        # The counts by certainty have as many bins for few labels as for many.
+        sizes.append(sum(value.numel() for name, value in metrics._sums.items() if name != "kept"))
+        assert metrics._sums["kept"].shape == (4, 4000)
     assert sizes[0] == sizes[-1] < 400
 
 
@@ -348,6 +393,19 @@ def update(scores=None, labels=None, **kwargs):
 def test_bad_arguments_are_named_in_one_sentence(arguments, message):
     with pytest.raises(ValueError, match=message):
         update(**arguments)
+
+
+def test_shares_of_kept_documents_are_checked():
+    metrics = StreamingMetrics(3, (1,))
+    with pytest.raises(ValueError, match="no document has been seen"):
+        metrics.f1_of_kept()
+    metrics.update(np.zeros((1, 3)), np.ones((1, 3)))
+    with pytest.raises(
+        ValueError, match="`shares` holds 1.5, but a share of the documents must be above 0 and at most 1"
+    ):
+        metrics.f1_of_kept((1.5,))
+    with pytest.raises(ValueError, match="no label is predicted without thresholds"):
+        StreamingMetrics(3, (1,), thresholds=None).f1_of_kept()
 
 
 def test_what_was_not_kept_is_named():

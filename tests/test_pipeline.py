@@ -21,7 +21,11 @@ from transformers.pipelines.pt_utils import KeyDataset
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
-from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcForMultiLabelClassification
+from modeling_sep_mldc import (
+    MultiLabelDocumentClassificationPipeline,
+    SepMldcForMultiLabelClassification,
+    is_abstained,
+)
 from modeling_sep_mldc.pipeline_sep_mldc import TASK, _token_shares, logger
 
 
@@ -88,6 +92,38 @@ def test_top_k_takes_the_best_labels_whatever_the_thresholds_and_with_a_threshol
     assert_same_answers(classify("robot", top_k=5, min_score=everything[2]["score"] - 1e-6), everything[:3])
 
 
+def test_min_labels_adds_the_best_labels_below_their_threshold_and_marks_them():
+    model = tiny_model()
+    everything = make_pipeline(model)("robot", top_k=5)
+    names, scores = [entry["label"] for entry in everything], [entry["score"] for entry in everything]
+    model.config.thresholds = [1.0] * 5
+    model.config.thresholds[model.config.label2id[names[2]]] = 0.0  # the third one is the only one that is accepted
+    classify = make_pipeline(model)
+    assert [entry["label"] for entry in classify("robot", min_labels=1)] == [names[2]]
+    found = classify("robot", min_labels=3)
+    assert [entry["label"] for entry in found] == [names[2], names[0], names[1]]
+    assert [entry.get("below_threshold") for entry in found] == [None, True, True] and not is_abstained(found)
+    assert [e["label"] for e in classify("robot", min_labels=5, min_score=scores[1] - 1e-6)] == [names[0], names[1]]
+    assert len(classify("robot", min_labels=9)) == 5
+    assert classify("", min_labels=2) == []
+    # `top_k` alone asks for no threshold, and is never exceeded.
+    assert_same_answers(classify("robot", top_k=2, min_labels=4), everything[:2])
+    assert len(classify("robot", top_k=2, threshold=1.0, min_labels=4)) == 2
+
+
+def test_a_document_none_of_whose_labels_reaches_its_threshold_is_abstained():
+    model = tiny_model()
+    model.config.thresholds = [1.0] * 5
+    classify = make_pipeline(model)
+    assert (
+        classify("robot") == [] and is_abstained(classify("robot")) and is_abstained(classify("robot", min_labels=1))
+    )
+    assert classify("robot", return_explanation=True)["abstained"]
+    assert classify("robot", return_explanation=True, min_labels=1)["abstained"]
+    accepted = classify("robot", return_explanation=True, threshold=0.0)
+    assert not accepted["abstained"] and not is_abstained(accepted["labels"])
+
+
 def test_parameters_given_at_creation_hold_for_every_call_and_a_call_may_change_them():
     classify = make_pipeline(top_k=2)
     assert len(classify("robot")) == 2
@@ -128,7 +164,7 @@ def test_a_text_without_tokens_has_no_labels(ask):
         assert answer == (
             []
             if "return_explanation" not in ask
-            else {"labels": [], "attended_labels": [], "explanations": {}, "tokens": {}}
+            else {"labels": [], "abstained": True, "attended_labels": [], "explanations": {}, "tokens": {}}
         )
 
 
@@ -494,6 +530,7 @@ def test_the_stock_text_classification_pipeline_gives_sigmoid_scores_in_batches_
         ({"max_length": True}, "`max_length` is True"),
         ({"top_k": 0}, "`top_k` is 0, but it must be a whole number of at least 1"),
         ({"top_k": True}, "whole number"),
+        ({"min_labels": -1}, "`min_labels` is -1, but it must be a number of labels of at least 0"),
         ({"stride": -1}, "`stride` is -1"),
         ({"stride": 126}, "`stride` is 126, but it must be less than 126"),
         ({"max_length": 2}, "a whole number from 3 to 128"),

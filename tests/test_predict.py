@@ -195,6 +195,76 @@ def test_the_options_reach_the_pipeline(model_folder, documents, tmp_path):
     assert_same_labels([line["labels"] for line in lines], expected)
 
 
+# ---- Abstained documents ----
+
+
+@pytest.fixture(scope="module")
+def cautious_folder(tmp_path_factory, documents):
+    """A model whose best label of about every second document is below its threshold."""
+    folder, model = tmp_path_factory.mktemp("cautious"), tiny_model()
+    classify = MultiLabelDocumentClassificationPipeline(model=model, tokenizer=tiny_tokenizer(), device="cpu", top_k=1)
+    best = sorted(labels[0]["score"] for labels in classify([d["text"] for d in documents]) if labels)
+    model.config.thresholds = [(best[len(best) // 2 - 1] + best[len(best) // 2]) / 2] * 5
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def test_abstained_documents_are_marked_counted_and_listed_with_their_texts(
+    cautious_folder, documents, tmp_path, capsys
+):
+    source = write_jsonl(tmp_path / "in.jsonl", documents)
+    lines = run(cautious_folder, source, tmp_path / "out", "--abstained_file", tmp_path / "review", "--min_labels", 2)
+    expected = expected_labels(cautious_folder, [d["text"] for d in documents])
+    assert [line["abstained"] for line in lines] == [not labels for labels in expected]
+    count = sum(line["abstained"] for line in lines)
+    assert 10 < count < 30
+    assert f"abstains from {count} of 40 documents" in capsys.readouterr().err
+    listed = read(tmp_path / "review")
+    assert [row["index"] for row in listed] == [line["index"] for line in lines if line["abstained"]]
+    for row in listed:
+        own = documents[row["index"]]
+        assert (row["id"], row["text"]) == (own["id"], own["text"].strip())
+        assert row["labels"] == lines[row["index"]]["labels"] and all(e["below_threshold"] for e in row["labels"])
+        assert len(row["labels"]) == (2 if own["text"].strip() else 0)
+
+
+def test_a_resumed_prediction_lists_the_abstained_documents_of_all_runs(cautious_folder, documents, tmp_path, capsys):
+    broken = write_jsonl(tmp_path / "in.jsonl", [*documents, {"text": 3}])
+    options = ("--abstained_file", tmp_path / "review", "--look_ahead", 8)
+    with pytest.raises(ValueError, match="text"):
+        run(cautious_folder, broken, tmp_path / "out", *options)
+    assert not (tmp_path / "review").exists()
+    source = write_jsonl(tmp_path / "in.jsonl", documents)
+    lines = run(cautious_folder, source, tmp_path / "out", *options, "--resume")
+    count = sum(line["abstained"] for line in lines)
+    assert len(read(tmp_path / "review")) == count and f"from {count} of 40" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="review exists. Name another `--abstained_file`"):
+        run(cautious_folder, source, tmp_path / "other", *options)
+    (tmp_path / "review").unlink()
+    run(cautious_folder, source, tmp_path / "out", *options, "--resume")  # complete: the list is written again
+    assert len(read(tmp_path / "review")) == count
+
+
+@pytest.mark.parametrize(
+    "output, listed, message",
+    [
+        ("-", "review", "`--abstained_file` is made from the output"),
+        ("out", "out", "which the output is written to"),
+        ("out", "in.jsonl", "`--abstained_file` would write to .*in.jsonl, which is read"),
+        ("out", "missing/review", "cannot be written. Name a file in a folder that exists"),
+    ],
+)
+def test_a_list_that_cannot_be_written_is_an_error_before_anything_is_read(
+    cautious_folder, documents, tmp_path, monkeypatch, output, listed, message
+):
+    monkeypatch.chdir(tmp_path)
+    source = write_jsonl(tmp_path / "in.jsonl", documents)
+    with pytest.raises(ValueError, match=message):
+        run(cautious_folder, source, output, "--abstained_file", listed)
+    assert os.listdir(tmp_path) == ["in.jsonl"]
+
+
 def test_bf16_gives_nearly_the_same_scores(model_folder, documents, tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", documents)
     full = run(model_folder, source, tmp_path / "full", "--top_k", 5)

@@ -13,6 +13,7 @@ from trainer.progress import short_logs
 from trainer.report import (
     DocumentResults,
     Predictions,
+    abstention_lines,
     bootstrap,
     comparison_lines,
     next_steps,
@@ -145,3 +146,16 @@ def test_an_evaluation_is_one_short_line_and_other_logs_stay():
     step = {"loss": 1.0, "grad_norm": 2.0, "learning_rate": 0.1, "classification_loss": 1.0, "epoch": 0.5}
     assert short_logs(step) == {"loss": 1.0, "learning_rate": 0.1, "epoch": 0.5}
     assert short_logs({"own": 1}) == {"own": 1}
+
+
+def test_the_report_says_how_many_documents_are_abstained_and_what_leaving_more_out_brings():
+    kept = [{"share_kept": 1.0, "f1_micro": 0.5}, {"share_kept": 0.9, "f1_micro": 0.625}]
+    lines = abstention_lines(0.015, 200, kept)
+    assert lines[0] == "The model abstains from 3 of 200 documents: none of their labels reaches its threshold."
+    assert lines[2].split() == ["documents", "kept", "100%", "90%"] and lines[3].split() == [
+        "micro",
+        "F1",
+        "50.0",
+        "62.5",
+    ]
+    assert abstention_lines(0.0, 200, kept)[0].startswith("The model abstains from no document")

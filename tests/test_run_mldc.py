@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -280,6 +281,35 @@ BAD_INPUT = {
         lambda f, t: {"validation_file": written(t, '{"text": "a star", "labels": []}\n')},
         "None of the 1 validation documents has one of the 3 labels of the model",
     ),
+    "too few validation documents for a guarantee of recall": (
+        lambda f, t: {
+            "validation_file": written(
+                t, '{"text": "a star", "labels": ["stars"]}\n' * 8 + '{"text": "b", "labels": []}\n'
+            ),
+            "threshold_objective": "recall:0.9",
+        },
+        "'recall:0.9', which needs at least 9 validation documents with labels, but there are 8",
+    ),
+    "too few validation documents for a guarantee of false discoveries": (
+        lambda f, t: {
+            "validation_file": written(t, '{"text": "a star", "labels": ["stars"]}\n' * 3),
+            "threshold_objective": "fdr:0.2",
+        },
+        "'fdr:0.2', which needs at least 4 validation documents, but there are 3",
+    ),
+    "a guarantee without validation documents": (
+        lambda f, t: {
+            "validation_file": None,
+            "validation_split": 0,
+            "do_eval": False,
+            "threshold_objective": "recall:0.9",
+        },
+        "`--threshold_objective` needs validation documents",
+    ),
+    "a guarantee that is none": (
+        lambda f, t: {"threshold_objective": "recall:1.5"},
+        "`objective` is 'recall:1.5', but recall must be a number between 0 and 1",
+    ),
     "adapters for frozen layers alone": (
         lambda f, t: {"recipe": "fast", "lora_rank": 2},
         "The encoder has no trainable linear layer",
@@ -534,6 +564,20 @@ def test_predictions_hold_scores_decisions_and_the_right_labels(monkeypatch, fil
         (best,) = row["labels"]
         assert (best["label"] in row["assigned"]) is (best["score"] >= thresholds[names.index(best["label"])])
         assert set(row["assigned"]) <= set(names)
+        assert row["abstained"] is (row["assigned"] == [])
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert results["test_share_abstained"] == pytest.approx(sum(row["abstained"] for row in rows) / len(rows))
+    kept = results["test_f1_of_kept"]
+    assert [row["share_kept"] for row in kept] == [1.0, 0.95, 0.9, 0.8, 0.7, 0.5]
+    assert kept[0]["f1_micro"] == pytest.approx(results["test_f1_micro"]) and kept[0]["num_documents"] == len(rows)
+    assert "| Documents kept | Micro F1 |" in (tmp_path / "README.md").read_text()
+
+
+def test_the_report_tells_of_abstained_documents(monkeypatch, files, tmp_path, capsys):
+    run(monkeypatch, files, tmp_path, threshold_objective="fdr:0.2", do_eval=False)
+    shown = capsys.readouterr().out
+    assert re.search(r"The model abstains from (no document|\d+ of 6 documents)", shown)
+    assert re.search(r"documents kept +100% +95% +90% +80% +70% +50%\n +micro F1", shown)
 
 
 def test_baselines_are_trained_by_default_where_they_are_cheap(monkeypatch, files, tmp_path, capsys):

@@ -74,7 +74,8 @@ def distill(
        documents as close as it can to the document embeddings of the teacher, whose classifier therefore works from the start.
     2. Table, token weights and classifier are trained: binary cross-entropy with the probabilities of the teacher, before lexical
        scores, summed over labels.
-    3. With `eval_dataset`, lexical scores are weighed and thresholds are tuned again. Without it, both stay as they are.
+    3. With `eval_dataset`, lexical scores are weighed and thresholds are tuned again. Without it, both stay as they are, but for a
+       guarantee of the thresholds, which is left out.
 
     Args:
         teacher ([`SepMldcForMultiLabelClassification`]): a trained model; it is not changed.
@@ -288,6 +289,7 @@ def new_student(
     table = token_embeddings(teacher, tokenizer, hide_progress=hide_progress)
     log_weights = sif_weights(documents, len(table), tokenizer.all_special_ids).log().to(table.device)
     config = _student_config(teacher.config, len(table), hidden_size, tokenizer.pad_token_id)
+    config.drop_guarantee("a student has other scores than its teacher")
     student = SepMldcForMultiLabelClassification(config).to(table.device).eval()
     encoder = student.backbone
     encoder.token_log_weights.copy_(log_weights)

@@ -239,6 +239,26 @@ def write_worst_labels(folder: str | os.PathLike, worst: Sequence[WorstLabel], n
         figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
 
 
+def abstention_lines(share_abstained: float, num_documents: int, kept: Sequence[Mapping[str, float]]) -> list[str]:
+    """
+    How many documents the model abstains from, and the F1 of the rest if more of them are left to people.
+
+    Args:
+        share_abstained (`float`): share of the documents none of whose labels reaches its threshold.
+        num_documents (`int`): number of documents.
+        kept (`list[dict]`): what `StreamingMetrics.f1_of_kept` returned.
+    """
+    count = round(share_abstained * num_documents)
+    return [
+        f"The model abstains from {count:,} of {num_documents:,} documents: none of their labels reaches its threshold."
+        if count
+        else "The model abstains from no document: each has a label that reaches its threshold.",
+        "Micro F1 if the documents whose best label is least above its threshold are left to people:",
+        "  documents kept  " + "".join(f"{row['share_kept']:>7.0%}" for row in kept),
+        "  micro F1        " + "".join(f"{100 * row['f1_micro']:>7.1f}" for row in kept),
+    ]
+
+
 def worst_label_lines(worst: Sequence[WorstLabel], count: int = 5) -> list[str]:
     """The first labels of [`worst_labels`] as lines of text."""
     return [f"{row.label}: F1 {100 * row.f1:.0f}, {row.support} documents; {row.why}" for row in worst[:count]]

@@ -134,7 +134,7 @@ def write_predictions(
 ) -> None:
     """
     Write predictions as JSON Lines, one document per line: `id`, `labels` (the best ones with their scores), `assigned` (the
-    names of the label set) and `gold` (the labels of the document, if they are known).
+    names of the label set), `abstained` (whether it is empty) and `gold` (the labels of the document, if they are known).
 
     Args:
         path (path): the file.
@@ -157,6 +157,7 @@ def write_predictions(
             row: dict[str, Any] = {"id": identity, "labels": ranked}
             if label_sets is not None:
                 row["assigned"] = [labels[i] for i in label_sets[number]]
+                row["abstained"] = not row["assigned"]
             if gold is not None:
                 row["gold"] = list(next(gold))
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

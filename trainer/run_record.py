@@ -55,6 +55,10 @@ class RunRecord(TrainerCallback, ExportableState):
         self.loss_sum = 0.0
         self.fingerprint: dict[str, Any] = {}
 
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        # Here, because `model_init` makes a new model when training begins.
+        model.config.drop_guarantee("the model is trained")
+
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"loss_sum": self.loss_sum, "fingerprint": self.fingerprint}}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import cosine_similarity
 from torch.utils.data import Sampler, SequentialSampler
 from tqdm.auto import tqdm
 from transformers.trainer_utils import (
@@ -208,10 +209,15 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         if self.label_schedule is None:
             return
         model = self.bare_model()
+        guaranteed = bool((model.config.threshold_info or {}).get("guarantee"))
+        former = model.label_embeddings.detach().clone() if guaranteed else None
         hidden = self.args.disable_tqdm or not self.is_local_process_zero() or model.config.num_labels < 1000
         with tqdm(total=model.config.num_labels, desc="Encoding labels", disable=hidden, leave=False) as bar:
             batch_size = max(self.args.eval_batch_size, 64)
             self.label_schedule.refresh(model, batch_size, self.accelerator.autocast, bar.update)
+        # More than the rounding of another precision: a label was renamed or described anew.
+        if former is not None and cosine_similarity(former.float(), model.label_embeddings.float()).min() < 0.99:
+            model.config.drop_guarantee("label texts were changed and encoded again")
 
     # ---- Losses ----
 
@@ -437,6 +443,8 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         config.thresholds, config.score_calibration = tuned.thresholds, tuned.score_calibration
         config.threshold_info, config.calibrate_logits = tuned.threshold_info, True
         config.cosine_calibration = cosines.calibration()
+        if "guarantee" in tuned.threshold_info:
+            config.threshold_info["guaranteed_hierarchy"] = config.hierarchy
         return tuned.threshold_info
 
     def _closed_logit_batches(self, dataset: Any, description: str, with_embeds: bool = False) -> Iterator[LogitBatch]:
@@ -503,7 +511,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             refit_lexical_scores(model, tuned, dataset, special_ids, self.args.disable_tqdm)
         for name in ("thresholds", "threshold_info", "score_calibration", "calibrate_logits", "cosine_calibration"):
             setattr(model.config, name, copy.deepcopy(getattr(former, name)))
-        model.config.drop_guarantee()
+        model.config.drop_guarantee("the model was trained again, on other documents")
 
     # ---- Logging ----
 

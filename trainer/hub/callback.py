@@ -17,12 +17,14 @@ class Measurement(NamedTuple):
         during_training (`bool`): whether the training went on afterwards.
         metrics (`dict[str, float]`): as the trainer logs them (`eval_...`, `test_...`).
         deciles (`list[dict]`, *optional*): `StreamingMetrics.deciles()`, for the picture of recall by label frequency.
+        kept (`list[dict]`, *optional*): `StreamingMetrics.f1_of_kept()`, for the table of documents that are left to people.
     """
 
     step: int
     during_training: bool
     metrics: dict[str, float]
     deciles: list[dict[str, float]] | None
+    kept: list[dict[str, float]] | None = None
 
 
 class ModelCardCallback(TrainerCallback):
@@ -57,15 +59,17 @@ class ModelCardCallback(TrainerCallback):
     def _keep(self, state: Any, metrics: Mapping[str, float]) -> None:
         if not split_metrics(metrics):
             return
-        try:
-            deciles = self.trainer.last_metrics.deciles()
-        except ValueError:  # no label counts, or metrics of the user's own
-            deciles = None
-        self.measurements.append(Measurement(state.global_step, self.is_training, dict(metrics), deciles))
+        tables: list[Any] = []
+        for name in ("deciles", "f1_of_kept"):
+            try:
+                tables.append(getattr(self.trainer.last_metrics, name)())
+            except ValueError:  # no label counts, no thresholds, or metrics of the user's own
+                tables.append(None)
+        self.measurements.append(Measurement(state.global_step, self.is_training, dict(metrics), *tables))
 
     def card_of(self, state: Any, args: Any) -> dict[str, Any]:
         """
-        What was measured of the model as it is now: `metrics`, `metric_note` (when) and `deciles`, for `save_model_card`.
+        What was measured of the model as it is now: `metrics`, `metric_note` (when), `deciles` and `kept`, for `save_model_card`.
 
         These are the measurements after the training, or else those of the last step, or of the best step where the trainer has
         loaded the best model.
@@ -76,14 +80,15 @@ class ModelCardCallback(TrainerCallback):
             measured = [m for m in self.measurements if m.during_training]
             steps = [m.step for m in measured]
             if not steps:
-                return {"metrics": {}, "metric_note": None, "deciles": None}
+                return {"metrics": {}, "metric_note": None, "deciles": None, "kept": None}
             best = args.load_best_model_at_end and not self.is_training and state.best_global_step in steps
             step = state.best_global_step if best else steps[-1]
             measured, note = [m for m in measured if m.step == step], f"at step {step}"
         metrics: dict[str, float] = {}
         for measurement in measured:
             metrics.update(measurement.metrics)
-        pictures = [m for m in measured if m.deciles]
-        # The picture of the test documents, if there is one, else the latest.
-        pictures.sort(key=lambda m: "test" in split_metrics(m.metrics))
-        return {"metrics": metrics, "metric_note": note, "deciles": pictures[-1].deciles if pictures else None}
+        # Tables of the test documents, if there are any, else the latest.
+        measured = sorted(measured, key=lambda m: "test" in split_metrics(m.metrics))
+        deciles = next((m.deciles for m in reversed(measured) if m.deciles), None)
+        kept = next((m.kept for m in reversed(measured) if m.kept), None)
+        return {"metrics": metrics, "metric_note": note, "deciles": deciles, "kept": kept}

@@ -93,6 +93,7 @@ class HubMixin(TransformersInternals):
                 metric_note=None if further else collected["metric_note"],
                 log_history=self.state.log_history,
                 deciles=collected["deciles"],
+                kept=collected["kept"],
                 run_dir=self.args.output_dir,
                 **kwargs,
             )

@@ -203,6 +203,7 @@ def build_model_card(
     recipe: str | None = None,
     settings: Sequence[tuple[str, Any, str]] = (),
     untrained: bool = False,
+    kept: Sequence[Mapping] | None = None,
 ) -> ModelCard:
     """
     The card of a model, from its configuration and from what was measured. Nothing is fetched, nothing is written.
@@ -243,6 +244,8 @@ def build_model_card(
             How settings were chosen: name of the recipe, and (setting, value, why) as [`RecommendedSettings.rows`] returns them.
         untrained (`bool`, defaults to `False`):
             Whether nothing was trained: labels are compared with documents by an encoder as it was.
+        kept (`list[dict]`, *optional*):
+            What `StreamingMetrics.f1_of_kept()` returned: F1 of the documents that are kept, by their share.
 
     Returns:
         [`~huggingface_hub.ModelCard`]: with the measured values as `data.eval_results`.
@@ -282,6 +285,10 @@ def build_model_card(
         setting_rows=[[escape_markdown(name), _setting(value), escape_markdown(why)] for name, value, why in settings],
         **_label_values(config, counts),
         **_metric_values(splits, counts),
+        kept_rows=[
+            [f"{row['share_kept']:.0%}", *(_percent(row[name]) for name in KEPT_COLUMNS)] for row in kept or ()
+        ],
+        share_abstained=_abstained(metrics or {}),
         **_setting_values(config, training_args),
         **_pseudo_document_values(pseudo_document_provenance, config.num_train_documents),
     )
@@ -337,6 +344,7 @@ def _metadata(
 
 def _label_values(config: Any, counts: Sequence[int] | None) -> dict[str, Any]:
     """What the template shows of the configuration."""
+    config.check_guarantee()
     header, rows = _label_table(config, counts)
     return {
         "num_labels": config.num_labels,
@@ -351,7 +359,11 @@ def _label_values(config: Any, counts: Sequence[int] | None) -> dict[str, Any]:
         "hierarchy": config.hierarchy,
         "num_children": len(config.label_parents or {}),
         "constraints": [_constraint_text(group) for group in config.label_constraints or ()],
-        "threshold_rows": [(escape_markdown(k), _setting(v)) for k, v in (config.threshold_info or {}).items()],
+        "threshold_rows": [
+            (escape_markdown(k), _setting(v))
+            for k, v in (config.threshold_info or {}).items()
+            if not k.startswith("guaranteed_")
+        ],
         "probabilities": not config.is_ranking,
     }
 
@@ -428,6 +440,15 @@ def _group_table(
         [pretty_metric(base), split, *(_percent(values.get(group)) for group in groups)]
         for (base, split), values in rows.items()
     ]
+
+
+KEPT_COLUMNS = ("f1_micro", "precision_micro", "recall_micro")
+
+
+def _abstained(metrics: Mapping[str, float]) -> str | None:
+    """Share of documents without a predicted label: of the test documents, or else of the validation documents."""
+    shares = [metrics.get(f"{split}_share_abstained") for split in ("test", "predict", "eval")]
+    return next((_percent(share) for share in shares if share is not None), None)
 
 
 TERMS = {

@@ -183,6 +183,7 @@ def weigh_lexical_scores(
         `dict`: what is stored as `config.lexical_info`.
     """
     config, info = model.config, info or {}
+    config.drop_guarantee("lexical scores are fitted again")
     config.thresholds = config.threshold_info = config.score_calibration = None
     model.lexical, config.num_lexical_features, config.num_lexical_bigrams, config.lexical_info = None, None, 0, None
     scores = ValidationScores(batches, lexical)

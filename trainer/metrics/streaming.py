@@ -21,6 +21,7 @@ import torch
 
 from modeling_sep_mldc.hierarchy_sep_mldc import LabelHierarchy
 
+from .kept_documents import NUM_BINS, SHARES, certainty, count_by_certainty, f1_of_kept
 from .label_groups import head_body_tail, most_frequent_first, summarize
 from .ranking import inverse_propensities, positives, ratio, to_array, top_k
 
@@ -120,7 +121,7 @@ class StreamingMetrics:
     >>> metrics.update(torch.tensor([[2.0, -1.0, -3.0]]), torch.tensor([[1, 0, 0]]))
     >>> metrics.update(torch.tensor([[0.5, -1.0, 0.1]]), label_indices=[[2]])
     >>> {name: round(value, 4) for name, value in metrics.compute().items()}
-    {'p@1': 0.5, 'recall@1': 0.5, 'ndcg@1': 0.5, 'f1_micro': 0.8, 'f1_macro': 0.5556, 'f1_sample': 0.8333}
+    {'p@1': 0.5, 'recall@1': 0.5, 'ndcg@1': 0.5, 'f1_micro': 0.8, 'f1_macro': 0.5556, 'f1_sample': 0.8333, 'share_abstained': 0.0}
 
     ```
     """
@@ -230,7 +231,8 @@ class StreamingMetrics:
         if self.thresholds is not None:
             if predicted is None:
                 predicted = scores >= self._cuts if probabilities is None else probabilities >= self._thresholds
-            self._count_predictions(predicted, rows, cols, sizes)
+            certainties = self._certainties(scores if probabilities is None else probabilities, probabilities is None)
+            self._count_predictions(predicted, rows, cols, sizes, certainties)
             if self.hierarchy is not None:
                 self._count_closed(predicted, rows, cols)
         if self.num_bins:
@@ -265,8 +267,7 @@ class StreamingMetrics:
 
         Returns:
             `dict[str, float]`: `p@k`, `recall@k`, `ndcg@k`; with propensities `psp@k`, `psndcg@k`; with thresholds
-            `f1_micro`, `f1_macro` (over all labels), `f1_sample`, and with a hierarchy `hierarchical_precision`,
-            `hierarchical_recall`, `hierarchical_f1`; with label counts `head_recall@k`,
+            `f1_micro`, `f1_macro` (over all labels), `f1_sample`, `share_abstained` (documents for which no label is predicted); with label counts `head_recall@k`,
             `head_coverage@k`, `head_f1_macro`, and the same of `body` and `tail`.
 
         Raises:
@@ -294,6 +295,7 @@ class StreamingMetrics:
                 results["hierarchical_precision"] = float(ratio(correct, predicted))
                 results["hierarchical_recall"] = float(ratio(correct, support))
                 results["hierarchical_f1"] = float(ratio(2 * correct, predicted + support))
+            results["share_abstained"] = float(sums["abstained"]) / self.num_seen
         if self.label_counts is not None:
             for name, members in self.label_groups().items():
                 results.update({f"{name}_{key}": value for key, value in summarize(labels, members, self.ks).items()})
@@ -360,6 +362,28 @@ class StreamingMetrics:
                 result.append(row | summarize(labels, members, self.ks))
         return result
 
+    def f1_of_kept(self, shares: Sequence[float] = SHARES) -> list[dict[str, float]]:
+        """
+        Micro F1 of the documents that are kept when the least certain ones are left to people (coverage against F1).
+
+        A document is as certain as its best label is far above its threshold, in logits. So the documents from which the model abstains are
+        the first to be left out.
+
+        Args:
+            shares (`Sequence[float]`): of the documents that are kept.
+
+        Returns:
+            `list[dict]`: for each share `share_kept`, `num_documents`, `f1_micro`, `precision_micro`, `recall_micro` and `min_certainty`, see
+            [`~trainer.metrics.kept_documents.f1_of_kept`].
+
+        Raises:
+            ValueError: without thresholds, if no document has been seen, or if a share is not above 0 and at most 1.
+        """
+        if self.thresholds is None:
+            raise ValueError("no label is predicted without thresholds. Build the metrics with `thresholds`.")
+        self._check_seen()
+        return f1_of_kept(self._sums["kept"].cpu().numpy(), shares)
+
     def histograms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
         Per-label histograms of the logits of positives and of negatives.
@@ -388,12 +412,16 @@ class StreamingMetrics:
             shapes: dict[str, int | tuple] = {"hits": num_ks, "recall": num_ks, "ndcg": num_ks}
             if self.propensities is not None:
                 shapes |= {"psp": num_ks, "psp_best": num_ks, "psndcg": num_ks, "psndcg_best": num_ks}
-            counts = {"support": self.num_labels, "label_hits": self.num_labels * len(set(self.ks))}
+            counts: dict[str, int | tuple] = {
+                "support": self.num_labels,
+                "label_hits": self.num_labels * len(set(self.ks)),
+            }
             if self.thresholds is not None:
-                shapes |= {"f1_sample": ()}
+                shapes |= {"f1_sample": (), "abstained": ()}
                 counts |= {"predicted": self.num_labels, "true_positives": self.num_labels}
                 if self.hierarchy is not None:
                     counts |= {"closed": 3}
+                counts |= {"kept": (4, NUM_BINS)}
             self._sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
             self._sums |= {name: torch.zeros(shape, dtype=torch.int64) for name, shape in counts.items()}
             if self.num_bins:
@@ -417,6 +445,8 @@ class StreamingMetrics:
             self._thresholds = cuts.float().to(device)
             # Thresholds as logits, which saves the sigmoid of a whole batch.
             self._cuts = (torch.logit(cuts) if self.activation == "sigmoid" else cuts).float().to(device)
+            # Thresholds of 0 and 1 would make infinite certainties, or none.
+            self._logit_thresholds = torch.logit(cuts, 1e-12).float().to(device)
 
     def _count_ranking(self, top: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, sizes: torch.Tensor) -> None:
         """Add hits, recall and gains, with and without propensities, and the hits of each label."""
@@ -450,8 +480,18 @@ class StreamingMetrics:
             discounted = (gains * self._discounts).cumsum(dim=1)[:, self._columns]
             self._sums[f"psndcg{suffix}"] += (discounted / ideal).sum(dim=0)
 
+    def _certainties(self, values: torch.Tensor, are_scores: bool) -> torch.Tensor:
+        """How far the best label of each document is above its threshold, in logits, (batch_size,)."""
+        logits = values if are_scores and self.activation == "sigmoid" else torch.logit(values)
+        return certainty(logits, self._logit_thresholds)
+
     def _count_predictions(
-        self, predicted: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, sizes: torch.Tensor
+        self,
+        predicted: torch.Tensor,
+        rows: torch.Tensor,
+        cols: torch.Tensor,
+        sizes: torch.Tensor,
+        certainties: torch.Tensor,
     ) -> None:
         """Add the decisions, (batch_size, num_labels) bool."""
         correct = predicted[rows, cols].long()
@@ -460,8 +500,11 @@ class StreamingMetrics:
         of_document = torch.zeros(len(predicted), dtype=torch.int64, device=predicted.device).scatter_add_(
             0, rows, correct
         )
-        either = sizes + predicted.sum(dim=1, dtype=torch.int32)
+        num_predicted = predicted.sum(dim=1, dtype=torch.int32)
+        either = sizes + num_predicted
         self._sums["f1_sample"] += (2 * of_document.double() / either.clamp(min=1)).sum()
+        self._sums["abstained"] += (num_predicted == 0).sum()
+        self._sums["kept"] += count_by_certainty(certainties, torch.stack([of_document, num_predicted, sizes]))
 
     def _count_closed(self, predicted: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> None:
         """Add the sizes of the closed decisions (batch_size, num_labels), of the closed true label sets, and of what they share."""

@@ -9,8 +9,10 @@ __getattr__, __dir__ = attach(__name__)
 __all__ = [
     "RiskCurve",
     "TunedThresholds",
+    "check_guarantee",
     "check_no_guarantee",
     "choose_shrinkage",
+    "documents_needed",
     "expected_calibration_error",
     "frequency_thresholds",
     "global_threshold",
@@ -22,7 +24,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .conformal import RiskCurve, check_no_guarantee
+    from .conformal import RiskCurve, check_guarantee, check_no_guarantee, documents_needed
     from .from_batches import TunedThresholds, check_threshold_settings, tune_thresholds_from_batches
     from .tuning import (
         choose_shrinkage,

@@ -54,6 +54,21 @@ def check_no_guarantee(objective: str) -> None:
         )
 
 
+def documents_needed(limit: float) -> int:
+    """
+    The fewest documents that can guarantee a risk of at most `limit`: n with 1 / (n + 1) at most `limit`.
+
+    Example:
+
+    ```python
+    >>> documents_needed(0.1), documents_needed(0.05)
+    (9, 19)
+
+    ```
+    """
+    return math.ceil(round(1 / limit - 1, 9))
+
+
 class RiskCurve:
     r"""
     The mean loss of documents at each threshold of a grid of logits, and the threshold that conformal risk control chooses.
@@ -77,32 +92,60 @@ class RiskCurve:
         self.risk, self.limit = risk, limit
         self.num_documents = 0
         self.losses = torch.zeros(self.SIZE + 1, dtype=torch.float64)
-        self.without_labels = torch.zeros(self.SIZE + 1, dtype=torch.float64)
+        self.abstained = torch.zeros(self.SIZE + 1, dtype=torch.float64)
+        self.num_predicted = torch.zeros(self.SIZE + 1, dtype=torch.float64)
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Add logits and multi-hot labels, (B, L) both. Documents without labels have no recall and are left out of it."""
+        self.add(*self.count(logits, labels))
+
+    @classmethod
+    def count(cls, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The labels of each document that reach each threshold of the grid, and those among them that are right, (B, `SIZE` + 1) both,
+        of logits and multi-hot labels, (B, L) both. The first threshold is reached by all labels, the last one by none.
+        """
         logits, labels = logits.float().cpu(), labels.double().cpu()
-        if self.risk == "recall":
-            kept = labels.sum(dim=1) > 0
-            logits, labels = logits[kept], labels[kept]
-        bins = ((logits - self.LOW) / self.STEP).floor().long().clamp(0, self.SIZE - 1)
-        # Column g: of the labels that reach threshold g; the last threshold is reached by none.
-        empty = torch.zeros(len(logits), self.SIZE + 1, dtype=torch.float64)
+        bins = ((logits - cls.LOW) / cls.STEP).floor().long().clamp(0, cls.SIZE - 1)
+        empty = torch.zeros(len(logits), cls.SIZE + 1, dtype=torch.float64)
         predicted = _sums_from_above(empty.scatter_add(1, bins, torch.ones_like(labels)))
-        correct = _sums_from_above(empty.scatter_add(1, bins, labels))
+        return predicted, _sums_from_above(empty.scatter_add(1, bins, labels))
+
+    def add(self, predicted: torch.Tensor, correct: torch.Tensor) -> None:
+        """Add what `count` returned for some documents, (B, `SIZE` + 1) both."""
         if self.risk == "recall":
-            losses = 1 - correct / labels.sum(dim=1, keepdim=True)
+            kept = correct[:, 0] > 0
+            predicted, correct = predicted[kept], correct[kept]
+            losses = 1 - correct / correct[:, :1]
         else:
             losses = (predicted - correct) / predicted.clamp_min(1)
             losses = losses.flip(1).cummax(dim=1).values.flip(1)
         self.losses += losses.sum(dim=0)
-        self.without_labels += (predicted == 0).sum(dim=0)
-        self.num_documents += len(logits)
+        self.abstained += (predicted == 0).sum(dim=0)
+        self.num_predicted += predicted.sum(dim=0)
+        self.num_documents += len(predicted)
+
+    def choose_index(self) -> int:
+        """
+        The position of the threshold on the grid: `LOW` + `STEP` x index, as a logit.
+
+        Raises:
+            ValueError: there are too few documents for this limit.
+        """
+        n = self.num_documents
+        if n < documents_needed(self.limit):
+            raise ValueError(
+                f"{n} documents with labels cannot guarantee a risk of {self.limit:g}: at least {documents_needed(self.limit)} are "
+                "needed. Add validation documents, or allow more."
+            )
+        allowed = np.flatnonzero(((self.losses + 1) / (n + 1)).numpy() <= self.limit)
+        # Recall wants the highest threshold, false discoveries the lowest.
+        return int(allowed[-1] if self.risk == "recall" else allowed[0])
 
     def choose(self, calibration: dict[str, float] | None = None) -> tuple[float, dict]:
         """
-        The threshold, a probability, and what is known of it: the guarantee in words, the mean loss and the share of documents
-        without any label on these documents.
+        The threshold, a probability, and what is known of it on these documents: the guarantee in words, the mean loss, labels per
+        document and the share of documents without any label.
 
         Args:
             calibration (`dict`, *optional*): `{"scale", "bias"}` of the logits.
@@ -110,15 +153,7 @@ class RiskCurve:
         Raises:
             ValueError: there are too few documents for this limit.
         """
-        n = self.num_documents
-        if 1 / (n + 1) > self.limit:
-            raise ValueError(
-                f"{n} documents with labels cannot guarantee a risk of {self.limit:g}: at least {math.ceil(1 / self.limit - 1)} are "
-                "needed. Add validation documents, or allow more."
-            )
-        allowed = np.flatnonzero(((self.losses + 1) / (n + 1)).numpy() <= self.limit)
-        # Recall wants the highest threshold, false discoveries the lowest.
-        index = int(allowed[-1] if self.risk == "recall" else allowed[0])
+        n, index = self.num_documents, self.choose_index()
         logit = self.LOW + self.STEP * index
         if calibration is not None:
             logit = calibration["scale"] * logit + calibration["bias"]
@@ -132,7 +167,8 @@ class RiskCurve:
             "guarantee": f"{what}, if they are of the same kind as the {n} validation documents (exchangeable) and "
             "these chose nothing else, such as the checkpoint. One threshold for all labels, by conformal risk control.",
             "risk": float(self.losses[index] / n),
-            "share_without_labels": float(self.without_labels[index] / n),
+            "labels_per_document": float(self.num_predicted[index] / n),
+            "share_abstained": float(self.abstained[index] / n),
         }
 
 

@@ -165,10 +165,20 @@ def _guaranteed(
         "objective": objective,
         "num_documents": num_documents,
         "global_threshold": threshold,
+        "guaranteed_calibration": scale,
         **found,
         **_f1(_decisions(*both, thresholds, scale)),
         **{f"{name}_at_0.5": value for name, value in at_half.items()},
     }
+    if found["share_abstained"] > 0.5:
+        logger.warning(
+            f"{objective!r} leaves {found['share_abstained']:.0%} of the documents without any label: the scores do not tell right labels from "
+            "wrong ones well enough. Allow more errors, or train on more documents."
+        )
+    elif threshold == 0:
+        logger.warning(
+            f"{objective!r} is reached only by returning every label for every document. Ask for less recall, or train on more documents."
+        )
     return _tuned(thresholds, both, info, calibration, scale)
 
 
