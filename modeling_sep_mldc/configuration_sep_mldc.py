@@ -404,8 +404,8 @@ class SepMldcConfig(PreTrainedConfig):
         info = self.threshold_info or {}
         if not info.get("guarantee"):
             return
-        chosen = info.get("global_threshold")
-        if self.thresholds is None or any(value != chosen for value in self.thresholds):
+        chosen, given = info.get("global_threshold"), self.thresholds
+        if chosen is not None and (given is None or any(value != chosen for value in given)):
             self.drop_guarantee("`thresholds` were changed")
         elif info.get("guaranteed_calibration", self.score_calibration) != self.score_calibration:
             self.drop_guarantee("`score_calibration` was changed")

@@ -12,6 +12,7 @@ from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
 from .explanation_sep_mldc import EXPLANATION_BUDGET, FEWEST_GROUPS, explain_window, words_of_tokens
+from .label_sets_sep_mldc import DEFAULT_THRESHOLD
 
 
 logger = logging.get_logger(__name__)
@@ -408,7 +409,12 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         return candidates[order][:top_k].tolist()
 
     def _fill_up(
-        self, chosen: list[int], scores: torch.Tensor, min_labels: int, threshold: float | None, min_score: float | None
+        self,
+        chosen: list[int],
+        scores: torch.Tensor,
+        min_labels: int,
+        threshold: float | None,
+        min_score: float | None,
     ) -> list[int]:
         """The chosen ids, and behind them the best of those below their thresholds, until there are `min_labels`."""
         config = self.model.config

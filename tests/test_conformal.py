@@ -248,3 +248,14 @@ def test_the_documents_that_a_guarantee_needs_are_the_fewest_with_which_it_can_b
         fewer.update(logits[:-1], labels[:-1])
         with pytest.raises(ValueError, match=f"at least {needed} are needed"):
             fewer.choose()
+
+
+def test_a_guarantee_ends_with_another_hierarchy(tmp_path):
+    trainer = make_trainer(tmp_path, evaluation=tiny_documents(24, seed=1))
+    trainer.tune_thresholds(objective="recall:0.8")
+    config = trainer.model.config
+    config.check_guarantee()
+    assert has_guarantee(trainer.model)
+    config.label_parents, config.hierarchy = {config.labels[1]: [config.labels[0]]}, "closure"
+    trainer.model.save_pretrained(tmp_path / "saved")
+    assert not has_guarantee(trainer.model)

@@ -111,6 +111,15 @@ def test_min_labels_adds_the_best_labels_below_their_threshold_and_marks_them():
     assert len(classify("robot", top_k=2, threshold=1.0, min_labels=4)) == 2
 
 
+def test_labels_that_a_hierarchy_left_out_are_not_added_again():
+    labels = [f"label {i}" for i in range(5)]
+    model = tiny_model(label_parents={labels[1]: [labels[0]]}, hierarchy="leaves")
+    model.config.thresholds = [0.0, 0.0, 1.0, 1.0, 1.0]  # the parent is accepted, and left out as it is no leaf
+    found = make_pipeline(model)("robot", min_labels=5)
+    assert [entry["label"] for entry in found if "below_threshold" not in entry] == [labels[1]]
+    assert {entry["label"] for entry in found if "below_threshold" in entry} == set(labels[2:])
+
+
 def test_a_document_none_of_whose_labels_reaches_its_threshold_is_abstained():
     model = tiny_model()
     model.config.thresholds = [1.0] * 5
