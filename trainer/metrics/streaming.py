@@ -267,8 +267,9 @@ class StreamingMetrics:
 
         Returns:
             `dict[str, float]`: `p@k`, `recall@k`, `ndcg@k`; with propensities `psp@k`, `psndcg@k`; with thresholds
-            `f1_micro`, `f1_macro` (over all labels), `f1_sample`, `share_abstained` (documents for which no label is predicted); with label counts `head_recall@k`,
-            `head_coverage@k`, `head_f1_macro`, and the same of `body` and `tail`.
+            `f1_micro`, `f1_macro` (over all labels), `f1_sample`, `share_abstained` (documents for which no label is
+            predicted), and with a hierarchy `hierarchical_precision`, `hierarchical_recall`, `hierarchical_f1`; with label counts
+            `head_recall@k`, `head_coverage@k`, `head_f1_macro`, and the same of `body` and `tail`.
 
         Raises:
             ValueError: if no document has been seen.
