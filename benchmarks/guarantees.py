@@ -255,7 +255,7 @@ def draw(content: dict, path: Path) -> None:
         axis.set_xticks(range(len(OBJECTIVES)), OBJECTIVES)
         axis.set(title=f"{name}: {content['data'][name]['about']['documents']:,} documents, 100 splits")
         axis.grid(alpha=0.3, axis="y")
-    axes[0][0].set(ylabel="realized risk on other documents (%)")
+    axes[0][0].set(ylabel="realized risk on other documents (%)", ylim=(0, 35))
     axes[0][0].legend(fontsize=8, loc="upper left")
     figure.tight_layout()
     figure.savefig(path, dpi=90)
