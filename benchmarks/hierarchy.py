@@ -197,7 +197,7 @@ def measure(options) -> None:
         "runs": runs,
         "table": table,
     }
-    write_json(options.result, result)
+    write_json(Path(options.result), result)
     print(json.dumps(result, indent=1))
 
 

@@ -39,6 +39,7 @@ FUSIONS = {
     "encoder + SVMs": {"solver": "svm"},
     "encoder + ridge on tokens": {"num_bigrams": 0},
     "encoder + ridge": {},
+    "encoder + calibrated ridge": {"calibrate": True},
 }
 
 

@@ -1,5 +1,7 @@
 """Lexical scores: the sparse linear classifier on tokens that a trained model may have beside its encoder."""
 
+from functools import partial
+
 import datasets
 import numpy as np
 import pytest
@@ -112,7 +114,7 @@ def test_ridge_regressions_of_all_labels_at_once_are_those_of_each(monkeypatch):
     documents, gold = random_documents()
     gold = [[*ids, *ids, 4] for ids in gold]  # twice the same label is once; label 3 is in no document, 4 in all
     matrix, _ = token_tf_idf(documents, 30, [])
-    found = fit_kernel_ridge(matrix, gold, 5, num_features=30, penalty=0.5, calibrate=False, hide_progress=True)
+    found = fit_kernel_ridge(matrix, gold, 5, num_features=30, penalty=0.5, hide_progress=True)
     with_bias = np.hstack([matrix.toarray(), np.ones((60, 1))])
     for label in range(3):
         target = np.array([1 if label in ids else -1 for ids in gold])
@@ -125,7 +127,7 @@ def test_ridge_regressions_of_all_labels_at_once_are_those_of_each(monkeypatch):
     # In steps and blocks, the same.
     monkeypatch.setattr(solvers, "LABELS_PER_STEP", 2)
     monkeypatch.setattr(solvers, "DOCUMENTS_PER_BLOCK", 16)
-    again = fit_kernel_ridge(matrix, gold, 5, num_features=30, penalty=0.5, calibrate=False, hide_progress=True)
+    again = fit_kernel_ridge(matrix, gold, 5, num_features=30, penalty=0.5, hide_progress=True)
     np.testing.assert_allclose(np.sort(again[1]), np.sort(found[1]), atol=1e-5)
 
 
@@ -153,8 +155,8 @@ def test_margins_are_calibrated_on_documents_that_were_left_out(monkeypatch):
         return seen[-1][1]
 
     monkeypatch.setattr(solvers, "fit_lines", keep)
-    plain = fit_kernel_ridge(matrix, gold, 5, 30, penalty=0.5, calibrate=False, hide_progress=True)
-    found = fit_kernel_ridge(matrix, gold, 5, 30, penalty=0.5, hide_progress=True)
+    plain = fit_kernel_ridge(matrix, gold, 5, 30, penalty=0.5, hide_progress=True)
+    found = fit_kernel_ridge(matrix, gold, 5, 30, penalty=0.5, calibrate=True, hide_progress=True)
     ((margins, (slopes, intercepts)),) = seen
     for label in range(3):
         expected, _ = held_out_margins(matrix, gold, label, penalty=0.5)
@@ -213,7 +215,9 @@ def test_labels_that_say_nothing_are_refused_by_the_common_line():
 
 
 @pytest.mark.parametrize("documents", [[[4, 5]], [[], []], [[], [4]]])
-@pytest.mark.parametrize("fit", [fit_kernel_ridge, fit_sparse_svms, fit_shortlist_svms])
+@pytest.mark.parametrize(
+    "fit", [fit_kernel_ridge, partial(fit_kernel_ridge, calibrate=True), fit_sparse_svms, fit_shortlist_svms]
+)
 def test_one_document_and_empty_documents_can_be_fitted(fit, documents):
     matrix, _ = token_tf_idf(documents, 8, [], num_bigrams=11)
     _, weights, biases = fit(matrix, [[0]] + [[] for _ in documents[1:]], 2, num_features=3, hide_progress=True)
@@ -566,9 +570,12 @@ def test_the_weight_is_chosen_by_ranking_and_by_the_best_f1_of_a_single_threshol
     assert found["psp@3"] == pytest.approx(expected["psp@3"])
 
 
-@pytest.mark.parametrize("solver", ["ridge", "svm", "shortlist"])
-def test_a_model_trained_on_more_documents_keeps_the_weights_and_gets_classifiers_of_all_documents(tmp_path, solver):
-    tuned = fitted(tmp_path / "tuned", solver=solver)
+@pytest.mark.parametrize(
+    "settings",
+    [{"solver": "ridge"}, {"solver": "ridge", "calibrate": True}, {"solver": "svm"}, {"solver": "shortlist"}],
+)
+def test_a_model_trained_on_more_documents_keeps_the_weights_and_gets_classifiers_of_all_documents(tmp_path, settings):
+    tuned = fitted(tmp_path / "tuned", **settings)
     tuned.tune_thresholds()
     everything = datasets.concatenate_datasets([tuned.train_dataset, tuned.eval_dataset])
     final = make_trainer(tmp_path / "final", tiny_model(num_labels=NUM_LABELS, seed=1), documents=everything)
@@ -581,7 +588,7 @@ def test_a_model_trained_on_more_documents_keeps_the_weights_and_gets_classifier
     for name in ("thresholds", "threshold_info", "score_calibration", "num_lexical_features", "num_lexical_bigrams"):
         assert getattr(config, name) == getattr(tuned.model.config, name) != []
     fresh = make_trainer(tmp_path / "fresh", documents=everything, evaluation=tuned.eval_dataset)
-    fresh.fit_lexical_scores(num_features=8, solver=solver)
+    fresh.fit_lexical_scores(num_features=8, **settings)
     torch.testing.assert_close(final.model.lexical.feature_weights, fresh.model.lexical.feature_weights)
     final.save_model()
     loaded = SepMldcForMultiLabelClassification.from_pretrained(tmp_path / "final")

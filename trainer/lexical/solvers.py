@@ -39,7 +39,7 @@ def fit_kernel_ridge(
     num_labels: int,
     num_features: int,
     penalty: float = PENALTY,
-    calibrate: bool = True,
+    calibrate: bool = False,
     hide_progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     r"""
@@ -60,7 +60,7 @@ def fit_kernel_ridge(
         label_indices (`Sequence[Sequence[int]]` of length `N`): label ids of each document.
         num_labels (`int`), num_features (`int`): L, F.
         penalty (`float`, defaults to 0.3): λ.
-        calibrate (`bool`, defaults to `True`): margins are log-odds; else, targets of -1 and 1.
+        calibrate (`bool`, defaults to `False`): margins are log-odds instead of estimates of targets of -1 and 1.
         hide_progress (`bool`, defaults to `False`): no progress bar.
 
     Returns:
