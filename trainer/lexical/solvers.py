@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from joblib import Parallel, delayed
 from scipy import sparse
-from scipy.linalg import cholesky
+from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.blas import ssymm
 from scipy.linalg.lapack import spotri
 from sklearn.svm import LinearSVC
@@ -45,13 +45,13 @@ def fit_kernel_ridge(
     r"""
     One ridge regression per label on targets of -1 and 1; of each, the `num_features` weights largest in size.
 
-    With the kernel $K = X X^\top + 1$, all labels share one inverse of $K + \lambda I$; the constant stands for the bias,
+    With the kernel $K = X X^\top + 1$, all labels share one Cholesky factor of $K + \lambda I$; the constant stands for the bias,
     a feature of 1 that is penalized like the others. On text, the squared loss ranks as well as the squared hinge (Rifkin and
     Klautau, 2004, In defense of one-vs-all classification, JMLR 5), at a cost that hardly grows with the number of labels.
 
     The margin of a training document by the classifier that was fitted without it is $y_i - \alpha_i / (K + \lambda I)^{-1}_{ii}$, for
-    the dual weights $\alpha = (K + \lambda I)^{-1} y$ (Rifkin and Lippert, 2007, Notes on regularized least squares): all N of them cost
-    nothing. With `calibrate`, weights and bias of each label are those of the line from these margins to the label's log-odds, see
+    the dual weights $\alpha = (K + \lambda I)^{-1} y$ (Rifkin and Lippert, 2007, Notes on regularized least squares): all N of them for the cost of
+    one inverse. With `calibrate`, weights and bias of each label are those of the line from these margins to the label's log-odds, see
     [`~trainer.lexical.calibration.fit_lines`]. Margins of a rare label, which hardly leave -1, then mean what those of a
     frequent one mean.
 
@@ -75,20 +75,27 @@ def fit_kernel_ridge(
     learned = [index for index, rows in enumerate(members) if 0 < len(rows) < num_documents]
     if not learned or not len(used):
         return token_ids, weights, biases
-    inverse = _inverse(_kernel(compact), penalty)
-    spread = np.diag(inverse)[:, None]
+    kernel = _kernel(compact)
+    kernel[np.diag_indices(num_documents)] += penalty
+    factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
+    # Only margins of documents that were left out need the inverse.
+    inverse = _inverse(factor[0]) if calibrate else None
 
     def duals(labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         targets = np.full((num_documents, len(labels)), -1, dtype=np.float32, order="F")
         for column, index in enumerate(labels):
             targets[members[index], column] = 1
+        if inverse is None:
+            return cho_solve(factor, targets, check_finite=False), targets
         return ssymm(1.0, inverse, targets, lower=1), targets
 
-    def held_out_margins(labels: Sequence[int]) -> np.ndarray:
-        dual, targets = duals(labels)
-        return targets - dual / spread
+    def left_out(dual: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        assert inverse is not None
+        return targets - dual / np.diag(inverse)[:, None]
 
-    line = fit_common_line(held_out_margins, members, num_documents) if calibrate else None
+    line = None
+    if calibrate:
+        line = fit_common_line(lambda labels: left_out(*duals(labels)), members, num_documents)
     transposed = sparse.csr_matrix(compact.T)
     size = min(num_features, len(used))
     with tqdm(total=len(learned), desc="Lexical scores", disable=hide_progress, leave=False) as bar:
@@ -97,7 +104,7 @@ def fit_kernel_ridge(
             slopes: np.ndarray = np.ones(len(step))
             intercepts: np.ndarray = np.zeros(len(step))
             if line is not None:
-                slopes, intercepts = fit_lines(targets - dual / spread, [members[index] for index in step], line)
+                slopes, intercepts = fit_lines(left_out(dual, targets), [members[index] for index in step], line)
             biases[step] = slopes * dual.sum(axis=0) + intercepts
             rows = np.ascontiguousarray((transposed @ (dual * np.float32(slopes))).T)
             for index, row in zip(step, rows, strict=True):
@@ -278,14 +285,12 @@ def _place_unlearned(
         biases[counts == count] = bound(slope * margin + intercept, bound.reduce(biases[learned]))
 
 
-def _inverse(kernel: np.ndarray, penalty: float) -> np.ndarray:
-    """The lower triangle of (K + λI)^-1, in the place of that of K."""
-    kernel[np.diag_indices(len(kernel))] += penalty
-    factor = cholesky(kernel, lower=True, overwrite_a=True, check_finite=False)
+def _inverse(factor: np.ndarray) -> np.ndarray:
+    """The lower triangle of the inverse of a matrix, in the place of its lower Cholesky factor."""
     inverse, failed = spotri(factor, lower=1, overwrite_c=1)
     if failed:
         raise ArithmeticError(
-            f"The kernel of {len(kernel)} documents has no inverse (spotri: {failed}). Raise `penalty`."
+            f"The kernel of {len(factor)} documents has no inverse (spotri: {failed}). Raise `penalty`."
         )
     return inverse
 
