@@ -42,7 +42,7 @@ def start_from_cosines(
     attention become 0. Training goes on from there.
 
     With documents, without labels, a and b are such that a document has `labels_per_document` labels in expectation, and the
-    threshold, one for all labels, such that it gets as many on average. Without documents nobody knows what a cosine means:
+    threshold, one for all labels, such that it gets as many on average. Without documents, the scale of the cosines is unknown:
     the model ranks labels (`config.is_ranking`) and has no probabilities.
 
     Args:

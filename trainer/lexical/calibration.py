@@ -18,7 +18,7 @@ STEPS, TOLERANCE = 25, 1e-3
 @dataclass(frozen=True)
 class CommonLine:
     r"""
-    The line of labels in general, from margin to logit: slope and intercept are linear in the logarithm f of a label's frequency.
+    The line that all labels share, from margin to logit: slope and intercept are linear in the logarithm f of a label's frequency.
 
     Attributes:
         center, spread (`float`): of f over the labels it was fitted on.
@@ -49,7 +49,7 @@ def fit_common_line(
     margins_of: Callable[[Sequence[int]], np.ndarray], members: Sequence[Sequence[int]], num_documents: int
 ) -> CommonLine:
     """
-    Fit the line of labels in general by logistic regression, over up to four million pairs of a document and a label.
+    Fit the line that all labels share by logistic regression, over up to four million pairs of a document and a label.
 
     Args:
         margins_of (`Callable`): gives the margins (N, n) of n labels on documents that their classifiers were not fitted on.
