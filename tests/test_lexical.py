@@ -155,6 +155,7 @@ def test_margins_are_calibrated_on_documents_that_were_left_out(monkeypatch):
         return seen[-1][1]
 
     monkeypatch.setattr(solvers, "fit_lines", keep)
+    monkeypatch.setattr(solvers, "DOCUMENTS_PER_BLOCK", 7)
     plain = fit_kernel_ridge(matrix, gold, 5, 30, penalty=0.5, hide_progress=True)
     found = fit_kernel_ridge(matrix, gold, 5, 30, penalty=0.5, calibrate=True, hide_progress=True)
     ((margins, (slopes, intercepts)),) = seen
@@ -305,8 +306,8 @@ def test_no_more_pairs_than_asked_for_are_kept():
 
 
 def test_few_documents_keep_the_weight_of_the_tail_near_the_usual_one():
-    objectives = {0.0: 0.48, 1.0: 0.5, 1.5: 0.505, 2.0: 0.508}
-    assert [choose_tail_weight(objectives, count) for count in (10, 100, 10_000)] == [1.0, 1.5, 2.0]
+    objectives = {0.0: 0.48, 0.75: 0.5, 1.5: 0.508, 2.0: 0.511}
+    assert [choose_tail_weight(objectives, count) for count in (10, 100, 10_000)] == [0.75, 1.5, 2.0]
     assert choose_tail_weight({0.0: 0.5}, 10) == 0.0
 
 
@@ -324,6 +325,7 @@ def test_fitting_raises_the_validation_metrics_and_changes_the_logits_by_the_sca
     margins = model.lexical.margins(inputs["input_ids"], inputs["attention_mask"])
     torch.testing.assert_close(model(**inputs).logits, before + info["scale"] * margins)
     assert info["tail_weight"] == 0  # nothing is known of how frequent the labels are
+    assert info["calibrate"]
     measured = trainer.evaluate()
     assert measured["eval_ndcg@5"] == pytest.approx(info["with"]["ndcg@5"])
     assert model.config.num_lexical_features == 8 and model.config.lexical_info == info

@@ -64,7 +64,7 @@ def fit_lexical_scores(
     num_bigrams: int = NUM_BIGRAMS,
     solver: str | None = None,
     penalty: float = PENALTY,
-    calibrate: bool = False,
+    calibrate: bool = True,
     cost: float = 1.0,
     max_memory: float = 2.0,
     num_jobs: int | None = None,
@@ -94,8 +94,8 @@ def fit_lexical_scores(
             ([`~trainer.lexical.fit_sparse_svms`]) or `"shortlist"` ([`~trainer.lexical.fit_shortlist_svms`]). If not given, `"ridge"`
             where its kernel, 4 N² bytes, fits into `max_memory`; else `"svm"` up to 50 million documents x labels.
         penalty (`float`, defaults to 0.3): of the ridge regressions.
-        calibrate (`bool`, defaults to `False`): whether margins of ridge regressions are log-odds, from their margins on documents
-            that they were not fitted on. Raises rare labels.
+        calibrate (`bool`, defaults to `True`): whether margins of ridge regressions are log-odds, from their margins on documents
+            that they were not fitted on. Better for rare labels and F1; up to 0.7 points of P@1 worse.
         cost (`float`, defaults to 1.0): C of the support vector machines.
         max_memory (`float`, defaults to 2.0): GiB; with 2 up to 23,170 documents are fitted by ridge regression.
         num_jobs (`int`, *optional*): threads of the support vector machines; the number of CPUs of this process if not given.

@@ -15,8 +15,9 @@ logger = logging.get_logger(__name__)
 
 # Maximum number of document-label pairs that are read: two matrices of 64 MB.
 MAX_PAIRS = 16_000_000
-TAIL_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
-USUAL_TAIL_WEIGHT = 1.0
+TAIL_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+# Chosen on validation documents, see "Margins as log-odds" in docs/results.md.
+USUAL_TAIL_WEIGHT = 0.75
 
 
 class BalancedObjective:
@@ -135,13 +136,13 @@ def choose_tail_weight(objectives: dict[float, float], num_documents: int, usual
     Args:
         objectives (`dict[float, float]`): by κ, in [0, 1].
         num_documents (`int`): N.
-        usual (`float`, defaults to 1.0): κ_0.
+        usual (`float`, defaults to 0.75): κ_0.
 
     Example:
 
     ```python
-    >>> choose_tail_weight({1.0: 0.500, 2.0: 0.510}, num_documents=30), choose_tail_weight({1.0: 0.500, 2.0: 0.510}, 1000)
-    (1.0, 2.0)
+    >>> choose_tail_weight({0.5: 0.500, 1.5: 0.505}, num_documents=30), choose_tail_weight({0.5: 0.500, 1.5: 0.505}, 1000)
+    (0.5, 1.5)
 
     ```
     """

@@ -9,8 +9,8 @@ import numpy as np
 from joblib import Parallel, delayed
 from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve
-from scipy.linalg.blas import ssymm
-from scipy.linalg.lapack import spotri
+from scipy.linalg.blas import strmm
+from scipy.linalg.lapack import strtri
 from sklearn.svm import LinearSVC
 from tqdm.auto import tqdm
 
@@ -78,8 +78,9 @@ def fit_kernel_ridge(
     kernel = _kernel(compact)
     kernel[np.diag_indices(num_documents)] += penalty
     factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
-    # Only margins of documents that were left out need the inverse.
-    inverse = _inverse(factor[0]) if calibrate else None
+    # Only margins of documents that were left out need the inverse of the factor: the diagonal of the kernel's inverse.
+    inverse = _inverse_of_factor(factor[0]) if calibrate else None
+    diagonal = None if inverse is None else _diagonal_of_inverse(inverse)
 
     def duals(labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         targets = np.full((num_documents, len(labels)), -1, dtype=np.float32, order="F")
@@ -87,11 +88,11 @@ def fit_kernel_ridge(
             targets[members[index], column] = 1
         if inverse is None:
             return cho_solve(factor, targets, check_finite=False), targets
-        return ssymm(1.0, inverse, targets, lower=1), targets
+        return strmm(1.0, inverse, strmm(1.0, inverse, targets, lower=1), lower=1, trans_a=1), targets
 
     def left_out(dual: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        assert inverse is not None
-        return targets - dual / np.diag(inverse)[:, None]
+        assert diagonal is not None
+        return targets - dual / diagonal[:, None]
 
     line = None
     if calibrate:
@@ -285,14 +286,24 @@ def _place_unlearned(
         biases[counts == count] = bound(slope * margin + intercept, bound.reduce(biases[learned]))
 
 
-def _inverse(factor: np.ndarray) -> np.ndarray:
-    """The lower triangle of the inverse of a matrix, in the place of its lower Cholesky factor."""
-    inverse, failed = spotri(factor, lower=1, overwrite_c=1)
+def _inverse_of_factor(factor: np.ndarray) -> np.ndarray:
+    """The inverse of a lower Cholesky factor, in its place; what lies above the diagonal is arbitrary."""
+    inverse, failed = strtri(factor, lower=1, overwrite_c=1)
     if failed:
         raise ArithmeticError(
-            f"The kernel of {len(factor)} documents has no inverse (spotri: {failed}). Raise `penalty`."
+            f"The kernel of {len(factor)} documents has no inverse (strtri: {failed}). Raise `penalty`."
         )
     return inverse
+
+
+def _diagonal_of_inverse(factor: np.ndarray) -> np.ndarray:
+    """The diagonal (N,) of the inverse of a matrix, from the inverse of its lower Cholesky factor."""
+    diagonal = np.empty(len(factor), dtype=factor.dtype)
+    for start in range(0, len(factor), DOCUMENTS_PER_BLOCK):
+        columns = slice(start, start + DOCUMENTS_PER_BLOCK)
+        block, below = np.tril(factor[columns, columns]), factor[columns.stop :, columns]
+        diagonal[columns] = np.einsum("ij,ij->j", block, block) + np.einsum("ij,ij->j", below, below)
+    return diagonal
 
 
 def _kernel(features: sparse.csr_matrix) -> np.ndarray:
