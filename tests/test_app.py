@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from answers import assert_same_answers
-from scripts import load_example
+from scripts import load_example, run_example
 from tiny_models import tiny_model, tiny_tokenizer
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline
@@ -129,9 +129,9 @@ def test_examples_in_the_models_card_come_first(tmp_path):
     assert app.examples_of(app.load(str(tmp_path)).model.config) == ["Texts."]
 
 
-def test_without_gradio_the_command_says_what_to_install(tmp_path):
-    script = f"import sys, runpy\nsys.modules['gradio'] = None\nsys.argv = ['app.py', '--model', 'x']\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+def test_without_gradio_the_command_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    done = run_example("app", "--model", "x")
     assert done.returncode == 1 and "pip install" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -1,15 +1,12 @@
 """The page to decide about findings: which one comes next, what a click saves, through the server as a browser uses it."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import httpx
 import pytest
 from data_files import jsonl, write
-from scripts import EXAMPLES, load_example
+from scripts import load_example, run_example
 from test_label_audit import FINDINGS, RECORDS, write_all
 from tiny_models import tiny_model, tiny_tokenizer
 
@@ -171,9 +168,9 @@ def test_a_click_in_a_session_that_the_server_forgot_saves_nothing(served):
 @pytest.mark.parametrize(
     "arguments, message", [(["--audit", "nothing.csv"], "nothing.csv"), ([], "No model is given")]
 )
-def test_bad_arguments_of_the_page_are_one_sentence(arguments, message, tmp_path):
+def test_bad_arguments_of_the_page_are_one_sentence(arguments, message, tmp_path, monkeypatch):
     pytest.importorskip("gradio")
-    command = [sys.executable, str(EXAMPLES / "app.py"), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "SEP_MLDC_MODEL": ""}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEP_MLDC_MODEL", "")
+    done = run_example("app", *arguments)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr

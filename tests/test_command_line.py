@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from scripts import CLOSED, run_forked
 
-from trainer.command_line import one_sentence, parse_arguments, read_argument_file
+from trainer.command_line import one_sentence, parse_arguments, read_argument_file, run_program
 from trainer.devices import bfloat16_slowdown, has_accelerator, is_bfloat16_native
 from trainer.run_arguments import ARGUMENT_GROUPS, FORMER_NAMES, check_arguments, run_defaults
 
@@ -174,21 +175,12 @@ def test_defaults_may_depend_on_what_was_named_and_never_win():
 # ---- The border ----
 
 
-PROGRAM = """
-import sys
-from trainer.command_line import run_program
-def main():
-    {body}
-run_program(main, "program")
-"""
-
-
-def run_program(body, tmp_path, shell="", **environment):
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(body=textwrap.indent(textwrap.dedent(body), "    ").strip()))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    command = f"{sys.executable} {program} {shell}"
-    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment, timeout=120)
+def run(folder, body, **streams):
+    """Exit code and standard error of a program whose `main` is `body`."""
+    names = {"sys": sys, "os": os}
+    lines = textwrap.indent(textwrap.dedent(body), "    ").strip()
+    exec(f"def main():\n    {lines}", names)
+    return run_forked(run_program, names["main"], "program", folder=folder, **streams)
 
 
 @pytest.mark.parametrize(
@@ -201,31 +193,58 @@ def run_program(body, tmp_path, shell="", **environment):
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence_and_an_exit_code(tmp_path, body, code, sentence):
-    done = run_program(body, tmp_path)
-    assert (done.returncode, done.stderr) == (code, sentence)
+    assert run(tmp_path, body) == (code, sentence)
 
 
-def test_a_traceback_is_shown_on_demand_and_for_faults_of_the_program(tmp_path):
-    assert "Traceback" in run_program("raise ValueError('x')", tmp_path, SEP_MLDC_DEBUG="1").stderr
-    assert "Traceback" in run_program("raise KeyError('x')", tmp_path).stderr
+def test_a_traceback_is_shown_on_demand_and_for_faults_of_the_program(tmp_path, monkeypatch):
+    assert "Traceback" in run(tmp_path, "raise KeyError('x')")[1]
+    monkeypatch.setenv("SEP_MLDC_DEBUG", "1")
+    assert "Traceback" in run(tmp_path, "raise ValueError('x')")[1]
     assert one_sentence(KeyError("x")) is None
     assert "Lower `per_device_train_batch_size`" in one_sentence(MemoryError())
 
 
-@pytest.mark.parametrize("shell", [">&-", ">&- 2>&-", "<&- >&- 2>&-", "> /dev/full", "2> /dev/full", "| head -c 1"])
-def test_a_program_whose_output_nobody_can_read_goes_on(tmp_path, shell):
-    """Closed streams, a full disk, a reader that has gone: what is printed is lost, and never lands in another file."""
-    body = f"""
-        with open({str(tmp_path / "result")!r}, "w") as file:
-            for _ in range(20_000):
-                print("printed")
-                print("warned", file=sys.stderr)
-            import os
-            os.write(1, b"from a library") if {shell!r} == ">&-" else None
-            file.write("written")
-    """
-    done = run_program(body, tmp_path, shell)
-    assert done.returncode == 0, done.stderr
+WRITES = """
+    with open({path!r}, "w") as file:
+        for _ in range(20_000):
+            print("printed")
+            print("warned", file=sys.stderr)
+        os.write(1, b"from a library") if {closed!r} else None
+        file.write("written")
+"""
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [
+        {"stdout": CLOSED},
+        {"stdout": CLOSED, "stderr": CLOSED},
+        {"stdin": CLOSED, "stdout": CLOSED, "stderr": CLOSED},
+        {"stdout": "/dev/full"},
+        {"stderr": "/dev/full"},
+    ],
+    ids=str,
+)
+def test_a_program_whose_output_nobody_can_read_goes_on(tmp_path, streams):
+    """Closed streams and a full disk: what is printed is lost, and never lands in another file."""
+    body = WRITES.format(path=str(tmp_path / "result"), closed=streams == {"stdout": CLOSED})
+    code, message = run(tmp_path, body, **streams)
+    assert code == 0, message
+    assert (tmp_path / "result").read_text() == "written"
+
+
+def test_a_program_goes_on_when_the_reader_of_its_output_has_gone(tmp_path):
+    """In an interpreter of its own, which closes its streams at the end."""
+    body = textwrap.indent(textwrap.dedent(WRITES), "    ").format(path=str(tmp_path / "result"), closed=False)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\nfrom trainer.command_line import run_program\n"
+        f"def main():{body}\nrun_program(main, 'program')\n"
+    )
+    command = ["sh", "-c", '"$0" "$1" | head -c 1', sys.executable, str(program)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert (tmp_path / "result").read_text() == "written"
 
 

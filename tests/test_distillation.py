@@ -5,10 +5,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from scripts import run_example
 from tiny_models import tiny_batch, tiny_tokenizer
 from tiny_training import NUM_LABELS, tiny_documents, trained_trainer
 from transformers import AutoModel, AutoModelForSequenceClassification
@@ -17,9 +17,6 @@ from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcF
 from modeling_sep_mldc.static_encoder_sep_mldc import StaticEncoder, StaticEncoderConfig
 from trainer import distill
 from trainer.distillation import binary_divergence, distillation_arguments, document_embeddings, new_student
-
-
-SCRIPT = Path(__file__).parent.parent / "examples" / "distill.py"
 
 
 @pytest.fixture(scope="module")
@@ -233,10 +230,11 @@ def test_the_command_makes_a_student_and_compares_it_with_its_teacher(teacher, t
     lines = [{"text": f"{words[i % 6]} {words[i % 5]}", "labels": [f"label {i % 6}"]} for i in range(40)]
     (tmp_path / "documents.jsonl").write_text("\n".join(map(json.dumps, lines)))
     documents = str(tmp_path / "documents.jsonl")
-    command = [sys.executable, str(SCRIPT), "--teacher", str(folder), "--train_file", documents]
-    command += ["--validation_file", documents, "--test_file", documents, "--output_dir", str(tmp_path / "out")]
-    command += ["--num_train_epochs", "1", "--use_cpu", "True", "--disable_tqdm", "True"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    files = {"teacher": folder, "train_file": documents, "validation_file": documents, "test_file": documents}
+    settings = {"output_dir": tmp_path / "out", "num_train_epochs": 1, "use_cpu": True, "disable_tqdm": True}
+    done = run_example(
+        "distill", *(word for name, value in (files | settings).items() for word in (f"--{name}", value))
+    )
     assert done.returncode == 0, done.stderr
     assert {"model.safetensors", "static_encoder_sep_mldc.py", "README.md", "tokenizer.json"} <= set(
         os.listdir(tmp_path / "out")

@@ -4,7 +4,6 @@ import csv
 import gzip
 import json
 import os
-import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_files import jsonl, parquet, write
 from datasets import Dataset
-from scripts import EXAMPLES, load_example
+from scripts import load_example, run_example
 from tiny_models import tiny_backbone, tiny_model, tiny_tokenizer
 
 from trainer import audit_labels, load_documents
@@ -533,13 +532,8 @@ def test_the_command_audits_and_applies(encoder, tmp_path, monkeypatch, capsys):
         (["--apply", "nothing.csv"], "nothing.json"),
     ],
 )
-def test_bad_input_of_the_command_is_one_sentence(arguments, message, tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "audit_labels.py"), *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
-        capture_output=True,
-        text=True,
-    )
+def test_bad_input_of_the_command_is_one_sentence(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_example("audit_labels", *arguments)
     assert done.returncode in (1, 2) and message in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())

@@ -4,14 +4,13 @@ import csv
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from scripts import load_example
+from scripts import load_example, run_example
 from tiny_models import tiny_backbone
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
@@ -382,9 +381,7 @@ def test_an_output_folder_with_a_run_is_not_written_over(monkeypatch, files, tmp
 
 def test_the_script_says_one_sentence_instead_of_a_stack_of_frames(files, tmp_path):
     words = [w for n, v in arguments(files, tmp_path, labels_per_step=0).items() for w in (f"--{n}", v)]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "run_mldc.py"), *words], capture_output=True, text=True, timeout=120
-    )
+    done = run_example("run_mldc", *words)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("run_mldc.py: `labels_per_step` is 0")
     assert "Traceback" not in done.stderr

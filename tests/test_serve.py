@@ -2,22 +2,19 @@
 
 import asyncio
 import json
-import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import pytest
 from answers import assert_same_answers
+from scripts import EXAMPLES, fork, run_example
 from tiny_models import tiny_model, tiny_tokenizer
 
 
 pytest.importorskip("fastapi")
-EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 import serve  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
@@ -195,16 +192,12 @@ def test_limits_must_be_positive(folder, kwargs):
 
 def test_a_server_that_is_told_to_stop_answers_what_it_has_begun(folder, tmp_path):
     log = tmp_path / "log"
-    with open(log, "wb") as stream:
-        server = subprocess.Popen(
-            [sys.executable, str(EXAMPLES / "serve.py"), "--model_name_or_path", str(folder), "--port", "0"],
-            stderr=stream,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+    log.touch()
+    server = fork(serve.main, ["--model_name_or_path", str(folder), "--port", "0"], stderr=log)
     try:
         address = None
         while address is None:
-            assert server.poll() is None, log.read_text()
+            assert server.exitcode is None, log.read_text()
             lines = [line for line in log.read_text().splitlines() if "http://127.0.0.1:" in line]
             address = lines[0].split("running on ")[1].split()[0] if lines else time.sleep(0.05)
         answers = []
@@ -218,20 +211,17 @@ def test_a_server_that_is_told_to_stop_answers_what_it_has_begun(folder, tmp_pat
         thread.start()
         while "sep_mldc_batch_documents_count 0.0" in httpx.get(f"{address}/metrics").text:
             time.sleep(0.01)
-        server.send_signal(signal.SIGTERM)
+        server.terminate()
         thread.join()
         # uvicorn ends by the signal that it was sent, after it has answered.
-        assert server.wait(60) in (0, -signal.SIGTERM)
+        server.join(60)
+        assert server.exitcode in (0, -signal.SIGTERM)
         assert answers[0].status_code == 200 and len(answers[0].json()) == 200
     finally:
         server.kill()
-        server.wait()
+        server.join()
 
 
 def test_an_unknown_model_is_one_sentence(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "serve.py"), "--model_name_or_path", str(tmp_path / "none")],
-        capture_output=True,
-        text=True,
-    )
+    done = run_example("serve", "--model_name_or_path", tmp_path / "none")
     assert done.returncode == 1 and "serve.py:" in done.stderr and "Traceback" not in done.stderr
