@@ -94,7 +94,7 @@ def test_lexical_scores_are_fitted_after_training_and_raise_the_test_results(mon
     assert "lexical scores, token weights per label" in card
 
 
-def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, files, tmp_path, capsys):
+def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, files, tmp_path, capsys, pictures):
     run(
         monkeypatch,
         files,
@@ -128,6 +128,7 @@ def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, 
     assert model.config.label_descriptions == {"stars": "Things that shine.", "robots": "Machines."}
     assert model.config.num_train_documents == 24 and model.config.class_weights == "effective"
     card = (tmp_path / "README.md").read_text()
+    assert (tmp_path / "training_curve.png").read_bytes().startswith(b"\x89PNG")
     assert "(recipe best)" in card and "named by the user |" in card  # the table of settings
     shown = capsys.readouterr().out
     for word in ("SEP-MLDC", "TF-IDF + LinearSVC", "majority labels", "p@1", "f1_macro", "->"):

@@ -1,0 +1,27 @@
+"""What makes the tests quick: drawing only where pictures are looked at, and garbage collection of the tests' own objects."""
+
+import gc
+import sys
+
+import pytest
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # the imported modules stay; every full collection would walk through their million objects
+
+
+@pytest.fixture
+def pictures():
+    """Pictures are drawn."""
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(request, monkeypatch):
+    """
+    As if matplotlib were not installed, unless a test asks for `pictures`: a training run writes its model card several times, and
+    most of a tiny run would be drawing.
+    """
+    if "pictures" not in request.fixturenames:
+        for name in ("matplotlib", "matplotlib.figure"):
+            monkeypatch.setitem(sys.modules, name, None)
