@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from answers import assert_same_answers
-from scripts import load_example
+from scripts import CLOSED, fork, load_example, run_example, run_forked
 from tiny_models import WORDS, tiny_backbone, tiny_model, tiny_tokenizer
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline
@@ -278,21 +278,20 @@ def test_bf16_gives_nearly_the_same_scores(model_folder, documents, tmp_path):
 # ---- Memory and order of work ----
 
 
-def test_two_workers_write_the_lines_of_one_before_a_bad_document_and_after_it_is_mended(
-    model_folder, documents, tmp_path
+def test_two_workers_write_the_lines_of_one_before_a_bad_document_and_one_goes_on_after_it_is_mended(
+    model_folder, documents, tmp_path, monkeypatch
 ):
     whole = write_jsonl(tmp_path / "whole.jsonl", documents)
     run(model_folder, whole, tmp_path / "one", "--look_ahead", 5, "--batch_size", 4)
     source, output = write_jsonl(tmp_path / "in.jsonl", [*documents[:23], {"id": "bad", "text": 3}]), tmp_path / "two"
     options = ["--look_ahead", 5, "--batch_size", 4, "--num_workers", 2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}  # one thread for each worker
-    command = [sys.executable, SCRIPT, *arguments(model_folder, source, output, *options)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # one thread for each worker
+    monkeypatch.chdir(ROOT)
+    done = run_example("predict", *arguments(model_folder, source, output, *options))
     assert done.returncode == 1 and "line 24: `text` is 3" in done.stderr and "Traceback" not in done.stderr
     assert read(f"{output}.partial") == read(tmp_path / "one")[:23]
     write_jsonl(source, documents)
-    done = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    run(model_folder, source, output, *options[:-1], 1, "--resume")
     assert output.read_bytes() == (tmp_path / "one").read_bytes()
 
 
@@ -302,7 +301,8 @@ def test_a_killed_process_leaves_whole_blocks_and_no_worker(model_folder, docume
     many = [{**documents[i % 40], "id": f"n{i}"} for i in range(800)]
     source, output = write_jsonl(tmp_path / "in.jsonl", many), tmp_path / "out.jsonl"
     partial = tmp_path / "out.jsonl.partial"
-    process = start(model_folder, source, output, "--look_ahead", 10, "--batch_size", 2, "--num_workers", 2)
+    command = [sys.executable, SCRIPT, *arguments(model_folder, source, output, "--look_ahead", 10, "--batch_size", 2)]
+    process = subprocess.Popen([*command, "--num_workers", "2"], cwd=ROOT, stderr=subprocess.PIPE)
     while not (partial.exists() and partial.stat().st_size > 2000):
         assert process.poll() is None
         time.sleep(0.005)
@@ -414,9 +414,7 @@ def assert_whole(output, documents, model_folder):
 
 def start(model_folder, source, output, *options):
     """The command in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, SCRIPT, *arguments(model_folder, source, output, *options)], cwd=ROOT, stderr=subprocess.PIPE
-    )
+    return fork(predict.main, arguments(model_folder, source, output, *options))
 
 
 def test_a_kill_in_mid_prediction_loses_and_repeats_nothing(model_folder, documents, tmp_path):
@@ -424,11 +422,11 @@ def test_a_kill_in_mid_prediction_loses_and_repeats_nothing(model_folder, docume
     source, output = write_jsonl(tmp_path / "in.jsonl", many), tmp_path / "out.jsonl"
     partial = tmp_path / "out.jsonl.partial"
     process = start(model_folder, source, output, "--look_ahead", 10, "--batch_size", 2)
-    while process.poll() is None and not (partial.exists() and partial.stat().st_size > 2000):
+    while process.exitcode is None and not (partial.exists() and partial.stat().st_size > 2000):
         time.sleep(0.005)
     process.kill()
-    process.communicate()
-    assert process.returncode == -9
+    process.join()
+    assert process.exitcode == -9
     done = partial.read_bytes().count(b"\n")
     assert 0 < done < 800 and not output.exists()
     with pytest.raises(ValueError, match="holds a part of an earlier run. Resume it"):
@@ -631,8 +629,8 @@ def test_two_predictions_never_share_an_output(model_folder, documents, tmp_path
             with pytest.raises(ValueError, match="Another process is writing .*out.jsonl"):
                 run(model_folder, write_jsonl(tmp_path / "b.jsonl", documents), output, *options)
         stream.writelines(json.dumps(document) + "\n" for document in documents)
-    _, messages = first.communicate(timeout=200)
-    assert first.returncode == 0, messages
+    first.join(timeout=200)
+    assert first.exitcode == 0
     assert_whole(output, documents, model_folder)
 
 
@@ -697,24 +695,23 @@ def test_an_input_that_is_a_pipe_is_read_once_and_to_its_end(model_folder, docum
 
 
 @pytest.mark.parametrize("closed", [0, 1, 2])
-def test_a_closed_standard_stream_is_an_error_only_where_it_is_needed(model_folder, documents, tmp_path, closed):
+def test_a_closed_standard_stream_is_an_error_only_where_it_is_needed(
+    model_folder, documents, tmp_path, tmp_path_factory, closed
+):
     source = write_jsonl(tmp_path / "in.jsonl", documents)
-    close = f'exec {closed}{"<" if closed == 0 else ">"}&-; exec "$@"'
+    stream = {("stdin", "stdout", "stderr")[closed]: CLOSED}
 
     def command(*args):
-        return subprocess.run(
-            ["bash", "-c", close, "-", sys.executable, SCRIPT, *arguments(model_folder, *args)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
+        return run_forked(
+            predict.main, arguments(model_folder, *args), folder=tmp_path_factory.mktemp("log"), **stream
         )
 
-    assert command(source, tmp_path / "out").returncode == 0
+    assert command(source, tmp_path / "out")[0] == 0
     assert_whole(tmp_path / "out", documents, model_folder)
     if closed == 2:
         return
-    failed = command("-", tmp_path / "none") if closed == 0 else command(source, "-")
-    assert failed.returncode == 1 and f"tandard {('input', 'output')[closed]} is closed" in failed.stderr
+    code, message = command("-", tmp_path / "none") if closed == 0 else command(source, "-")
+    assert code == 1 and f"tandard {('input', 'output')[closed]} is closed" in message
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out", "out.journal"]
 
 
