@@ -6,24 +6,45 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import training_script
+from scripts import fork
 
 from trainer.checkpoints import MANIFEST_NAME, is_whole, last_whole_checkpoint
 
 
-def launch(tasks, processes=1) -> subprocess.CompletedProcess:
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def launch(tasks, folder, processes=1) -> list[int]:
+    """Exit codes of processes that run `tasks`, forks of this one; when one has failed, the others are killed."""
+    port = free_port()
+    ranks = [
+        fork(training_script.run_rank, tasks, rank, processes, port, stderr=folder / f"stderr_{rank}.txt")
+        for rank in range(processes)
+    ]
+    end = time.monotonic() + 120
+    while any(rank.exitcode is None for rank in ranks):
+        if any(rank.exitcode for rank in ranks) or time.monotonic() > end:
+            for rank in ranks:
+                rank.kill()
+        time.sleep(0.02)
+    return [rank.exitcode for rank in ranks]
+
+
+def launch_script(tasks, processes) -> subprocess.CompletedProcess:
+    """The same as a script with its own interpreters, as users launch it."""
     # `accelerate launch --cpu --num_processes 2` starts one process only (it leaves the others to mpirun).
-    command = [sys.executable, training_script.__file__, json.dumps(tasks)]
-    if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        where = ["--master_addr", "127.0.0.1", "--master_port", port]
-        command[1:1] = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), *where]
+    where = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), *where]
+    command += [training_script.__file__, json.dumps(tasks)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["EXPECTED_PROCESSES"] = str(processes)
     folder = Path(training_script.__file__).parent
@@ -39,8 +60,8 @@ def losses(folder) -> dict[int, float]:
 def two_processes(tmp_path_factory):
     """One launch of two processes: all equivalence scenarios, and an uninterrupted run."""
     folder = tmp_path_factory.mktemp("two")
-    done = launch([{"equivalence": str(folder)}, {"folder": str(folder)}], processes=2)
-    assert done.returncode == 0, done.stderr[-3000:]
+    codes = launch([{"equivalence": str(folder)}, {"folder": str(folder)}], folder, processes=2)
+    assert codes == [0, 0], (folder / "stderr_0.txt").read_text()[-3000:]
     return folder
 
 
@@ -87,10 +108,11 @@ def test_the_encoder_route_refuses_a_sharded_model(two_processes):
     assert "which FSDP shards" in error and '`label_encoding="embedding"`, or DDP' in error
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="only Linux can hold single threads back")
 def test_two_processes_end_although_the_threads_of_gloo_come_late():
     for _ in range(3):
-        done = launch([{"busy_end": True}], processes=2)
+        done = launch_script([{"busy_end": True}], processes=2)
         assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -102,16 +124,14 @@ def check_resumed(folder, uninterrupted, first_step):
 
 
 def test_a_run_killed_in_its_second_epoch_goes_on_with_the_same_losses(tmp_path, one_process):
-    done = launch([{"folder": str(tmp_path), "kill_at": 6}])
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert launch([{"folder": str(tmp_path), "kill_at": 6}], tmp_path) == [-signal.SIGKILL]
     assert last_whole_checkpoint(tmp_path).endswith("checkpoint-4")
     training_script.run_resumable(str(tmp_path), resume=True)
     check_resumed(tmp_path, one_process[0], 5)
 
 
 def test_a_run_killed_in_the_middle_of_a_save_resumes_from_the_checkpoint_before(tmp_path, one_process):
-    done = launch([{"folder": str(tmp_path), "kill_in_save": 4}])
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert launch([{"folder": str(tmp_path), "kill_in_save": 4}], tmp_path) == [-signal.SIGKILL]
     assert (tmp_path / "checkpoint-4").exists() and not is_whole(tmp_path / "checkpoint-4")
     assert last_whole_checkpoint(tmp_path).endswith("checkpoint-2")
     training_script.run_resumable(str(tmp_path), resume=True)
@@ -120,11 +140,10 @@ def test_a_run_killed_in_the_middle_of_a_save_resumes_from_the_checkpoint_before
 
 
 def test_two_processes_killed_in_the_second_epoch_go_on_with_the_same_losses(tmp_path, two_processes):
-    done = launch([{"folder": str(tmp_path), "kill_at": 6}], processes=2)
-    assert done.returncode != 0
+    assert launch([{"folder": str(tmp_path), "kill_at": 6}], tmp_path, processes=2)[0] == -signal.SIGKILL
     assert last_whole_checkpoint(tmp_path).endswith("checkpoint-4")
-    done = launch([{"folder": str(tmp_path), "resume": True}], processes=2)
-    assert done.returncode == 0, done.stderr[-3000:]
+    codes = launch([{"folder": str(tmp_path), "resume": True}], tmp_path, processes=2)
+    assert codes == [0, 0], (tmp_path / "stderr_0.txt").read_text()[-3000:]
     check_resumed(tmp_path, two_processes, 5)
 
 

@@ -1,14 +1,17 @@
 """Small training runs for the tests of several processes and of killed runs; used as a module and as a script."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
 from tiny_models import tiny_model, tiny_tokenizer
 from tiny_training import NUM_LABELS, tiny_documents
 from torch.distributed.fsdp import fully_shard
@@ -228,11 +231,9 @@ def run_to_a_busy_end() -> None:
     trainer.end()
 
 
-if __name__ == "__main__":
-    task = json.loads(sys.argv[1])
-    expected = os.environ["EXPECTED_PROCESSES"]
-    assert os.environ.get("WORLD_SIZE", "1") == expected, f"{expected} processes were asked for"
-    for step in task:
+def run_tasks(tasks: list[dict]) -> None:
+    """What one of the processes does."""
+    for step in tasks:
         if "equivalence" in step:
             results = run_equivalence(step["equivalence"])
             for optimizer in SHARDED:
@@ -246,4 +247,22 @@ if __name__ == "__main__":
     if torch.distributed.is_initialized():
         # A process that leaves while another still talks to it would abort that one.
         torch.distributed.barrier()
+        group = weakref.ref(torch.distributed.group.WORLD)
         torch.distributed.destroy_process_group()
+        gc.collect()
+        assert group() is not None, "the process group must not be freed before the process has ended"
+
+
+def run_rank(tasks: list[dict], rank: int, processes: int, port: int) -> None:
+    """`run_tasks` in a fork of the tests, as one of several processes."""
+    if processes > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    AcceleratorState._reset_state(reset_partial_state=True)  # what the tests have set up for one process
+    run_tasks(tasks)
+
+
+if __name__ == "__main__":
+    expected = os.environ["EXPECTED_PROCESSES"]
+    assert os.environ.get("WORLD_SIZE", "1") == expected, f"{expected} processes were asked for"
+    run_tasks(json.loads(sys.argv[1]))
