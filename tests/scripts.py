@@ -87,5 +87,6 @@ def _run_with_streams(streams: tuple, program: Callable[..., object], arguments:
             os.close(number)
             setattr(sys, name, None)
         else:
-            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+            stream = open(number, "w" if number else "r", 1 if number == 2 else -1, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
     program(*arguments)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from augmentation_server import ChatServer, document, rows, settings, write_rows
+from scripts import CLOSED, EXAMPLES, run_forked
 
 from augmentation import AugmentationError, describe_labels, export_sft, report, review
 from augmentation.cli import main
@@ -19,46 +20,46 @@ def server():
         yield running
 
 
-def shell(line, folder):
-    command = f'"{sys.executable}" -m augmentation {line}'
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return subprocess.run(
-        ["bash", "-c", command], cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}
-    )
+@pytest.fixture
+def command(server, tmp_path, monkeypatch):
+    """Runs a command in the test's folder, in a process with other standard streams: exit code and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, **streams):
+        words += ("--model", "m", "--base-url", server.base_url, "--output-dir", "o")
+        return run_forked(lambda: sys.exit(main(list(map(str, words)))), folder=tmp_path, **streams)
+
+    return run
 
 
-@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
-def test_a_closed_standard_stream_changes_no_file(server, tmp_path, closed):
+@pytest.mark.parametrize("closed", [["stderr"], ["stdin", "stdout", "stderr"]])
+def test_a_closed_standard_stream_changes_no_file(command, tmp_path, closed):
     (tmp_path / "l.txt").write_text("a\nb\n")
-    done = shell(f"describe-labels l.txt --model m --base-url {server.base_url} --output-dir o {closed}", tmp_path)
-    assert done.returncode == 0, done.stderr
+    code, message = command("describe-labels", "l.txt", **dict.fromkeys(closed, CLOSED))
+    assert code == 0, message
     assert [row["label"] for row in rows(tmp_path / "o" / "label_descriptions.jsonl")] == ["a", "b"]
     with Journal(tmp_path / "o" / "journal.jsonl", read_only=True) as journal:
         assert len(journal) == 2
 
 
 @pytest.mark.parametrize("path", ["/dev/stdin", "-"])
-def test_closed_standard_input_is_no_empty_file(server, tmp_path, path):
-    command = f"write-pseudo-documents {path} --model m --base-url {server.base_url} --output-dir o <&-"
-    done = shell(command, tmp_path)
-    assert done.returncode == 1 and "error: " in done.stderr and "Traceback" not in done.stderr
+def test_closed_standard_input_is_no_empty_file(command, tmp_path, path):
+    code, message = command("write-pseudo-documents", path, stdin=CLOSED)
+    assert code == 1 and "error: " in message and "Traceback" not in message
     assert not (tmp_path / "o").exists()
 
 
-def test_documents_come_through_a_pipe(server, tmp_path):
+def test_documents_come_from_standard_input(command, tmp_path):
     train = write_rows(tmp_path / "train.jsonl", [document(i, ["rare"]) for i in range(2)])
-    command = f"write-pseudo-documents /dev/stdin --per-label 2 --model m --base-url {server.base_url} --output-dir o"
-    done = shell(f"{command} < {train}", tmp_path)
-    assert done.returncode == 0, done.stderr
+    code, message = command("write-pseudo-documents", "/dev/stdin", "--per-label", 2, stdin=train)
+    assert code == 0, message
     assert len(rows(tmp_path / "o" / "pseudo_documents.jsonl")) == 2
 
 
-def test_a_full_standard_output_loses_the_summary_only(server, tmp_path):
+def test_a_full_standard_output_loses_the_summary_only(command, tmp_path):
     (tmp_path / "l.txt").write_text("a\n")
-    done = shell(
-        f"describe-labels l.txt --quiet --model m --base-url {server.base_url} --output-dir o > /dev/full", tmp_path
-    )
-    assert done.returncode == 1 and "error: standard output cannot be written" in done.stderr
+    code, message = command("describe-labels", "l.txt", "--quiet", stdout="/dev/full")
+    assert code == 1 and "error: standard output cannot be written" in message
     assert len(rows(tmp_path / "o" / "label_descriptions.jsonl")) == 1
 
 
@@ -75,8 +76,14 @@ def test_an_output_that_is_a_folder_is_refused(written):
 
 
 def test_a_device_is_written_to_and_not_replaced(written, tmp_path):
-    command = f"export-sft {written}/label_descriptions.jsonl --journal {written}/journal.jsonl --output"
-    done = shell(f"{command} /dev/stdout", tmp_path)
+    words = ["export-sft", "label_descriptions.jsonl", "--journal", "journal.jsonl", "--output", "/dev/stdout"]
+    done = subprocess.run(
+        [sys.executable, "-m", "augmentation", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
+    )
     assert json.loads(done.stdout.splitlines()[0])["messages"] and done.returncode == 0
     before = os.stat("/dev/null").st_mode
     export_sft(written / "label_descriptions.jsonl", written / "journal.jsonl", "/dev/null")

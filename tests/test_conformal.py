@@ -1,7 +1,5 @@
 """Thresholds with a guarantee: conformal risk control."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -169,18 +167,6 @@ def test_a_student_does_not_inherit_a_guarantee():
     student = new_student(teacher, tiny_tokenizer(), documents["input_ids"], embeds, hide_progress=True)
     assert has_guarantee(teacher) and not has_guarantee(student)
     assert student.config.thresholds == teacher.config.thresholds
-
-
-def test_an_export_in_float32_keeps_a_guarantee_and_int8_does_not(tmp_path):
-    pytest.importorskip("onnxruntime")
-    from trainer.export import export_onnx
-
-    model = guaranteed(6)
-    for int8 in (False, True):
-        export_onnx(model, tmp_path / str(int8), int8=int8)
-        config = json.loads((tmp_path / str(int8) / "config.json").read_text())
-        assert ("guarantee" in config["threshold_info"]) is not int8
-    assert has_guarantee(model)
 
 
 @pytest.mark.parametrize(

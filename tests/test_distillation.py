@@ -210,18 +210,6 @@ def test_what_no_student_can_be_made_of_is_refused(teacher, tmp_path, change, me
         distill(teacher, tiny_tokenizer(), **given)
 
 
-def test_a_student_is_exported(student, tmp_path):
-    pytest.importorskip("onnxscript")
-    from trainer.export import export_onnx, load_onnx
-
-    export_onnx(student, tmp_path / "onnx", tiny_tokenizer())
-    batch = {name: value for name, value in tiny_batch(3, length=20).items() if name != "labels"}
-    with torch.no_grad():
-        torch.testing.assert_close(
-            load_onnx(tmp_path / "onnx")(**batch).logits, student(**batch).logits, atol=1e-4, rtol=0
-        )
-
-
 def test_the_command_makes_a_student_and_compares_it_with_its_teacher(teacher, tmp_path):
     folder = tmp_path / "teacher"
     teacher.save_pretrained(folder)

@@ -96,7 +96,18 @@ def run(words, server, folder, monkeypatch):
     assert load_example(name, f"{name}_of_the_pages").main() in (None, 0), words
 
 
-@pytest.mark.parametrize("page", [page for page, found in COMMANDS.items() if found])
+# Three ONNX exports: test_export.py runs the command, test_docs.py what the page does in Python.
+SLOW = ("deploy.md",)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else [])
+        for page, found in COMMANDS.items()
+        if found
+    ],
+)
 def test_the_commands_of_a_page_run_one_after_the_other(page, folder, monkeypatch):
     if page == "deploy.md":
         pytest.importorskip("onnxscript")

@@ -6,15 +6,16 @@ import platform
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import KINDS, MAX_LENGTH, tiny_batch, tiny_model, tiny_tokenizer
+from scripts import EXAMPLES, run_example
+from tiny_models import KINDS, MAX_LENGTH, WORDS, tiny_batch, tiny_model, tiny_tokenizer
 from transformers.exporters import OnnxRuntimeDynamicConfig
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcOutput
+from modeling_sep_mldc.static_encoder_sep_mldc import StaticEncoderConfig
 from trainer import export
 from trainer.export import compare_logits, export_onnx, integer_weights, load_onnx, quantize_int8
 
@@ -23,8 +24,8 @@ pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.numeric
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "export_onnx.py"
-NUM_LABELS = 5
+LABELS = ["science", "biology", "genetics", "sports", "cells", "robots", "stars"]
+NUM_LABELS = len(LABELS)
 SHAPES = [(1, 5), (1, MAX_LENGTH), (7, 12), (33, 6)]
 
 
@@ -36,9 +37,19 @@ def documents(size: int, length: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model(
-        NUM_LABELS, classifier="mlp+similarity", token_attention=True, thresholds=[0.3] * NUM_LABELS
-    ).train()
+    """Two labels were added after training, labels have parents and a constraint, and thresholds a guarantee."""
+    model = tiny_model(
+        id2label=dict(enumerate(LABELS[:5])),
+        classifier="mlp+similarity",
+        token_attention=True,
+        hierarchy="closure",
+        label_parents={"genetics": ["biology"], "biology": ["science"]},
+        label_constraints=[{"labels": ["genetics", "sports"], "at_most": 1}],
+    )
+    model.add_labels({"robots": "robot speech", "stars": "galaxy"}, tiny_tokenizer())
+    model.config.thresholds = [0.3] * NUM_LABELS
+    model.config.threshold_info = {"objective": "recall:0.8", "global_threshold": 0.3, "guarantee": "On average"}
+    return model.train()
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +92,46 @@ def test_an_export_runs_in_onnx_runtime_without_torch_or_this_package(model, exp
     with torch.no_grad():
         expected = model.eval()(**batch).logits
     torch.testing.assert_close(torch.tensor(json.loads(printed)), expected, atol=1e-4, rtol=0)
+
+
+def test_an_export_returns_the_label_sets_of_its_model_with_parents_and_constraints(model, exported):
+    texts = ["the market of cells", "robots search images", "a galaxy of stars", "proof of the theorem", "speech data"]
+    arguments = {"tokenizer": tiny_tokenizer(), "device": "cpu"}
+    expected = MultiLabelDocumentClassificationPipeline(model=model.eval(), **arguments)(texts)
+    found = MultiLabelDocumentClassificationPipeline(model=load_onnx(exported, num_threads=1), **arguments)(texts)
+    sets = [{row["label"] for row in rows} for rows in found]
+    assert sets == [{row["label"] for row in rows} for rows in expected]
+    above = [{label for label in LABELS if row[label] >= 0.3} for row in scores_of(model, texts)]
+    assert sets != above, "no set is changed by a parent or a constraint, so nothing is tested"
+
+
+def scores_of(model, texts):
+    pipe = MultiLabelDocumentClassificationPipeline(model=model.eval(), tokenizer=tiny_tokenizer(), device="cpu")
+    return [{row["label"]: row["score"] for row in rows} for rows in pipe(texts, top_k=NUM_LABELS)]
+
+
+def test_an_export_in_float32_keeps_a_guarantee_and_int8_does_not(model, exported, quantized):
+    assert "guarantee" in json.loads((exported / "config.json").read_text())["threshold_info"]
+    assert "guarantee" not in quantized.config.threshold_info and quantized.config.thresholds is not None
+    assert "guarantee" in model.config.threshold_info
+
+
+def test_labels_that_were_added_later_are_scored_by_an_export(model, exported):
+    batch = documents(3, 9)
+    with torch.no_grad():
+        expected = model.eval()(**batch).logits[:, 5:]
+    assert model.config.num_added_labels == 2 and expected.std() > 0.1
+    torch.testing.assert_close(load_onnx(exported, num_threads=1)(**batch).logits[:, 5:], expected, atol=1e-4, rtol=0)
+
+
+def test_a_student_is_exported(tmp_path):
+    encoder = StaticEncoderConfig(vocab_size=len(tiny_tokenizer()), hidden_size=16, initializer_range=1.0)
+    student = tiny_model(4, backbone_config=encoder)
+    export_onnx(student, tmp_path / "onnx")
+    batch = documents(3, 20)
+    with torch.no_grad():
+        expected = student(**batch).logits
+    torch.testing.assert_close(load_onnx(tmp_path / "onnx")(**batch).logits, expected, atol=1e-4, rtol=0)
 
 
 def test_an_export_carries_label_names_thresholds_and_tokenizer(model, exported):
@@ -155,18 +206,39 @@ def test_weights_beyond_7_bits_are_not_exported(exported, monkeypatch):
         quantize_int8(load_onnx(exported, num_threads=1))
 
 
-def test_the_readme_of_an_export_says_what_was_measured_on_which_processor(model, exported, tmp_path):
+@pytest.fixture(scope="module")
+def commanded(model, tmp_path_factory):
+    """What the command prints, its export in int8, and the documents that it compared on."""
+    folder = tmp_path_factory.mktemp("command")
+    model.save_pretrained(folder / "checkpoint")
+    tiny_tokenizer().save_pretrained(folder / "checkpoint")
+    texts = [" ".join(WORDS[i : i + 1 + i % 7]) for i in range(20)]
+    (folder / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    files = ("--documents", folder / "documents.jsonl")
+    done = run_example("export_onnx", folder / "checkpoint", folder / "onnx", "--int8", *files)
+    assert done.returncode == 0, done.stderr
+    return done, folder / "onnx", [dict(tiny_tokenizer()(texts, padding=True, return_tensors="pt"))]
+
+
+def test_the_command_writes_an_export_and_says_how_far_it_is_off(commanded):
+    done, folder, _ = commanded
+    printed = r"int8. On 20 documents: [0-9.]+% have the same label set, [0-9.]+% the same best label"
+    assert re.search(printed, done.stdout)
+    again = run_example("export_onnx", folder.parent / "checkpoint", folder, "--int8")
+    assert again.returncode == 1 and again.stderr.strip().endswith("Name a new folder for the export.")
+
+
+def test_the_readme_of_an_export_says_what_was_measured_on_which_processor(model, exported, commanded):
     readme = (exported / "README.md").read_text()
     assert "On 10 random documents" in readme and platform.machine() in readme and "float32" in readme
     assert "different label set at the thresholds of the model | 0 of 10 (0.0%)" in readme
-    export_onnx(model, tmp_path / "int8", int8=True, batches=[documents(7, 12), documents(33, 6)])
-    readme = (tmp_path / "int8" / "README.md").read_text()
-    found = compare_logits(
-        model.eval(), load_onnx(tmp_path / "int8", num_threads=1), [documents(7, 12), documents(33, 6)]
-    )
-    changed = round(40 * (1 - found["same_label_set"]))
-    assert f"different label set at the thresholds of the model | {changed} of 40" in readme
-    assert "On 40 documents" in readme and "int8 weights" not in readme and "no sum can saturate" in readme
+    _, folder, batches = commanded
+    readme = (folder / "README.md").read_text()
+    batch = {name: batches[0][name] for name in ("input_ids", "attention_mask")}
+    found = compare_logits(model.eval(), load_onnx(folder, num_threads=1), [batch])
+    changed = round(20 * (1 - found["same_label_set"]))
+    assert f"different label set at the thresholds of the model | {changed} of 20" in readme
+    assert "On 20 documents" in readme and "int8 weights" not in readme and "no sum can saturate" in readme
 
 
 def test_a_comparison_counts_the_documents_whose_label_set_is_different(model):
@@ -175,7 +247,8 @@ def test_a_comparison_counts_the_documents_whose_label_set_is_different(model):
         output = model.eval()(**batch)
     probabilities = torch.sigmoid(output.logits)
     moved = output.logits.clone()
-    moved[3, 0] = -20 if probabilities[3, 0] >= 0.3 else 20  # across its threshold
+    cells = LABELS.index("cells")  # no other label depends on it
+    moved[3, cells] = -20 if probabilities[3, cells] >= 0.3 else 20  # across its threshold
     found = compare_logits(model, lambda **inputs: SepMldcOutput(logits=moved), [batch])
     assert found["same_label_set"] == pytest.approx(6 / 7) and found["num_documents"] == 7
 
@@ -217,7 +290,7 @@ def test_the_pipeline_runs_on_an_export(model, exported, caplog):
 def test_an_export_labels_files_as_its_checkpoint_does_and_another_export_does_not_resume_it(
     model, exported, tmp_path, monkeypatch
 ):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     import predict
 
     model.save_pretrained(tmp_path / "checkpoint")
@@ -269,19 +342,3 @@ def test_lexical_scores_are_exported_with_the_model(tmp_path, num_bigrams):
         torch.testing.assert_close(onnx(**batch).logits, model(**batch).logits, atol=1e-4, rtol=0)
         lexical.scale.fill_(0.0)
         assert not torch.allclose(onnx(**batch).logits, model(**batch).logits, atol=0.1)
-
-
-def test_the_command_writes_an_export_and_says_how_far_it_is_off(model, tmp_path):
-    model.save_pretrained(tmp_path / "checkpoint")
-    tiny_tokenizer().save_pretrained(tmp_path / "checkpoint")
-    (tmp_path / "documents.jsonl").write_text('{"text": "a proof"}\n{"text": "stars and galaxy"}\n')
-    command = [sys.executable, str(SCRIPT), str(tmp_path / "checkpoint"), str(tmp_path / "onnx"), "--int8"]
-    done = subprocess.run(
-        [*command, "--documents", str(tmp_path / "documents.jsonl")], check=True, capture_output=True, text=True
-    )
-    assert re.search(
-        r"int8. On 2 documents: [0-9.]+% have the same label set, [0-9.]+% the same best label", done.stdout
-    )
-    assert "On 2 documents" in (tmp_path / "onnx" / "README.md").read_text()
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 1 and again.stderr.strip().endswith("Name a new folder for the export.")

@@ -325,18 +325,6 @@ def test_in_a_ranking_a_parent_comes_before_a_child_with_the_same_score(labels):
     assert [entry["label"] for entry in answer[:4]] == ranked
 
 
-def test_an_onnx_export_returns_the_same_label_sets(tmp_path):
-    pytest.importorskip("onnxscript")
-    from trainer.export import export_onnx, load_onnx
-
-    constraints = [{"labels": ["genetics", "sports"], "at_most": 1}]
-    model = model_with(hierarchy="closure", label_constraints=constraints)
-    export_onnx(model, tmp_path / "onnx", tiny_tokenizer())
-    exported = classify_with(load_onnx(tmp_path / "onnx", num_threads=1))
-    for ours, theirs in zip(classify_with(model)(TEXTS), exported(TEXTS)):
-        assert [entry["label"] for entry in theirs] == [entry["label"] for entry in ours]
-
-
 def test_editing_labels_keeps_parents_and_constraints_consistent():
     constraints = [{"labels": ["biology", "chemistry", "sports"], "at_least": 1, "at_most": 2}]
     model = model_with(hierarchy="closure", label_constraints=constraints)
