@@ -4,11 +4,15 @@ import asyncio
 import collections
 import hashlib
 import json
+import resource
+import sys
 import threading
 
 from aiohttp import web
 
 from augmentation import RequestSettings
+from augmentation.cli import main
+from augmentation.language import is_language
 
 
 WORD_BANK = (
@@ -243,3 +247,10 @@ class BatchServer(ChatServer):
 
     def _at(self, batch):
         return {**batch, "status": self.status if self.seen[batch["id"]] >= self.polls else "in_progress"}
+
+
+def on_a_small_disk(size, command):
+    """The program `augmentation`, where no file can have more than `size` bytes; for a process of its own."""
+    is_language("The model of the languages is unpacked to a file.", "en")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    sys.exit(main(list(map(str, command))))

@@ -9,13 +9,13 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 from aiohttp import web
-from augmentation_server import ChatServer, completion, error, prose, rows, settings
+from augmentation_server import ChatServer, completion, error, on_a_small_disk, prose, rows, settings
+from scripts import fork, run_forked
 
 from augmentation import AugmentationError, RequestSettings, describe_labels
 from augmentation.cli import main
@@ -278,22 +278,14 @@ def test_ctrl_c_finishes_what_is_under_way_and_saves_it(tmp_path):
 
     (tmp_path / "labels.txt").write_text("\n".join(f"l{i}" for i in range(60)))
     with ChatServer(slow) as server:
-        command = [
-            sys.executable,
-            "-m",
-            "augmentation",
-            "describe-labels",
-            tmp_path / "labels.txt",
-            "--model",
-            "gpt-4o",
-        ]
-        command += ["--base-url", server.base_url, "--output-dir", tmp_path, "--concurrency", "4"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = ["describe-labels", str(tmp_path / "labels.txt"), "--model", "gpt-4o", "--concurrency", "4"]
+        command += ["--base-url", server.base_url, "--output-dir", str(tmp_path)]
+        process = fork(lambda: sys.exit(main(command)), stdout=tmp_path / "out")
         while len(server.requests) < 7:
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
-        assert process.returncode == 130 and "run the same command again" in out
+        os.kill(process.pid, signal.SIGINT)
+        process.join(30)
+        assert process.exitcode == 130 and "run the same command again" in (tmp_path / "out").read_text()
         with Journal(tmp_path / "journal.jsonl", read_only=True) as journal:
             assert len(journal) == sum(server.paid.values()) == len(server.requests) < 60
 
@@ -352,22 +344,12 @@ def test_a_disk_that_fails_to_sync_stops_the_run(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_stops_the_run_and_leaves_no_half_line(tmp_path):
-    code = """
-import resource, sys
-from augmentation.cli import main
-from augmentation.language import is_language
-is_language("The model of the languages is unpacked to a file.", "en")
-resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
-import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-sys.exit(main(sys.argv[1:]))
-"""
     (tmp_path / "labels.txt").write_text("\n".join(LABELS))
     with ChatServer() as server:
         command = ["describe-labels", tmp_path / "labels.txt", "--model", "m", "--base-url", server.base_url]
         command += ["--output-dir", tmp_path, "--concurrency", "1", "--quiet"]
-        done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
-        assert done.returncode == 1 and "cannot be written" in done.stderr
-        assert "Paid answers are kept" in done.stderr
+        code, message = run_forked(on_a_small_disk, 8000, command, folder=tmp_path)
+        assert code == 1 and "cannot be written" in message and "Paid answers are kept" in message
         stored = rows(tmp_path / "journal.jsonl")
         assert 0 < len(stored) < len(LABELS)
         assert describe_labels(LABELS, tmp_path, settings(server, model="m")).sent > 0

@@ -6,13 +6,13 @@ import json
 import logging
 import os
 import subprocess
-import sys
 
 import pytest
-from augmentation_server import ChatServer, prose, rows, settings
+from augmentation_server import ChatServer, on_a_small_disk, prose, rows, settings
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from scripts import run_forked
 
 from augmentation import AugmentationError, describe_labels, export_sft, report
 from augmentation.cli import main
@@ -230,20 +230,12 @@ def test_a_sync_that_fails_throws_no_answer_away(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_at_the_output_is_one_sentence_and_a_rerun_sends_nothing(tmp_path):
-    limit = """
-import resource, signal, sys
-from augmentation.cli import main
-from augmentation.language import is_language
-is_language("The model of the languages is unpacked to a file.", "en")
-resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-sys.exit(main(sys.argv[1:]))
-"""
     (tmp_path / "labels.txt").write_text("".join(f"l{i}\n" for i in range(5)))
     with ChatServer() as server:
         command = ["describe-labels", tmp_path / "labels.txt", "--model", "m", "--base-url", server.base_url]
         command += ["--output-dir", tmp_path, "--quiet"]
         assert main(list(map(str, command))) == 0
-        done = subprocess.run([sys.executable, "-c", limit, *command], capture_output=True, text=True)
-        assert done.returncode == 1 and "label_descriptions.jsonl cannot be written" in done.stderr
-        assert "Traceback" not in done.stderr and len(server.requests) == 5
+        code, message = run_forked(on_a_small_disk, 600, command, folder=tmp_path)
+        assert code == 1 and "label_descriptions.jsonl cannot be written" in message
+        assert "Traceback" not in message and len(server.requests) == 5
     assert len(rows(tmp_path / "label_descriptions.jsonl")) == 5

@@ -12,6 +12,7 @@ import pytest
 from data_files import jsonl, parquet, table, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scripts import run_forked
 
 from trainer.data.label_files import read_label_descriptions, read_labels
 from trainer.data.readers import FORMATS, DataFileError, read_records
@@ -60,12 +61,15 @@ def test_every_format_compression_and_encoding_gives_the_same_texts(tmp_path, fo
 
 
 @pytest.mark.parametrize("form, encoding", CASES)
-def test_standard_input_is_read_in_every_format(form, encoding):
-    code = "import sys, json; from trainer.data.readers import read_records\n"
-    code += "print(json.dumps([[w, r['text']] for w, r in read_records('-', sys.argv[1])]))"
+def test_standard_input_is_read_in_every_format(tmp_path, form, encoding):
+    def program():
+        print(json.dumps([[where, record["text"]] for where, record in read_records("-", form)]))
+
     for content in (content_of(form, encoding), gzip.compress(content_of(form, encoding))):
-        done = subprocess.run([sys.executable, "-c", code, form], input=content, capture_output=True, check=True)
-        records = json.loads(done.stdout)
+        (tmp_path / "in").write_bytes(content)
+        code, message = run_forked(program, folder=tmp_path, stdin=tmp_path / "in", stdout=tmp_path / "out")
+        assert code == 0, message
+        records = json.loads((tmp_path / "out").read_text())
         assert [text for _, text in records] == TEXTS
         assert all(where.startswith("standard input, ") for where, _ in records)
 
