@@ -5,7 +5,7 @@ EXTRAS ?= dev
 # `make quickstart ARGS="--max_train_samples 200"` changes arguments of the run.
 ARGS ?=
 
-.PHONY: quickstart test test-numeric test-slow quality style docs bench bench-smoke augment-demo clean
+.PHONY: quickstart test coverage test-numeric test-slow quality style docs bench bench-smoke augment-demo clean
 
 # The environment is made anew whenever what it is made from changes.
 $(VENV)/.installed-%: setup.py pyproject.toml constraints.txt
@@ -18,13 +18,18 @@ quickstart: $(VENV)/.installed-quickstart
 		examples/run_mldc.py examples/configs/quickstart.json $(ARGS)
 
 # Two test processes with one thread each.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
 test: $(VENV)/.installed-$(EXTRAS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=85
+	$(PYTEST)
+
+# The same tests; tracing the lines doubles the time.
+coverage: $(VENV)/.installed-$(EXTRAS)
+	$(PYTEST) --cov --cov-report=term:skip-covered --cov-fail-under=95
 
 # What depends on the arithmetic of the processor, as on one that has AVX2 but not AVX-512.
 test-numeric: $(VENV)/.installed-$(EXTRAS)
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile \
-		-m "numeric and not slow"
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "numeric and not slow"
 
 test-slow: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python -m pytest -q -m slow
@@ -45,13 +50,11 @@ docs: $(VENV)/.installed-$(EXTRAS)
 bench: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python benchmarks/training_speed.py
 
-bench-smoke: $(VENV)/.installed-$(EXTRAS)
-	$(BIN)/python benchmarks/training_speed.py --smoke
-	$(BIN)/python benchmarks/large_label_sets.py --smoke
-	$(BIN)/python benchmarks/gpu.py --smoke
-	$(BIN)/python benchmarks/metrics_scale.py --smoke
-	$(BIN)/python benchmarks/process_scaling.py --smoke
-	$(BIN)/python benchmarks/streaming.py --smoke
+# `make -j 2 bench-smoke` runs two at a time.
+bench-smoke: $(addprefix smoke-,large_label_sets process_scaling metrics_scale training_speed streaming gpu)
+
+smoke-%: $(VENV)/.installed-$(EXTRAS)
+	$(BIN)/python benchmarks/$*.py --smoke
 
 # A very small language model, served on this machine: expands ten labels, writes for two tail labels, reviews.
 augment-demo: $(VENV)/.installed-augment
