@@ -11,17 +11,12 @@ def pytest_collection_finish():
     gc.freeze()  # the imported modules stay; every full collection would walk through their million objects
 
 
-@pytest.fixture
-def pictures():
-    """Pictures are drawn."""
-
-
 @pytest.fixture(autouse=True)
 def without_pictures(request, monkeypatch):
     """
-    As if matplotlib were not installed, unless a test asks for `pictures`: a training run writes its model card several times, and
+    As if matplotlib were not installed, unless a test has the marker `pictures`: a training run writes its model card several times, and
     most of a tiny run would be drawing.
     """
-    if "pictures" not in request.fixturenames:
+    if request.node.get_closest_marker("pictures") is None:
         for name in ("matplotlib", "matplotlib.figure"):
             monkeypatch.setitem(sys.modules, name, None)

@@ -169,7 +169,8 @@ def test_reviewed_answers_become_chats_with_the_prompt_that_was_sent(tmp_path):
     assert not (tmp_path / "y.jsonl").exists()
 
 
-def test_the_report_counts_labels_before_and_after_and_what_was_paid(tmp_path, capsys, pictures):
+@pytest.mark.pictures
+def test_the_report_counts_labels_before_and_after_and_what_was_paid(tmp_path, capsys):
     items = [document(i, ["big"] + (["rare"] if i < 2 else []) + (["mid"] if i < 7 else [])) for i in range(20)]
     train = write_rows(tmp_path / "train.jsonl", items)
     with ChatServer() as server:

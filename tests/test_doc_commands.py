@@ -96,17 +96,16 @@ def run(words, server, folder, monkeypatch):
     assert load_example(name, f"{name}_of_the_pages").main() in (None, 0), words
 
 
-# Three ONNX exports: test_export.py runs the command, test_docs.py what the page does in Python.
-SLOW = ("deploy.md",)
+MARKS = {
+    # Three ONNX exports: test_export.py runs the command, test_docs.py what the page does in Python.
+    "deploy.md": pytest.mark.slow,
+    "augmentation.md": pytest.mark.pictures,
+}
 
 
 @pytest.mark.parametrize(
     "page",
-    [
-        pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else [])
-        for page, found in COMMANDS.items()
-        if found
-    ],
+    [pytest.param(page, marks=MARKS.get(page, ())) for page, found in COMMANDS.items() if found],
 )
 def test_the_commands_of_a_page_run_one_after_the_other(page, folder, monkeypatch):
     if page == "deploy.md":

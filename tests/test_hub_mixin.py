@@ -48,7 +48,8 @@ def test_the_card_of_a_checkpoint_has_the_measures_of_its_step(run, step):
     assert f"measured at step {step}" in card.text and (folder / f"checkpoint-{step}" / "decile_recall.png").exists()
 
 
-def test_the_card_of_the_best_model_has_the_measures_of_the_best_step(run, tmp_path, pictures):
+@pytest.mark.pictures
+def test_the_card_of_the_best_model_has_the_measures_of_the_best_step(run, tmp_path):
     trainer, _ = run
     trainer.save_model(tmp_path)
     card, measured = results(tmp_path)
@@ -56,9 +57,8 @@ def test_the_card_of_the_best_model_has_the_measures_of_the_best_step(run, tmp_p
     assert "measured at step 2" in card.text and (tmp_path / "decile_recall.png").exists()
 
 
-def test_what_was_predicted_stands_in_the_card_beside_what_was_evaluated_and_the_picture_stays(
-    run, tmp_path, pictures
-):
+@pytest.mark.pictures
+def test_what_was_predicted_stands_in_the_card_beside_what_was_evaluated_and_the_picture_stays(run, tmp_path):
     trainer, _ = run
     evaluated = trainer.evaluate()
     predicted = trainer.predict(trainer.eval_dataset, metric_key_prefix="test").metrics

@@ -236,7 +236,8 @@ def test_emissions_are_told_where_codecarbon_measured_them(tmp_path):
     assert "3 g CO2eq" in path.read_text()
 
 
-def test_pictures_are_drawn_and_do_not_change_without_a_reason(tmp_path, pictures):
+@pytest.mark.pictures
+def test_pictures_are_drawn_and_do_not_change_without_a_reason(tmp_path):
     contents = []
     for _ in range(2):
         path = save_model_card(tmp_path, make_config(), metrics=METRICS, log_history=LOG_HISTORY, deciles=DECILES)

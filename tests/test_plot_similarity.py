@@ -15,7 +15,7 @@ from trainer.data import encode_labels
 
 
 pytest.importorskip("matplotlib")
-pytestmark = pytest.mark.usefixtures("pictures")
+pytestmark = pytest.mark.pictures
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "plot_similarity.py"
 plot_similarity = load_example("plot_similarity")

@@ -112,7 +112,8 @@ def test_reasons_follow_the_kind_of_mistake(documents, why):
     assert [row.why for row in worst_labels(results_of(documents), LABELS)] == [why]
 
 
-def test_the_worst_labels_are_written_as_a_harmless_table_and_a_picture(tmp_path, monkeypatch, pictures):
+@pytest.mark.pictures
+def test_the_worst_labels_are_written_as_a_harmless_table_and_a_picture(tmp_path, monkeypatch):
     labels = ["=1+1", "$x$ and a name that is much longer than forty characters", "c", "d"]
     worst = worst_labels(results_of([("a", "c"), ("b", "")] * 3), labels)
     write_worst_labels(tmp_path, worst)

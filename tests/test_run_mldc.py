@@ -94,7 +94,8 @@ def test_lexical_scores_are_fitted_after_training_and_raise_the_test_results(mon
     assert "lexical scores, token weights per label" in card
 
 
-def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, files, tmp_path, capsys, pictures):
+@pytest.mark.pictures
+def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, files, tmp_path, capsys):
     run(
         monkeypatch,
         files,
