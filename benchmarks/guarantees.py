@@ -16,7 +16,7 @@ wrong), labels per document, and the share of documents without labels. The same
 the mean over splits; `above` is the share of single splits whose risk is above the limit.
 
 `kept` is the micro F1 of the documents that are kept when the least certain ones are left to people, with the thresholds that `run_mldc.py`
-tuned, for several measures of certainty. The library uses `margin`, the largest margin above a threshold.
+tuned, for several measures of certainty. The library uses the expected F1.
 """
 
 import argparse

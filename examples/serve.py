@@ -81,6 +81,7 @@ class Parameters(BaseModel):
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     min_score: float | None = None
     min_labels: Annotated[int, Field(ge=0)] | None = None
+    min_expected_f1: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class PredictRequest(BaseModel):

@@ -13,6 +13,30 @@ DEFAULT_THRESHOLD = 0.5
 BOUNDS = ("at_least", "at_most")
 
 
+def expected_f1(probabilities: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+    r"""
+    The F1 that the probabilities promise for a label set S of each document, $2 \sum_{l \in S} p_l / (|S| + \sum_l p_l)$: 0 for an empty set.
+
+    Args:
+        probabilities (`torch.Tensor` of shape `(B, L)`): of the labels.
+        predicted (`torch.BoolTensor` of shape `(B, L)`): the label sets.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: float32, from 0 to 1.
+
+    Example:
+
+    ```python
+    >>> expected_f1(torch.tensor([[1.0, 0.5, 0.5]]), torch.tensor([[True, True, False]]))
+    tensor([0.7500])
+
+    ```
+    """
+    probabilities = probabilities.float()
+    size = predicted.sum(dim=1)
+    return 2 * (probabilities * predicted).sum(dim=1) / (size + probabilities.sum(dim=1)).clamp_min(1e-12)
+
+
 def check_label_constraints(
     constraints: Any, labels: Sequence[str], ancestors: Mapping[str, Sequence[str]] | None = None
 ) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
 from .explanation_sep_mldc import EXPLANATION_BUDGET, FEWEST_GROUPS, explain_window, words_of_tokens
-from .label_sets_sep_mldc import DEFAULT_THRESHOLD
+from .label_sets_sep_mldc import DEFAULT_THRESHOLD, expected_f1
 
 
 logger = logging.get_logger(__name__)
@@ -27,6 +27,7 @@ PARAMETERS = (
     "threshold",
     "min_score",
     "min_labels",
+    "min_expected_f1",
     "max_length",
     "stride",
     "window_merge",
@@ -94,6 +95,9 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         min_labels (`int`, defaults to 0): if fewer labels reach their threshold, add the best of the others, as far as `top_k` and
             `min_score` allow, without regard to a hierarchy and to constraints. They have `"below_threshold": True`; a document with
             no other labels still counts as abstained.
+        min_expected_f1 (`float`, *optional*): the model also abstains from documents whose expected F1 is lower, as if no label reached its
+            threshold: what the probabilities promise for the labels S that would be returned, 2 Σ_{l in S} p_l / (|S| + Σ_l p_l). The report of
+            `run_mldc.py` and `StreamingMetrics.f1_of_kept` say which value leaves how many documents to people, and the F1 of the rest.
         max_length (`int`, *optional*): tokens per window, special tokens included. Defaults to as many as the model reads.
         stride (`int`, *optional*): tokens shared by neighboring windows. Defaults to an eighth of `max_length`.
         window_merge (`str`, defaults to `"max"`): how the scores of a label in the windows become one. `"max"`: its best
@@ -168,6 +172,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             ("max_length", self._check_max_length),
             ("stride", _check_stride),
             ("min_labels", _check_min_labels),
+            ("min_expected_f1", self._check_threshold),
             ("window_merge", self._check_window_merge),
         ):
             if kwargs.get(name) is not None:
@@ -336,6 +341,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         threshold: float | None = None,
         min_score: float | None = None,
         min_labels: int | None = None,
+        min_expected_f1: float | None = None,
         window_merge: str = "max",
         return_explanation: bool = False,
         explanation_size: int = 5,
@@ -354,6 +360,9 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             weights = _merge_weights(window_scores, window_merge, shares, attention)
             scores = self.model.close_scores((weights * window_scores).sum(dim=0, keepdim=True))[0]
             chosen = self._choose(scores, top_k, threshold, min_score)
+            if min_expected_f1 is not None and self._expected_f1(scores, chosen) < min_expected_f1:
+                # As if no label reached its threshold.
+                chosen, threshold = [], math.inf
             num_accepted = len(chosen)
             wanted = min(min_labels or 0, len(scores) if top_k is None else top_k)
             chosen = self._fill_up(chosen, scores, wanted, threshold, min_score)
@@ -407,6 +416,13 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         # Stable: ties go to the lower label index.
         order = scores[candidates].sort(descending=True, stable=True).indices
         return candidates[order][:top_k].tolist()
+
+    @staticmethod
+    def _expected_f1(scores: torch.Tensor, chosen: list[int]) -> float:
+        """The F1 that the scores (L,) promise for the chosen labels."""
+        predicted = torch.zeros(1, len(scores), dtype=torch.bool, device=scores.device)
+        predicted[0, chosen] = True
+        return float(expected_f1(scores.unsqueeze(0), predicted))
 
     def _fill_up(
         self,

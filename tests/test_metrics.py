@@ -124,8 +124,8 @@ def test_ndcg_and_f1_equal_those_of_scikit_learn():
     np.testing.assert_allclose(table["threshold"], thresholds)
 
 
-def slow_f1_of_kept(certainties, predicted, labels, share):
-    order = np.argsort(-certainties, kind="stable")[: round(share * len(labels))]
+def slow_f1_of_kept(expected_f1, predicted, labels, share):
+    order = np.argsort(-expected_f1, kind="stable")[: round(share * len(labels))]
     return sklearn.metrics.f1_score(labels[order], predicted[order], average="micro", zero_division=0)
 
 
@@ -143,10 +143,13 @@ def test_f1_of_the_kept_documents_equals_a_slow_count_and_abstained_ones_are_lef
         known = torch.tensor(sigmoid(logits[rows])) if form == "calibrated" else None
         metrics.update(scores * (3 if form == "calibrated" else 1), labels[rows], probabilities=known)
     predicted = sigmoid(logits) >= thresholds
-    certainties = (logits - np.log(thresholds / (1 - thresholds))).max(axis=1)
+    probabilities = sigmoid(logits)
+    expected_f1 = np.array(
+        [2 * p[own].sum() / (own.sum() + p.sum()) for p, own in zip(probabilities, predicted, strict=True)]
+    )
     table = metrics.f1_of_kept((1.0, 0.9, 0.5, 0.1))
     for row in table:
-        expected = slow_f1_of_kept(certainties, predicted, labels, row["share_kept"])
+        expected = slow_f1_of_kept(expected_f1, predicted, labels, row["share_kept"])
         assert row["f1_micro"] == pytest.approx(expected, abs=0.004), row  # documents of the last bin count in part
         assert row["num_documents"] == round(200 * row["share_kept"])
     assert table[0]["f1_micro"] == pytest.approx(metrics.compute()["f1_micro"])
@@ -156,9 +159,8 @@ def test_f1_of_the_kept_documents_equals_a_slow_count_and_abstained_ones_are_lef
     (last,) = metrics.f1_of_kept((1 - share,))
     accepted = predicted.any(axis=1)
     expected = sklearn.metrics.f1_score(labels[accepted], predicted[accepted], average="micro")
-    assert last["f1_micro"] == pytest.approx(expected, abs=0.004) and last["min_certainty"] == pytest.approx(
-        0, abs=0.03
-    )
+    assert last["f1_micro"] == pytest.approx(expected, abs=0.004)
+    assert 0 < last["min_expected_f1"] <= expected_f1[accepted].min()
 
 
 def test_thresholds_of_zero_and_one_leave_the_table_of_kept_documents_finite():
@@ -318,9 +320,9 @@ def test_nothing_of_a_batch_is_kept():
         generator = torch.Generator().manual_seed(seed)
         scores = torch.randn(400, 50, generator=generator)
         metrics.update(scores, torch.randint(0, 2, (400, 50), generator=generator))
-        # The counts by certainty have as many bins for few labels as for many.
+        # The counts by expected F1 have as many bins for few labels as for many.
         sizes.append(sum(value.numel() for name, value in metrics._sums.items() if name != "kept"))
-        assert metrics._sums["kept"].shape == (4, 4000)
+        assert metrics._sums["kept"].shape == (4, 2000)
     assert sizes[0] == sizes[-1] < 400
 
 

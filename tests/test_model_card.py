@@ -198,12 +198,18 @@ def test_loss_settings_are_told_and_secrets_and_folders_are_not(tmp_path):
 
 
 def test_f1_of_the_documents_that_are_kept_is_in_the_card_with_the_share_that_is_abstained():
-    row = {"f1_micro": 0.5, "precision_micro": 0.25, "recall_micro": 0.75, "num_documents": 10, "min_certainty": -0.4}
+    row = {
+        "f1_micro": 0.5,
+        "precision_micro": 0.25,
+        "recall_micro": 0.75,
+        "num_documents": 10,
+        "min_expected_f1": 0.4321,
+    }
     kept = [{"share_kept": share, **row} for share in (1.0, 0.95)]
     metrics = {**METRICS, "eval_share_abstained": 0.5, "test_share_abstained": 0.125}
     card = build_model_card(make_config(), metrics=metrics, kept=kept)
     rows, _ = table_cells(card)
-    assert ["95%", "50.00", "25.00", "75.00"] in rows and "(12.50% of the documents)" in card.text
+    assert ["95%", "0.432", "50.00", "25.00", "75.00"] in rows and "(12.50% of the documents)" in card.text
     assert "abstains" not in build_model_card(make_config(), metrics=METRICS).text
 
 

@@ -92,6 +92,23 @@ def test_top_k_takes_the_best_labels_whatever_the_thresholds_and_with_a_threshol
     assert_same_answers(classify("robot", top_k=5, min_score=everything[2]["score"] - 1e-6), everything[:3])
 
 
+def test_documents_whose_label_set_is_likely_wrong_by_its_probabilities_are_abstained():
+    model = tiny_model()
+    classify = make_pipeline(model)
+    everything = classify("robot", top_k=5)
+    scores = [entry["score"] for entry in everything]
+    cut = (scores[1] + scores[2]) / 2
+    expected = 2 * sum(scores[:2]) / (2 + sum(scores))
+    assert [e["label"] for e in classify("robot", threshold=cut, min_expected_f1=expected - 1e-4)] == [
+        entry["label"] for entry in everything[:2]
+    ]
+    assert classify("robot", threshold=cut, min_expected_f1=expected + 1e-4) == []
+    # The best labels are shown to the person who decides, although they reach the threshold.
+    shown = classify("robot", threshold=cut, min_expected_f1=expected + 1e-4, min_labels=1)
+    assert [entry["label"] for entry in shown] == [everything[0]["label"]] and is_abstained(shown)
+    assert classify("", min_expected_f1=0.5) == []
+
+
 def test_min_labels_adds_the_best_labels_below_their_threshold_and_marks_them():
     model = tiny_model()
     everything = make_pipeline(model)("robot", top_k=5)
@@ -540,6 +557,7 @@ def test_the_stock_text_classification_pipeline_gives_sigmoid_scores_in_batches_
         ({"top_k": 0}, "`top_k` is 0, but it must be a whole number of at least 1"),
         ({"top_k": True}, "whole number"),
         ({"min_labels": -1}, "`min_labels` is -1, but it must be a number of labels of at least 0"),
+        ({"min_expected_f1": 1.5}, "`min_expected_f1` is 1.5, but it must be"),
         ({"stride": -1}, "`stride` is -1"),
         ({"stride": 126}, "`stride` is 126, but it must be less than 126"),
         ({"max_length": 2}, "a whole number from 3 to 128"),

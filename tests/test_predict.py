@@ -229,6 +229,20 @@ def test_abstained_documents_are_marked_counted_and_listed_with_their_texts(
         assert len(row["labels"]) == (2 if own["text"].strip() else 0)
 
 
+def test_documents_with_a_low_expected_f1_are_listed_for_review_with_their_best_labels(
+    cautious_folder, documents, tmp_path
+):
+    source = write_jsonl(tmp_path / "in.jsonl", documents)
+    options = ("--threshold", 0.0, "--min_labels", 1, "--abstained_file", tmp_path / "review")
+    for limit, number in ((0.0, 0), (1.0, len(documents))):
+        lines = run(
+            cautious_folder, source, tmp_path / "out", *options, "--min_expected_f1", limit, "--overwrite_output_file"
+        )
+        filled = [document["text"].strip() != "" for document in documents]
+        assert sum(line["abstained"] and full for line, full in zip(lines, filled)) == (sum(filled) if number else 0)
+    assert len(read(tmp_path / "review")) == len(documents)
+
+
 def test_a_resumed_prediction_lists_the_abstained_documents_of_all_runs(cautious_folder, documents, tmp_path, capsys):
     broken = write_jsonl(tmp_path / "in.jsonl", [*documents, {"text": 3}])
     options = ("--abstained_file", tmp_path / "review", "--look_ahead", 8)

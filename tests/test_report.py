@@ -150,13 +150,11 @@ def test_an_evaluation_is_one_short_line_and_other_logs_stay():
 
 
 def test_the_report_says_how_many_documents_are_abstained_and_what_leaving_more_out_brings():
-    kept = [{"share_kept": 1.0, "f1_micro": 0.5}, {"share_kept": 0.9, "f1_micro": 0.625}]
+    kept = [{"share_kept": 1.0, "f1_micro": 0.5, "min_expected_f1": 0.0}]
+    kept += [{"share_kept": 0.9, "f1_micro": 0.625, "min_expected_f1": 0.4321}]
     lines = abstention_lines(0.015, 200, kept)
     assert lines[0] == "The model abstains from 3 of 200 documents: none of their labels reaches its threshold."
-    assert lines[2].split() == ["documents", "kept", "100%", "90%"] and lines[3].split() == [
-        "micro",
-        "F1",
-        "50.0",
-        "62.5",
-    ]
+    assert lines[2].split() == ["documents", "kept", "100%", "90%"]
+    assert lines[3].split() == ["micro", "F1", "50.0", "62.5"]
+    assert lines[4].split() == ["min_expected_f1", "0.000", "0.432"]
     assert abstention_lines(0.0, 200, kept)[0].startswith("The model abstains from no document")

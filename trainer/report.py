@@ -253,9 +253,10 @@ def abstention_lines(share_abstained: float, num_documents: int, kept: Sequence[
         f"The model abstains from {count:,} of {num_documents:,} documents: none of their labels reaches its threshold."
         if count
         else "The model abstains from no document: each has a label that reaches its threshold.",
-        "Micro F1 if the documents whose best label is least above its threshold are left to people:",
-        "  documents kept  " + "".join(f"{row['share_kept']:>7.0%}" for row in kept),
-        "  micro F1        " + "".join(f"{100 * row['f1_micro']:>7.1f}" for row in kept),
+        "Micro F1 if documents with a low expected F1 are left to people (`predict.py --min_expected_f1`):",
+        "  documents kept   " + "".join(f"{row['share_kept']:>7.0%}" for row in kept),
+        "  micro F1         " + "".join(f"{100 * row['f1_micro']:>7.1f}" for row in kept),
+        "  min_expected_f1  " + "".join(f"{row['min_expected_f1']:>7.3f}" for row in kept),
     ]
 
 

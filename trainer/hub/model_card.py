@@ -286,7 +286,13 @@ def build_model_card(
         **_label_values(config, counts),
         **_metric_values(splits, counts),
         kept_rows=[
-            [f"{row['share_kept']:.0%}", *(_percent(row[name]) for name in KEPT_COLUMNS)] for row in kept or ()
+            [
+                f"{row['share_kept']:.0%}",
+                # Cards may be made from results of former versions.
+                f"{row['min_expected_f1']:.3f}" if "min_expected_f1" in row else "-",
+                *(_percent(row[name]) for name in KEPT_COLUMNS),
+            ]
+            for row in kept or ()
         ],
         share_abstained=_abstained(metrics or {}),
         **_setting_values(config, training_args),

@@ -1,4 +1,4 @@
-"""F1 of the documents that are kept when the least certain ones are left to people, from counts per degree of certainty."""
+"""F1 of the documents that are kept when those with the lowest expected F1 are left to people, from counts per bin of expected F1."""
 
 from collections.abc import Sequence
 
@@ -8,50 +8,39 @@ import torch
 from .ranking import ratio
 
 
-# Certainties are kept in bins, so that memory does not depend on the number of documents.
-LOW, STEP, NUM_BINS = -40.0, 0.02, 4000
+# Expected F1 is kept in bins, so that memory does not depend on the number of documents.
+NUM_BINS = 2000
 SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 
 
-def certainty(logits: torch.Tensor, cuts: torch.Tensor) -> torch.Tensor:
+def count_by_expected_f1(expected: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """
-    How far the best label of each document is above its threshold, (B,): the maximum over labels of logit less threshold. A model abstains
-    from documents where it is negative.
+    Sums of counts per bin of expected F1.
 
     Args:
-        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): calibrated ones, where the model is calibrated.
-        cuts (`torch.Tensor` of shape `(num_labels,)`): thresholds as logits.
-    """
-    return (logits - cuts).amax(dim=1)
-
-
-def count_by_certainty(certainties: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """
-    Sums of counts per bin of certainty.
-
-    Args:
-        certainties (`torch.Tensor` of shape `(batch_size,)`): from [`certainty`].
+        expected (`torch.Tensor` of shape `(batch_size,)`): the F1 that the probabilities promise for each document's label set, from 0 to 1
+            (`modeling_sep_mldc.label_sets_sep_mldc.expected_f1`).
         counts (`torch.Tensor` of shape `(3, batch_size)`): true positives, predicted labels and labels of each document.
 
     Returns:
         `torch.Tensor` of shape `(4, NUM_BINS)`: number of documents, and the sums of the counts, int64.
     """
-    bins = ((certainties.double().clamp(LOW, -LOW) - LOW) / STEP).long().clamp(0, NUM_BINS - 1)
+    bins = (expected.double() * NUM_BINS).long().clamp(0, NUM_BINS - 1)
     rows = torch.cat([torch.ones_like(counts[:1]), counts]).long()
     return torch.zeros(4, NUM_BINS, dtype=torch.int64, device=rows.device).index_add_(1, bins, rows)
 
 
 def f1_of_kept(counts: np.ndarray, shares: Sequence[float] = SHARES) -> list[dict[str, float]]:
     """
-    Micro F1, precision and recall of the most certain documents, for each share of documents that is kept. Where a share ends inside a bin,
+    Micro F1, precision and recall of the documents with the highest expected F1, for each share of documents that is kept. Where a share ends inside a bin,
     the documents of this bin count in part.
 
     Args:
-        counts (`np.ndarray` of shape `(4, NUM_BINS)`): sums of what [`count_by_certainty`] returns.
+        counts (`np.ndarray` of shape `(4, NUM_BINS)`): sums of what [`count_by_expected_f1`] returns.
         shares (`Sequence[float]`): above 0, at most 1.
 
     Returns:
-        `list[dict]`: `share_kept`, `num_documents`, `f1_micro`, `precision_micro`, `recall_micro` and `min_certainty`, the lower edge of the last bin.
+        `list[dict]`: `share_kept`, `num_documents`, `f1_micro`, `precision_micro`, `recall_micro` and `min_expected_f1`, the lower edge of the last bin.
 
     Raises:
         ValueError: a share is out of range, or there are no documents.
@@ -79,7 +68,7 @@ def f1_of_kept(counts: np.ndarray, shares: Sequence[float] = SHARES) -> list[dic
                 "f1_micro": float(ratio(2 * correct, predicted + labels)),
                 "precision_micro": float(ratio(correct, predicted)),
                 "recall_micro": float(ratio(correct, labels)),
-                "min_certainty": round(LOW + STEP * (NUM_BINS - 1 - last), 6),
+                "min_expected_f1": (NUM_BINS - 1 - last) / NUM_BINS,
             }
         )
     return rows

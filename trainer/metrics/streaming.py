@@ -20,8 +20,9 @@ import scipy.sparse
 import torch
 
 from modeling_sep_mldc.hierarchy_sep_mldc import LabelHierarchy
+from modeling_sep_mldc.label_sets_sep_mldc import expected_f1
 
-from .kept_documents import NUM_BINS, SHARES, certainty, count_by_certainty, f1_of_kept
+from .kept_documents import NUM_BINS, SHARES, count_by_expected_f1, f1_of_kept
 from .label_groups import head_body_tail, most_frequent_first, summarize
 from .ranking import inverse_propensities, positives, ratio, to_array, top_k
 
@@ -231,8 +232,9 @@ class StreamingMetrics:
         if self.thresholds is not None:
             if predicted is None:
                 predicted = scores >= self._cuts if probabilities is None else probabilities >= self._thresholds
-            certainties = self._certainties(scores if probabilities is None else probabilities, probabilities is None)
-            self._count_predictions(predicted, rows, cols, sizes, certainties)
+            if probabilities is None:
+                probabilities = torch.sigmoid(scores) if self.activation == "sigmoid" else scores
+            self._count_predictions(predicted, rows, cols, sizes, expected_f1(probabilities, predicted))
             if self.hierarchy is not None:
                 self._count_closed(predicted, rows, cols)
         if self.num_bins:
@@ -364,17 +366,17 @@ class StreamingMetrics:
         return result
 
     def f1_of_kept(self, shares: Sequence[float] = SHARES) -> list[dict[str, float]]:
-        """
-        Micro F1 of the documents that are kept when the least certain ones are left to people (coverage against F1).
+        r"""
+        Micro F1 of the documents that are kept when those with the lowest expected F1 are left to people (coverage against F1).
 
-        A document is as certain as its best label is far above its threshold, in logits. So the documents from which the model abstains are
-        the first to be left out.
+        Expected F1 is what the probabilities promise for a document's label set S, $2 \sum_{l \in S} p_l / (|S| + \sum_l p_l)$. The documents
+        from which the model abstains have 0 and are the first to be left out.
 
         Args:
             shares (`Sequence[float]`): of the documents that are kept.
 
         Returns:
-            `list[dict]`: for each share `share_kept`, `num_documents`, `f1_micro`, `precision_micro`, `recall_micro` and `min_certainty`, see
+            `list[dict]`: for each share `share_kept`, `num_documents`, `f1_micro`, `precision_micro`, `recall_micro` and `min_expected_f1`, see
             [`~trainer.metrics.kept_documents.f1_of_kept`].
 
         Raises:
@@ -446,8 +448,6 @@ class StreamingMetrics:
             self._thresholds = cuts.float().to(device)
             # Thresholds as logits, which saves the sigmoid of a whole batch.
             self._cuts = (torch.logit(cuts) if self.activation == "sigmoid" else cuts).float().to(device)
-            # Thresholds of 0 and 1 would make infinite certainties, or none.
-            self._logit_thresholds = torch.logit(cuts, 1e-12).float().to(device)
 
     def _count_ranking(self, top: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, sizes: torch.Tensor) -> None:
         """Add hits, recall and gains, with and without propensities, and the hits of each label."""
@@ -481,18 +481,13 @@ class StreamingMetrics:
             discounted = (gains * self._discounts).cumsum(dim=1)[:, self._columns]
             self._sums[f"psndcg{suffix}"] += (discounted / ideal).sum(dim=0)
 
-    def _certainties(self, values: torch.Tensor, are_scores: bool) -> torch.Tensor:
-        """How far the best label of each document is above its threshold, in logits, (batch_size,)."""
-        logits = values if are_scores and self.activation == "sigmoid" else torch.logit(values)
-        return certainty(logits, self._logit_thresholds)
-
     def _count_predictions(
         self,
         predicted: torch.Tensor,
         rows: torch.Tensor,
         cols: torch.Tensor,
         sizes: torch.Tensor,
-        certainties: torch.Tensor,
+        expected: torch.Tensor,
     ) -> None:
         """Add the decisions, (batch_size, num_labels) bool."""
         correct = predicted[rows, cols].long()
@@ -505,7 +500,7 @@ class StreamingMetrics:
         either = sizes + num_predicted
         self._sums["f1_sample"] += (2 * of_document.double() / either.clamp(min=1)).sum()
         self._sums["abstained"] += (num_predicted == 0).sum()
-        self._sums["kept"] += count_by_certainty(certainties, torch.stack([of_document, num_predicted, sizes]))
+        self._sums["kept"] += count_by_expected_f1(expected, torch.stack([of_document, num_predicted, sizes]))
 
     def _count_closed(self, predicted: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> None:
         """Add the sizes of the closed decisions (batch_size, num_labels), of the closed true label sets, and of what they share."""
