@@ -41,8 +41,14 @@ def _describe_labels(commands: Any) -> None:
 
 
 def _write_pseudo_documents(commands: Any) -> None:
-    parser = commands.add_parser("write-pseudo-documents", help="write pseudo-documents for tail labels")
-    parser.add_argument("train", nargs="+", help='training file(s), JSON Lines of {"text", "labels"}')
+    parser = commands.add_parser(
+        "write-pseudo-documents", help="write pseudo-documents for tail labels, or for all labels"
+    )
+    parser.add_argument(
+        "train",
+        nargs="*",
+        help='training file(s), JSON Lines of {"text", "labels"}; without one, all labels get pseudo-documents',
+    )
     parser.add_argument("--label-descriptions", metavar="FILE", help="label_descriptions.jsonl of describe-labels")
     _add_label_delimiter(parser)
     parser.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help="validation and test files")
@@ -58,7 +64,26 @@ def _write_pseudo_documents(commands: Any) -> None:
     parser.add_argument(
         "--max-document-tokens", type=int, default=2000, help="longest demonstration; longer ones are cut"
     )
-    parser.add_argument("--seed", type=int, default=0, help="order in which documents become demonstrations")
+    parser.add_argument("--seed", type=int, default=0, help="order of demonstrations, choice of further labels")
+    parser.add_argument(
+        "--hard-share",
+        type=float,
+        metavar="SHARE",
+        help="share of near misses, which only seem to have a similar label; 0.2 without training file, else 0",
+    )
+    parser.add_argument(
+        "--several-share",
+        type=float,
+        metavar="SHARE",
+        help="share of those without demonstration with further labels that the model chooses; 0.4 without training file, else 0",
+    )
+    parser.add_argument("--max-labels", type=int, default=3, help="most labels of these")
+    parser.add_argument(
+        "--length",
+        type=int,
+        metavar="TOKENS",
+        help="length of a document without demonstration; 150 without training file",
+    )
     _add_prompt(parser)
     _add_endpoint(parser)
     _add_limits(parser)
@@ -69,7 +94,7 @@ def _review(commands: Any) -> None:
     parser = commands.add_parser("review", help="keep good pseudo-documents, reject the others with a reason")
     parser.add_argument("pseudo_documents", help="pseudo_documents.jsonl")
     parser.add_argument(
-        "--train", nargs="+", required=True, metavar="FILE", help="training file(s) they were made from"
+        "--train", nargs="+", metavar="FILE", help="training file(s) they were made from, if there are any"
     )
     _add_label_delimiter(parser)
     parser.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help="validation and test files")
@@ -100,7 +125,7 @@ def _export_sft(commands: Any) -> None:
 
 def _report(commands: Any) -> None:
     parser = commands.add_parser("report", help="labels per decile before and after, tokens, cost, a picture")
-    parser.add_argument("--train", nargs="+", required=True, metavar="FILE", help="training file(s)")
+    parser.add_argument("--train", nargs="+", metavar="FILE", help="training file(s), if there are any")
     _add_label_delimiter(parser)
     parser.add_argument("--pseudo-documents", metavar="FILE", help="pseudo-documents that training will use")
     parser.add_argument("--journal", nargs="+", default=[], metavar="FILE", help="journal.jsonl of all runs")

@@ -31,6 +31,7 @@ EXAMPLE = (
     "Retrieval, ranking and recommendation of documents and items.",
     "We study how users reformulate queries.",
 )
+NEAR = ("cs.DB", "Database systems: storage, transactions and query processing.")
 OLD_COMMANDS = {"expand-labels": "describe-labels", "tail-samples": "write-pseudo-documents"}
 OLD_OPTIONS = {"--expansions": "--label-descriptions", "--samples": "--pseudo-documents"}
 
@@ -156,9 +157,13 @@ def _show_prompts(args: argparse.Namespace) -> int:
         label, text = document.labels[0], document.text
         labels = [(name, descriptions.get(name, "")) for name in document.labels]
     system, describe = builder.label_description(label)
-    _, write = builder.pseudo_document(labels, text, approximate_tokens(text))
+    length = approximate_tokens(text)
+    _, write = builder.pseudo_document(labels, text, length)
+    _, near_miss = builder.pseudo_document(labels, text, length, near=NEAR)
+    _, several = builder.pseudo_document(labels[:1], None, length, candidates=[NEAR])
     _show(f"template {builder.name}, hash {builder.template_hash}\n")
-    for title, message in (("system", system), ("describe-labels", describe), ("write-pseudo-documents", write)):
+    titles = ("system", "describe-labels", "write-pseudo-documents", "a near miss", "several labels")
+    for title, message in zip(titles, (system, describe, write, near_miss, several)):
         _show(f"[{title}]\n{message['content']}\n")
     return DONE
 

@@ -76,6 +76,11 @@ class _QuotedLabel:
         return self.description
 
 
+def _quoted_label(label: tuple[str, str]) -> _QuotedLabel:
+    name, description = label
+    return _QuotedLabel(quoted(name), quoted(description) if description else "")
+
+
 @dataclass(frozen=True)
 class PromptBuilder:
     """
@@ -207,6 +212,9 @@ class PromptBuilder:
         document: str | None,
         length: int,
         variation: int = 0,
+        near: tuple[str, str] | None = None,
+        candidates: Sequence[tuple[str, str]] = (),
+        most_further: int = 2,
     ) -> list[dict[str, str]]:
         """
         Messages that ask for a pseudo-document (Eq. 3).
@@ -216,16 +224,31 @@ class PromptBuilder:
             document: The demonstration, already cut; None for none.
             length: Wanted length in tokens.
             variation: Number of the pseudo-document for this demonstration; asks for a fresh topic each time.
+            near (*optional*): (label, description) that the new document must only seem to have.
+            candidates: (label, description) of further labels, of which the model chooses.
+            most_further: How many of `candidates` it may choose.
+
+        Raises:
+            AugmentationError: if the template has an error, or leaves out `near` or `candidates`.
         """
-        return self._messages(
-            self.render(
-                "pseudo_document",
-                labels=[_QuotedLabel(quoted(label), quoted(text) if text else "") for label, text in labels],
-                document=fenced(document) if document else "",
-                length=length,
-                variation=variation + 1,
-            )
+        text = self.render(
+            "pseudo_document",
+            labels=[_quoted_label(label) for label in labels],
+            document=fenced(document) if document else "",
+            length=length,
+            variation=variation + 1,
+            near=_quoted_label(near) if near else None,
+            candidates=[_quoted_label(label) for label in candidates],
+            most_further=most_further,
         )
+        for name, _ in (*([near] if near else []), *candidates):
+            if quoted(name) not in text:
+                raise AugmentationError(
+                    f"the prompt template {self.template} does not show the label {quoted(name)} of `{'near' if near else 'candidates'}`; "
+                    "begin it with `{% extends 'generic.jinja' %}`, or write plain pseudo-documents only (`hard_share` and "
+                    "`several_share` 0)."
+                )
+        return self._messages(text)
 
     def _messages(self, text: str) -> list[dict[str, str]]:
         return [{"role": "system", "content": self._system}, {"role": "user", "content": text}]

@@ -1,4 +1,4 @@
-"""Pseudo-documents for tail labels (Eq. 3-4)."""
+"""Pseudo-documents for tail labels (Eq. 3-4), or for all labels where there is no training document."""
 
 import collections
 import difflib
@@ -10,20 +10,34 @@ from typing import Any
 
 from .answers import answer_text, is_refusal
 from .checks import check_number
+from .demonstrations import Demonstrations
 from .errors import AugmentationError, ItemError
 from .files import Document, label_name, read_documents, read_label_descriptions, read_labels
-from .near_duplicates import NearDuplicateIndex, index_of
+from .kinds import (
+    CANDIDATES,
+    HARD,
+    NEAR_LABELS,
+    PLAIN,
+    SEVERAL,
+    SIMILAR,
+    Reading,
+    kinds,
+    read_near_miss,
+    read_several,
+)
 from .prompts import PromptBuilder, quoted
 from .request import Request
 from .settings import RequestSettings
+from .similar_labels import similar_labels
 from .summary import Plan, RunSummary
 from .tasks import provenance, run_task
-from .tokens import approximate_tokens, cut_to_tokens, typical_length
+from .tokens import approximate_tokens, typical_length
 
 
 TEMPERATURE = 1.0
 FILE_NAME = "pseudo_documents.jsonl"
-CACHED_DEMONSTRATIONS = 1000
+# Without training documents. With 50 pseudo-documents per label, 10 are hard: two against each of the five nearest labels.
+HARD_SHARE, SEVERAL_SHARE = 0.2, 0.4
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,14 @@ class PseudoDocumentOptions:
         tail_labels (`Sequence[str]`, *optional*): These labels instead of all tail labels.
         allow_no_demonstration (`bool`): Write documents from the description alone for labels without a usable document.
         max_document_tokens (`int`): Longest demonstration in tokens; a longer one is cut and marked.
-        seed (`int`): Order in which the documents of a label become its demonstrations.
+        seed (`int`): Order in which the documents of a label become its demonstrations, and choice of the labels that are shown together.
+        hard_share (`float`, *optional*): Share of near misses: documents that only seem to have a similar label. By default 0.2 without
+            training documents, else 0.
+        several_share (`float`, *optional*): Share of documents without demonstration for which the model chooses further labels. By
+            default 0.4 without training documents, else 0.
+        max_labels (`int`): Most labels of such a document.
+        length (`int`, *optional*): Length in tokens of a document without demonstration; by default the median of the training documents,
+            or 150.
 
     Raises:
         AugmentationError: if a number is outside its range.
@@ -49,83 +70,42 @@ class PseudoDocumentOptions:
     allow_no_demonstration: bool = False
     max_document_tokens: int = 2000
     seed: int = 0
+    hard_share: float | None = None
+    several_share: float | None = None
+    max_labels: int = 3
+    length: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("tail_threshold", "per_label", "max_document_tokens"):
             check_number(name, getattr(self, name), 1, integer=True)
         check_number("seed", self.seed, integer=True)
+        for name in ("hard_share", "several_share"):
+            check_number(name, getattr(self, name), 0, 1, optional=True)
+        check_number("max_labels", self.max_labels, 2, integer=True)
+        check_number("length", self.length, 1, integer=True, optional=True)
 
+    def shares(self, has_train: bool) -> tuple[float, float]:
+        """
+        `hard_share` and `several_share`, with their defaults.
 
-class Demonstrations:
-    """
-    The training documents that may be shown, by tail label.
-
-    Args:
-        train, excluded: Training documents, and validation and test documents. A training document without text, with the id
-            of an excluded one or nearly its text is not used; `notes` says how many.
-        labels: The tail labels.
-        options (`PseudoDocumentOptions`): With the seed and the longest demonstration.
-    """
-
-    def __init__(
-        self,
-        train: Sequence[Document],
-        excluded: Sequence[Document],
-        labels: Iterable[str],
-        options: PseudoDocumentOptions,
-    ) -> None:
-        self.notes: list[str] = []
-        self._longest = options.max_document_tokens
-        self._cut: dict[int, tuple[str, bool]] = {}
-        self._by_label: dict[str, list[Document]] = collections.defaultdict(list)
-        wanted = set(labels)
-        ids = {document.id for document in excluded if document.has_own_id}
-        texts = [(str(number), document.text) for number, document in enumerate(excluded) if document.text]
-        index = index_of(texts) if texts else None
-        reasons: collections.Counter[str] = collections.Counter()
-        for document in train:
-            found = wanted.intersection(document.labels)
-            reason = _why_unusable(document, ids, index) if found else None
-            if reason:
-                reasons[reason] += 1
-            for label in () if reason else found:
-                self._by_label[label].append(document)
-        for reason, number in reasons.items():
-            self.notes.append(f"{number} training documents of tail labels are {reason}; none is shown to the model.")
-        for label, documents in self._by_label.items():
-            random.Random(f"{options.seed} {label}").shuffle(documents)
-
-    def all_of(self, label: str) -> Sequence[Document]:
-        """The demonstrations of a label."""
-        return self._by_label.get(label, ())
-
-    def of(self, label: str, number: int) -> Document | None:
-        """The demonstration of a label's pseudo-document: its documents in turn, or None if it has none."""
-        documents = self.all_of(label)
-        return documents[number % len(documents)] if documents else None
-
-    def text(self, document: Document) -> tuple[str, bool]:
-        """What is shown of a document, and whether it was cut."""
-        if len(self._cut) > CACHED_DEMONSTRATIONS:  # the items of a label are consecutive: a small cache is enough
-            self._cut.clear()
-        if id(document) not in self._cut:  # not by its own id, which two documents may share
-            self._cut[id(document)] = cut_to_tokens(document.text, self._longest)
-        return self._cut[id(document)]
-
-
-def _why_unusable(document: Document, ids: set[str], index: NearDuplicateIndex | None) -> str | None:
-    if not document.text:
-        return "without text"
-    if document.has_own_id and document.id in ids:
-        return "with the id of an excluded document"
-    if index is not None and index.find(document.text) is not None:
-        return "nearly the same as an excluded document"
-    return None
+        Raises:
+            AugmentationError: if they are more than 1 together.
+        """
+        hard, several = (0.0, 0.0) if has_train else (HARD_SHARE, SEVERAL_SHARE)
+        hard = hard if self.hard_share is None else self.hard_share
+        several = several if self.several_share is None else self.several_share
+        if hard + several > 1 + 1e-9:
+            raise AugmentationError(
+                f"`hard_share` {hard:g} and `several_share` {several:g} must be at most 1 together; the rest are plain pseudo-documents. "
+                "Lower one of them."
+            )
+        return hard, several
 
 
 class PseudoDocuments:
     """
-    The task of `write_pseudo_documents`; items are pairs of a tail label and a number.
+    The task of `write_pseudo_documents`; items are pairs of a tail label and a number. Without training documents (`train=None`), all
+    labels are tail labels.
 
     Where two tail labels, or two copies of a training document, have the same demonstration, they get different variations of
     the prompt: no two rows share an answer, and no prompt is sent twice.
@@ -135,7 +115,7 @@ class PseudoDocuments:
 
     def __init__(
         self,
-        train: Sequence[Document],
+        train: Sequence[Document] | None,
         descriptions: Mapping[str, str],
         prompts: PromptBuilder,
         settings: RequestSettings,
@@ -145,25 +125,42 @@ class PseudoDocuments:
     ) -> None:
         self.prompts, self.settings, self.options, self.descriptions = prompts, settings, options, descriptions
         self.notes: list[str] = []
+        self.has_train, train = train is not None, train or ()
+        hard_share, several_share = options.shares(self.has_train)
+        self.kinds = kinds(hard_share, several_share, options.per_label)
         counts = collections.Counter(label for document in train for label in document.labels)
         known = {*counts, *more_labels}
         self._check_descriptions(known)
         self.tail = self._tail_labels(counts, known)
-        self.demonstrations = Demonstrations(train, excluded, self.tail, options)
+        self.demonstrations = Demonstrations(train, excluded, self.tail, options.max_document_tokens, options.seed)
         self.notes += self.demonstrations.notes
-        self.default_length = typical_length([document.text for document in train[:1000]], options.max_document_tokens)
-        self._drop_labels_without_demonstration()
-        if not self.tail:
+        self.default_length = options.length or typical_length(
+            [document.text for document in train[:1000]], options.max_document_tokens
+        )
+        if self.has_train:
+            self._drop_labels_without_demonstration()
+        elif options.length is None:
+            self.notes.append(
+                f"Pseudo-documents have about {self.default_length} tokens; name another length with `length`."
+            )
+        self.similar = self._similar_labels(known, train) if hard_share or several_share else {}
+        if self.has_train and not self.tail:
             self.notes.append(
                 f"There is no tail label: none has fewer than {options.tail_threshold} training documents (`tail_threshold`)."
             )
         self._variations = self._other_variations()
+        numbers = collections.Counter(self._kind(index) for index in range(len(self))) if self.similar else {}
+        if numbers:
+            self.notes.append(
+                f"Of {len(self)} pseudo-documents, {numbers[PLAIN]} are plain, {numbers[HARD]} hard (near misses) and {numbers[SEVERAL]} of "
+                "several labels."
+            )
 
     def _check_descriptions(self, known: set[str]) -> None:
         for label in sorted(set(self.descriptions) - known):
             near = difflib.get_close_matches(label, known, 1)
             self.notes.append(
-                f"The label descriptions have a label {label!r} that no training document has"
+                f"The label descriptions have a label {label!r} that {'no training document has' if self.has_train else '`labels` lacks'}"
                 f"{f' (did you mean {near[0]!r}?)' if near else ''}; it is left out. Correct the name, or list it in a file "
                 "given with `labels`."
             )
@@ -183,7 +180,7 @@ class PseudoDocuments:
         bare = [label for label in tail if not self.descriptions.get(label)]
         if bare:
             self.notes.append(
-                f"{len(bare)} of {len(tail)} tail labels have no description ({', '.join(bare[:5])}"
+                f"{len(bare)} of {len(tail)} {'tail ' * self.has_train}labels have no description ({', '.join(bare[:5])}"
                 f"{', ...' if len(bare) > 5 else ''}): their bare names are used. Write descriptions with describe-labels."
             )
         return tail
@@ -204,6 +201,19 @@ class PseudoDocuments:
             )
             self.tail = [label for label in self.tail if label not in set(lacking)]
 
+    def _similar_labels(self, known: Iterable[str], train: Sequence[Document]) -> dict[str, list[str]]:
+        """The labels with the most similar texts, without those that half of a label's training documents have: a near miss lacks them."""
+        texts = {label: f"{label} {self.descriptions.get(label, '')}" for label in known}
+        together: dict[str, collections.Counter[str]] = {label: collections.Counter() for label in self.tail}
+        for document in train:
+            for label in together.keys() & document.labels:
+                together[label].update(document.labels)
+        found = similar_labels(texts, self.tail, SIMILAR)
+        return {
+            label: [other for other in others if together[label][other] * 2 <= together[label][label]]
+            for label, others in found.items()
+        }
+
     def _other_variations(self) -> dict[int, int]:
         """
         The items whose variation is not their number, because another item has that one of the same prompt already.
@@ -216,9 +226,10 @@ class PseudoDocuments:
         found: dict[int, int] = {}
         for number in range(self.options.per_label if prompts else 0):
             for place, label in enumerate(self.tail):
-                prompt = prompts.get(id(self.demonstrations.of(label, number)))
-                if prompt is None:
+                document = self.demonstrations.of(label, number)
+                if id(document) not in prompts:
                     continue
+                prompt = prompts[id(document)], self._near(label, number, document)
                 variation = number
                 if variation in used[prompt]:
                     while free[prompt] in used[prompt]:
@@ -248,6 +259,32 @@ class PseudoDocuments:
         label, number = self.tail[index // self.options.per_label], index % self.options.per_label
         return label, number, self.demonstrations.of(label, number)
 
+    def _near(self, label: str, number: int, document: Document | None) -> str | None:
+        """The label that a hard pseudo-document must not have; None where it is not hard, or where there is no such label."""
+        if self.kinds[number] != HARD:
+            return None
+        own = document.labels if document else ()
+        others = [other for other in self.similar.get(label, ()) if other not in own][:NEAR_LABELS]
+        turns = len(self.demonstrations.all_of(label)) or 1
+        before = sum(self.kinds[other] == HARD for other in range(number % turns, number, turns))
+        return others[(number % turns + before) % len(others)] if others else None
+
+    def _candidates(self, label: str, number: int, document: Document | None) -> list[str]:
+        """The labels that the model may choose from; none where the pseudo-document is not one of several labels."""
+        others = self.similar.get(label, ())
+        if document is not None or not others or self.kinds[number] != SEVERAL:
+            return []
+        drawn = random.Random(f"{self.options.seed} {label} {number}").sample(others, min(CANDIDATES, len(others)))
+        return sorted(drawn, key=others.index)
+
+    def _kind(self, index: int) -> str:
+        """The kind of an item; what cannot be written as the schedule has it is plain."""
+        place = self._place(index)
+        return HARD if self._near(*place) else SEVERAL if self._candidates(*place) else PLAIN
+
+    def _described(self, labels: Iterable[str]) -> list[tuple[str, str]]:
+        return [(label, self.descriptions.get(label, "")) for label in labels]
+
     def row_id(self, index: int) -> str:
         """The id of an item's row."""
         label, number, _ = self._place(index)
@@ -255,7 +292,12 @@ class PseudoDocuments:
 
     def identity(self, index: int) -> dict[str, Any]:
         label, number, document = self._place(index)
-        return {"tail_label": label, "number": number, "demonstration_id": document.id if document else None}
+        return {
+            "tail_label": label,
+            "number": number,
+            "demonstration_id": document.id if document else None,
+            "kind": self._kind(index),
+        }
 
     def request(self, index: int) -> Request:
         label, number, document = self._place(index)
@@ -263,39 +305,68 @@ class PseudoDocuments:
         labels = document.labels if document else (label,)
         length = approximate_tokens(text) if text else self.default_length
         variation = self._variations.get(index, number)
+        near, candidates = self._near(label, number, document), self._candidates(label, number, document)
         return Request(
             messages=self.prompts.pseudo_document(
-                [(name, self.descriptions.get(name, "")) for name in labels], text, length, variation
+                self._described(labels),
+                text,
+                length,
+                variation,
+                self._described([near])[0] if near else None,
+                self._described(candidates),
+                self.options.max_labels - 1,
             ),
             model=self.settings.model,
             parameters=self.settings.request_parameters(TEMPERATURE, 2 * length + 128),
             field="text",
             variation=variation,
-            expected_tokens=length + 12,
+            expected_tokens=length + 12 + (8 if near or candidates else 0),
             origin={"template": self.prompts.name, "template_hash": self.prompts.template_hash},
         )
 
     def follow_up(self, index: int, request: Request, entry: dict[str, Any]) -> Request | None:
-        """Asks once more after an empty answer or a refusal; all else is for the review."""
-        text, _ = answer_text(entry, request.field)
-        if text and not is_refusal(text):
-            return None
-        return request.again(
-            text, "The text itself is wanted. Write it now, without any remark; it only trains a classifier."
-        )
+        """
+        Asks once more after an empty answer or a refusal, where a near miss has the near label, and where labels are not of the list; all
+        else is for the review.
+        """
+        answer, _ = answer_text(entry, request.field)
+        reading = self._read(index, answer)
+        if not reading.text or is_refusal(reading.text):
+            return request.again(
+                answer, "The text itself is wanted. Write it now, without any remark; it only trains a classifier."
+            )
+        if reading.problem is not None:
+            return request.again(answer, f"{reading.problem} Write the whole answer again.")
+        return None
+
+    def _read(self, index: int, answer: str) -> Reading:
+        """An answer without its line on labels, by the kind of the item."""
+        place = self._place(index)
+        near, candidates = self._near(*place), self._candidates(*place)
+        if near:
+            return read_near_miss(answer, quoted(near))
+        if candidates:
+            return read_several(answer, candidates, self.options.max_labels - 1)
+        return Reading(answer)
 
     def row(self, index: int, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        label, _, document = self._place(index)
-        text, cut = answer_text(entries[-1], "text")
+        label, number, document = self._place(index)
+        answer, cut = answer_text(entries[-1], "text")
+        reading = self._read(index, answer)
+        text = reading.text
         if not text or is_refusal(text):
             raise ItemError(f"no usable answer, also when asked again: {text[:80]!r}")
-        marks = ["cut_off"] if cut else []
+        if reading.problem is not None:
+            raise ItemError(f"no usable labels, also when asked again: {reading.problem}")
+        marks = [*(["cut_off"] if cut else []), *reading.marks]
         if document and self.demonstrations.text(document)[1]:
             marks.append("demonstration_cut")
         return {
             "id": self.row_id(index),
             "text": text,
-            "labels": list(document.labels) if document else [label],
+            "labels": [*(document.labels if document else [label]), *reading.further],
+            "kind": self._kind(index),
+            "near_label": self._near(label, number, document),
             "tail_label": label,
             "demonstration_id": document.id if document else None,
             "marks": " ".join(marks),
@@ -304,7 +375,7 @@ class PseudoDocuments:
 
 
 def write_pseudo_documents(
-    train: str | Path | Sequence[str | Path],
+    train: str | Path | Sequence[str | Path] | None,
     output_dir: str | Path,
     settings: RequestSettings,
     label_descriptions: str | Path | None = None,
@@ -317,20 +388,26 @@ def write_pseudo_documents(
     label_delimiter: str | None = None,
 ) -> RunSummary | Plan:
     """
-    Writes `pseudo_documents.jsonl`: `{"id", "text", "labels", "tail_label", "demonstration_id", "marks", "provenance"}` (Eq. 3-4).
+    Writes `pseudo_documents.jsonl`: `{"id", "text", "labels", "kind", "near_label", "tail_label", "demonstration_id", "marks",
+    "provenance"}` (Eq. 3-4).
 
     A pseudo-document carries the whole label set of the training document that demonstrates it; the documents of a label are
     used in turn. Only training documents enter a prompt: none that has the id or nearly the text of a document in `exclude`.
 
+    Without training documents, every label gets pseudo-documents, from its name and description. Their `kind` is `"plain"`,
+    `"hard"` (a near miss of `near_label`) or `"several"` (the model has chosen further labels from similar ones, or none).
+
     Args:
-        train: Training file or files, `{"text", "labels", "id"?}`.
+        train: Training file or files, `{"text", "labels", "id"?}`; None for none.
         output_dir: Folder of the output and the journal.
         settings (`RequestSettings`): Model, endpoint and limits.
-        label_descriptions (path, *optional*): `label_descriptions.jsonl` of `describe_labels`.
+        label_descriptions (path, *optional*): `label_descriptions.jsonl` of `describe_labels`. Without `train` and `labels`, its
+            labels are all labels.
         prompts (`PromptBuilder`, *optional*): Template and what it is filled with.
         options (`PseudoDocumentOptions`, *optional*): Which pseudo-documents are wanted.
         exclude: Files of validation and test documents (`text`, or `id`, or both).
-        labels (path, *optional*): File with all labels, where some have no training document.
+        labels (path, *optional*): File with all labels, where some have no training document. Without `train`, its notes describe
+            labels that have no description.
         dry_run, partial (`bool`): As in `describe_labels`.
         label_delimiter (`str`, *optional*): Separator of joined labels in a training table.
 
@@ -340,15 +417,25 @@ def write_pseudo_documents(
     Raises:
         AugmentationError: bad input, an endpoint that refuses or cannot be reached.
     """
-    trains = [train] if isinstance(train, (str, Path)) else list(train)
+    trains = [train] if isinstance(train, (str, Path)) else list(train or ())
+    if not trains and labels is None and label_descriptions is None:
+        raise AugmentationError(
+            "there are neither training documents nor labels to write pseudo-documents for; give a training file, or `labels` or "
+            "`label_descriptions`."
+        )
+    descriptions = read_label_descriptions(label_descriptions) if label_descriptions else {}
+    notes = read_labels(labels, label_delimiter) if labels else {}
+    if not trains:
+        notes = notes or dict.fromkeys(descriptions, "")
+        descriptions = {label: note for label, note in notes.items() if note} | descriptions
     task = PseudoDocuments(
-        read_documents(trains, label_delimiter=label_delimiter),
-        read_label_descriptions(label_descriptions) if label_descriptions else {},
+        read_documents(trains, label_delimiter=label_delimiter) if trains else None,
+        descriptions,
         prompts or PromptBuilder(),
         settings,
         options or PseudoDocumentOptions(),
         read_documents(exclude, need_labels=False),
-        read_labels(labels, label_delimiter) if labels else (),
+        notes,
     )
     others = [path for path in (label_descriptions, labels) if path is not None]
     result = run_task(task, settings, output_dir, dry_run, partial, (*trains, *exclude, *others))

@@ -66,7 +66,7 @@ class Report:
 
 
 def report(
-    train: str | Path | Sequence[str | Path],
+    train: str | Path | Sequence[str | Path] | None,
     output_dir: str | Path,
     pseudo_documents: str | Path | None = None,
     journals: Sequence[str | Path] = (),
@@ -79,7 +79,7 @@ def report(
     Writes `augmentation_report.json` and `label_histogram.png`.
 
     Args:
-        train: Training file or files.
+        train: Training file or files; None where there are only pseudo-documents.
         output_dir: Folder of the two files.
         pseudo_documents (*optional*): The pseudo-documents that training will use.
         journals: Journals of all runs; every answer counts as paid, whether or not it was kept.
@@ -92,15 +92,17 @@ def report(
     check_number("tail_threshold", tail_threshold, integer=True)
     output_dir = Path(output_dir)
     outputs = [output_dir / FILE_NAME, *([output_dir / PICTURE] if picture else [])]
-    trains = [train] if isinstance(train, (str, Path)) else list(train)
+    trains = [train] if isinstance(train, (str, Path)) else list(train or ())
     for output in outputs:
         check_output(output, (*trains, *journals, *([pseudo_documents] if pseudo_documents else [])))
     documents = read_documents(trains, label_delimiter=label_delimiter)
-    if not documents:
+    pseudo = read_documents(pseudo_documents) if pseudo_documents else []
+    if not documents and (trains or not pseudo):
         raise AugmentationError(
             "the training file holds no document, so there is nothing to report on; give another file."
+            if trains
+            else "there are neither training documents nor pseudo-documents to report on; give `train` or `pseudo_documents`."
         )
-    pseudo = read_documents(pseudo_documents) if pseudo_documents else []
     before = collections.Counter(label for document in documents for label in document.labels)
     after = before + collections.Counter(label for document in pseudo for label in document.labels)
     names = sorted(after, key=lambda label: (before[label], label))

@@ -13,6 +13,7 @@ from .answers import is_refusal
 from .checks import check_number
 from .errors import AugmentationError
 from .files import Document, read_documents, read_rows
+from .kinds import PLAIN
 from .language import is_language
 from .near_duplicates import THRESHOLD, NearDuplicateIndex, shingles, words
 from .progress import progress_bar
@@ -66,7 +67,7 @@ class ReviewOptions:
 
     Args:
         min_length_ratio, max_length_ratio (`float`): Length in tokens, as a share of the demonstration's (without one: of the
-            median of the training documents).
+            median of the training documents, or of the pseudo-documents).
         min_words (`int`): Minimum number of words, regardless of the demonstration.
         near_duplicate_threshold (`float`): Jaccard similarity of three-word runs from which two texts are near-duplicates.
         language (`str`): ISO 639-1 code.
@@ -101,12 +102,15 @@ class ReviewSummary:
     kept_file: Path
     rejected_file: Path
     notes: list[str] = field(default_factory=list)
+    by_kind: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         total = self.kept + sum(self.rejected.values())
         lines = [f"{'verdict':<34} {'documents':>9} {'share':>7}"]
         rows = [("kept", self.kept), *((name, self.rejected[name]) for name in REASONS if name in self.rejected)]
         lines += [f"{name:<34} {number:>9} {number / max(total, 1):>7.1%}" for name, number in rows]
+        if self.by_kind.keys() - {PLAIN, "None"}:
+            lines += [f"kept of {kind:<26} {kept:>9} of {number}" for kind, (kept, number) in self.by_kind.items()]
         poor = sorted((kept, label, number) for label, (kept, number) in self.by_label.items() if kept < number / 2)
         if poor:
             lines.append("Labels that keep less than half of their pseudo-documents:")
@@ -122,6 +126,7 @@ class Reviewer:
         train, excluded: Documents of the train and of the validation and test files.
         options (`ReviewOptions`, *optional*).
         prompts: Builders whose instructions must not come back as a text.
+        pseudo_documents: Texts whose median length is the usual one where there are no training documents.
     """
 
     def __init__(
@@ -130,6 +135,7 @@ class Reviewer:
         excluded: Sequence[Document] = (),
         options: ReviewOptions | None = None,
         prompts: Sequence[PromptBuilder] = (),
+        pseudo_documents: Sequence[str] = (),
     ) -> None:
         self.options = options or ReviewOptions()
         threshold = self.options.near_duplicate_threshold
@@ -139,12 +145,19 @@ class Reviewer:
             for document in progress_bar(documents, desc=f"hashing {name}", unit="doc", show=len(documents) >= 2000):
                 self._indices[name].add(document.id, document.text)
         self._indices["pseudo_document"] = NearDuplicateIndex(threshold)
-        lengths = sorted(approximate_tokens(text) for text in list(self.train.values())[:1000] if text)
+        texts = list(self.train.values())[:1000] or pseudo_documents
+        lengths = sorted(approximate_tokens(text) for text in texts if text)
         self._usual_length = lengths[len(lengths) // 2] if lengths else None
         self._instructions: set[str] = set()
         for builder in prompts:
-            for message in (*builder.pseudo_document([("x", "")], None, 100), *builder.label_description("x")):
-                self._instructions |= _runs(message["content"])
+            for messages in (
+                builder.pseudo_document([("x", "")], None, 100),
+                builder.pseudo_document([("x", "")], None, 100, near=("y", "")),
+                builder.pseudo_document([("x", "")], None, 100, candidates=[("y", "")]),
+                builder.label_description("x"),
+            ):
+                for message in messages:
+                    self._instructions |= _runs(message["content"])
 
     def judge(self, row: Mapping[str, Any], scores: Mapping[str, float] | None = None) -> tuple[str, str] | None:
         """The reason for a rejection and its detail, or None for a pseudo-document that is kept (and remembered)."""
@@ -276,7 +289,7 @@ def read_pseudo_documents(path: str | Path) -> list[dict[str, Any]]:
 def review(
     pseudo_documents: str | Path,
     output_dir: str | Path,
-    train: str | Path | Sequence[str | Path],
+    train: str | Path | Sequence[str | Path] | None = None,
     exclude: Sequence[str | Path] = (),
     options: ReviewOptions | None = None,
     prompts: PromptBuilder | None = None,
@@ -292,7 +305,7 @@ def review(
     Args:
         pseudo_documents: `pseudo_documents.jsonl`.
         output_dir: Folder of the two files.
-        train: The training file or files that the pseudo-documents were made from.
+        train (*optional*): The training file or files that the pseudo-documents were made from.
         exclude: Validation and test files; a pseudo-document must not be nearly the same as one of their documents.
         options (`ReviewOptions`, *optional*): When a pseudo-document is rejected.
         prompts (`PromptBuilder`, *optional*): The prompt that was used, whose words must not come back; those of the package's
@@ -310,7 +323,7 @@ def review(
             "`min_agreement` is given but no scores of a model; add `scores` with a file of examples/predict.py."
         )
     kept_file, rejected_file = _output_files(Path(pseudo_documents), Path(output_dir))
-    trains = [train] if isinstance(train, (str, Path)) else list(train)
+    trains = [train] if isinstance(train, (str, Path)) else list(train or ())
     for output in (kept_file, rejected_file):
         check_output(output, (pseudo_documents, *trains, *exclude))
     check_writable(output_dir)
@@ -327,16 +340,25 @@ def review(
     builders = [PromptBuilder(name, language=options.language) for name in template_names()]
     builders += [prompts] if prompts else []
     documents = read_documents(trains, label_delimiter=label_delimiter)
-    reviewer = Reviewer(documents, read_documents(exclude, need_labels=False), options, builders)
+    excluded = read_documents(exclude, need_labels=False)
+    reviewer = Reviewer(documents, excluded, options, builders, [row["text"] for row in rows])
     kept, rejected = _divide(reviewer, rows, scored)
     write_json_lines(kept_file, kept)
     write_json_lines(rejected_file, rejected)
+    reasons = collections.Counter(row["reason"] for row in rejected)
+    by_label, by_kind = (_kept_by(column, kept, rejected) for column in ("tail_label", "kind"))
+    return ReviewSummary(len(kept), dict(reasons), by_label, kept_file, rejected_file, by_kind=by_kind)
+
+
+def _kept_by(
+    column: str, kept: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]]
+) -> dict[str, tuple[int, int]]:
+    """(kept, all) by the value of a column."""
     numbers: dict[str, tuple[int, int]] = {}
     for row, is_kept in [*((row, True) for row in kept), *((row, False) for row in rejected)]:
-        good, total = numbers.get(str(row.get("tail_label")), (0, 0))
-        numbers[str(row.get("tail_label"))] = (good + is_kept, total + 1)
-    reasons = collections.Counter(row["reason"] for row in rejected)
-    return ReviewSummary(len(kept), dict(reasons), numbers, kept_file, rejected_file)
+        good, total = numbers.get(str(row.get(column)), (0, 0))
+        numbers[str(row.get(column))] = (good + is_kept, total + 1)
+    return numbers
 
 
 def _divide(

@@ -4,9 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .answers import answer_text
 from .errors import AugmentationError
 from .files import read_rows
 from .journal import Journal
+from .kinds import PLAIN
 from .writing import check_output, write_json_lines
 
 
@@ -34,7 +36,8 @@ def export_sft(
             which TRL computes the loss on the answer only.
 
     Returns:
-        The number of chats. Rows of `label_descriptions.jsonl` that are marked (too long, another language) are left out.
+        The number of chats. Rows of `label_descriptions.jsonl` that are marked (too long, another language) are left out, and so are hard
+        pseudo-documents and those of several labels that took a second request.
 
     Raises:
         AugmentationError: if the journal lacks the prompt of a row.
@@ -61,6 +64,12 @@ def _chats(files: Sequence[str | Path], journal: Journal, form: str) -> Iterator
                 )
             if description is not None and row.get("marks"):
                 continue
+            if (
+                row.get("kind", PLAIN) != PLAIN
+            ):  # the prompt asks for a line on the labels, which is no part of the text
+                if isinstance(origin, dict) and origin["requests"] > 1:  # the accepted answer has another key
+                    continue
+                answer, _ = answer_text(entry, "text")
             reply = [{"role": "assistant", "content": answer}]
             if form == "messages":
                 yield {"messages": [*entry["messages"], *reply]}

@@ -27,6 +27,14 @@ def prose(seed: str, words: int = 20) -> str:
     return " ".join(WORD_BANK[byte % len(WORD_BANK)] for byte in digest[:words]).capitalize() + "."
 
 
+def obedient(body, text, labels="1", near="no"):
+    """The text with the line on labels that the prompt asks for, if it does."""
+    prompt = body["messages"][1]["content"]
+    if '"labels:"' in prompt:
+        text = f"labels: {labels}\n{text}"
+    return f"{text}\nnear label: {near}" if '"near label: no"' in prompt else text
+
+
 def completion(text, body, finish_reason="stop", **fields):
     """A `chat.completion` object."""
     return {
@@ -87,7 +95,7 @@ class ChatServer:
 
     @staticmethod
     async def good(body, attempt, request):
-        return prose(json.dumps(body["messages"]))
+        return obedient(body, prose(json.dumps(body["messages"])))
 
     def __enter__(self):
         self._loop = asyncio.new_event_loop()
@@ -164,7 +172,7 @@ class BatchServer(ChatServer):
 
     def __init__(self, line=None, polls=1, status="completed"):
         super().__init__()
-        self.line = line or (lambda body, attempt: prose(json.dumps(body["messages"])))
+        self.line = line or (lambda body, attempt: obedient(body, prose(json.dumps(body["messages"]))))
         self.polls, self.status = polls, status
         self.files, self.batches, self.seen = {}, {}, {}
         self.fail_creation = self.cut_download = 0

@@ -1,0 +1,60 @@
+"""Labels with similar texts: candidates for near misses and for labels that occur together."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+from .near_duplicates import words
+
+
+BLOCK = 256  # labels that are compared with all others at the same time
+
+
+def similar_labels(texts: Mapping[str, str], wanted: Iterable[str], number: int) -> dict[str, list[str]]:
+    """
+    The other labels with the most similar texts, by the cosine of TF-IDF vectors of words.
+
+    Labels with the same similarity, such as those that share no word, are in an order that differs from label to label and is the same
+    in each run.
+
+    Args:
+        texts (`Mapping[str, str]`): The text of every label: its name, with its description where there is one.
+        wanted (`Iterable[str]`): The labels whose similar labels are wanted.
+        number (`int`): How many, at most.
+
+    Returns:
+        For each wanted label the others, the most similar first.
+
+    Example:
+
+    ```python
+    >>> texts = {"a": "rings of numbers", "b": "fields of numbers", "c": "trade with fish"}
+    >>> similar_labels(texts, ["a"], 1)
+    {'a': ['b']}
+
+    ```
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer  # slow to import
+
+    labels = sorted(texts)
+    places = {label: place for place, label in enumerate(labels)}
+    wanted = list(wanted)
+    try:
+        vectors = TfidfVectorizer(analyzer=words, sublinear_tf=True).fit_transform([texts[label] for label in labels])
+    except ValueError:  # no text has a word
+        return {label: _order(label, labels, [0.0] * len(labels), number) for label in wanted}
+    found: dict[str, list[str]] = {}
+    for start in range(0, len(wanted), BLOCK):
+        block = wanted[start : start + BLOCK]
+        similarities = (vectors[[places[label] for label in block]] @ vectors.T).toarray()
+        for label, row in zip(block, similarities):
+            found[label] = _order(label, labels, row, number)
+    return found
+
+
+def _order(label: str, labels: list[str], similarities: Iterable[float], number: int) -> list[str]:
+    # rounded, because prompts, and so the keys of the journal, must not depend on the last bits
+    pairs = [(round(float(value), 6), other) for value, other in zip(similarities, labels) if other != label]
+    lowest = sorted((value for value, _ in pairs), reverse=True)[:number][-1:]
+    kept = [pair for pair in pairs if pair[0] >= lowest[0]] if lowest else []
+    kept.sort(key=lambda pair: (-pair[0], hashlib.sha256(f"{label}\n{pair[1]}".encode()).digest()))
+    return [other for _, other in kept[:number]]
