@@ -24,6 +24,7 @@ from augmentation_server import (
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from scripts import fork
 
 from augmentation import (
     AugmentationError,
@@ -416,21 +417,22 @@ def test_after_kills_the_same_command_goes_on_and_pays_for_nothing_twice(labels,
         first = len(body["messages"]) == 2
         return obedient(body, prose(json.dumps(body["messages"])), "9" if first else "1", "yes" if first else "no")
 
-    command = [sys.executable, "-m", "augmentation", "write-pseudo-documents", "--labels", labels, "--model", "gpt-4o"]
-    command += ["--per-label", "10", "--output-dir", tmp_path, "--concurrency", "4", "--quiet"]
+    command = ["write-pseudo-documents", "--labels", str(labels), "--model", "gpt-4o", "--per-label", "10"]
+    command += ["--output-dir", str(tmp_path), "--concurrency", "4", "--quiet"]
     with ChatServer(slow) as server:
         command += ["--base-url", server.base_url]
         under_way = 0
         for _ in range(3):
             began = len(server.requests)
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            while len(server.requests) < began + 15 and process.poll() is None:
+            process = fork(lambda: sys.exit(main(command)))
+            while len(server.requests) < began + 15 and process.is_alive():
                 time.sleep(0.005)
             process.kill()
-            assert process.wait() == -9 and not (tmp_path / "pseudo_documents.jsonl").exists()
+            process.join()
+            assert process.exitcode == -9 and not (tmp_path / "pseudo_documents.jsonl").exists()
             under_way += 4
             time.sleep(0.2)  # the server ends what was under way
-        assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+        assert main(command) == 0
         once = 60 + 12 + 24  # near misses and several labels take two requests each
         assert once <= sum(server.paid.values()) <= once + under_way
         assert len(server.paid) == once
