@@ -50,7 +50,9 @@ def measure(folder: Path, data: str, described: bool) -> dict[str, float]:
     if described:
         lines = (folder / "llm" / f"{data}_expansions.jsonl").read_text(encoding="utf-8").splitlines()
         descriptions = {row["label"]: row["expansion"] for row in map(json.loads, lines)}
-    similar = similar_labels({label: f"{label} {descriptions.get(label, '')}" for label in together}, together, SIMILAR)
+    similar = similar_labels(
+        {label: f"{label} {descriptions.get(label, '')}" for label in together}, together, SIMILAR
+    )
     sums: collections.Counter = collections.Counter()
     for label, others in similar.items():
         hits = sum(other in together[label] for other in others)

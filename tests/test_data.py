@@ -431,9 +431,7 @@ def test_pseudo_documents_get_ids_of_their_own_where_documents_have_ids(train, t
 
 def test_a_pseudo_sample_with_an_unknown_label_is_refused(tmp_path):
     file = write(tmp_path / "p.jsonl", jsonl([{"text": "x", "labels": ["cs.CL"]}, {"text": "x", "labels": ["cs.CX"]}]))
-    with pytest.raises(
-        ValueError, match="p.jsonl, line 2: the training documents have no label 'cs.CX'. The closest is 'cs.CL'"
-    ):
+    with pytest.raises(ValueError, match="p.jsonl, line 2: there is no label 'cs.CX'. The closest is 'cs.CL'"):
         load_pseudo_documents(file, ["cs.CL", "math.AG"], cache_dir=str(tmp_path / "cache"))
 
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 
 import pytest
-from augmentation_server import ChatServer, document, write_rows
+from augmentation_server import ChatServer, document, rows, write_rows
 from scripts import EXAMPLES, load_example
 from test_docs import PAGES, commands
 from tiny_models import tiny_backbone, tiny_model, tiny_tokenizer
@@ -58,8 +58,8 @@ def folder(tmp_path, monkeypatch):
                 *(f'{i},"{row["text"]}",{";".join(row["labels"])}\n' for i, row in enumerate(documents)),
             ]
         )
-    rows = [f"{label},{label.partition('.')[0]}\n" for label in LABELS]
-    (tmp_path / "parents.csv").write_text("".join(["child,parent\n", *rows]), encoding="utf-8")
+    lines = [f"{label},{label.partition('.')[0]}\n" for label in LABELS]
+    (tmp_path / "parents.csv").write_text("".join(["child,parent\n", *lines]), encoding="utf-8")
     constraints = [{"labels": LABELS[:3], "at_least": 1}, {"labels": LABELS[3:], "at_most": 1}]
     (tmp_path / "constraints.json").write_text(json.dumps(constraints), encoding="utf-8")
     data = tmp_path / "examples" / "data"
@@ -115,11 +115,16 @@ def test_the_commands_of_a_page_run_one_after_the_other(page, folder, monkeypatc
             run(words, server, folder, monkeypatch)
     for words in COMMANDS[page]:
         for option in ("--output_dir", "--output_file", "--output-dir"):
-            if option in words and "--dry_run" not in words:
+            if option in words and not {"--dry_run", "--dry-run"} & set(words):
                 assert (folder / words[words.index(option) + 1]).exists(), words
     if page == "prediction.md":
         answers = (folder / "labels.jsonl").read_text(encoding="utf-8").splitlines()
         assert len(answers) == 40 and {"labels", "scores"} & set(json.loads(answers[0]))
+    if page == "train.md":
+        kept = rows(folder / "outputs" / "from_labels" / "pseudo_documents_kept.jsonl")
+        assert {row["kind"] for row in kept} == {"plain", "hard", "several"}
+        card = (folder / "outputs" / "from_labels" / "model" / "README.md").read_text(encoding="utf-8")
+        assert f"{len(kept)} of the training documents were written by a language model" in card
     if page == "README.md":
         trained = folder / "outputs" / "tickets"
         assert (trained / "model.safetensors").exists() and (trained / "README.md").exists()

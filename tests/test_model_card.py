@@ -218,9 +218,14 @@ def test_pseudo_documents_are_told_with_their_model_prompts_and_dates():
         {
             "text": "t",
             "labels": ["a"],
+            "kind": kind,
             "provenance": {"model": "m-1", "template": "law", "template_hash": "0123456789abcdef", "time": day},
         }
-        for day in ("2026-01-05T10:00:00Z", "2026-02-01T00:00:00Z", "2026-01-20T00:00:00Z")
+        for kind, day in (
+            ("plain", "2026-01-05T10:00:00Z"),
+            ("hard", "2026-02-01T00:00:00Z"),
+            ("plain", "2026-01-20T00:00:00Z"),
+        )
     ]
     summary = summarize_provenance(iter(rows))
     assert summary == {
@@ -228,9 +233,11 @@ def test_pseudo_documents_are_told_with_their_model_prompts_and_dates():
         "models": ["m-1"],
         "templates": ["law (0123456789ab)"],
         "dates": ["2026-01-05", "2026-02-01"],
+        "kinds": {"hard": 1, "plain": 2},
     }
     text = build_model_card(make_config(num_train_documents=9), pseudo_document_provenance=rows).text
     assert "3 of the training documents (25.0%)" in text and "2026-01-05 to 2026-02-01" in text
+    assert "| kinds | 1 hard, 2 plain |" in text
     assert "None were used." in build_model_card(make_config(), pseudo_document_provenance=()).text
     assert "Not stated." in build_model_card(make_config()).text
 

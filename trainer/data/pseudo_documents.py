@@ -1,4 +1,4 @@
-"""Pseudo-documents: documents written by a language model for tail labels."""
+"""Pseudo-documents: documents written by a language model for tail labels, or for all labels."""
 
 import difflib
 import os
@@ -41,8 +41,8 @@ def _check_pseudo_documents(path: str, columns: Columns, labels: Sequence[str]) 
             close = difflib.get_close_matches(unknown, labels, n=1, cutoff=0.0)
             hint = f" The closest is {close[0]!r}." if close else ""
             raise DataFileError(
-                f"{where}: the training documents have no label {unknown!r}.{hint} Pseudo-documents have labels of the training "
-                "documents: correct the name or remove the pseudo-document."
+                f"{where}: there is no label {unknown!r}.{hint} Pseudo-documents have labels of the training documents or, without "
+                "these, of the label texts: correct the name or remove the pseudo-document."
             )
 
 

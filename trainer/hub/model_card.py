@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,15 @@ def summarize_provenance(rows: Iterable[Mapping]) -> dict:
     What a card says about pseudo-documents, from their rows (each with a `provenance`, or holding its fields itself).
 
     Returns:
-        `dict`: `count`, and sorted lists `models`, `templates` (prompt names with the start of their hash) and `dates`
-        (first and last day). Endpoints and requests stay out: they may name hosts.
+        `dict`: `count`, sorted lists `models`, `templates` (prompt names with the start of their hash) and `dates`
+        (first and last day), and `kinds` (number by kind, where rows name theirs). Endpoints and requests stay out: they may name hosts.
     """
     count, models, templates, dates = 0, set(), set(), set()
+    kinds: Counter[str] = Counter()
     for row in rows:
         count += 1
+        if row.get("kind"):
+            kinds[str(row["kind"])] += 1
         own = row.get("provenance")
         fields = own if isinstance(own, Mapping) else row
         if fields.get("model"):
@@ -90,6 +94,7 @@ def summarize_provenance(rows: Iterable[Mapping]) -> dict:
         "models": sorted(models),
         "templates": sorted(templates),
         "dates": days[:1] + days[1:][-1:],
+        "kinds": dict(sorted(kinds.items())),
     }
 
 
@@ -482,6 +487,8 @@ def _pseudo_documents(summary: Mapping | None, num_real: int | None) -> dict | N
         return None
     rows = [("written by", ", ".join(summary["models"])), ("prompts", ", ".join(summary["templates"]))]
     rows.append(("date", " to ".join(summary["dates"])))
+    if summary.get("kinds"):
+        rows.append(("kinds", ", ".join(f"{number} {kind}" for kind, number in summary["kinds"].items())))
     share = f"{summary['count'] / (summary['count'] + num_real):.1%}" if num_real else None
     rows = [(title, escape_markdown(value) or "not stated") for title, value in rows]
     return {"count": summary["count"], "share": share, "rows": rows}
