@@ -40,6 +40,13 @@ def test_a_hostile_document_or_label_leaves_the_template_as_it_is(name, hostile)
         return system["content"], text
 
     assert frame(hostile, hostile) == frame("A harmless document.", "harmless")
+
+    def labels_frame(label):
+        near = builder.pseudo_document([("a", "")], None, 120, near=(label, label))
+        several = builder.pseudo_document([("a", "")], None, 120, candidates=[("b", ""), (label, label)])
+        return [messages[1]["content"].replace(quoted(label), "LABEL") for messages in (near, several)]
+
+    assert labels_frame(hostile) == labels_frame("harmless")
     system, user = builder.label_description(hostile, hostile)
     assert user["content"].replace(quoted(hostile), "LABEL") == builder.label_description("x", "x")[1][
         "content"
