@@ -92,7 +92,8 @@ def test_documents_without_labels_are_dealt_out_too():
 def test_scores_of_a_document_do_not_depend_on_its_own_labels(encoder):
     texts, label_indices = documents(60)
     folds = np.arange(60)  # as groups: no two documents are near-duplicates
-    first = out_of_fold_scores(labeled(texts, label_indices), encoder, use_cpu=True, hide_progress=True, groups=folds)
+    options = {"use_cpu": True, "hide_progress": True, "groups": folds, "num_folds": 2}
+    first = out_of_fold_scores(labeled(texts, label_indices), encoder, **options)
     changed = [list(ids) for ids in label_indices]
     # The same labels in another fold change other scores, not its own.
     row = int(np.flatnonzero(first.folds == 0)[0])
@@ -102,7 +103,7 @@ def test_scores_of_a_document_do_not_depend_on_its_own_labels(encoder):
     original = scores.assign_folds
     scores.assign_folds = lambda *_, **__: first.folds
     try:
-        second = out_of_fold_scores(labeled(texts, changed), encoder, use_cpu=True, hide_progress=True, groups=folds)
+        second = out_of_fold_scores(labeled(texts, changed), encoder, **options)
     finally:
         scores.assign_folds = original
     of_own_fold = first.folds == 0
@@ -177,7 +178,7 @@ def test_a_document_that_differs_from_its_near_duplicates_is_listed(encoder):
     long = " ".join(f"word{number}" for number in range(60))
     texts += [f"{long} one", f"{long} two", f"{long} three"]
     label_indices += [[0, 1], [0, 1], [0, 2]]
-    found = audit(encoder, texts, label_indices)
+    found = audit(encoder, texts, label_indices, num_folds=2)
     of_duplicates = {(f.row, f.change, f.label) for f in found.findings if f.kind == "near-duplicates"}
     assert of_duplicates == {(63, "add", LABELS[1]), (63, "remove", LABELS[2])}
     reason = next(f.reason for f in found.findings if f.kind == "near-duplicates" and f.change == "add")
@@ -190,7 +191,7 @@ def test_labels_that_always_occur_together_and_rare_labels_are_listed(encoder):
     label_indices = [ids + ([4] if 0 in ids else []) for ids in label_indices]
     label_indices[0] = [*label_indices[0], 5]
     label_indices[1], label_indices[2] = [*label_indices[1], 6], [*label_indices[2], 6]
-    found = audit(encoder, texts, label_indices, labels)
+    found = audit(encoder, texts, label_indices, labels, num_folds=2)
     together = [f for f in found.findings if f.kind == "always together"]
     assert [(f.label, f.change, f.score, f.row) for f in together] == [("twin", "drop", 1.0, None)]
     assert "'astronomy'" in together[0].reason
@@ -205,7 +206,7 @@ def test_the_number_of_findings_about_documents_is_limited(encoder):
     texts, label_indices = documents(60)
     rng = np.random.default_rng(0)
     label_indices = [sorted(rng.choice(4, 2, replace=False).tolist()) for _ in label_indices]
-    found = audit(encoder, texts, label_indices, max_findings=3)
+    found = audit(encoder, texts, label_indices, max_findings=3, num_folds=2)
     assert len([f for f in found.findings if f.row]) == 3 < found.num_suspicious
     assert f"The first 3 of {found.num_suspicious} suspicious assignments are listed" in str(found)
 

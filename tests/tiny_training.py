@@ -1,5 +1,8 @@
 """Tiny documents and trainers that the tests share: training for a few steps takes about a second."""
 
+import copy
+import functools
+
 import datasets
 import numpy as np
 from tiny_models import tiny_model, tiny_tokenizer
@@ -12,6 +15,11 @@ NUM_LABELS = 6
 
 def tiny_documents(count=24, seed=0):
     """Token ids with labels; label l makes token 10 + l frequent, so that there is something to learn."""
+    return copy.copy(_tiny_documents(count, seed))
+
+
+@functools.cache
+def _tiny_documents(count, seed):
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
