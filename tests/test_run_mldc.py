@@ -569,7 +569,7 @@ def test_predictions_hold_scores_decisions_and_the_right_labels(monkeypatch, fil
     kept = results["test_f1_of_kept"]
     assert [row["share_kept"] for row in kept] == [1.0, 0.95, 0.9, 0.8, 0.7, 0.5]
     assert kept[0]["f1_micro"] == pytest.approx(results["test_f1_micro"]) and kept[0]["num_documents"] == len(rows)
-    assert "| Documents kept | Micro F1 |" in (tmp_path / "README.md").read_text()
+    assert "| Documents kept | `min_expected_f1` | Micro F1 |" in (tmp_path / "README.md").read_text()
 
 
 def test_the_report_tells_of_abstained_documents(monkeypatch, files, tmp_path, capsys):
