@@ -1,4 +1,4 @@
-"""Augmentation with a language model: label descriptions (Eq. 1-2) and pseudo-documents for tail labels (Eq. 3-4)."""
+"""Augmentation with a language model: label descriptions (Eq. 1-2) and pseudo-documents for tail or all labels (Eq. 3-4)."""
 
 from typing import Any
 

@@ -467,8 +467,10 @@ def test_a_batch_gives_the_same_documents(server, labels, tmp_path):
 
 def test_documents_from_labels_alone_are_reviewed_reported_and_exported(labels, tmp_path, capsys):
     async def respond(body, attempt, request):
-        words = 4 if "Variation 2:" in body["messages"][1]["content"] else 60
-        return obedient(body, prose(json.dumps(body["messages"]), words))
+        prompt = body["messages"][1]["content"]
+        text = prose(json.dumps(body["messages"]), 12 if "Variation 2:" in prompt else 60)
+        first = "Variation 5:" in prompt and len(body["messages"]) == 2
+        return obedient(body, text, near="yes" if first else "no")
 
     with ChatServer(respond) as server:
         write(server, labels, tmp_path, PseudoDocumentOptions(per_label=5))
@@ -483,10 +485,13 @@ def test_documents_from_labels_alone_are_reviewed_reported_and_exported(labels, 
     assert result.train_documents == 0 and result.pseudo_documents == 24 and result.labels == 6
     with pytest.raises(AugmentationError, match="neither training documents nor pseudo-documents"):
         report(None, tmp_path)
-    assert export_sft(kept, tmp_path / "journal.jsonl", tmp_path / "sft.jsonl") == 24
-    for row, chat in zip(rows(kept), rows(tmp_path / "sft.jsonl")):
+    once = [row for row in rows(kept) if row["provenance"]["requests"] == 1]
+    assert {row["kind"] for row in rows(kept) if row not in once} == {"hard"}
+    assert export_sft(kept, tmp_path / "journal.jsonl", tmp_path / "sft.jsonl") == len(once) == 18
+    for row, chat in zip(once, rows(tmp_path / "sft.jsonl"), strict=True):
         answer, prompt = chat["messages"][-1]["content"], chat["messages"][1]
         assert answer == obedient({"messages": [None, prompt]}, row["text"])
+    assert any(row["kind"] == "several" for row in once)
 
 
 def test_a_text_that_repeats_the_request_for_a_near_miss_is_rejected(tmp_path):
