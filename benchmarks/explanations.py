@@ -24,7 +24,6 @@ standard deviation.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -41,6 +40,7 @@ from modeling_sep_mldc import (
     explanation_sep_mldc,
 )
 from modeling_sep_mldc.explanation_sep_mldc import explain_window, masked_copies, words_of_tokens
+from trainer.data import load_splits
 from trainer.devices import is_bfloat16_native
 
 
@@ -299,8 +299,7 @@ def main() -> None:
     for name, folder in options.checkpoints:
         model = SepMldcForMultiLabelClassification.from_pretrained(folder).requires_grad_(False)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        with open(files[name], encoding="utf-8") as lines:
-            texts = [json.loads(line)["text"] for line in lines][: options.documents]
+        texts = load_splits(test_file=files[name], label_column=None)["test"]["text"][: options.documents]
         classify = MultiLabelDocumentClassificationPipeline(model=model, tokenizer=tokenizer)
         sources[name], found[name] = (model, tokenizer, classify, texts), []
     for number in range(options.documents):
