@@ -298,13 +298,15 @@ def create_app(classify: Any, args: ServeArguments) -> FastAPI:
 
     @app.get("/labels")
     async def labels() -> list[dict[str, Any]]:
-        """Names, descriptions and decision thresholds of the labels."""
+        """Names, descriptions, parents and decision thresholds of the labels."""
         descriptions, thresholds = config.label_descriptions or {}, config.thresholds
+        parents = config.label_parents or {}
         names = [config.id2label[index] for index in range(config.num_labels)]
         return [
             {
                 "label": name,
                 "description": descriptions.get(name),
+                "parents": parents.get(name, []),
                 "threshold": None if thresholds is None else thresholds[index],
             }
             for index, name in enumerate(names)

@@ -177,27 +177,32 @@ def test_int8_is_smaller_and_ranks_like_the_model(model, exported, quantized, tm
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])  # ModernBERT has no bias there
 def test_layer_norms_of_int8_are_elementary_operators_that_compute_the_same(kind, tmp_path):
     model = tiny_model(kind=kind).eval()
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "norm" in name.lower():
+            parameter.data.normal_()
     plain = export_onnx(model, tmp_path / "fp32")
-    batch = documents(3, 9)
-    expected = plain(**batch).logits
-    spread = load_onnx(tmp_path / "fp32", num_threads=1)
-    export._spread_layer_norms(spread.program)
-    spread.to("cpu")
-    torch.testing.assert_close(spread(**batch).logits, expected, atol=1e-5, rtol=0)
-    assert "LayerNormalization" not in {node.op_type for node in spread.program.graph}
     quantize_int8(plain).save_pretrained(tmp_path / "int8")
+    assert "LayerNormalization" in {node.op_type for node in plain.program.graph}, "the original is not changed"
+    export._spread_layer_norms(plain.program)
+    plain.to("cpu")
+    batch = documents(3, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**batch).logits, model(**batch).logits, atol=1e-4, rtol=0)
+    assert "LayerNormalization" not in {node.op_type for node in plain.program.graph}
+    # Nor does ONNX Runtime put it back.
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = os.fspath(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(os.fspath(tmp_path / "int8" / "model.onnx"), options)
     onnx = pytest.importorskip("onnx")
     operators = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node}
     assert "ReduceMean" in operators and not any("LayerNormalization" in name for name in operators)
-    assert "LayerNormalization" in {node.op_type for node in plain.program.graph}, "the original is not changed"
 
 
 def test_documents_of_a_batch_run_in_groups_of_similar_length_and_come_back_in_order(model, exported, monkeypatch):
     onnx = load_onnx(exported, num_threads=1)
-    batch = documents(9, 20)
+    shuffled = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    batch = {name: tensor[shuffled] for name, tensor in documents(9, 20).items()}
     runner, shapes = onnx.runners["model"], []
 
     def record(**inputs):
@@ -206,15 +211,16 @@ def test_documents_of_a_batch_run_in_groups_of_similar_length_and_come_back_in_o
 
     record.metadata, record.device = runner.metadata, runner.device
     onnx._runners = {"model": record}
-    whole = onnx(**batch)
-    assert len(shapes) == 1
-    monkeypatch.setattr(export, "TOKENS_PER_RUN", 24)
-    found = onnx(**batch)
-    for name in ("logits", "label_attention", "document_embeds"):
-        torch.testing.assert_close(found[name], whole[name], atol=1e-5, rtol=0)
-    lengths = batch["attention_mask"].sum(dim=1)
-    assert len({tuple(row.tolist()) for row in found.logits}) == 9 and len(lengths.unique()) > 2
-    assert sum(size for size, _ in shapes[1:]) == 9 and all(size * length <= 24 for size, length in shapes[1:])
+    with torch.no_grad():
+        expected = model.eval()(**batch)
+    for tokens in (512, 40):
+        monkeypatch.setattr(export, "TOKENS_PER_RUN", tokens)
+        shapes.clear()
+        found = onnx(**batch)
+        for name in ("logits", "label_attention", "document_embeds"):
+            torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=0)
+        assert sum(size for size, _ in shapes) == 9 and all(size * length <= tokens for size, length in shapes)
+    assert len({length for _, length in shapes}) > 2
 
 
 def products_without_vnni(activations: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(EXAMPLES))
 import serve  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 
+from modeling_sep_mldc import is_abstained  # noqa: E402
 from trainer.inference import load_pipeline  # noqa: E402
 
 
@@ -182,6 +183,27 @@ def test_labels_and_health_say_what_is_served(client, classify, folder):
     assert [one["label"] for one in labels] == list(classify.model.config.id2label.values())
     assert {one["threshold"] for one in labels} == {0.3}
     assert client.get("/health").json() == {"status": "ok", "model": str(folder), "waiting": 0}
+
+
+def test_labels_come_with_their_parents_and_abstentions_with_a_mark(folder, tmp_path):
+    classify = load_pipeline(folder)
+    model, names = classify.model, classify.model.config.labels
+    model.config.thresholds = [0.3, *[0.999] * (len(names) - 1)]
+    model.set_hierarchy({names[1]: [names[0]]}, "closure")
+    texts = ["a proof of the theorem", "stars and galaxy", ""]
+    with TestClient(serve.create_app(classify, arguments(folder))) as client:
+        parents = {one["label"]: one["parents"] for one in client.get("/labels").json()}
+        assert parents == {name: [names[0]] if name == names[1] else [] for name in names}
+        for parameters in ({}, {"threshold": 0.999, "min_labels": 2}):
+            found = client.post("/predict", json={"inputs": texts, "parameters": parameters}).json()
+            expected = classify(texts, **parameters)
+            assert [[one["label"] for one in row] for row in found] == [
+                [one["label"] for one in row] for row in expected
+            ]
+            assert [[one["score"] for one in row] for row in found] == [
+                pytest.approx([one["score"] for one in row], abs=1e-6) for row in expected
+            ]
+        assert [is_abstained(row) for row in found] == [True] * 3 and found[0][0]["below_threshold"] is True
 
 
 @pytest.mark.parametrize("kwargs", [{"batch_size": 0}, {"max_waiting": 0}, {"timeout_s": 0}, {"max_wait_ms": -1}])
