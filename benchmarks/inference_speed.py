@@ -52,9 +52,11 @@ from trainer.metrics import ranking_metrics
 
 
 SYSTEMS = ("bare", "fp32", "bf16", "compiled", "onnx", "onnx_int8")
-# What was tried besides. `whole`: one run for the whole batch; `single`: one for each document; `operator`: with ONNX Runtime's operator for layer normalization;
-# `fused`: attention and layer normalization in ONNX Runtime's operators; `nbits`: weights in blocks of 128 inputs; `openvino_int8`: NNCF,
-# calibrated on documents of `--calibration_file`; `openvino_int8_weights`: int8 weights alone; `torch_int8`: dynamic quantization of PyTorch.
+# What was tried besides, for `--systems`.
+# `whole`: one run for the whole batch; `single`: one for each document; `operator`: with ONNX Runtime's operator for layer normalization;
+# `fused`: attention and layer normalization in ONNX Runtime's operators; `nbits`: 8-bit weights with a scale for 128 inputs;
+# `openvino_int8`: NNCF, calibrated on documents of `--calibration_file`; `openvino_int8_weights`: int8 weights alone;
+# `torch_int8`: dynamic quantization of PyTorch; `torchao_int8`: that of torchao.
 OTHERS = (
     "onnx_int8_whole",
     "onnx_int8_single",
@@ -350,7 +352,14 @@ def main() -> None:
         own = num_labels == model.config.num_labels
         this = model if own else with_labels(model, num_labels)
         with tempfile.TemporaryDirectory() as folder:
-            systems = {name: build(name, this, options.threads, folder, calibration) for name in options.systems}
+            systems = {}
+            for name in options.systems:
+                try:
+                    systems[name] = build(name, this, options.threads, folder, calibration)
+                except (ImportError, RuntimeError) as error:
+                    if name not in OTHERS:
+                        raise
+                    print(f"{name}: left out: {str(error).splitlines()[0]}")
             quality = measure_quality(systems, documents, this) if own else {}
             for size in options.batch_sizes:
                 # A batch of one takes a fraction of the time and varies more: more rounds.
