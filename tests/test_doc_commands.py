@@ -98,7 +98,7 @@ def run(words, server, folder, monkeypatch):
 
 MARKS = {
     # Three ONNX exports: test_export.py runs the command, test_docs.py what the page does in Python.
-    "deploy.md": pytest.mark.slow,
+    "deploy.md": [pytest.mark.slow, pytest.mark.pictures],
     "augmentation.md": pytest.mark.pictures,
 }
 
