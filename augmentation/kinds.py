@@ -12,11 +12,10 @@ from fractions import Fraction
 
 
 PLAIN, HARD, SEVERAL = "plain", "hard", "several"
-NEAR_LABELS = 5  # labels that near misses are written against, in turn
-CANDIDATES, SIMILAR = (
-    8,
-    20,
-)  # labels to choose from, drawn for each pseudo-document, and how many similar ones they are drawn from
+# Labels that near misses are written against, in turn.
+NEAR_LABELS = 5
+# Labels to choose from, drawn for each pseudo-document, and how many similar ones they are drawn from.
+CANDIDATES, SIMILAR = 8, 20
 
 
 def kinds(hard_share: float, several_share: float, number: int) -> list[str]:
