@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 EXTRAS ?= dev
-# `make quickstart ARGS="--max_train_samples 200"` changes arguments of the run.
+# `make quickstart ARGS="--max_train_samples 200"` and `make test ARGS="-k loss"` add arguments.
 ARGS ?=
 
 .PHONY: quickstart test coverage test-numeric test-slow quality style docs bench bench-smoke augment-demo clean
@@ -21,11 +21,11 @@ quickstart: $(VENV)/.installed-quickstart
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test: $(VENV)/.installed-$(EXTRAS)
-	$(PYTEST)
+	$(PYTEST) $(ARGS)
 
 # The same tests; tracing the lines doubles the time.
-coverage: $(VENV)/.installed-$(EXTRAS)
-	$(PYTEST) --cov --cov-report=term:skip-covered --cov-fail-under=95
+coverage:
+	$(MAKE) test ARGS="--cov --cov-report=term:skip-covered --cov-fail-under=95"
 
 # What depends on the arithmetic of the processor, as on one that has AVX2 but not AVX-512.
 test-numeric: $(VENV)/.installed-$(EXTRAS)
