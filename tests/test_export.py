@@ -127,9 +127,14 @@ def test_labels_that_were_added_later_are_scored_by_an_export(model, exported):
     torch.testing.assert_close(load_onnx(exported, num_threads=1)(**batch).logits[:, 5:], expected, atol=1e-4, rtol=0)
 
 
-def test_a_student_is_exported(tmp_path):
+def test_a_student_is_exported_with_its_lexical_scores_and_the_limit_of_its_encoder(tmp_path):
     encoder = StaticEncoderConfig(vocab_size=len(tiny_tokenizer()), hidden_size=16, initializer_range=1.0)
-    student = tiny_model(4, backbone_config=encoder)
+    student = tiny_model(4, backbone_config=encoder, num_lexical_features=3, encoder_max_length=6).eval()
+    torch.manual_seed(0)
+    student.lexical.idf.uniform_(0.5, 2.0)
+    student.lexical.feature_ids.random_(0, len(student.lexical.idf))
+    student.lexical.feature_weights.normal_()
+    student.lexical.scale.fill_(2.0)
     export_onnx(student, tmp_path / "onnx")
     batch = documents(3, 20)
     with torch.no_grad():
