@@ -760,8 +760,8 @@ def test_a_bad_line_is_named_with_its_rule(model_folder, tmp_path, content, mess
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--threshold", 2], "`--threshold` is 2.0, but it must be a probability"),
-        (["--threshold", "nan"], "`--threshold` is nan, but it must be a probability"),
+        (["--threshold", 2], "`--threshold` is 2.0, but it must be from 0 to 1"),
+        (["--threshold", "nan"], "`--threshold` is nan, but it must be from 0 to 1"),
         (["--threshold", "-0.1"], "`--threshold` is -0.1"),
         (["--min_score", "nan"], "`--min_score` is nan, but it must be a finite number"),
         (["--min_score", "inf"], "`--min_score` is inf, but it must be a finite number"),
