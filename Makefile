@@ -2,10 +2,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 EXTRAS ?= dev
-# `make quickstart ARGS="--max_train_samples 200"` and `make test ARGS="-k loss"` add arguments.
+# `make quickstart ARGS="--max_train_samples 200"` and `make test ARGS=--cov` add arguments.
 ARGS ?=
 
-.PHONY: quickstart test coverage test-numeric test-slow quality style docs bench bench-smoke augment-demo clean
+.PHONY: quickstart test test-numeric test-slow quality style docs bench bench-smoke augment-demo clean
 
 # The environment is made anew whenever what it is made from changes.
 $(VENV)/.installed-%: setup.py pyproject.toml constraints.txt
@@ -22,10 +22,6 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test: $(VENV)/.installed-$(EXTRAS)
 	$(PYTEST) $(ARGS)
-
-# The same tests; tracing the lines doubles the time.
-coverage:
-	$(MAKE) test ARGS="--cov --cov-report=term:skip-covered --cov-fail-under=95"
 
 # What depends on the arithmetic of the processor, as on one that has AVX2 but not AVX-512.
 test-numeric: $(VENV)/.installed-$(EXTRAS)

@@ -202,7 +202,7 @@ class PseudoDocuments:
             self.tail = [label for label in self.tail if label not in set(lacking)]
 
     def _similar_labels(self, known: Iterable[str], train: Sequence[Document]) -> dict[str, list[str]]:
-        """The labels with the most similar texts, without those that half of a label's training documents have: a near miss lacks them."""
+        """The labels with the most similar texts, without those that most of its training documents have: a near miss lacks them."""
         texts = {label: f"{label} {self.descriptions.get(label, '')}" for label in known}
         together: dict[str, collections.Counter[str]] = {label: collections.Counter() for label in self.tail}
         for document in train:

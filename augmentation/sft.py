@@ -64,9 +64,8 @@ def _chats(files: Sequence[str | Path], journal: Journal, form: str) -> Iterator
                 )
             if description is not None and row.get("marks"):
                 continue
-            if (
-                row.get("kind", PLAIN) != PLAIN
-            ):  # the prompt asks for a line on the labels, which is no part of the text
+            if row.get("kind", PLAIN) != PLAIN:
+                # The prompt asks for a line on the labels, which is no part of the text of the row.
                 if isinstance(origin, dict) and origin["requests"] > 1:  # the accepted answer has another key
                     continue
                 answer, _ = answer_text(entry, "text")

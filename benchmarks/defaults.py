@@ -301,12 +301,12 @@ def interval(ours: list[dict], other: dict, documents: Documents, rounds: int = 
     return dict(zip(METRICS, low.round(2).tolist())), dict(zip(METRICS, high.round(2).tolist()))
 
 
-def add_run_arguments(command: argparse.ArgumentParser, count: str | int = "+") -> None:
-    """Arguments of `run` and `fast`; `count` is the number of sizes and seeds, as `nargs`."""
+def add_run_arguments(command: argparse.ArgumentParser, sizes: str | int = "+", seeds: str | int = "*") -> None:
+    """Arguments of `run` and `fast`; `sizes` and `seeds` are their numbers, as `nargs`."""
     command.add_argument("--data", required=True)
     command.add_argument("--name", default=None, help="of the data set; the folder's if not given")
-    command.add_argument("--sizes", type=int, nargs=count, default=[300, 1000, 3000, 6000])
-    command.add_argument("--seeds", type=int, nargs=count, default=[0])
+    command.add_argument("--sizes", type=int, nargs=sizes, default=[300, 1000, 3000, 6000])
+    command.add_argument("--seeds", type=int, nargs=seeds, default=[0], help="none: linear models alone")
     command.add_argument(
         "--validation",
         type=int,
@@ -331,7 +331,7 @@ def main() -> None:
     add_run_arguments(command)
     command.set_defaults(function=run)
     command = commands.add_parser("fast", help="run --recipe fast, and encode every document once")
-    add_run_arguments(command, count=1)
+    add_run_arguments(command, sizes=1, seeds=1)
     command.set_defaults(function=fast, sizes=[3000], validation=1000)
     command = commands.add_parser("encode", help="encode every document of a folder once (a part of fast)")
     command.add_argument("--data", required=True)

@@ -1,4 +1,4 @@
-"""F1 of the documents that are kept when those with the lowest expected F1 are left to people, from counts per bin of expected F1."""
+"""F1 of the documents that are kept when those with a low expected F1 are left to people, from counts per bin of expected F1."""
 
 from collections.abc import Sequence
 
@@ -32,8 +32,8 @@ def count_by_expected_f1(expected: torch.Tensor, counts: torch.Tensor) -> torch.
 
 def f1_of_kept(counts: np.ndarray, shares: Sequence[float] = SHARES) -> list[dict[str, float]]:
     """
-    Micro F1, precision and recall of the documents with the highest expected F1, for each share of documents that is kept. Where a share ends inside a bin,
-    the documents of this bin count in part.
+    Micro F1, precision and recall of the documents with the highest expected F1, for each share of documents that is kept. Where a
+    share ends inside a bin, the documents of this bin count in part.
 
     Args:
         counts (`np.ndarray` of shape `(4, NUM_BINS)`): sums of what [`count_by_expected_f1`] returns.

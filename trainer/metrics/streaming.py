@@ -446,7 +446,7 @@ class StreamingMetrics:
         if self.thresholds is not None:
             cuts = torch.tensor(self.thresholds, dtype=torch.float64)
             self._thresholds = cuts.float().to(device)
-            # Thresholds as logits, which saves the sigmoid of a whole batch.
+            # Thresholds as logits: finer than probabilities close to 0 and 1.
             self._cuts = (torch.logit(cuts) if self.activation == "sigmoid" else cuts).float().to(device)
 
     def _count_ranking(self, top: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, sizes: torch.Tensor) -> None:
