@@ -134,7 +134,7 @@ def test_what_to_do_next_begins_with_what_matters_most():
     )  # fmt: skip
     assert len(lines) == 3
     assert "--validation_file" in lines[0] and "--lexical_scores" in lines[1] and "Only 104 steps" in lines[2]
-    assert "2 labels have fewer than 10" in next_steps(label_counts=[1, 2, 100])[0]
+    assert "Labels with fewer than 10 training documents: 2." in next_steps(label_counts=[1, 2, 100])[0]
     assert "50% of the documents" in next_steps(share_cut=0.5)[0]
 
 

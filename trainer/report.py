@@ -309,7 +309,7 @@ def next_steps(
     rare = 0 if label_counts is None else int((np.asarray(label_counts) < FEW_DOCUMENTS).sum())
     if rare:
         lines.append(
-            f"{rare} labels have fewer than {FEW_DOCUMENTS} training documents: add documents, or have some written with "
+            f"Labels with fewer than {FEW_DOCUMENTS} training documents: {rare}. Add documents, or have some written with "
             f"`sep-mldc-augment write-pseudo-documents {train_file}`."
         )
     if not has_descriptions:

@@ -374,7 +374,7 @@ def _warnings(report: DataReport) -> Iterator[str]:
         if near and first == "train":
             yield f"{count:,} documents of {second} are also in {first}, {near:,} nearly so: scores on them are too good."
     if report.single_labels:
-        yield f"{report.single_labels:,} labels have one training document: they can hardly be learned."
+        yield f"labels with one training document: {report.single_labels:,}. They can hardly be learned."
     for names in report.alike_labels[:5]:
         yield f"labels that differ by case or blanks only: {join_names(names)}."
     if report.missing_labels:
