@@ -98,15 +98,21 @@ def build(system: str, options, num_labels: int) -> Trainer:
     if system == "bare":
         trainer = Trainer(BareEncoder(config, num_labels), TrainingArguments(**settings))
     else:
-        encoding, _, count = system.partition(" ")
-        attends = count == "tokens"
+        encoding, *more = system.split(" ")
+        attends, count = "tokens" in more, more[-1] if more else ""
         model = SepMldcForMultiLabelClassification(
             SepMldcConfig(
-                backbone_config=config, num_labels=num_labels, classifier=options.classifier, token_attention=attends
+                backbone_config=config,
+                num_labels=num_labels,
+                classifier=options.classifier,
+                token_attention=attends,
+                token_attention_size=int(count) if attends and count.isdigit() else None,
             )
         )
         settings |= {"label_loss_weight": 0.01, "document_loss_weight": 0.01, "label_encoding": encoding}
-        args = SepMldcTrainingArguments(**settings, **({"labels_per_step": int(count)} if count.isdigit() else {}))
+        args = SepMldcTrainingArguments(
+            **settings, **({"labels_per_step": int(count)} if count.isdigit() and not attends else {})
+        )
         tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(BACKBONE))
         trainer = SepMldcTrainer(model, args, processing_class=tokenizer)
         generator = torch.Generator().manual_seed(1)
@@ -241,7 +247,8 @@ def main() -> None:
         "--systems",
         nargs="+",
         default=list(SYSTEMS),
-        help="'encoder 8' encodes at most 8 label texts per step, 'encoder' as many as the trainer's default",
+        help="'encoder 8' encodes at most 8 label texts per step, 'encoder' as many as the trainer's default; 'embedding tokens 64' has "
+        "token attention in 64 dimensions",
     )
     parser.add_argument("--classifier", default="mlp+similarity")
     parser.add_argument("--batch_size", type=int, default=32)

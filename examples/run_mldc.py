@@ -643,10 +643,13 @@ def run_needs(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
         steps = math.ceil(args.num_train_epochs * math.ceil(len(train) / batch))
         num_documents = round(args.num_train_epochs * len(train))
     config = AutoConfig.from_pretrained(backbone, revision=settings.model.model_revision)
+    size = settings.model.token_attention_size or getattr(config, "hidden_size", None)
+    if config.model_type == "sep_mldc":
+        config, size = config.backbone_config, config.token_attention_size
     features = settings.lexical.num_lexical_features or default_num_features(len(data.labels))
     kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
     return estimate_run(
-        config.backbone_config if config.model_type == "sep_mldc" else config,
+        config,
         len(data.labels),
         num_steps=steps,
         num_tokens=round(num_documents * float(lengths.mean())),
@@ -656,7 +659,7 @@ def run_needs(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
         train_label_embeds=args.label_encoding == "embedding",
         half_precision=args.bf16 or args.fp16,
         num_lexical_features=features if settings.lexical.lexical_scores else 0,
-        token_attention=settings.model.token_attention,
+        token_attention_size=size if settings.model.token_attention else None,
         num_checkpoints=kept,
     )
 
@@ -696,6 +699,7 @@ def build_model(settings: Settings, data: RunData, backbone: str, tokenizer, tra
             classifier_bias_init=given.classifier_bias_init,
             label_attention=given.label_attention,
             token_attention=given.token_attention,
+            token_attention_size=given.token_attention_size,
             max_label_length=settings.args.max_label_length,
             backbone_kwargs={"revision": given.model_revision, **dropout},
             encoder_max_length=given.encoder_max_length,

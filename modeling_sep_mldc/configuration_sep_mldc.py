@@ -123,6 +123,9 @@ class SepMldcConfig(PreTrainedConfig):
         token_attention (`bool`, *optional*):
             Whether each label also attends to the tokens of the document (label-wise attention). Defaults to `True` if
             `num_train_documents` is above 2,000, for up to 5,000 labels. `False` in checkpoints that do not say.
+        token_attention_size (`int`, *optional*):
+            Dimensions that token attention projects the states of tokens to, up to the encoder's hidden size, which means no projection.
+            Defaults to the hidden size.
         encoder_max_length (`int`, *optional*):
             Maximum number of tokens of a document that the encoder reads. Lexical scores read all tokens. Defaults to no
             limit but the encoder's own.
@@ -209,6 +212,7 @@ class SepMldcConfig(PreTrainedConfig):
     similarity_scale_init: float | int = 10.0
     label_attention: bool = True
     token_attention: bool | None = None
+    token_attention_size: int | None = None
     encoder_max_length: int | None = None
     num_lexical_features: int | None = None
     num_lexical_bigrams: int = 0
@@ -249,6 +253,8 @@ class SepMldcConfig(PreTrainedConfig):
             self.classifier = recommended_classifier(self.num_labels)
         if self.token_attention is None:
             self.token_attention = recommended_token_attention(self.num_labels, self.num_train_documents)
+        if self.token_attention_size is None:
+            self.token_attention_size = self.hidden_size
         if self.classifier_dropout is None:
             self.classifier_dropout = recommended_dropout(self.classifier, self.token_attention)
         if self.problem_type != "multi_label_classification":
@@ -277,10 +283,15 @@ class SepMldcConfig(PreTrainedConfig):
         Raises:
             ValueError: a value would make the model's answers meaningless, such as a threshold above 1.
         """
-        for field in ("classifier_hidden_size", "encoder_max_length", "num_lexical_features"):
+        for field in ("classifier_hidden_size", "encoder_max_length", "num_lexical_features", "token_attention_size"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"`{field}` is {value}, but it must be 1 or more, or `None`. Correct it.")
+        if self.token_attention_size is not None and self.token_attention_size > self.hidden_size:
+            raise ValueError(
+                f"`token_attention_size` is {self.token_attention_size}, but the encoder's states have {self.hidden_size} dimensions. Use "
+                f"{self.hidden_size} or less."
+            )
         if self.num_lexical_bigrams < 0:
             raise ValueError(
                 f"`num_lexical_bigrams` is {self.num_lexical_bigrams}, but it must be 0 or more. Correct it."
@@ -375,8 +386,8 @@ class SepMldcConfig(PreTrainedConfig):
         if values.get("score_calibration") is not None:
             values.setdefault("calibrate_logits", False)  # saved by version 0.1
         loaded = super().from_dict(values, **rename_former_fields(kwargs, warn=True))
-        # `kwargs` were set after the others had been checked.
-        (loaded[0] if isinstance(loaded, tuple) else loaded).check_values()
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        config.check_values()  # `kwargs` were set after the others had been checked
         return loaded
 
     def drop_guarantee(self, why: str = "the scores of the model have changed") -> None:

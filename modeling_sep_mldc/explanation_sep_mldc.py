@@ -253,11 +253,8 @@ def _weighted_logits(window: _Window, weights: torch.Tensor) -> torch.Tensor:
         pooled = (torch.softmax(weights, dim=1).unsqueeze(-1) * states).sum(dim=1)
     logits = model.score_documents(pooled)[0].float()[:, window.labels]
     if model.token_attention is not None:
-        queries, values = (
-            rows[window.labels].float() for rows in (model.token_attention.queries, model.token_attention.weights)
-        )
-        scores = states @ queries.t() * queries.shape[1] ** -0.5 + weights.unsqueeze(-1)
-        logits = logits + (torch.softmax(scores, dim=1) * (states @ values.t())).sum(dim=1)
+        scores, products = model.token_attention.scores_and_products(states, window.labels)
+        logits = logits + (torch.softmax(scores + weights.unsqueeze(-1), dim=1) * products).sum(dim=1)
     return model.calibrate(logits)
 
 

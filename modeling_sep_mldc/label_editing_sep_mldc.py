@@ -343,7 +343,7 @@ class LabelEditingMixin:
         if self.token_attention is not None:
             queries = change(self.token_attention.queries.detach())
             if new_embeddings is not None:
-                queries[-len(new_embeddings) :] = new_embeddings.to(queries.dtype)
+                queries[-len(new_embeddings) :] = self.token_attention.queries_of(new_embeddings).detach()
             self.token_attention.queries = _like(self.token_attention.queries, queries)
             weights = self.token_attention.weights
             self.token_attention.weights = _like(weights, change(weights.detach()))

@@ -146,7 +146,7 @@ class SepMldcForMultiLabelClassification(
         self.classifier = SepMldcClassifier(config)
         self.token_attention = None
         if config.token_attention:
-            self.token_attention = TokenAttention(config.num_labels, config.hidden_size)
+            self.token_attention = TokenAttention(config.num_labels, config.hidden_size, config.token_attention_size)
         self.lexical = None
         if config.num_lexical_features is not None:
             vocab_size = config.get_text_config().vocab_size
@@ -248,7 +248,7 @@ class SepMldcForMultiLabelClassification(
             model.encode_labels(tokenize_label_texts(tokenizer, config.label_texts, max_label_length))
         )
         if model.token_attention is not None:
-            model.token_attention.queries.data.copy_(model.label_embeddings)
+            model.token_attention.start_from(model.label_embeddings)
         if config.classifier_bias_init == "prior":
             if label_frequencies is None:
                 raise ValueError(

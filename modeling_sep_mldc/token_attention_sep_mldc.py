@@ -1,15 +1,14 @@
 """Label-wise attention over the tokens of a document: each label reads the tokens that matter to it."""
 
-import math
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 
-# Attention weights (documents x tokens x labels) that are held at once. More labels are scored in chunks.
-MAX_WEIGHTS = 2**25
+# Scores (documents x tokens x labels) that are held at once: on a CPU what fits into its cache, else what fits into memory.
+MAX_SCORES = {"cpu": 2**19}
+MAX_SCORES_ELSEWHERE = 2**25
 # Standard deviation of the initial output weights: at first, the logits are those of the rest of the classifier.
 INIT_STD = 0.02
 
@@ -18,20 +17,60 @@ class TokenAttention(nn.Module):
     r"""
     Logits of label-wise attention (LAAT, Vu et al. 2020, arXiv 2007.06351, with one query per label):
 
-    $$z_l = w_l \cdot \sum_t \text{softmax}_t(h_t \cdot q_l / \sqrt{d}) \, h_t$$
+    $$z_l = w_l \cdot \sum_t \text{softmax}_t(K h_t \cdot q_l / \sqrt{d}) \, V h_t$$
 
-    for the states h of a document's tokens. Queries q and output weights w have one row per label; queries start at the label
-    embeddings. The cost of a document of T tokens is 4 T L d multiplications and additions, in training three times as many.
+    for the states h of a document's tokens. K and V project them to s dimensions, or are left out if s = d. Queries q and output weights w
+    have one row per label. The cost of a document of T tokens is 4 T (L + d) s multiplications and additions, and some operations on
+    T L scores that do not depend on s.
 
     Args:
         num_labels (`int`): L.
         hidden_size (`int`): d.
+        size (`int`, *optional*): s. Defaults to d.
     """
 
-    def __init__(self, num_labels: int, hidden_size: int):
+    def __init__(self, num_labels: int, hidden_size: int, size: int | None = None):
         super().__init__()
-        self.queries = nn.Parameter(torch.zeros(num_labels, hidden_size))
-        self.weights = nn.Parameter(torch.zeros(num_labels, hidden_size))
+        size = hidden_size if size is None else size
+        self.scale = hidden_size**-0.5
+        self.key = self.value = None
+        if size < hidden_size:
+            self.key = nn.Linear(hidden_size, size, bias=False)
+            self.value = nn.Linear(hidden_size, size, bias=False)
+        self.queries = nn.Parameter(torch.zeros(num_labels, size))
+        self.weights = nn.Parameter(torch.zeros(num_labels, size))
+
+    @torch.no_grad()
+    def start_from(self, label_embeds: torch.Tensor) -> None:
+        """
+        Let each label attend to tokens that are similar to it: queries become the label embeddings (L, d), in the s dimensions in which
+        most of them lies, which K and V project to.
+        """
+        if self.key is not None and self.value is not None:
+            embeds = label_embeds.double()
+            basis = torch.linalg.eigh(embeds.t() @ embeds).eigenvectors[:, -len(self.key.weight) :].t()
+            self.key.weight.copy_(basis)
+            self.value.weight.copy_(basis)
+        self.queries.copy_(self.queries_of(label_embeds))
+
+    def queries_of(self, label_embeds: torch.Tensor) -> torch.Tensor:
+        """The queries of labels that attend to tokens similar to them, (n, s), from their embeddings (n, d)."""
+        label_embeds = label_embeds.to(self.queries.dtype)
+        return label_embeds if self.key is None else self.key(label_embeds)
+
+    def scores_and_products(
+        self, states: torch.Tensor, labels: Any = slice(None)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores before the softmax, and products of states and output weights, of states (B, T, d): (B, T, n) each."""
+        keys, values, queries, weights = self._projected(states, labels)
+        return keys @ queries.t(), values @ weights.t()
+
+    def _projected(self, states: torch.Tensor, labels: Any) -> tuple[torch.Tensor, ...]:
+        """Keys and values (B, T, s), queries and output weights (n, s)."""
+        states = states.to(self.queries.dtype)
+        keys = states if self.key is None else self.key(states)
+        values = states if self.value is None else self.value(states)
+        return keys, values, self.queries[labels] * self.scale, self.weights[labels]
 
     def forward(self, states: torch.Tensor, attention_mask: torch.Tensor, labels: slice = slice(None)) -> torch.Tensor:
         """
@@ -43,57 +82,105 @@ class TokenAttention(nn.Module):
         Returns:
             `torch.Tensor` of shape `(B, L)`: logits in float32. 0 for a document without tokens.
         """
-        queries, weights = self.queries[labels], self.weights[labels]
-        states = states.to(queries.dtype)
         mask = attention_mask.bool()
-        chunks = 1
-        if not torch.compiler.is_exporting():
-            chunks = min(max(math.ceil(mask.numel() * len(queries) / MAX_WEIGHTS), 1), max(len(queries), 1))
-        if chunks == 1:
-            return _attend(states, mask, queries, weights)
-        logits: list[Any] = []
-        for rows in zip(queries.chunk(chunks), weights.chunk(chunks), strict=True):
-            if torch.is_grad_enabled():
-                # The backward pass computes the weights again: they are what does not fit.
-                logits.append(checkpoint(_attend, states, mask, *rows, use_reentrant=False))
-            else:
-                logits.append(_attend(states, mask, *rows))
-        return torch.cat(logits, dim=-1)
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return weighted_sums(*self.scores_and_products(states, labels), mask)
+        keys, values, queries, weights = self._projected(states, labels)
+        kind = states.device.type
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+            keys, values, queries, weights = (t.to(dtype) for t in (keys, values, queries, weights))
+        rows = max(MAX_SCORES.get(kind, MAX_SCORES_ELSEWHERE) // max(mask.numel(), 1), 1)
+        with torch.autocast(kind, enabled=False):  # everything has its dtype
+            return _InChunks.apply(keys, values, mask, queries, weights, rows)
 
 
-def _attend(states: torch.Tensor, mask: torch.Tensor, queries: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Logits (B, L) in float32 of states (B, T, d), a Boolean mask (B, T), queries and output weights (L, d)."""
-    scores = states @ (queries * queries.shape[-1] ** -0.5).t()
-    values = states @ weights.t()
-    if torch.is_grad_enabled() and not torch.compiler.is_exporting():
-        return _WeightedSum.apply(scores, values, mask)
-    return (_attention(scores, mask) * values).sum(dim=1, dtype=torch.float32)
+def token_attention_weights(num_labels: int, hidden_size: int, size: int) -> int:
+    """The number of weights of [`TokenAttention`]."""
+    size = min(size, hidden_size)
+    return 2 * size * (num_labels + (hidden_size if size < hidden_size else 0))
 
 
-def _attention(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Softmax over tokens of scores (B, T, L), in their dtype: 0 for padding, and everywhere for a document without tokens."""
-    # Finite, so that a document without tokens gives no NaN.
-    scores = scores.masked_fill(~mask.unsqueeze(-1), -1e4)
-    with torch.autocast(scores.device.type, enabled=False):  # which would make a copy in float32
-        return torch.softmax(scores, dim=1) * mask.any(dim=1)[:, None, None]
+def weighted_sums(scores: torch.Tensor, products: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """
+    Softmax over tokens of scores (B, T, L), times products of states and output weights (B, T, L), summed: (B, L) in float32. The mask
+    (B, T) is Boolean.
+    """
+    attention = torch.softmax(scores.masked_fill(~mask.unsqueeze(-1), _least(scores.dtype)), dim=1)
+    return (attention * products).sum(dim=1, dtype=torch.float32) * mask.any(dim=1, keepdim=True)
 
 
-class _WeightedSum(torch.autograd.Function):
+class _InChunks(torch.autograd.Function):
     r"""
-    $z_{bl} = \sum_t \text{softmax}_t(s_{btl}) \, v_{btl}$ with its gradients in closed form. The tensors have a value per token and label:
-    autograd would keep twice as many of them and take half as long again.
+    The logits (B, L) and their gradients in closed form, for some labels at a time. A value per document, token and label is written and
+    read a few times: this takes longer than the products unless the chunk stays in the cache. So none of them is kept for the backward
+    pass, which computes them again.
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        attention = _attention(scores, mask)
-        logits = (attention * values).sum(dim=1, dtype=torch.float32)
-        ctx.save_for_backward(attention, values, logits)
-        return logits
+    def forward(
+        ctx: Any,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor,
+        queries: torch.Tensor,
+        weights: torch.Tensor,
+        rows: int,
+    ) -> torch.Tensor:
+        shape, num_labels = mask.shape, len(queries)
+        keys, values = keys.reshape(mask.numel(), -1), values.reshape(mask.numel(), -1)
+        padding = None
+        if mask.device.type != "cpu" or not mask.all():  # on a GPU, to ask would be to wait
+            padding = keys.new_zeros(shape).masked_fill_(~mask, _least(keys.dtype))
+        ones = keys.new_ones(shape[1])
+        largest = keys.new_empty(num_labels, shape[0], 1)
+        numerator, denominator = keys.new_empty(2, num_labels, shape[0])
+        for start in range(0, num_labels, rows):
+            chunk = slice(start, start + rows)
+            scores = _scores(queries[chunk], keys, padding, shape)
+            largest[chunk] = scores.amax(dim=-1, keepdim=True)
+            scores = scores.sub_(largest[chunk]).exp_()
+            denominator[chunk] = scores @ ones
+            products = (weights[chunk] @ values.t()).view(-1, *shape)
+            numerator[chunk] = products.mul_(scores) @ ones
+        denominator = denominator.float()
+        logits = numerator.float() / denominator
+        has_tokens = mask.any(dim=1)
+        ctx.rows, ctx.shape = rows, shape
+        ctx.save_for_backward(keys, values, padding, queries, weights, largest, denominator, logits, has_tokens)
+        return (logits * has_tokens).t()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        attention, values, logits = ctx.saved_tensors
-        for_values = attention * gradients[0].to(attention.dtype).unsqueeze(1)
-        for_scores = (values - logits.to(values.dtype).unsqueeze(1)).mul_(for_values)
-        return for_scores, for_values, None
+        keys, values, padding, queries, weights, largest, denominator, logits, has_tokens = ctx.saved_tensors
+        factor = (gradients[0].t() * has_tokens / denominator).to(keys.dtype).unsqueeze(-1)
+        logits = logits.to(keys.dtype).unsqueeze(-1)
+        for_queries, for_weights = torch.empty_like(queries), torch.empty_like(weights)
+        for_keys = torch.zeros_like(keys, dtype=torch.float32)
+        for_values = torch.zeros_like(values, dtype=torch.float32)
+        for start in range(0, len(queries), ctx.rows):
+            chunk = slice(start, start + ctx.rows)
+            scores = _scores(queries[chunk], keys, padding, ctx.shape)
+            of_products = scores.sub_(largest[chunk]).exp_().mul_(factor[chunk])
+            products = (weights[chunk] @ values.t()).view_as(scores)
+            of_scores = products.sub_(logits[chunk]).mul_(of_products).view(-1, len(keys))
+            of_products = of_products.view(-1, len(keys))
+            for_queries[chunk] = of_scores @ keys
+            for_weights[chunk] = of_products @ values
+            for_keys += of_scores.t() @ queries[chunk]
+            for_values += of_products.t() @ weights[chunk]
+        for_states = (total.to(keys.dtype).view(*ctx.shape, -1) for total in (for_keys, for_values))
+        return *for_states, None, for_queries, for_weights, None
+
+
+def _least(dtype: torch.dtype) -> float:
+    """A score of padding. Finite, so that a document without tokens gives no NaN, also where another score is added to it."""
+    return torch.finfo(dtype).min / 2
+
+
+def _scores(
+    queries: torch.Tensor, keys: torch.Tensor, padding: torch.Tensor | None, shape: torch.Size
+) -> torch.Tensor:
+    """Products (L, B, T) of queries (L, s) and keys (B * T, s), plus what is added to each token (B, T)."""
+    scores = (queries @ keys.t()).view(-1, *shape)
+    return scores if padding is None else scores.add_(padding)

@@ -88,7 +88,7 @@ ENCODERS = [
     ("bert", {"pooling": "cls"}),
     ("bert", {"token_attention": True, "score_calibration": {"scale": 0.7, "bias": 0.2}}),
     ("bert", {"label_attention": False, "attn_implementation": "eager"}),
-    ("roberta", {"token_attention": True, "pooling": "cls"}),
+    ("roberta", {"token_attention": True, "token_attention_size": 8, "pooling": "cls"}),
     ("distilbert", {}),
     ("electra", {}),
     ("modernbert", {}),

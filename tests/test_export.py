@@ -43,6 +43,7 @@ def model():
         id2label=dict(enumerate(LABELS[:5])),
         classifier="mlp+similarity",
         token_attention=True,
+        token_attention_size=8,
         hierarchy="closure",
         label_parents={"genetics": ["biology"], "biology": ["science"]},
     )

@@ -85,3 +85,13 @@ def test_the_time_is_told_once_after_a_few_steps(tmp_path, capsys):
 def test_short_runs_tell_no_time(tmp_path, capsys):
     make_trainer(tmp_path, callbacks=[TimeEstimate()], max_steps=2).train()
     assert "training to go" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [32, 8])
+def test_token_attention_takes_memory_for_its_weights_and_scores(size):
+    model = tiny_model(num_labels=500)
+    attends = tiny_model(num_labels=500, token_attention=True, token_attention_size=size)
+    added = sum(one.numel() for one in attends.parameters()) - sum(one.numel() for one in model.parameters())
+    without, found = needs_of(model), needs_of(model, token_attention_size=size)
+    assert found.state_bytes - without.state_bytes == 16 * added
+    assert found.batch_bytes > without.batch_bytes

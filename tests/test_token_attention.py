@@ -1,42 +1,48 @@
 """Label-wise attention over tokens: a slow reference, chunks, and its life through saving, editing and training."""
 
+import json
 import math
 
 import pytest
 import torch
 from tiny_models import tiny_batch, tiny_model, tiny_tokenizer
 
-from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification, token_attention_sep_mldc
+from modeling_sep_mldc import (
+    SepMldcConfig,
+    SepMldcForMultiLabelClassification,
+    token_attention_sep_mldc,
+)
 from modeling_sep_mldc.configuration_sep_mldc import (
     FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION,
     MOST_LABELS_FOR_TOKEN_ATTENTION,
 )
-from modeling_sep_mldc.token_attention_sep_mldc import TokenAttention
+from modeling_sep_mldc.token_attention_sep_mldc import TokenAttention, token_attention_weights
 from trainer import recommend_settings
 
 
 pytestmark = pytest.mark.numeric
 
 
-def slow_logits(states, mask, queries, weights):
+def slow_logits(layer, states, mask):
     """Loops over documents and labels, in Python floats."""
+    keys = states if layer.key is None else states @ layer.key.weight.t()
+    values = states if layer.value is None else states @ layer.value.weight.t()
     rows = []
-    for document, attended in zip(states.tolist(), mask.tolist(), strict=True):
-        tokens = [state for state, kept in zip(document, attended, strict=True) if kept]
+    for key_rows, value_rows, attended in zip(keys.tolist(), values.tolist(), mask.tolist(), strict=True):
+        tokens = [pair for *pair, kept in zip(key_rows, value_rows, attended, strict=True) if kept]
         logits = []
-        for query, weight in zip(queries.tolist(), weights.tolist(), strict=True):
+        for query, weight in zip(layer.queries.tolist(), layer.weights.tolist(), strict=True):
             dot = lambda a, b: sum(x * y for x, y in zip(a, b, strict=True))  # noqa: E731
-            scores = [math.exp(dot(state, query) / math.sqrt(len(query))) for state in tokens]
-            logits.append(
-                sum(score * dot(state, weight) for score, state in zip(scores, tokens)) / max(sum(scores), 1e-9)
-            )
+            scores = [math.exp(dot(key, query) / math.sqrt(states.shape[-1])) for key, _ in tokens]
+            total = sum(score * dot(value, weight) for score, (_, value) in zip(scores, tokens))
+            logits.append(total / max(sum(scores), 1e-9))
         rows.append(logits)
     return torch.tensor(rows)
 
 
-def random_layer(num_labels=7, hidden_size=6, seed=0):
+def random_layer(num_labels=7, hidden_size=6, size=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    layer = TokenAttention(num_labels, hidden_size)
+    layer = TokenAttention(num_labels, hidden_size, size)
     for parameter in layer.parameters():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
     states = torch.randn(3, 5, hidden_size, generator=generator)
@@ -48,11 +54,25 @@ def documents():
     return {name: value for name, value in tiny_batch().items() if name != "labels"}
 
 
-def test_logits_equal_a_loop_over_documents_labels_and_tokens():
-    layer, states, mask = random_layer()
-    expected = slow_logits(states, mask, layer.queries, layer.weights)
+@pytest.mark.parametrize("size", [6, 4])
+def test_logits_equal_a_loop_over_documents_labels_and_tokens(size):
+    layer, states, mask = random_layer(size=size)
+    assert layer.queries.shape == layer.weights.shape == (7, size)
+    expected = slow_logits(layer, states, mask)
     torch.testing.assert_close(layer(states, mask), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(layer(states, mask, slice(2, 5)), expected[:, 2:5], rtol=1e-4, atol=1e-5)
+    assert sum(parameter.numel() for parameter in layer.parameters()) == token_attention_weights(7, 6, size)
+
+
+def test_large_scores_do_not_overflow():
+    layer, states, mask = random_layer()
+    expected = layer(1e4 * states, mask)
+    assert expected.isfinite().all()
+    layer.queries.data[0], states[0] = (
+        0,
+        states[0] - 100,
+    )  # all scores of a label may be far below or above those of others
+    assert layer(1e4 * states, mask).isfinite().all()
 
 
 def test_padding_plays_no_part_and_a_document_without_tokens_gets_zero():
@@ -66,16 +86,20 @@ def test_padding_plays_no_part_and_a_document_without_tokens_gets_zero():
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
-@pytest.mark.parametrize("limit", [1, 20, 40, 10**9])
-def test_chunks_of_labels_give_the_same_logits_and_gradients(monkeypatch, limit):
-    layer, states, mask = random_layer()
+@pytest.mark.parametrize("size", [6, 4])
+@pytest.mark.parametrize("limit", [1, 30, 60, 10**9])
+def test_chunks_of_labels_give_the_logits_and_gradients_of_autograd(monkeypatch, size, limit):
+    layer, states, mask = random_layer(size=size)
     states.requires_grad_()
-    expected = torch.autograd.grad(layer(states, mask).square().sum(), [states, *layer.parameters()])
-    monkeypatch.setattr(token_attention_sep_mldc, "MAX_WEIGHTS", limit)
-    found = torch.autograd.grad(layer(states, mask).square().sum(), [states, *layer.parameters()])
-    torch.testing.assert_close(found, expected)
+    inputs = [states, *layer.parameters()]
+    logits = token_attention_sep_mldc.weighted_sums(*layer.scores_and_products(states), mask.bool())
+    monkeypatch.setitem(token_attention_sep_mldc.MAX_SCORES, "cpu", limit)
+    found = layer(states, mask)
+    torch.testing.assert_close(found, logits)
+    gradients = torch.autograd.grad(found.square().sum(), inputs)
+    torch.testing.assert_close(gradients, torch.autograd.grad(logits.square().sum(), inputs))
     with torch.no_grad():
-        assert layer(states, mask).shape == (3, 7)
+        torch.testing.assert_close(layer(states, mask), logits.detach())
 
 
 def test_the_model_adds_them_to_the_logits_of_the_classifier():
@@ -115,8 +139,9 @@ def test_top_k_in_chunks_equals_top_k_of_the_logits(classifier):
         assert torch.equal(indices, expected.indices)
 
 
-def test_it_is_saved_and_loaded_and_a_checkpoint_from_before_has_none(tmp_path):
-    model = tiny_model(token_attention=True)
+@pytest.mark.parametrize("size", [None, 8])
+def test_it_is_saved_and_loaded_and_a_checkpoint_from_before_has_none(tmp_path, size):
+    model = tiny_model(token_attention=True, token_attention_size=size)
     model.save_pretrained(tmp_path)
     loaded = SepMldcForMultiLabelClassification.from_pretrained(tmp_path)
     with torch.no_grad():
@@ -125,6 +150,25 @@ def test_it_is_saved_and_loaded_and_a_checkpoint_from_before_has_none(tmp_path):
     values.pop("token_attention")
     assert SepMldcConfig.from_dict(values).token_attention is False
     assert SepMldcForMultiLabelClassification(SepMldcConfig.from_dict(values)).token_attention is None
+
+
+def test_a_checkpoint_from_before_there_were_sizes_has_the_full_one(tmp_path):
+    model = tiny_model(token_attention=True, token_attention_size=32)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    assert values.pop("token_attention_size") == 32
+    path.write_text(json.dumps(values))
+    loaded = SepMldcForMultiLabelClassification.from_pretrained(tmp_path)
+    assert loaded.config.token_attention_size == 32 and loaded.token_attention.key is None
+    with torch.no_grad():
+        assert torch.equal(loaded(**documents()).logits, model(**documents()).logits)
+
+
+@pytest.mark.parametrize("size, message", [(0, "`token_attention_size` is 0"), (33, "states have 32 dimensions")])
+def test_a_size_that_makes_no_sense_is_refused(size, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(token_attention=True, token_attention_size=size)
 
 
 @pytest.mark.parametrize(
@@ -144,30 +188,37 @@ def test_it_is_on_by_default_for_enough_documents_and_not_too_many_labels(num_la
         assert recommend_settings(num_documents, num_labels)["token_attention"] is expected
 
 
-def test_a_new_model_starts_with_the_label_embeddings_as_queries(tmp_path):
+@pytest.mark.parametrize("size", [32, 8])
+def test_a_new_model_starts_with_the_label_embeddings_as_queries(tmp_path, size):
     tiny_model().backbone.save_pretrained(tmp_path)
     model = SepMldcForMultiLabelClassification.from_backbone(
-        str(tmp_path), tiny_tokenizer(), ["star", "market"], token_attention=True
+        str(tmp_path), tiny_tokenizer(), ["star", "market"], token_attention=True, token_attention_size=size
     )
-    assert torch.equal(model.token_attention.queries, model.label_embeddings)
-    assert model.token_attention.queries.requires_grad and model.token_attention.weights.std() < 0.1
+    layer, states = model.token_attention, torch.randn(1, 5, 32)
+    # Two label embeddings lie in two dimensions: a projection to eight keeps their products with the states.
+    scores = layer.scores_and_products(states)[0]
+    torch.testing.assert_close(scores, states @ model.label_embeddings.t() / 32**0.5, rtol=1e-4, atol=1e-5)
+    assert all(parameter.requires_grad for parameter in layer.parameters()) and layer.weights.std() < 0.1
 
 
-def test_labels_are_added_and_removed():
-    model = tiny_model(token_attention=True)
+@pytest.mark.parametrize("size", [32, 8])
+def test_labels_are_added_and_removed(size):
+    model = tiny_model(token_attention=True, token_attention_size=size)
+    layer = model.token_attention
     with torch.no_grad():
         before = model(**documents()).logits
     model.add_labels({"star": "star galaxy", "price": None}, tiny_tokenizer())
-    assert model.token_attention.queries.shape == model.token_attention.weights.shape == (7, model.config.hidden_size)
-    torch.testing.assert_close(model.token_attention.queries[5:], model.label_embeddings[5:])
-    assert model.token_attention.queries.requires_grad
+    assert layer.queries.shape == layer.weights.shape == (7, size)
+    torch.testing.assert_close(layer.queries[5:], layer.queries_of(model.label_embeddings[5:]))
+    assert layer.queries.requires_grad and layer.queries.is_leaf
     model.remove_labels(["star", "price"])
     with torch.no_grad():
         torch.testing.assert_close(model(**documents()).logits, before)
 
 
-def test_training_moves_queries_and_weights():
-    model = tiny_model(token_attention=True).train()
+@pytest.mark.parametrize("size", [32, 8])
+def test_training_moves_queries_and_weights(size):
+    model = tiny_model(token_attention=True, token_attention_size=size).train()
     before = {name: value.clone() for name, value in model.token_attention.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     model(**tiny_batch()).loss.backward()
@@ -184,11 +235,18 @@ def test_autocast_is_near_full_precision():
     torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
 
 
-def test_gradients_are_those_of_the_formula():
-    layer, states, mask = random_layer()
+@pytest.mark.parametrize("size", [6, 4])
+def test_gradients_are_those_of_finite_differences(size):
+    layer, states, mask = random_layer(size=size)
     layer, states = layer.double(), states.double().requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda *inputs: token_attention_sep_mldc._WeightedSum.apply(*inputs, mask.bool()).double(),
-        (states, states.detach().flip(0).requires_grad_()),
+        lambda states, *_: layer(states, mask).double(),
+        (states, *layer.parameters()),
         atol=1e-3, rtol=1e-3, eps=1e-3,
     )  # fmt: skip
+
+
+def test_a_compiled_layer_is_one_graph_and_gives_the_same_logits():
+    layer, states, mask = random_layer(size=4)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(states, mask), layer(states, mask))

@@ -170,7 +170,7 @@ def tiny_model(
         model = SepMldcForMultiLabelClassification(config).eval()
     model.set_label_embeddings(model.encode_labels(tokenize_label_texts(tiny_tokenizer(), config.label_texts)))
     if model.token_attention is not None:
-        model.token_attention.queries.data.copy_(model.label_embeddings)
+        model.token_attention.start_from(model.label_embeddings)
     return model
 
 

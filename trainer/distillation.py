@@ -342,6 +342,7 @@ def _student_config(
         "backbone_config": encoder,
         "pooling": "mean",
         "token_attention": False,  # slower than all the rest of a student; it learns the logits that it gives the teacher
+        "token_attention_size": None,
         "classifier_dropout": CLASSIFIER_DROPOUT,
         "classifier_hidden_size": config.classifier_hidden_size or config.hidden_size,
         "encoder_max_length": config.max_tokens(),

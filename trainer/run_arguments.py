@@ -69,6 +69,12 @@ class ModelArguments:
     token_attention: bool = field(
         default=True, metadata={"help": "Each label attends to the tokens of the document (label-wise attention)."}
     )
+    token_attention_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Dimensions in which labels attend to tokens. Fewer than those of the encoder's states, the default, are faster."
+        },
+    )
     freeze_layers: int = field(
         default=0, metadata={"help": "Number of lowest encoder layers, with the embeddings, that are not trained."}
     )

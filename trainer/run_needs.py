@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from modeling_sep_mldc.encoder_sep_mldc import new_encoder
-from modeling_sep_mldc.token_attention_sep_mldc import MAX_WEIGHTS
+from modeling_sep_mldc.token_attention_sep_mldc import MAX_SCORES_ELSEWHERE, token_attention_weights
 
 from .backbones import encoder_layers
 
@@ -58,7 +58,7 @@ def estimate_run(
     train_label_embeds: bool = True,
     half_precision: bool = False,
     num_lexical_features: int = 0,
-    token_attention: bool = False,
+    token_attention_size: int | None = None,
     num_checkpoints: int = 0,
 ) -> RunNeeds:
     r"""
@@ -78,7 +78,7 @@ def estimate_run(
         train_label_embeds (`bool`, defaults to `True`): whether the label embeddings are trained.
         half_precision (`bool`, defaults to `False`): autocast to 16 bits.
         num_lexical_features (`int`, defaults to 0): weights of the lexical scores per label.
-        token_attention (`bool`, defaults to `False`): whether labels attend to tokens.
+        token_attention_size (`int`, *optional*): dimensions in which labels attend to tokens. `None` if they do not.
         num_checkpoints (`int`, defaults to 0): checkpoints that are on the disk at the same time.
 
     Returns:
@@ -91,14 +91,16 @@ def estimate_run(
     above = layers[num_frozen_layers:]
     trained = sum(p.numel() for layer in above for p in layer.parameters()) if num_frozen_layers else total
     classifier = num_labels * (width + 1) + 4 * width**2
-    if token_attention:
-        classifier += 2 * num_labels * width
+    if token_attention_size is not None:
+        classifier += token_attention_weights(num_labels, width, token_attention_size)
     table = num_labels * width
     trained += classifier + (table if train_label_embeds else 0)
     weights = 4 * (total + classifier + table)
     lexical = 8 * num_labels * num_lexical_features
-    # Scores, weights and products of all tokens and labels, up to the size of a chunk.
-    attention = 16 * min(batch_size * max_length * num_labels, MAX_WEIGHTS) if token_attention else 0
+    # Scores and products of all tokens and labels, up to the size of a chunk. On a CPU chunks are smaller.
+    attention = 0
+    if token_attention_size is not None:
+        attention = 8 * min(batch_size * max_length * num_labels, MAX_SCORES_ELSEWHERE)
     per_token = 34 * width * max(len(above), 1) * (1 if half_precision else 2)
     return RunNeeds(
         num_steps,

@@ -118,12 +118,16 @@ def run_fingerprint(model: Any, args: Any, train_dataset: Any) -> dict[str, Any]
     Returns:
         `dict`: `"label_texts"` (digest), `"model"`, `"arguments"` (values by name), `"documents"` (number and digest).
     """
-    size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     values = {name: getattr(args, name, None) for name in ARGUMENTS}
+    config = model.config
+    settings = {name: getattr(config, name) for name in MODEL_FIELDS} | {"lora_rank": lora_rank(model)}
+    settings["token_attention_size"] = config.token_attention_size if config.token_attention else None
     return {
-        "label_texts": _digest(model.config.label_texts),
-        "model": {name: getattr(model.config, name) for name in MODEL_FIELDS} | {"lora_rank": lora_rank(model)},
-        "arguments": {name: getattr(value, "value", value) for name, value in values.items()} | {"batch size": size},
+        "label_texts": _digest(config.label_texts),
+        "model": settings,
+        "arguments": {name: getattr(value, "value", value) for name, value in values.items()}
+        | {"batch size": batch_size},
         "documents": _documents(train_dataset),
     }
 

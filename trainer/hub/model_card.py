@@ -113,6 +113,7 @@ _MODEL_SETTINGS = {
     "classifier": "classifier",
     "label_attention": "label-guided feature selection (Eq. 16-18)",
     "token_attention": "label-wise attention over tokens",
+    "token_attention_size": "dimensions of label-wise attention",
     "pooling": "pooling",
     "classification_loss": "classification loss (Eq. 19)",
     "class_weights": "class weights of the binary cross-entropy",
