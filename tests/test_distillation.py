@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from answers import assert_same_answers
 from scripts import run_example
 from tiny_models import tiny_batch, tiny_tokenizer
 from tiny_training import NUM_LABELS, tiny_documents, trained_trainer
@@ -15,7 +16,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcForMultiLabelClassification
 from modeling_sep_mldc.static_encoder_sep_mldc import StaticEncoder, StaticEncoderConfig
-from trainer import distill
+from trainer import FastLabeler, distill
 from trainer.distillation import binary_divergence, distillation_arguments, document_embeddings, new_student
 
 
@@ -208,6 +209,22 @@ def test_what_no_student_can_be_made_of_is_refused(teacher, tmp_path, change, me
     given = {"train_dataset": tiny_documents(4), "args": arguments(tmp_path), **change}
     with pytest.raises(ValueError, match=message):
         distill(teacher, tiny_tokenizer(), **given)
+
+
+def test_the_prediction_command_labels_with_a_student_as_the_pipeline_does(student, saved, tmp_path, monkeypatch):
+    texts = ["search ranking", "", "graph image " * 300, "star cell graph"]
+    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    read = []
+    packed = FastLabeler.label_packed
+    monkeypatch.setattr(FastLabeler, "label_packed", lambda *args: read.extend(args[1]) or packed(*args))
+    files = ("--input_file", tmp_path / "in.jsonl", "--output_file", tmp_path / "out.jsonl")
+    done = run_example("predict", "--model_name_or_path", saved, *files, "--device", "cpu", "--top_k", 2)
+    assert done.returncode == 0, done.stderr
+    assert len(read) == 3  # the third text is longer than a window
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    classify = MultiLabelDocumentClassificationPipeline(model=student, tokenizer=tiny_tokenizer(), device="cpu")
+    assert_same_answers([line["labels"] for line in lines], classify(texts, top_k=2), abs=2e-6)
+    assert any(line["labels"] for line in lines)
 
 
 def test_the_command_makes_a_student_and_compares_it_with_its_teacher(teacher, tmp_path):

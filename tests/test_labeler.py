@@ -9,9 +9,15 @@ from tiny_models import WORDS, tiny_model, tiny_tokenizer
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
-from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline
+from modeling_sep_mldc import (
+    MultiLabelDocumentClassificationPipeline,
+    SepMldcConfig,
+    SepMldcForMultiLabelClassification,
+)
+from modeling_sep_mldc.static_encoder_sep_mldc import StaticEncoderConfig
 from trainer import FastLabeler
 from trainer.data.word_cache import WordCache
+from trainer.labeler import StudentPipeline
 
 
 pytestmark = pytest.mark.numeric
@@ -69,6 +75,60 @@ def test_labels_are_those_of_the_pipeline_that_reads_the_first_window(settings):
     for labels, expected in zip(found, classify(TEXTS, window_merge="first"), strict=True):
         assert_same_answers(labels, expected)
     assert any(found) and found[3] == found[5] == []
+
+
+def student(**settings):
+    """A model with a static encoder, random as it is; and its tokenizer reads 24 tokens."""
+    encoder = StaticEncoderConfig(vocab_size=len(tiny_tokenizer()), hidden_size=16)
+    torch.manual_seed(0)
+    labels = dict(enumerate(["math", "physics", "robots", "money", "law"]))
+    config = SepMldcConfig(backbone_config=encoder, id2label=labels, encoder_max_length=24, **settings)
+    model = SepMldcForMultiLabelClassification(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"window_merge": "first"},
+        {"top_k": 2},
+        {"top_k": 2, "threshold": 0.4},
+        {"threshold": 0.0},
+        {"min_score": 0.6},
+        {"min_labels": 3},
+        {"max_length": 9},
+        {"max_length": 9, "stride": 1, "window_merge": "mean"},
+        {"return_explanation": True},
+    ],
+)
+@pytest.mark.parametrize("settings", [{}, {"hierarchy": "closure", "label_parents": {"robots": ["physics"]}}])
+def test_the_pipeline_of_a_student_answers_as_any_pipeline(settings, parameters, monkeypatch):
+    model, tokenizer = student(thresholds=[0.3, 0.6, 0.4, 0.5, 0.6], **settings), tiny_tokenizer()
+    expected = MultiLabelDocumentClassificationPipeline(model=model, tokenizer=tokenizer)(TEXTS, **parameters)
+    classify = StudentPipeline(model=model, tokenizer=tokenizer)
+    read = []
+    packed = FastLabeler.label_packed
+    monkeypatch.setattr(FastLabeler, "label_packed", lambda *args: read.extend(args[1]) or packed(*args))
+    assert_same_answers(classify(TEXTS, batch_size=2, **parameters), expected)
+    assert_same_answers(StudentPipeline(model=model, tokenizer=tokenizer, **parameters)(TEXTS), expected)
+    fast = set(parameters) <= {"top_k", "threshold", "min_score", "max_length", "window_merge"}
+    # Only the second text is longer than a window.
+    assert len(read) == 2 * fast * (len(TEXTS) - (parameters.get("window_merge") != "first"))
+
+
+def test_the_pipeline_of_a_student_refuses_what_any_pipeline_refuses():
+    classify = StudentPipeline(model=student(), tokenizer=tiny_tokenizer())
+    assert classify([]) == []
+    assert_same_answers(classify("star galaxy"), classify(["star galaxy"])[0])
+    for parameters, message in (({"top_k": 0}, "top_k"), ({"size": 3}, "no parameter")):
+        with pytest.raises(ValueError, match=message):
+            classify(["star"], **parameters)
+    with pytest.raises(ValueError, match="must be a text"):
+        classify(["star", 3])
 
 
 def test_scores_that_are_not_finite_are_an_error():

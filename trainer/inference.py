@@ -12,6 +12,9 @@ from modeling_sep_mldc import (
     SepMldcConfig,
     SepMldcForMultiLabelClassification,
 )
+from modeling_sep_mldc.static_encoder_sep_mldc import StaticEncoderConfig
+
+from .labeler import StudentPipeline
 
 
 def load_pipeline(
@@ -21,7 +24,7 @@ def load_pipeline(
     **parameters: Any,
 ) -> MultiLabelDocumentClassificationPipeline:
     """
-    The pipeline of a trained model.
+    The pipeline of a trained model; of a student of [`~trainer.distill`], one that labels lists of short texts much faster.
 
     Args:
         name_or_path (`str`): folder or Hub name of a checkpoint, or folder of an ONNX export ([`~trainer.export_onnx`]).
@@ -67,7 +70,10 @@ def load_pipeline(
         raise ValueError(
             f"{name} cannot be loaded ({type(error).__name__}: {reason}). Save or download the checkpoint again."
         ) from error
-    return MultiLabelDocumentClassificationPipeline(model=model, tokenizer=tokenizer, device=device, **parameters)
+    kind: type[MultiLabelDocumentClassificationPipeline] = MultiLabelDocumentClassificationPipeline
+    if isinstance(model, torch.nn.Module) and config.backbone_config.model_type == StaticEncoderConfig.model_type:
+        kind = StudentPipeline
+    return kind(model=model, tokenizer=tokenizer, device=device, **parameters)
 
 
 def is_onnx_export(name_or_path: str | os.PathLike) -> bool:

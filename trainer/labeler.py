@@ -8,9 +8,13 @@ import numpy as np
 import torch
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
-from modeling_sep_mldc.pipeline_sep_mldc import DEFAULT_RANKING_SIZE
+from modeling_sep_mldc.pipeline_sep_mldc import DEFAULT_RANKING_SIZE, MultiLabelDocumentClassificationPipeline
 
 from .data.word_cache import WordCache
+
+
+# Of the pipeline, those that a student's labels are chosen by without the pipeline.
+FAST_PARAMETERS = ("top_k", "threshold", "min_score", "max_length", "window_merge")
 
 
 class FastLabeler:
@@ -25,6 +29,8 @@ class FastLabeler:
         max_length (`int`, *optional*): tokens per document, special tokens included; as many as the encoder reads if not given.
         batch_size (`int`, defaults to 64): documents that go through the model together.
         block_size (`int`, defaults to 1024): documents that are read ahead and sorted by length.
+        top_k (`int`, *optional*), threshold (`float`, *optional*), min_score (`float`, *optional*): which labels, as in the
+            pipeline.
 
     Example:
 
@@ -42,10 +48,15 @@ class FastLabeler:
         max_length: int | None = None,
         batch_size: int = 64,
         block_size: int = 1024,
+        *,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        min_score: float | None = None,
     ):
         self.model, self.words = model.eval(), WordCache(tokenizer)
         self.max_length = model.config.max_tokens(tokenizer) if max_length is None else max_length
         self.batch_size, self.block_size = batch_size, block_size
+        self.top_k, self.threshold, self.min_score = top_k, threshold, min_score
         self.pad_token_id = tokenizer.pad_token_id or 0
         self.num_special = len(self.words.before) + len(self.words.after)
 
@@ -61,9 +72,12 @@ class FastLabeler:
             yield from self._label_block(block)
 
     def _label_block(self, texts: list[str]) -> list[list[dict[str, Any]]]:
-        documents = self.words(texts, self.max_length)
+        return self.label_packed(self.words.packed(texts, self.max_length))
+
+    def label_packed(self, documents: list[bytes]) -> list[list[dict[str, Any]]]:
+        """Labels of documents of which the token ids are known, as [`~trainer.data.word_cache.WordCache.packed`] returns them."""
         order = np.argsort([len(ids) for ids in documents], kind="stable")
-        results: list[list[dict[str, Any]]] = [[] for _ in texts]
+        results: list[list[dict[str, Any]]] = [[] for _ in documents]
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size].tolist()
             for row, labels in zip(rows, self._label_batch([documents[row] for row in rows])):
@@ -71,12 +85,11 @@ class FastLabeler:
         return results
 
     @torch.inference_mode()
-    def _label_batch(self, documents: list[list[int]]) -> list[list[dict[str, Any]]]:
-        lengths = [len(ids) for ids in documents]
-        ids: np.ndarray = np.full((len(documents), max(max(lengths), 1)), self.pad_token_id, dtype=np.int64)
-        for row, tokens in enumerate(documents):
-            ids[row, : len(tokens)] = tokens
-        mask = np.arange(ids.shape[1]) < np.array(lengths)[:, None]
+    def _label_batch(self, documents: list[bytes]) -> list[list[dict[str, Any]]]:
+        lengths = np.array([len(ids) // 4 for ids in documents])
+        mask = np.arange(max(lengths.max(), 1)) < lengths[:, None]
+        ids: np.ndarray = np.full(mask.shape, self.pad_token_id, dtype=np.int64)
+        ids[mask] = np.frombuffer(b"".join(documents), np.int32)
         inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
         logits = self.model(**inputs, return_label_embeds=False).logits.float().cpu()
@@ -85,26 +98,92 @@ class FastLabeler:
                 "The model computes scores that are not finite numbers. Use float32 instead of 16 bits; if that does not help, the "
                 "checkpoint is damaged."
             )
-        names, hierarchy = self.model.config.id2label, self.model.label_hierarchy
-        found: list[list[dict[str, Any]]] = [[] for _ in documents]
         if self.model.config.is_ranking:
-            logits = self.model.close_scores(logits)
-            best = logits.topk(min(DEFAULT_RANKING_SIZE, logits.shape[1]), dim=-1)
-            for row, (values, labels) in enumerate(zip(best.values.tolist(), best.indices.tolist())):
-                entries = enumerate(zip(labels, values), start=1)
-                found[row] = [
-                    {"label": names[label], "score": value, "rank": rank} for rank, (label, value) in entries
-                ]
+            found = self._ranking(self.model.close_scores(logits))
         else:
-            scores = self.model.close_scores(self.model.probabilities(logits))
-            rows, labels = self.model.label_sets(scores).nonzero(as_tuple=True)
-            if hierarchy is not None:
-                # As in the pipeline, a parent whose score is that of a child comes before it.
-                order = hierarchy.height[labels].argsort(descending=True, stable=True)
-                rows, labels = rows[order], labels[order]
-            for row, label, value in zip(rows.tolist(), labels.tolist(), scores[rows, labels].tolist()):
-                found[row].append({"label": names[label], "score": value})
-            for chosen in found:
-                chosen.sort(key=lambda entry: -entry["score"])
+            found = self._label_sets(self.model.close_scores(self.model.probabilities(logits)))
         # A text without tokens has no labels.
-        return [chosen if length > self.num_special else [] for chosen, length in zip(found, lengths)]
+        return [labels if length > self.num_special else [] for labels, length in zip(found, lengths.tolist())]
+
+    def _ranking(self, scores: torch.Tensor) -> list[list[dict[str, Any]]]:
+        top_k = self.top_k
+        if top_k is None and self.min_score is None:
+            top_k = DEFAULT_RANKING_SIZE
+        accepted = _best(scores, top_k)
+        if self.min_score is not None:
+            accepted &= scores >= self.min_score
+        found = self._best_first(scores, accepted, top_k)
+        return [[{**entry, "rank": rank} for rank, entry in enumerate(labels, start=1)] for labels in found]
+
+    def _label_sets(self, scores: torch.Tensor) -> list[list[dict[str, Any]]]:
+        if self.threshold is None and self.top_k is not None:
+            accepted = _best(scores, self.top_k)
+        else:
+            accepted = self.model.label_sets(scores, self.threshold)
+        if self.min_score is not None:
+            accepted &= scores >= self.min_score
+        return self._best_first(scores, accepted, self.top_k)
+
+    def _best_first(
+        self, scores: torch.Tensor, accepted: torch.Tensor, top_k: int | None
+    ) -> list[list[dict[str, Any]]]:
+        """The accepted labels (B, L) of each document, best first; ties as in the pipeline."""
+        names, hierarchy = self.model.config.id2label, self.model.label_hierarchy
+        found: list[list[dict[str, Any]]] = [[] for _ in scores]
+        rows, labels = accepted.nonzero(as_tuple=True)
+        if hierarchy is not None:
+            # A parent whose score is that of a child comes before it.
+            order = hierarchy.height[labels].argsort(descending=True, stable=True)
+            rows, labels = rows[order], labels[order]
+        for row, label, value in zip(rows.tolist(), labels.tolist(), scores[rows, labels].tolist()):
+            found[row].append({"label": names[label], "score": value})
+        return [sorted(chosen, key=_minus_score)[:top_k] for chosen in found]
+
+
+def _best(scores: torch.Tensor, top_k: int | None) -> torch.Tensor:
+    """Which labels have one of the `top_k` best scores (B, L): more of them where scores are equal."""
+    if top_k is None or top_k >= scores.shape[1]:
+        return torch.ones_like(scores, dtype=torch.bool)
+    return scores >= scores.topk(top_k, dim=1).values[:, -1:]
+
+
+def _minus_score(entry: dict[str, Any]) -> float:
+    return -entry["score"]
+
+
+class StudentPipeline(MultiLabelDocumentClassificationPipeline):
+    """
+    The pipeline of a student of [`~trainer.distill`]: same parameters and answers. A [`FastLabeler`] labels the documents of a list that
+    fit into one window, as long as nothing but `top_k`, `threshold`, `min_score`, `max_length` and `window_merge` is given.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._words = WordCache(self.tokenizer)
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        parameters = {name: value for name, value in kwargs.items() if name not in ("batch_size", "num_workers")}
+        preprocess, _, postprocess = self._sanitize_parameters(**parameters)
+        chosen = {**self._preprocess_params, **self._postprocess_params, **preprocess, **postprocess}
+        chosen = {name: value for name, value in chosen.items() if value is not None and value is not False}
+        is_list = isinstance(inputs, list) and all(isinstance(text, str) for text in inputs)
+        if not is_list or set(chosen) - set(FAST_PARAMETERS) or self.model.config.is_ranking:
+            return super().__call__(inputs, **kwargs)
+        max_length = chosen.pop("max_length", None) or self.model_max_length
+        merge = chosen.pop("window_merge", "max")
+        # A token more tells which documents are longer.
+        limit = max_length if merge == "first" else max_length + 1
+        documents = self._words.packed(inputs, limit)
+        short: list[int] = []
+        long: list[int] = []
+        for position, ids in enumerate(documents):
+            (short if len(ids) <= 4 * max_length else long).append(position)
+        label = FastLabeler(self.model, self.tokenizer, batch_size=kwargs.get("batch_size") or 64, **chosen)
+        answers: list[Any] = [None] * len(inputs)
+        for positions, found in (
+            (short, label.label_packed([documents[position] for position in short])),
+            (long, super().__call__([inputs[position] for position in long], **kwargs)),
+        ):
+            for position, labels in zip(positions, found, strict=True):
+                answers[position] = labels
+        return answers
