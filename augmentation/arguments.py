@@ -54,6 +54,11 @@ def _write_pseudo_documents(commands: Any) -> None:
     parser.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help="validation and test files")
     parser.add_argument("--labels", metavar="FILE", help="file of all labels, where some have no training document")
     parser.add_argument(
+        "--label-parents",
+        metavar="FILE",
+        help="csv of child and parent, json, or SKOS: no near misses of broader and narrower labels",
+    )
+    parser.add_argument(
         "--tail-threshold", type=int, default=50, help="labels with fewer training documents are tail labels"
     )
     parser.add_argument("--per-label", type=int, default=50, help="pseudo-documents per tail label")

@@ -100,6 +100,7 @@ def _write_pseudo_documents(args: argparse.Namespace) -> int:
             args.dry_run,
             args.partial,
             args.label_delimiter,
+            args.label_parents,
         )
     )
 

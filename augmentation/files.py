@@ -4,14 +4,15 @@ Documents, labels and label descriptions from files.
 `trainer.data` reads them, as it does for training; here its errors become `AugmentationError`, and its records documents.
 """
 
+import graphlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.data import label_files, readers
+from trainer.data import label_files, parent_files, readers
 from trainer.data.label_names import check_label, split_labels
 from trainer.data.messages import shorten
 from trainer.data.text_lines import DataFileError, bare_name
@@ -26,6 +27,7 @@ __all__ = [
     "label_name",
     "read_documents",
     "read_label_descriptions",
+    "read_label_parents",
     "read_labels",
     "read_rows",
 ]
@@ -153,3 +155,31 @@ def read_label_descriptions(path: str | Path) -> dict[str, str]:
     """
     with _reading():
         return label_files.read_label_descriptions(path)
+
+
+def read_label_parents(path: str | Path, labels: Collection[str] = ()) -> dict[str, list[str]]:
+    """
+    `{label: [parents]}` from a file in a form that training reads: csv of `child` and `parent`, json, or SKOS.
+
+    Args:
+        path: The file.
+        labels: Names of the labels, which tell how concepts of SKOS are called.
+
+    Raises:
+        AugmentationError: if the file has another form, names no parent, or labels are parents of each other in a circle.
+    """
+    parents: dict[str, list[str]] = {}
+    try:
+        with _reading():
+            for child, parent in parent_files.parent_pairs(path, labels):
+                parents.setdefault(child, []).append(parent)
+    except ImportError as error:  # SKOS without rdflib
+        raise AugmentationError(str(error)) from None
+    if not parents:
+        raise AugmentationError(f"{path}: names no parent of any label; write rows with `child` and `parent`.")
+    try:
+        graphlib.TopologicalSorter(parents).prepare()
+    except graphlib.CycleError as error:
+        circle = " > ".join(repr(name) for name in reversed(error.args[1]))
+        raise AugmentationError(f"{path}: goes in a circle: {circle}; remove one of these parents.") from None
+    return parents

@@ -12,7 +12,14 @@ from .answers import answer_text, is_refusal
 from .checks import check_number
 from .demonstrations import Demonstrations
 from .errors import AugmentationError, ItemError
-from .files import Document, label_name, read_documents, read_label_descriptions, read_labels
+from .files import (
+    Document,
+    label_name,
+    read_documents,
+    read_label_descriptions,
+    read_label_parents,
+    read_labels,
+)
 from .kinds import (
     CANDIDATES,
     HARD,
@@ -28,7 +35,7 @@ from .kinds import (
 from .prompts import PromptBuilder, quoted
 from .request import Request
 from .settings import RequestSettings
-from .similar_labels import similar_labels
+from .similar_labels import relatives, similar_labels
 from .summary import Plan, RunSummary
 from .tasks import provenance, run_task
 from .tokens import approximate_tokens, typical_length
@@ -122,6 +129,7 @@ class PseudoDocuments:
         options: PseudoDocumentOptions,
         excluded: Sequence[Document] = (),
         more_labels: Iterable[str] = (),
+        label_parents: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.prompts, self.settings, self.options, self.descriptions = prompts, settings, options, descriptions
         self.notes: list[str] = []
@@ -131,6 +139,11 @@ class PseudoDocuments:
         counts = collections.Counter(label for document in train for label in document.labels)
         known = {*counts, *more_labels}
         self._check_descriptions(known)
+        self.relatives = relatives(label_parents or {})
+        if label_parents and not known & self.relatives.keys():
+            self.notes.append(
+                f"The label parents name none of the {len(known)} labels, so they change nothing. Use the same names in both files."
+            )
         self.tail = self._tail_labels(counts, known)
         self.demonstrations = Demonstrations(train, excluded, self.tail, options.max_document_tokens, options.seed)
         self.notes += self.demonstrations.notes
@@ -263,8 +276,9 @@ class PseudoDocuments:
         """The label that a hard pseudo-document must not have; None where it is not hard, or where there is no such label."""
         if self.kinds[number] != HARD:
             return None
-        own = document.labels if document else ()
-        others = [other for other in self.similar.get(label, ()) if other not in own][:NEAR_LABELS]
+        own = document.labels if document else (label,)
+        excluded = {*own, *(other for name in own for other in self.relatives.get(name, ()))}
+        others = [other for other in self.similar.get(label, ()) if other not in excluded][:NEAR_LABELS]
         turns = len(self.demonstrations.all_of(label)) or 1
         before = sum(self.kinds[other] == HARD for other in range(number % turns, number, turns))
         return others[(number % turns + before) % len(others)] if others else None
@@ -386,6 +400,7 @@ def write_pseudo_documents(
     dry_run: bool = False,
     partial: bool = False,
     label_delimiter: str | None = None,
+    label_parents: str | Path | None = None,
 ) -> RunSummary | Plan:
     """
     Writes `pseudo_documents.jsonl`: `{"id", "text", "labels", "kind", "near_label", "tail_label", "demonstration_id", "marks",
@@ -410,6 +425,8 @@ def write_pseudo_documents(
             labels that have no description.
         dry_run, partial (`bool`): As in `describe_labels`.
         label_delimiter (`str`, *optional*): Separator of joined labels in a training table.
+        label_parents (path, *optional*): File of labels and their parents, as `run_mldc.py` reads it. Near misses are not written
+            against a broader or a narrower label.
 
     Returns:
         `RunSummary`, or `Plan` for a dry run; `notes` says which labels and documents were left out.
@@ -428,16 +445,19 @@ def write_pseudo_documents(
     if not trains:
         notes = notes or dict.fromkeys(descriptions, "")
         descriptions = {label: note for label, note in notes.items() if note} | descriptions
+    documents = read_documents(trains, label_delimiter=label_delimiter) if trains else None
+    names = {*notes, *(label for document in documents or () for label in document.labels)}
     task = PseudoDocuments(
-        read_documents(trains, label_delimiter=label_delimiter) if trains else None,
+        documents,
         descriptions,
         prompts or PromptBuilder(),
         settings,
         options or PseudoDocumentOptions(),
         read_documents(exclude, need_labels=False),
         notes,
+        read_label_parents(label_parents, names) if label_parents is not None else None,
     )
-    others = [path for path in (label_descriptions, labels) if path is not None]
+    others = [path for path in (label_descriptions, labels, label_parents) if path is not None]
     result = run_task(task, settings, output_dir, dry_run, partial, (*trains, *exclude, *others))
     result.notes += task.notes
     return result

@@ -1,6 +1,7 @@
-"""Labels with similar texts: candidates for near misses and for labels that occur together."""
+"""Labels with similar texts: candidates for near misses and for labels that occur together. And labels above and below a label."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from .near_duplicates import words
@@ -49,6 +50,34 @@ def similar_labels(texts: Mapping[str, str], wanted: Iterable[str], number: int)
         for label, row in zip(block, similarities):
             found[label] = _order(label, labels, row, number)
     return found
+
+
+def relatives(label_parents: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
+    """
+    The broader and the narrower labels of each label, on all levels. They are no near misses: whatever has a label has its broader
+    labels too, and may have a narrower one.
+
+    Args:
+        label_parents (`Mapping[str, Iterable[str]]`): Parents of labels, without a circle.
+
+    Example:
+
+    ```python
+    >>> found = relatives({"genetics": ["biology"], "biology": ["science"]})
+    >>> {label: sorted(found[label]) for label in sorted(found)}
+    {'biology': ['genetics', 'science'], 'genetics': ['biology', 'science'], 'science': ['biology', 'genetics']}
+
+    ```
+    """
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for label in label_parents:
+        above = list(label_parents[label])
+        for parent in above:  # grows as it goes
+            if parent not in found[label]:
+                found[label].add(parent)
+                found[parent].add(label)
+                above.extend(label_parents.get(parent, ()))
+    return dict(found)
 
 
 def _order(label: str, labels: list[str], similarities: Iterable[float], number: int) -> list[str]:

@@ -62,7 +62,7 @@ from trainer.data import (
     tokenize,
 )
 from trainer.data.document_files import read_records
-from trainer.data.label_parents import is_rdf
+from trainer.data.parent_files import is_rdf
 from trainer.devices import bfloat16_slowdown, is_bfloat16_native
 from trainer.hub import summarize_provenance
 from trainer.lexical.fitting import default_num_features

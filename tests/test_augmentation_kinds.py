@@ -3,6 +3,7 @@
 import collections
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -157,14 +158,81 @@ def test_the_length_of_a_document_can_be_named(server, labels, tmp_path):
     assert "About 150 tokens" in user_prompts(server)[1]
 
 
+def near_labels(folder):
+    found = collections.defaultdict(set)
+    for row in written(folder):
+        found[row["tail_label"]].add(row["near_label"])
+    return dict(found)
+
+
+def test_near_misses_are_not_written_against_broader_or_narrower_labels(server, labels, tmp_path):
+    options = PseudoDocumentOptions(per_label=5, hard_share=1.0, several_share=0.0)
+    write(server, labels, tmp_path / "without", options)
+    assert near_labels(tmp_path / "without")["algebra"] == LABELS.keys() - {"algebra"}
+    parents = tmp_path / "parents.csv"
+    parents.write_text("child,parent\nalgebra,geometry\ngeometry,mathematics\nmathematics,trade\nfishery,algebra\n")
+    write(server, labels, tmp_path / "with", options, label_parents=parents)
+    found = near_labels(tmp_path / "with")
+    assert found["algebra"] == {"number theory", "farming"}
+    assert found["trade"] == {"number theory", "farming"}  # geometry, algebra and fishery are below it
+    assert found["farming"] == LABELS.keys() - {"farming"}
+
+
+def test_a_near_miss_is_no_relative_of_any_label_of_its_demonstration(server, labels, tmp_path):
+    train, parents = tmp_path / "train.jsonl", tmp_path / "parents.json"
+    write_rows(train, [document(0, ["algebra", "trade"])])
+    parents.write_text(json.dumps({"trade": ["fishery"], "farming": "trade"}))
+    options = PseudoDocumentOptions(per_label=5, hard_share=1.0, tail_labels=["algebra"])
+    write(server, labels, tmp_path, options, train, label_parents=parents)
+    assert near_labels(tmp_path)["algebra"] == {"number theory", "geometry"}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("child,parent\nalgebra,trade\ntrade,algebra\n", "goes in a circle: 'algebra' > 'trade' > 'algebra'; remove"),
+        ("child,parent\nalgebra,algebra\n", "goes in a circle: 'algebra' > 'algebra'"),
+        ("child,above\nalgebra,trade\n", "but `child` and `parent` are needed"),
+        ("child,parent\nalgebra,\n", "names no parent of any label"),
+    ],
+)
+def test_a_file_of_parents_that_is_none_is_refused_before_anything_is_sent(server, labels, tmp_path, text, message):
+    parents = tmp_path / "parents.csv"
+    parents.write_text(text)
+    with pytest.raises(AugmentationError, match=re.escape(message)):
+        write(server, labels, tmp_path / "out", HARD, label_parents=parents)
+    assert not server.requests
+
+
+def test_parents_of_unknown_labels_are_told(server, labels, tmp_path, capsys):
+    parents = tmp_path / "parents.csv"
+    parents.write_text("child,parent\ndogs,animals\n")
+    words = ["write-pseudo-documents", "--labels", str(labels), "--label-parents", str(parents), "--dry-run"]
+    assert main([*words, "--model", "m", "--output-dir", str(tmp_path / "out")]) == 0
+    assert "The label parents name none of the 6 labels, so they change nothing." in capsys.readouterr().out
+
+
 def test_the_package_writes_from_labels_alone_without_torch(server, labels, tmp_path):
     code = (
         "import sys; from augmentation.cli import main; code = main(sys.argv[1:]);"
         "bad = {'torch', 'transformers', 'datasets', 'modeling_sep_mldc'} & set(sys.modules); sys.exit(bad or code)"
     )
+    parents = tmp_path / "parents.csv"
+    parents.write_text("child,parent\nfishery,trade\n")
     command = ["write-pseudo-documents", "--labels", labels, "--model", "m", "--base-url", server.base_url]
     done = subprocess.run(
-        [sys.executable, "-c", code, *command, "--per-label", "5", "--output-dir", tmp_path],
+        [
+            sys.executable,
+            "-c",
+            code,
+            *command,
+            "--per-label",
+            "5",
+            "--label-parents",
+            parents,
+            "--output-dir",
+            tmp_path,
+        ],
         capture_output=True,
         text=True,
     )

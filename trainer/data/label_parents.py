@@ -1,10 +1,9 @@
 """Parents of labels: files of them, those of a model's labels, and documents that have the ancestors of their labels."""
 
-import importlib.util
 import logging
 import os
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -12,27 +11,14 @@ from datasets import Dataset, IterableDataset
 from modeling_sep_mldc.hierarchy_sep_mldc import ancestors_of, check_label_parents
 from modeling_sep_mldc.label_sets_sep_mldc import check_label_constraints
 
-from .label_files import json_members
-from .label_names import check_label, normalize_label
-from .messages import join_names, shorten
-from .readers import expand_files, find_format, read_records
-from .text_lines import DataFileError, bare_name, check_file, open_binary
+from .label_names import normalize_label
+from .messages import join_names
+from .parent_files import parent_pairs
+from .readers import expand_files, read_records
+from .text_lines import DataFileError
 
 
 logger = logging.getLogger(__name__)
-
-# Extensions of RDF files, and their names in rdflib.
-RDF_FORMATS = {
-    ".ttl": "turtle",
-    ".rdf": "xml",
-    ".owl": "xml",
-    ".xml": "xml",
-    ".nt": "nt",
-    ".n3": "n3",
-    ".jsonld": "json-ld",
-    ".trig": "trig",
-}
-Pairs = Iterator[tuple[str, str]]  # child, parent
 
 
 def read_label_parents(path: str | os.PathLike, labels: Collection[str] = ()) -> dict[str, list[str]]:
@@ -63,20 +49,12 @@ def read_label_parents(path: str | os.PathLike, labels: Collection[str] = ()) ->
     parents = read_label_parents("parents.csv")  # {"genetics": ["biology"], ...}
     ```
     """
-    (path,) = expand_files(path)
-    check_file(path)
-    pairs = _pairs_of_rdf(path, labels) if is_rdf(path) else _pairs_of_records(path)
     parents: defaultdict[str, dict[str, None]] = defaultdict(dict)
-    for child, parent in pairs:
+    for child, parent in parent_pairs(path, labels):
         parents[child][parent] = None
     if not parents:
         raise DataFileError(f"{path}: names no parent of any label. Write rows with `child` and `parent`.")
     return _with_place(path, check_label_parents, {child: list(above) for child, above in parents.items()})
-
-
-def is_rdf(path: str | os.PathLike) -> bool:
-    """Whether the name of a file is that of RDF, whose concepts are named by the labels of the documents."""
-    return os.path.splitext(bare_name(os.fspath(path)))[1].lower() in RDF_FORMATS
 
 
 def _with_place(where: str, check: Any, *values: Any) -> Any:
@@ -84,84 +62,6 @@ def _with_place(where: str, check: Any, *values: Any) -> Any:
         return check(*values)
     except ValueError as error:
         raise DataFileError(f"{where}: {error}") from None
-
-
-def _pairs_of_records(path: str) -> Pairs:
-    members = json_members(path) if find_format(path) == "json" else None
-    if members is not None and "child" not in dict(members):
-        for name, value in members:
-            yield from _pairs(name, value, f"{path}, {shorten(name)}")
-        return
-    for where, record in read_records(path):
-        if not {"child", "parent"} <= record.keys():
-            raise DataFileError(
-                f"{where}: the columns are {join_names(record, 10)}, but `child` and `parent` are needed. Rename the columns."
-            )
-        yield from _pairs(record["child"], record["parent"], where)
-
-
-def _pairs(child: Any, value: Any, where: str) -> Pairs:
-    child = check_label(child, where, "child")
-    parents = value if isinstance(value, (list, tuple)) else [value]
-    for parent in parents:
-        if parent is not None and parent != "":
-            yield child, check_label(parent, where, "parent")
-
-
-def _pairs_of_rdf(path: str, labels: Collection[str]) -> Pairs:
-    rdf_format = RDF_FORMATS[os.path.splitext(bare_name(path))[1].lower()]
-    if importlib.util.find_spec("rdflib") is None:
-        raise ImportError(
-            f"{path} is RDF, which needs the package rdflib, but it is not installed. Run `pip install sep-mldc[skos]`."
-        )
-    import rdflib
-    from rdflib.namespace import SKOS
-
-    graph = rdflib.Graph()
-    try:
-        with open_binary(path) as stream:
-            graph.parse(stream, format=rdf_format)
-    except (MemoryError, DataFileError):
-        raise
-    except Exception as error:  # every parser of rdflib has errors of its own
-        reason = " ".join(str(error).split())[:200]
-        raise DataFileError(
-            f"{path}: is not {rdf_format} that rdflib can read ({reason}). Repair it, or convert it to csv."
-        ) from None
-    edges = dict.fromkeys((child, parent) for child, parent in graph.subject_objects(SKOS.broader))
-    edges |= dict.fromkeys((child, parent) for parent, child in graph.subject_objects(SKOS.narrower))
-    if not edges:
-        raise DataFileError(
-            f"{path}: has neither `skos:broader` nor `skos:narrower`. Name a SKOS file, or a csv file."
-        )
-    names = _concept_names(graph, sorted({str(concept) for edge in edges for concept in edge}), labels)
-    for child, parent in edges:
-        yield names[str(child)], names[str(parent)]
-
-
-def _concept_names(graph: Any, concepts: Sequence[str], labels: Collection[str]) -> dict[str, str]:
-    """The name of each concept, by URI."""
-    from rdflib import URIRef
-    from rdflib.namespace import SKOS
-
-    known = {normalize_label(label) for label in labels}
-    found: dict[str, dict[str, str]] = {}  # names of each concept, by kind
-    matches: Counter[str] = Counter()
-    for concept in concepts:
-        kinds = {"uri": concept}
-        for notation in sorted(map(str, graph.objects(URIRef(concept), SKOS.notation))):
-            kinds.setdefault("notation", normalize_label(notation))
-        for literal in sorted(graph.objects(URIRef(concept), SKOS.prefLabel), key=str):
-            kinds.setdefault(f"prefLabel {literal.language or ''}", normalize_label(str(literal)))
-        found[concept] = {kind: name for kind, name in kinds.items() if name}
-        matches.update(kind for kind, name in found[concept].items() if name in known)
-    order = [kind for kind, _ in matches.most_common()] + ["prefLabel en", "prefLabel "]
-
-    def name_of(kinds: dict[str, str]) -> str:
-        others = [kind for kind in sorted(kinds) if kind.startswith("prefLabel")]
-        return next(kinds[kind] for kind in [*order, *others, "uri"] if kind in kinds)
-
-    return {concept: name_of(kinds) for concept, kinds in found.items()}
 
 
 def parents_of_labels(
