@@ -65,12 +65,14 @@ from trainer.data.document_files import read_records
 from trainer.data.parent_files import is_rdf
 from trainer.devices import bfloat16_slowdown, is_bfloat16_native
 from trainer.hub import summarize_provenance
-from trainer.lexical.fitting import default_num_features
+from trainer.lexical.fitting import default_num_features, default_solver
+from trainer.lexical.solvers import kernel_bytes
 from trainer.progress import use_short_lines
 from trainer.recipes import recommend_settings
 from trainer.report import (
     DocumentResults,
     Predictions,
+    WorstLabel,
     abstention_lines,
     bootstrap,
     comparison_lines,
@@ -91,6 +93,7 @@ from trainer.run_arguments import (
     RunArguments,
     ThresholdArguments,
     check_arguments,
+    check_named_of_checkpoint,
     run_defaults,
 )
 from trainer.run_needs import RunNeeds, TimeEstimate, available_memory, check_fits, estimate_run, free_disk_space, gib
@@ -179,13 +182,13 @@ def main() -> None:
     show_data(settings, data, tokenizer)
     if settings.args.do_train:
         settings = choose_settings(settings, data, backbone)
-        show_plan(settings, data, backbone)
+        needs = show_plan(settings, data, backbone)
     if settings.run.dry_run:
         return
     model = build_model(settings, data, backbone, tokenizer, trained)
     trainer = build_trainer(settings, data, model, tokenizer)
     if settings.args.do_train:
-        fit(settings, data, trainer)
+        fit(settings, data, trainer, needs)
     elif data.starts_cold:
         save_untrained(settings, data, trainer)
     result = evaluate_validation(data, trainer) if settings.args.do_eval else None
@@ -265,6 +268,8 @@ def find_encoder(settings: Settings):
             "or a folder with config, weights and tokenizer."
         ) from error
     trained = config.model_type == "sep_mldc"
+    if trained:
+        check_named_of_checkpoint(settings.named, config)
     set_padding_token(tokenizer)
     limit_tokenizer(tokenizer, config.backbone_config if trained else config, settings.model.encoder_max_length)
     return backbone, tokenizer, trained
@@ -603,11 +608,15 @@ def choose_settings(settings: Settings, data: RunData, backbone: str) -> Setting
     return settings._replace(**groups)
 
 
-def show_plan(settings: Settings, data: RunData, backbone: str) -> None:
+def show_plan(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
     """Print what will be done and what it takes, and refuse what cannot fit."""
-    args, needs = settings.args, run_needs(settings, data, backbone)
+    args, frozen = settings.args, settings.model.freeze_layers
+    if args.cache_frozen_layers and (not frozen or args.torch_compile):
+        reason = "`--torch_compile` does not read it" if frozen else "no layer is frozen"
+        raise ValueError(f"`--cache_frozen_layers` asks for a cache, but {reason}. Leave one of the two out.")
+    needs = run_needs(settings, data, backbone)
     if not args.should_save:
-        return
+        return needs
     memory, disk = available_memory(args.device), free_disk_space(args.output_dir)
     further = ["lexical scores"] if settings.lexical.lexical_scores else []
     if settings.thresholds.tune_thresholds and "validation" in data.encoded:
@@ -620,15 +629,20 @@ def show_plan(settings: Settings, data: RunData, backbone: str) -> None:
             + (", then train again with those too" if settings.run.refit_on_all else "")
             + f"; results go to {args.output_dir}/.\nThat takes about {gib(needs.state_bytes + needs.batch_bytes)} of memory"
             + (f" ({gib(memory)} are free)" if memory is not None else "")
-            + f" in addition to the documents, and {gib(needs.disk_bytes)} of disk space ({gib(disk)} are free). An estimate of the time follows after the first "
-            "steps."
+            + f" in addition to the documents, and {gib(needs.disk_bytes)} of disk space"
+            + (f", {gib(needs.cache_bytes)} more for the states of frozen layers" if needs.cache_bytes else "")
+            + f" ({gib(disk)} are free). An estimate of the time follows after the first steps."
         )
-    check_fits(needs, memory, disk)
+        if needs.kernel_bytes > needs.state_bytes + needs.batch_bytes:
+            print(f"Lexical scores take about {gib(needs.kernel_bytes)} of memory after the training.")
+    main_memory = None if args.device.type == "cpu" else available_memory()
+    check_fits(needs, memory, disk, main_memory, must_cache=bool(args.cache_frozen_layers))
     if memory is not None and needs.state_bytes + needs.batch_bytes > memory:
         logger.warning(
             f"Training may not fit into the {gib(memory)} of memory that are free. Lower `--per_device_train_batch_size` or "
             "`--encoder_max_length` if it ends."
         )
+    return needs
 
 
 def run_needs(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
@@ -648,6 +662,13 @@ def run_needs(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
         config, size = config.backbone_config, config.token_attention_size
     features = settings.lexical.num_lexical_features or default_num_features(len(data.labels))
     kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
+    lexical = settings.lexical.lexical_scores
+    ridge = lexical and default_solver(len(train), len(data.labels)) == "ridge"
+    repeated = args.num_train_epochs > 1 or args.max_steps > 0
+    cached = 0
+    if settings.model.freeze_layers and not (args.torch_compile or args.cache_frozen_layers is False) and repeated:
+        parts = [data.encoded[split] for split in ("train", "validation") if split in data.encoded]
+        cached = sum(num_tokens(part, limit) for part in parts if not isinstance(part, datasets.IterableDataset))
     return estimate_run(
         config,
         len(data.labels),
@@ -658,10 +679,18 @@ def run_needs(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
         num_frozen_layers=settings.model.freeze_layers,
         train_label_embeds=args.label_encoding == "embedding",
         half_precision=args.bf16 or args.fp16,
-        num_lexical_features=features if settings.lexical.lexical_scores else 0,
+        num_lexical_features=features if lexical else 0,
         token_attention_size=size if settings.model.token_attention else None,
         num_checkpoints=kept,
+        kernel_bytes=kernel_bytes(len(train)) if ridge else 0,
+        num_cached_tokens=cached,
     )
+
+
+def num_tokens(encoded, limit: int | None) -> int:
+    """Tokens of documents that an encoder reads, at most `limit` of each."""
+    lengths = np.asarray(encoded["length"][:], dtype=np.int64)
+    return int(np.minimum(lengths, limit).sum() if limit else lengths.sum())
 
 
 # ---- Model ----
@@ -779,9 +808,9 @@ def check_metric_for_best_model(trainer: SepMldcTrainer) -> None:
 # ---- Training ----
 
 
-def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
+def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer, needs: RunNeeds) -> None:
     """Train and save, then fit lexical scores and thresholds."""
-    with trainer.cached_frozen_layers(evaluates="validation" in data.encoded):
+    with trainer.cached_frozen_layers("validation" in data.encoded, reserved_bytes=needs.disk_bytes):
         train_and_tune(settings, data, trainer)
 
 
@@ -1037,6 +1066,7 @@ def report(settings: Settings, data: RunData, trainer: SepMldcTrainer, result: E
     print("\n".join(f"SEP-MLDC is {line}" for line in comparison_lines(compared, key)))
     if result.kept:
         print("\n" + "\n".join(abstention_lines(result.metrics["share_abstained"], len(gold), result.kept)))
+    worst: list[WorstLabel] = []
     if result.label_sets is not None:
         worst = worst_labels(documents["SEP-MLDC"], data.labels, trainer.model.config.label_counts)
         write_worst_labels(folder, worst)
@@ -1048,12 +1078,12 @@ def report(settings: Settings, data: RunData, trainer: SepMldcTrainer, result: E
         show_examples(data.documents["test"]["text"], result, assigned, data.labels, settings.report.num_examples)
     if settings.args.do_train:
         behind = any(high < 0 for name, d in compared["differences"].items() if "SVC" in name for _, high in [d[key]])
-        print("\nWhat to do next:")
-        print("\n".join(f"{number}. {line}" for number, line in enumerate(advice(settings, data, trainer, behind), 1)))
+        lines = advice(settings, data, trainer, behind, has_mistakes=bool(worst))
+        if lines:
+            print("\nWhat to do next:\n" + "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1)))
     trainer.create_model_card()
-    print(
-        f"\nEverything is in {folder}/: the checkpoint, all_results.json, per_label_metrics.csv, worst_labels.csv, ..."
-    )
+    tables = "per_label_metrics.csv" + ("" if result.label_sets is None else ", worst_labels.csv")
+    print(f"\nEverything is in {folder}/: the checkpoint, all_results.json, {tables}, ...")
 
 
 def wants_baselines(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> bool:
@@ -1100,7 +1130,9 @@ def show_examples(texts, result: Evaluation, assigned, labels: list[str], count:
         print(f"\n  {text[:300]}{'...' if len(text) > 300 else ''}\n  -> {', '.join(shown)}")
 
 
-def advice(settings: Settings, data: RunData, trainer: SepMldcTrainer, behind_linear: bool) -> list[str]:
+def advice(
+    settings: Settings, data: RunData, trainer: SepMldcTrainer, behind_linear: bool, has_mistakes: bool
+) -> list[str]:
     train, config = data.encoded["train"], trainer.model.config
     share_cut = 0.0
     if not isinstance(train, datasets.IterableDataset):
@@ -1115,6 +1147,7 @@ def advice(settings: Settings, data: RunData, trainer: SepMldcTrainer, behind_li
         has_descriptions=bool(config.label_descriptions),
         has_lexical_scores=bool(config.num_lexical_features),
         behind_linear=behind_linear,
+        has_mistakes=has_mistakes,
         train_file=(settings.data.train_file or ["train.jsonl"])[0],
     )
 

@@ -218,7 +218,7 @@ def test_a_cache_for_one_epoch_is_made_only_on_demand(tmp_path, monkeypatch):
 
 
 def test_without_room_for_a_cache_that_was_asked_for_nothing_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr(FrozenLayersCache, "has_space_for", lambda self, documents: False)
+    monkeypatch.setattr(FrozenLayersCache, "has_space_for", lambda *given: False)
     with pytest.raises(ValueError, match="states of the frozen layers need .* GiB"):
         trained(tmp_path / "named", cache=True)
     trainer, _ = trained(tmp_path / "auto", cache=None)

@@ -505,6 +505,19 @@ def test_bad_input_is_refused(tmp_path, change, message):
     assert trainer.model.lexical is None
 
 
+def test_a_kernel_that_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(
+        "trainer.lexical.fitting.available_memory", lambda: solvers.kernel_bytes(len(trainer.train_dataset)) - 1
+    )
+    with pytest.raises(
+        ValueError, match="The kernel of .* documents needs .* Free some memory, fit on fewer documents"
+    ):
+        trainer.fit_lexical_scores()
+    assert trainer.model.lexical is None
+    trainer.fit_lexical_scores(solver="svm")
+
+
 @pytest.mark.parametrize("field", ["encoder_max_length", "num_lexical_features"])
 def test_a_size_below_one_is_refused(field):
     with pytest.raises(ValueError, match=f"`{field}` is 0"):

@@ -87,6 +87,10 @@ def results_of(documents):
     return DocumentResults(Predictions(np.array(indices), np.array(assigned)), gold, 4)
 
 
+def test_worst_labels_are_not_advised_where_there_are_none():
+    assert next_steps(has_mistakes=False) == []
+
+
 def test_the_worst_labels_come_first_with_the_likely_reason():
     documents = [("a", "a")] * 6 + [("b", "c")] * 4 + [("c", "c")] * 4 + [("d", "")] * 2 + [("", "c")] * 20
     worst = worst_labels(results_of(documents), LABELS, [100, 50, 30, 3])

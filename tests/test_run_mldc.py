@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tiny_models import tiny_backbone
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from trainer import run_outputs
 from trainer.backbones import freeze_layers, resolve_backbone
+from trainer.frozen_layers import SPARE_BYTES
+from trainer.run_needs import RunNeeds
 
 
 ROOT = Path(__file__).parents[1]
@@ -325,6 +328,26 @@ BAD_INPUT = {
         lambda f, t: {"class_weights": "balanced", "classification_loss": "softmax"},
         "`--class_weights` is balanced, but `--classification_loss softmax` has no binary cross-entropy",
     ),
+    "an objective of thresholds that are not tuned": (
+        lambda f, t: {"tune_thresholds": False, "threshold_objective": "macro"},
+        "`--threshold_objective` is macro, but `--tune_thresholds false` tunes nothing",
+    ),
+    "a calibration that is not tuned": (
+        lambda f, t: {"tune_thresholds": False, "score_calibration": "platt"},
+        "`--score_calibration` is platt, but `--tune_thresholds false` tunes nothing",
+    ),
+    "a cache without frozen layers": (
+        lambda f, t: {"cache_frozen_layers": True, "freeze_layers": 0},
+        "`--cache_frozen_layers` asks for a cache, but no layer is frozen",
+    ),
+    "a cache that is not read": (
+        lambda f, t: {"cache_frozen_layers": True, "freeze_layers": 1, "torch_compile": True},
+        "`--cache_frozen_layers` asks for a cache, but `--torch_compile` does not read it",
+    ),
+    "a stream and a cache": (
+        lambda f, t: {"streaming": True, "max_steps": 2, "cache_frozen_layers": True},
+        "`--cache_frozen_layers` needs all training documents at once",
+    ),
     "an unknown metric of the best model": (
         lambda f, t: {
             "load_best_model_at_end": True,
@@ -546,9 +569,51 @@ def test_a_run_that_does_not_fit_on_the_disk_is_refused_before_training(monkeypa
     assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("checkpoint-*"))
 
 
+@pytest.mark.parametrize("cached", [None, True])
+def test_a_cache_of_frozen_layers_leaves_space_for_the_model(monkeypatch, files, tmp_path, cached, caplog):
+    changes = {
+        "freeze_layers": 1,
+        "cache_frozen_layers": cached,
+        "num_train_epochs": 2,
+        "do_eval": False,
+        "do_predict": False,
+    }
+    needed = 10 * 2**20  # checkpoint and model of the tiny encoder, not its states, take less
+    monkeypatch.setattr(run_mldc, "run_needs", lambda *given: RunNeeds(1, 1, 1, 1, needed, cache_bytes=needed))
+    monkeypatch.setattr(run_mldc, "free_disk_space", lambda folder: 2 * needed - 1)
+    usage = shutil.disk_usage(tmp_path)._replace(free=needed + SPARE_BYTES)
+    monkeypatch.setattr("trainer.frozen_layers.shutil.disk_usage", lambda folder: usage)
+    if cached:
+        with pytest.raises(
+            ValueError, match="states of the frozen layers need 0.01 GiB of disk space beside 0.01 GiB"
+        ):
+            run(monkeypatch, files, tmp_path, **changes)
+        assert not list(tmp_path.glob("*.safetensors"))
+    else:
+        run(monkeypatch, files, tmp_path, **changes)
+        assert "which is not available: they are not cached" in caplog.text
+
+
+def test_lexical_scores_that_do_not_fit_into_memory_are_refused_before_training(monkeypatch, files, tmp_path):
+    monkeypatch.setattr(run_mldc, "kernel_bytes", lambda num_documents: 2**50)
+    with pytest.raises(ValueError, match="Lexical scores need 1048576.0 GiB of memory after the training"):
+        run(monkeypatch, files, tmp_path, lexical_scores=True)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_settings_that_a_trained_checkpoint_contradicts_are_refused(monkeypatch, files, tmp_path):
+    run(monkeypatch, files, tmp_path / "first", do_eval=False, do_predict=False, classifier="mlp")
+    given = {"model_name_or_path": tmp_path / "first", "do_train": False, "do_predict": False}
+    with pytest.raises(ValueError, match="`--classifier` is similarity, but the trained checkpoint has mlp"):
+        run(monkeypatch, files, tmp_path / "second", classifier="similarity", **given)
+    run(monkeypatch, files, tmp_path / "second", classifier="mlp", **given)
+
+
 def test_rows_that_are_no_documents_can_be_skipped(monkeypatch, files, tmp_path):
     content = (files / "train.jsonl").read_text() + '{"text": "a star"}\n'
     changes = broken(files, tmp_path, content)
+    with pytest.raises(ValueError, match="Or leave such rows out: `--on_bad_rows skip`"):
+        run(monkeypatch, files, tmp_path / "out", do_predict=False, **changes)
     run(monkeypatch, files, tmp_path / "out", on_bad_rows="skip", do_predict=False, **changes)
     assert len(lines(tmp_path / "out" / "bad_rows.jsonl")) == 1
 

@@ -60,6 +60,27 @@ def test_a_run_that_cannot_fit_is_refused(memory, disk, word):
     check_fits(needs, None, 5 * GIB)
 
 
+def test_the_kernel_of_lexical_scores_must_fit_beside_the_weights_or_into_main_memory():
+    needs = RunNeeds(1, 1, state_bytes=4 * GIB, batch_bytes=0, disk_bytes=0, kernel_bytes=2 * GIB)
+    with pytest.raises(ValueError, match="2.0 GiB of memory after the training, beside 4.0 GiB .* but 5.0 GiB are"):
+        check_fits(needs, 5 * GIB, GIB)
+    check_fits(needs, 6 * GIB, GIB)
+    with pytest.raises(ValueError, match="2.0 GiB of memory after the training, but 1.0 GiB are free"):
+        check_fits(needs, 5 * GIB, GIB, main_memory=GIB)
+    check_fits(needs, 5 * GIB, GIB, main_memory=2 * GIB)
+
+
+def test_a_cache_that_is_wanted_must_fit_beside_the_checkpoints():
+    needs = needs_of(tiny_model(), num_cached_tokens=100)
+    assert needs.cache_bytes == 100 * 4 * tiny_model().config.backbone_config.hidden_size
+    assert needs_of(tiny_model(), num_cached_tokens=100, half_precision=True).cache_bytes * 2 == needs.cache_bytes
+    both = needs.disk_bytes + needs.cache_bytes
+    check_fits(needs, None, both - 1)
+    check_fits(needs, None, both, must_cache=True)
+    with pytest.raises(ValueError, match="states of the frozen layers need"):
+        check_fits(needs, None, both - 1, must_cache=True)
+
+
 def test_free_memory_and_disk_space_are_those_of_the_machine_or_container(tmp_path, monkeypatch):
     free = available_memory()
     assert 0 < free <= run_needs.psutil.virtual_memory().total

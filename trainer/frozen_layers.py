@@ -90,10 +90,16 @@ class FrozenLayersCache:
         """Disk space of the states of documents (lists of token ids), in bytes."""
         return sum(map(len, documents)) * self.hidden_size * self.dtype.itemsize
 
-    def has_space_for(self, documents: Iterable[Sequence[int]]) -> bool:
-        """Whether the disk has room for the states of documents (lists of token ids), and 1 GiB to spare."""
+    def has_space_for(self, documents: Iterable[Sequence[int]], reserved_bytes: int = 0) -> bool:
+        """
+        Whether the disk has room for the states of documents (lists of token ids), for `reserved_bytes`, and 1 GiB to spare. What
+        the folder holds already counts as room.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        return self.bytes_needed(documents) + SPARE_BYTES <= shutil.disk_usage(self.folder).free
+        free = shutil.disk_usage(self.folder).free
+        if self.states_path.exists():
+            free += self.states_path.stat().st_size
+        return self.bytes_needed(documents) + reserved_bytes + SPARE_BYTES <= free
 
     @torch.no_grad()
     def fill(
@@ -266,7 +272,11 @@ class _Reached(Exception):
 
 @contextlib.contextmanager
 def cached_frozen_layers(
-    backbone: nn.Module, datasets: Iterable[Any], args: Any, max_length: int | None = None
+    backbone: nn.Module,
+    datasets: Iterable[Any],
+    args: Any,
+    max_length: int | None = None,
+    reserved_bytes: int = 0,
 ) -> Iterator[FrozenLayersCache | None]:
     """
     Within this context, training reads the states of frozen layers from a cache in the output folder, if
@@ -278,6 +288,7 @@ def cached_frozen_layers(
         datasets (iterable of `Dataset`): tokenized documents that are read repeatedly. Those without a column `input_ids` are skipped.
         args ([`SepMldcTrainingArguments`]): `cache_frozen_layers`, output folder, precision, number of epochs.
         max_length (`int`, *optional*): the number of tokens that the encoder reads of each document.
+        reserved_bytes (`int`, defaults to 0): disk space to leave for checkpoints and the model.
 
     Raises:
         ValueError: `args.cache_frozen_layers=True`, but the disk has no room for the states.
@@ -296,7 +307,7 @@ def cached_frozen_layers(
     dtype = "float16" if args.bf16 or args.fp16 else "float32"
     cache = FrozenLayersCache(Path(args.output_dir, FOLDER), backbone, dtype=dtype)
     size = f"{cache.bytes_needed(documents) / 2**30:.1f} GiB"
-    if not cache.has_space_for(documents):
+    if not cache.has_space_for(documents, reserved_bytes):
         if wanted:
             raise ValueError(
                 f"The states of the frozen layers need {size} in {args.output_dir!r}, and the disk has not that much space left. Free "

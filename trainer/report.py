@@ -277,6 +277,7 @@ def next_steps(
     has_descriptions: bool = True,
     has_lexical_scores: bool = True,
     behind_linear: bool = False,
+    has_mistakes: bool = True,
     train_file: str = "train.jsonl",
     count: int = 3,
 ) -> list[str]:
@@ -289,6 +290,7 @@ def next_steps(
         share_cut (`float`): share of the training documents that are longer than what the encoder reads.
         has_validation, has_descriptions, has_lexical_scores (`bool`): what the run had.
         behind_linear (`bool`): whether the linear baseline is ahead.
+        has_mistakes (`bool`): whether worst_labels.csv lists any label.
         train_file (`str`): for the commands.
         count (`int`, defaults to 3): number of lines.
     """
@@ -317,9 +319,10 @@ def next_steps(
             f"No label has a description: write them, or run `sep-mldc-augment describe-labels {train_file}`, and pass "
             "`--label_descriptions_file`."
         )
-    lines.append(
-        "Read worst_labels.csv: labels that are confused with each other may need clearer rules for annotators."
-    )
+    if has_mistakes:
+        lines.append(
+            "Read worst_labels.csv: labels that are confused with each other may need clearer rules for annotators."
+        )
     return lines[:count]
 
 

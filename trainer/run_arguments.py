@@ -402,6 +402,12 @@ def check_arguments(
     check_threshold_settings(thresholds.threshold_objective, None, thresholds.score_calibration)
     if thresholds.tune_thresholds and (labels.hierarchy == "leaves" or labels.label_constraints_file):
         check_no_guarantee(thresholds.threshold_objective)
+    if not thresholds.tune_thresholds:
+        for name, usual in (("threshold_objective", "f1"), ("score_calibration", None)):
+            if getattr(thresholds, name) != usual:
+                raise ValueError(
+                    f"`--{name}` is {getattr(thresholds, name)}, but `--tune_thresholds false` tunes nothing. Leave one of the two out."
+                )
     if model.class_weights != "none" and "bce" not in model.classification_loss:
         raise ValueError(
             f"`--class_weights` is {model.class_weights}, but `--classification_loss {model.classification_loss}` has no binary "
@@ -427,6 +433,38 @@ def check_arguments(
         raise ValueError("There is nothing to do. Add `--do_train`, `--do_eval`, `--do_predict` or `--dry_run`.")
     if data.streaming:
         _check_streaming(data, labels, lexical, report, run, args)
+
+
+# Settings that a trained checkpoint has for good.
+OF_THE_CHECKPOINT = (
+    "pooling",
+    "classification_loss",
+    "class_weights",
+    "classifier",
+    "classifier_dropout",
+    "label_attention",
+    "token_attention",
+)
+
+
+def check_named_of_checkpoint(named: Mapping[str, Any], checkpoint: Any) -> None:
+    """
+    Check what the user named against a trained checkpoint that is trained further, evaluated or run.
+
+    Args:
+        named (`dict[str, Any]`): the arguments that the user named.
+        checkpoint (`SepMldcConfig`): of the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint has another value.
+    """
+    for name in OF_THE_CHECKPOINT:
+        value = getattr(checkpoint, name)
+        if named.get(name, value) != value:
+            raise ValueError(
+                f"`--{name}` is {named[name]}, but the trained checkpoint has {value}, which does not change. Leave it out, or name an "
+                "encoder to train a new model."
+            )
 
 
 def _check_range(group: Any, name: str, rule: Callable[[float], bool], wanted: str, remedy: str) -> None:
@@ -457,6 +495,7 @@ def _check_streaming(
         ("group_by_label_set", args.group_by_label_set),
         ("lexical_scores", lexical.lexical_scores),
         ("refit_on_all", run.refit_on_all),
+        ("cache_frozen_layers", args.cache_frozen_layers),
     ):
         if named:
             further = (

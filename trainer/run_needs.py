@@ -37,6 +37,8 @@ class RunNeeds:
         state_bytes (`int`): memory of weights, gradients and optimizer, which no setting of the batch lowers.
         batch_bytes (`int`): memory of one batch, estimated.
         disk_bytes (`int`): checkpoints and the final model.
+        kernel_bytes (`int`): main memory of the kernel on which lexical scores are fitted after the training.
+        cache_bytes (`int`): disk space of the states of frozen layers, if they are cached.
     """
 
     num_steps: int
@@ -44,6 +46,8 @@ class RunNeeds:
     state_bytes: int
     batch_bytes: int
     disk_bytes: int
+    kernel_bytes: int = 0
+    cache_bytes: int = 0
 
 
 def estimate_run(
@@ -60,6 +64,8 @@ def estimate_run(
     num_lexical_features: int = 0,
     token_attention_size: int | None = None,
     num_checkpoints: int = 0,
+    kernel_bytes: int = 0,
+    num_cached_tokens: int = 0,
 ) -> RunNeeds:
     r"""
     What a training run takes, from its settings alone; no weights are loaded.
@@ -80,6 +86,8 @@ def estimate_run(
         num_lexical_features (`int`, defaults to 0): weights of the lexical scores per label.
         token_attention_size (`int`, *optional*): dimensions in which labels attend to tokens. `None` if they do not.
         num_checkpoints (`int`, defaults to 0): checkpoints that are on the disk at the same time.
+        kernel_bytes (`int`, defaults to 0): memory of the kernel of the lexical scores, see [`~trainer.lexical.solvers.kernel_bytes`].
+        num_cached_tokens (`int`, defaults to 0): tokens whose states after the frozen layers are cached.
 
     Returns:
         [`RunNeeds`]
@@ -109,6 +117,8 @@ def estimate_run(
         batch_bytes=batch_size * (max_length * per_token + 32 * num_labels) + attention,
         # The final model is written beside the former one before it replaces it.
         disk_bytes=num_checkpoints * (weights + 8 * trained) + 2 * (weights + lexical),
+        kernel_bytes=kernel_bytes,
+        cache_bytes=num_cached_tokens * width * (2 if half_precision else 4),
     )
 
 
@@ -136,14 +146,18 @@ def free_disk_space(folder: str | os.PathLike) -> int:
     return shutil.disk_usage(path).free
 
 
-def check_fits(needs: RunNeeds, memory: int | None, disk: int) -> None:
+def check_fits(
+    needs: RunNeeds, memory: int | None, disk: int, main_memory: int | None = None, must_cache: bool = False
+) -> None:
     """
     Refuse a run that cannot fit, before anything is computed. Only what is certain counts: the weights and the optimizer in
-    memory, and what is saved on the disk.
+    memory, the kernel of the lexical scores, and what is saved on the disk.
 
     Args:
         needs ([`RunNeeds`]): of the run.
-        memory (`int`, *optional*), disk (`int`): free bytes.
+        memory (`int`, *optional*), disk (`int`): free bytes, of the device and of the disk.
+        main_memory (`int`, *optional*): free bytes of main memory if the device has memory of its own.
+        must_cache (`bool`, defaults to `False`): whether the states of frozen layers must be cached.
 
     Raises:
         ValueError: memory or disk space is too small.
@@ -153,10 +167,22 @@ def check_fits(needs: RunNeeds, memory: int | None, disk: int) -> None:
             f"The weights and the optimizer need {gib(needs.state_bytes)} of memory, but {gib(memory)} are free. Freeze layers "
             "(`freeze_layers`), choose a smaller encoder, or free some memory."
         )
+    free, beside = (memory, needs.state_bytes) if main_memory is None else (main_memory, 0)
+    if needs.kernel_bytes and free is not None and needs.kernel_bytes + beside > free:
+        raise ValueError(
+            f"Lexical scores need {gib(needs.kernel_bytes)} of memory after the training"
+            + (f", beside {gib(beside)} of weights and optimizer" if beside else "")
+            + f", but {gib(free)} are free. Free some memory, train on fewer documents, or leave them out with `--lexical_scores false`."
+        )
     if needs.disk_bytes > disk:
         raise ValueError(
             f"Checkpoints and the model need {gib(needs.disk_bytes)} of disk space, but {gib(disk)} are free. Free some, name "
             "another `output_dir`, or keep fewer checkpoints with `save_total_limit` or `save_strategy='no'`."
+        )
+    if must_cache and needs.disk_bytes + needs.cache_bytes > disk:
+        raise ValueError(
+            f"The states of the frozen layers need {gib(needs.cache_bytes)} of disk space beside {gib(needs.disk_bytes)} of checkpoints and "
+            f"model, but {gib(disk)} are free. Free some, name another `output_dir`, or leave `cache_frozen_layers` out."
         )
 
 

@@ -582,13 +582,14 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         return output._replace(training_loss=output.metrics["train_loss"])
 
     @contextmanager
-    def cached_frozen_layers(self, evaluates: bool = True) -> Iterator[None]:
+    def cached_frozen_layers(self, evaluates: bool = True, reserved_bytes: int = 0) -> Iterator[None]:
         """
         Within this context, training and evaluation read the states of frozen layers from the disk (see `cache_frozen_layers`).
         `train` enters it by itself. Enter it before, where `eval_dataset` is read after training too, for thresholds say.
 
         Args:
             evaluates (`bool`, defaults to `True`): also keep the states of `eval_dataset`.
+            reserved_bytes (`int`, defaults to 0): disk space to leave for checkpoints and the model.
         """
         # Layers of sharded parameters cannot be run one by one; with `model_init`, training makes a new model.
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or _is_sharded(self.model)
@@ -599,7 +600,8 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         datasets = [self.train_dataset, *(datasets if evaluates else ())]
         model, self._caches_layers = self.model, True
         try:
-            with cached_frozen_layers(model.backbone, datasets, self.args, model.config.encoder_max_length):
+            length = model.config.encoder_max_length
+            with cached_frozen_layers(model.backbone, datasets, self.args, length, reserved_bytes):
                 yield
         finally:
             self._caches_layers = False

@@ -9,6 +9,7 @@ from .text_lines import DataFileError
 
 logger = logging.getLogger(__name__)
 MAX_LISTED = 20
+SKIPPING = '`--on_bad_rows skip` of run_mldc.py, or `on_bad_rows="skip"` in Python'
 
 
 class BadRows:
@@ -61,11 +62,11 @@ class BadRows:
 
     def _raise(self) -> None:
         if len(self._first) == 1:
-            raise self._first[0]
+            raise DataFileError(f"{self._first[0]} Or leave such rows out: {SKIPPING}.")
         count = f"The first {self.count} bad rows" if self.count == self.max_listed else f"{self.count} bad rows"
         raise DataFileError(
-            f"{count} of {self.split} are listed below. Correct or remove them, or leave them out with "
-            '`on_bad_rows="skip"`.\n' + "\n".join(f"- {error}" for error in self._first)
+            f"{count} of {self.split} are listed below. Correct or remove them, or leave them out: {SKIPPING}.\n"
+            + "\n".join(f"- {error}" for error in self._first)
         )
 
     def finish(self) -> None:

@@ -54,7 +54,7 @@ def read_label_parents(path: str | os.PathLike, labels: Collection[str] = ()) ->
         parents[child][parent] = None
     if not parents:
         raise DataFileError(f"{path}: names no parent of any label. Write rows with `child` and `parent`.")
-    return _with_place(path, check_label_parents, {child: list(above) for child, above in parents.items()})
+    return _with_place(os.fspath(path), check_label_parents, {child: list(above) for child, above in parents.items()})
 
 
 def _with_place(where: str, check: Any, *values: Any) -> Any:

@@ -10,6 +10,7 @@ from transformers.utils import logging
 from modeling_sep_mldc.lexical_sep_mldc import LexicalScores
 
 from ..metrics.ranking import inverse_propensities
+from ..run_needs import available_memory, gib
 from .features import NUM_BIGRAMS, token_tf_idf
 from .fusion import TAIL_WEIGHTS, ValidationScores, choose_tail_weight, stack_scores
 from .solvers import PENALTY, fit_kernel_ridge, fit_shortlist_svms, fit_sparse_svms, kernel_bytes
@@ -108,7 +109,7 @@ def fit_lexical_scores(
         metrics without and with the lexical scores.
 
     Raises:
-        ValueError: documents are missing, are a stream, or carry no labels; `num_features` below 1 or `num_bigrams` below 0; an
+        ValueError: documents are missing, are a stream, or carry no labels; a kernel that does not fit into the free memory; `num_features` below 1 or `num_bigrams` below 0; an
             unknown solver; no `tail_weights`.
     """
     check_lexical_documents("train_dataset", train_dataset)
@@ -117,6 +118,8 @@ def fit_lexical_scores(
     _check_settings(num_features, num_bigrams, solver, tail_weights)
     if solver is None:
         solver = default_solver(len(train_dataset), config.num_labels, max_memory)
+    if solver == "ridge":
+        _check_kernel(len(train_dataset))
     vocab_size = config.get_text_config().vocab_size
     lexical = LexicalScores(vocab_size, config.num_labels, num_features, num_bigrams).to(model.device)
     settings = (
@@ -251,6 +254,15 @@ def _check_settings(num_features: int, num_bigrams: int, solver: str | None, tai
         raise ValueError(f"`solver` is {solver!r}, but it must be 'ridge', 'svm', 'shortlist' or None. Leave it out.")
     if not len(tail_weights):
         raise ValueError("`tail_weights` is empty, but one is needed. Pass (0.0,) for no bonus for rare labels.")
+
+
+def _check_kernel(num_documents: int) -> None:
+    needed, free = kernel_bytes(num_documents), available_memory()
+    if free is not None and needed > free:
+        raise ValueError(
+            f"The kernel of {num_documents:,} documents needs {gib(needed)} of memory, but {gib(free)} are free. Free some memory, fit on "
+            'fewer documents, or use `solver="svm"`.'
+        )
 
 
 def _log_inverse_propensities(config: Any) -> torch.Tensor:
