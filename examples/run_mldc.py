@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_seed
 from transformers.utils import logging
 
@@ -33,6 +34,7 @@ from trainer.adapters import add_lora_adapters
 from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
 from trainer.baselines import fit_linear_svm, rows_of_table
 from trainer.checkpoints import last_whole_checkpoint
+from trainer.class_weights import choose_class_weights
 from trainer.cold_start import (
     MAX_DOCUMENTS,
     cardinality_threshold,
@@ -62,6 +64,7 @@ from trainer.data import (
     tokenize,
 )
 from trainer.data.document_files import read_records
+from trainer.data.documents import LabeledDocuments
 from trainer.data.parent_files import is_rdf
 from trainer.devices import bfloat16_slowdown, is_bfloat16_native
 from trainer.hub import summarize_provenance
@@ -183,6 +186,8 @@ def main() -> None:
     if settings.args.do_train:
         settings = choose_settings(settings, data, backbone)
         needs = show_plan(settings, data, backbone)
+        if settings.model.class_weights == "auto" and not settings.run.dry_run:
+            settings = weigh_classes(settings, data, backbone)
     if settings.run.dry_run:
         return
     model = build_model(settings, data, backbone, tokenizer, trained)
@@ -453,6 +458,7 @@ def check_splits(settings: Settings, documents) -> None:
         ("lexical_scores", settings.lexical.lexical_scores),
         ("eval_strategy", settings.args.eval_strategy != "no"),
         ("refit_on_all", settings.run.refit_on_all),
+        ("class_weights", settings.model.class_weights == "auto"),
         ("threshold_objective", wanted_guarantee(settings) is not None),
     ):
         if wanted:
@@ -630,9 +636,14 @@ def show_plan(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
             + f"; results go to {args.output_dir}/.\nThat takes about {gib(needs.state_bytes + needs.batch_bytes)} of memory"
             + (f" ({gib(memory)} are free)" if memory is not None else "")
             + f" in addition to the documents, and {gib(needs.disk_bytes)} of disk space"
-            + (f", {gib(needs.cache_bytes)} more for the states of frozen layers" if needs.cache_bytes else "")
+            + (f", {gib(needs.cache_bytes)} more for the states of frozen layers" if needs.cache_bytes > 2**20 else "")
             + f" ({gib(disk)} are free). An estimate of the time follows after the first steps."
         )
+        if settings.model.class_weights == "auto":
+            print(
+                f"First, class weights are chosen: {len(data.encoded['train']) + len(data.encoded['validation']):,} documents are encoded once "
+                "more, and three classifiers are trained on their embeddings."
+            )
         if needs.kernel_bytes > needs.state_bytes + needs.batch_bytes:
             print(f"Lexical scores take about {gib(needs.kernel_bytes)} of memory after the training.")
     main_memory = None if args.device.type == "cpu" else available_memory()
@@ -643,6 +654,44 @@ def show_plan(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
             "`--encoder_max_length` if it ends."
         )
     return needs
+
+
+def weigh_classes(settings: Settings, data: RunData, backbone: str) -> Settings:
+    """The settings with the class weights that are best on the validation documents."""
+    args, answer = settings.args, [None]
+    if data.starts_cold:
+        raise ValueError("`--class_weights auto` needs training documents, but there are none. Leave it out.")
+    if args.process_index == 0:
+        parts = {}
+        for split in ("train", "validation"):
+            columns = {
+                "text": data.documents[split]["text"][:],
+                "label_indices": data.encoded[split]["label_indices"][:],
+            }
+            counts = label_counts(data.encoded[split], len(data.labels))
+            parts[split] = LabeledDocuments(datasets.Dataset.from_dict(columns), data.labels, counts)
+        answer = [
+            choose_class_weights(
+                **parts,
+                model_name_or_path=backbone,
+                label_descriptions=data.descriptions,
+                objective=settings.thresholds.threshold_objective,
+                classification_loss=settings.model.classification_loss,
+                max_length=settings.model.encoder_max_length,
+                seed=args.seed,
+                use_cpu=args.use_cpu,
+                hide_progress=args.disable_tqdm,
+            )
+        ]
+    chosen, found = broadcast_object_list(answer)[0]
+    shown = ", ".join(
+        f"{kind} {100 * f1['f1_micro']:.1f} and {100 * f1['f1_macro']:.1f}" for kind, f1 in found.items()
+    )
+    why = f"chosen on the validation documents; micro and macro F1 of a classifier on embeddings: {shown}"
+    data.settings["class_weights"] = {"value": chosen, "why": why}
+    if args.should_log:
+        print(f"\nClass weights {chosen!r}: {why}.")
+    return settings._replace(model=dataclasses.replace(settings.model, class_weights=chosen))
 
 
 def run_needs(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
@@ -663,7 +712,11 @@ def run_needs(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
     features = settings.lexical.num_lexical_features or default_num_features(len(data.labels))
     kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
     lexical = settings.lexical.lexical_scores
-    ridge = lexical and default_solver(len(train), len(data.labels)) == "ridge"
+    ridge = (
+        lexical
+        and settings.lexical.lexical_class_weights == "none"
+        and default_solver(len(train), len(data.labels)) == "ridge"
+    )
     repeated = args.num_train_epochs > 1 or args.max_steps > 0
     cached = 0
     if settings.model.freeze_layers and not (args.torch_compile or args.cache_frozen_layers is False) and repeated:
@@ -831,7 +884,8 @@ def train_and_tune(settings: Settings, data: RunData, trainer: SepMldcTrainer) -
         return
     if settings.lexical.lexical_scores:
         features = settings.lexical.num_lexical_features
-        trainer.fit_lexical_scores(data.encoded["train"], validation, num_features=features)
+        weights = settings.lexical.lexical_class_weights
+        trainer.fit_lexical_scores(data.encoded["train"], validation, num_features=features, class_weights=weights)
     if settings.thresholds.tune_thresholds:
         objective, calibration = settings.thresholds.threshold_objective, settings.thresholds.score_calibration
         try:

@@ -303,3 +303,8 @@ def test_early_stopping_alone_brings_what_it_needs():
     assert args.save_strategy == "epoch" and args.load_best_model_at_end
     args = settings_of("--early_stopping_patience", 2, "--eval_strategy", "epoch", "--save_strategy", "no").groups[-1]
     assert args.save_strategy == "no" and not args.load_best_model_at_end
+
+
+def test_a_list_in_an_error_stays_a_list():
+    assert one_sentence(ValueError("Two  rows:\n- a\n-  b")) == "Two rows:\n- a\n- b"
+    assert one_sentence(ValueError("Two\nlines.")) == "Two lines."

@@ -220,6 +220,15 @@ def test_the_time_of_a_split_grows_linearly():
 # --- the report ----------------------------------------------------------------
 
 
+def test_the_report_names_labels_of_nearly_all_documents():
+    rows = [["ticket", "a"]] * 19 + [["a"]] * 2
+    report = inspect_documents(Dataset.from_dict({"text": [text_of(i) for i in range(20)], "labels": rows[:20]}))
+    assert report.common_labels == ["ticket", "a"]
+    assert "! labels of nearly all documents: 'ticket', 'a'." in str(report) and "bad rows" not in str(report)
+    report = inspect_documents(Dataset.from_dict({"text": [text_of(i) for i in range(21)], "labels": rows}))
+    assert report.common_labels == ["a"]
+
+
 def test_the_report_counts_what_is_there(tmp_path):
     train = [{"id": str(i), "text": text_of(i), "labels": ["a", "b"] if i % 2 else ["a"]} for i in range(20)]
     train += [

@@ -245,6 +245,42 @@ def test_margins_are_those_of_the_support_vector_machines():
     )
 
 
+@pytest.mark.parametrize("fit", [fit_sparse_svms, partial(fit_shortlist_svms, num_random=60)])
+def test_balanced_class_weights_are_those_of_scikit_learn(fit):
+    documents, gold = random_documents()
+    matrix, _ = token_tf_idf(documents, 30, [])
+    found = fit(matrix, gold, 3, num_features=30, class_weights="balanced", hide_progress=True)
+    for label in range(3):
+        target = np.array([label in ids for ids in gold]).astype(int)
+        svm = LinearSVC(C=1.0, class_weight="balanced").fit(matrix, target)
+        np.testing.assert_allclose(dense(found, label)[:30], svm.coef_[0], atol=1e-3)
+        np.testing.assert_allclose(found[2][label], svm.intercept_[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("gain, chosen", [(0.5, "balanced"), (0.001, "none")])
+def test_automatic_class_weights_are_balanced_only_if_they_are_better_than_the_noise(
+    tmp_path, monkeypatch, gain, chosen
+):
+    weigh, seen = fitting.weigh_lexical_scores, []
+
+    def weighed(model, lexical, batches, tail_weights, info):
+        found = weigh(model, lexical, batches, tail_weights, info)
+        seen.append(info["class_weights"])
+        return {**found, "with": {"p@1": 0.4 + gain * (info["class_weights"] == "balanced")}}
+
+    monkeypatch.setattr(fitting, "weigh_lexical_scores", weighed)
+    trainer = fitted(tmp_path, class_weights="auto", num_jobs=1)
+    info = trainer.model.config.lexical_info
+    assert seen == ["none", "balanced", chosen] and info["class_weights"] == chosen and info["solver"] == "svm"
+
+
+def test_class_weights_are_refused_for_ridge_regressions(tmp_path):
+    with pytest.raises(ValueError, match="ridge regressions share one factor of the kernel and cannot weight"):
+        fitted(tmp_path, class_weights="balanced", solver="ridge")
+    with pytest.raises(ValueError, match="`class_weights` is 'effective'"):
+        fitted(tmp_path, class_weights="effective")
+
+
 @pytest.mark.parametrize("fit", [fit_kernel_ridge, fit_sparse_svms, fit_shortlist_svms])
 def test_only_the_largest_weights_are_kept(fit):
     matrix, _ = token_tf_idf([[4, 5, 5], [4, 6], [5, 6], [4, 4, 7], [6, 7]], 8, [])

@@ -348,6 +348,14 @@ BAD_INPUT = {
         lambda f, t: {"streaming": True, "max_steps": 2, "cache_frozen_layers": True},
         "`--cache_frozen_layers` needs all training documents at once",
     ),
+    "class weights to choose without validation documents": (
+        lambda f, t: {"class_weights": "auto", "validation_file": None, "validation_split": 0, "do_eval": False},
+        "`--class_weights` needs validation documents",
+    ),
+    "a stream and class weights to choose": (
+        lambda f, t: {"streaming": True, "max_steps": 2, "class_weights": "auto"},
+        "`--class_weights` needs all training documents at once",
+    ),
     "an unknown metric of the best model": (
         lambda f, t: {
             "load_best_model_at_end": True,
@@ -607,6 +615,22 @@ def test_settings_that_a_trained_checkpoint_contradicts_are_refused(monkeypatch,
     with pytest.raises(ValueError, match="`--classifier` is similarity, but the trained checkpoint has mlp"):
         run(monkeypatch, files, tmp_path / "second", classifier="similarity", **given)
     run(monkeypatch, files, tmp_path / "second", classifier="mlp", **given)
+
+
+def test_class_weights_are_chosen_before_the_training_and_told(monkeypatch, files, tmp_path, capsys):
+    found = {kind: {"f1_micro": 0.5, "f1_macro": 0.25} for kind in ("none", "balanced", "effective")}
+    given = {}
+    monkeypatch.setattr(
+        run_mldc, "choose_class_weights", lambda **values: given.update(values) or ("effective", found)
+    )
+    run(monkeypatch, files, tmp_path, class_weights="auto", lexical_scores=True, lexical_class_weights="auto")
+    shown = capsys.readouterr().out
+    assert "First, class weights are chosen: 30 documents are encoded once more" in shown
+    assert "Class weights 'effective': chosen on the validation documents" in shown
+    config = SepMldcForMultiLabelClassification.from_pretrained(tmp_path).config
+    assert config.class_weights == "effective" and (config.lexical_info or {"solver": "svm"})["solver"] == "svm"
+    assert len(given["train"].dataset) == 24 and given["validation"].label_counts.sum() >= 6
+    assert "effective" in (tmp_path / "README.md").read_text()
 
 
 def test_rows_that_are_no_documents_can_be_skipped(monkeypatch, files, tmp_path):

@@ -259,8 +259,10 @@ def run_program(main: Callable[[], None], name: str) -> None:
 
 
 def one_sentence(error: BaseException) -> str | None:
-    """The message for the user, or `None` for a bug."""
-    text = " ".join(str(error).split())
+    """The message for the user, or `None` for a bug. A list after the first line stays a list."""
+    first, *others = str(error).splitlines() or [""]
+    is_list = bool(others) and all(line.startswith("- ") for line in others)
+    text = "\n".join(" ".join(line.split()) for line in (first, *others)) if is_list else " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return f"Out of memory ({text[:200] or 'no details'}). Lower `per_device_train_batch_size` or `max_length`."
     if type(error).__name__ == "SafetensorError":

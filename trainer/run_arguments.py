@@ -48,9 +48,9 @@ class ModelArguments:
     class_weights: str = field(
         default=SepMldcConfig.class_weights,
         metadata={
-            "help": "Weights of the positive terms of binary cross-entropy: 'balanced', 'effective' (effective number of documents) "
-            "or 'none'.",
-            "choices": ["none", "balanced", "effective"],
+            "help": "Weights of the positive terms of binary cross-entropy: 'balanced', 'effective' (effective number of documents), "
+            "'none', or 'auto', the one that is best on the validation documents.",
+            "choices": ["none", "balanced", "effective", "auto"],
         },
     )
     classifier: str = field(
@@ -266,6 +266,14 @@ class LexicalArguments:
             "help": "Number of weights kept per label. Defaults to a million in all, at least 300 and at most 1,000 per label."
         },
     )
+    lexical_class_weights: str = field(
+        default="none",
+        metadata={
+            "help": "'balanced': errors on a label's documents cost more, the rarer it is; 'auto': the better of the two on the validation "
+            "documents. Both fit support vector machines instead of ridge regressions, which takes longer.",
+            "choices": ["none", "balanced", "auto"],
+        },
+    )
 
 
 @dataclass
@@ -432,7 +440,7 @@ def check_arguments(
     if not (args.do_train or args.do_eval or args.do_predict or run.dry_run or (without_documents and label_texts)):
         raise ValueError("There is nothing to do. Add `--do_train`, `--do_eval`, `--do_predict` or `--dry_run`.")
     if data.streaming:
-        _check_streaming(data, labels, lexical, report, run, args)
+        _check_streaming(model, data, labels, lexical, report, run, args)
 
 
 # Settings that a trained checkpoint has for good.
@@ -474,6 +482,7 @@ def _check_range(group: Any, name: str, rule: Callable[[float], bool], wanted: s
 
 
 def _check_streaming(
+    model: ModelArguments,
     data: DataArguments,
     labels: LabelArguments,
     lexical: LexicalArguments,
@@ -496,6 +505,7 @@ def _check_streaming(
         ("lexical_scores", lexical.lexical_scores),
         ("refit_on_all", run.refit_on_all),
         ("cache_frozen_layers", args.cache_frozen_layers),
+        ("class_weights", model.class_weights == "auto"),
     ):
         if named:
             further = (

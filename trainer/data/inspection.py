@@ -26,6 +26,7 @@ MISSING_NAMES = {"nan", "none", "null", "na", "n/a", "nil", "-", "?", "unknown",
 NEAR_DUPLICATE_LIMIT = 200_000  # documents whose near-duplicates are looked for: 50 MB of signatures
 LENGTH_SAMPLE = 10_000  # documents that are tokenized
 MAX_LISTED = 20
+COMMON = 0.95  # share of the documents that nearly all have
 
 
 @dataclass
@@ -75,6 +76,7 @@ class DataReport:
         near_overlap: the same, near-duplicates included.
         label_quantiles: quantiles 0, 0.25, 0.5, 0.75, 0.95 and 1 of the training documents per label.
         single_labels: number of labels with one training document.
+        common_labels: labels that at least 95% of twenty or more training documents have.
         alike_labels: groups of labels that differ by case or blanks only.
         missing_labels: labels that look like a missing value ("NaN", "none").
         joined_labels: labels that hold a semicolon, a bar or a tab, or are several labels joined by a comma or slash.
@@ -89,6 +91,7 @@ class DataReport:
     near_overlap: dict[str, int] = field(default_factory=dict)
     label_quantiles: list[float] = field(default_factory=list)
     single_labels: int = 0
+    common_labels: list[str] = field(default_factory=list)
     alike_labels: list[list[str]] = field(default_factory=list)
     missing_labels: list[str] = field(default_factory=list)
     joined_labels: list[str] = field(default_factory=list)
@@ -299,6 +302,9 @@ def _look_at_labels(report: DataReport) -> None:
     counts = report.splits["train"].label_counts
     report.label_quantiles = _quantiles(list(counts.values()))
     report.single_labels = sum(count == 1 for count in counts.values())
+    number = report.splits["train"].documents
+    if number >= 20:
+        report.common_labels = [label for label, count in counts.items() if count >= COMMON * number]
     report.alike_labels = _alike(counts)
     report.missing_labels = sorted(name for name in counts if name.lower() in MISSING_NAMES)
     report.joined_labels = sorted(name for name in counts if _is_joined(name, counts))
@@ -337,7 +343,9 @@ def _page(report: DataReport) -> Iterator[str]:
         ("near-duplicates", "near_duplicates"),
         ("ids used twice", "duplicate_ids"),
     ):
-        yield f"{title:<26}" + "".join(f"{getattr(split, attribute):>12,}" for split in report.splits.values())
+        values = [getattr(split, attribute) for split in report.splits.values()]
+        if attribute != "bad_rows" or any(values):  # documents that are loaded already have none
+            yield f"{title:<26}" + "".join(f"{value:>12,}" for value in values)
     yield f"{'labels':<26}" + "".join(f"{len(split.label_counts):>12,}" for split in report.splits.values())
     yield f"{'labels per document':<26}" + "".join(f"{split.mean_labels:>12.2f}" for split in report.splits.values())
     medians = [split.length_quantiles()[2] if split.lengths else 0 for split in report.splits.values()]
@@ -375,6 +383,8 @@ def _warnings(report: DataReport) -> Iterator[str]:
             yield f"{count:,} documents of {second} are also in {first}, {near:,} nearly so: scores on them are too good."
     if report.single_labels:
         yield f"labels with one training document: {report.single_labels:,}. They can hardly be learned."
+    if report.common_labels:
+        yield f"labels of nearly all documents: {join_names(report.common_labels)}. They hardly tell documents apart, and flatter micro F1."
     for names in report.alike_labels[:5]:
         yield f"labels that differ by case or blanks only: {join_names(names)}."
     if report.missing_labels:

@@ -12,13 +12,14 @@ from modeling_sep_mldc.lexical_sep_mldc import LexicalScores
 from ..metrics.ranking import inverse_propensities
 from ..run_needs import available_memory, gib
 from .features import NUM_BIGRAMS, token_tf_idf
-from .fusion import TAIL_WEIGHTS, ValidationScores, choose_tail_weight, stack_scores
+from .fusion import MAX_PAIRS, TAIL_WEIGHTS, ValidationScores, choose_tail_weight, stack_scores
 from .solvers import PENALTY, fit_kernel_ridge, fit_shortlist_svms, fit_sparse_svms, kernel_bytes
 
 
 logger = logging.get_logger(__name__)
 
 SOLVERS = ("ridge", "svm", "shortlist")
+CLASS_WEIGHTS = ("none", "balanced", "auto")
 # Up to this number of documents x labels, SVMs are fitted on all documents: minutes of CPU time.
 MAX_SVM_PAIRS = 50_000_000
 # Weights kept in total: frequent labels need a thousand each, thousands of rare labels do better with a few hundred.
@@ -67,6 +68,7 @@ def fit_lexical_scores(
     penalty: float = PENALTY,
     calibrate: bool = True,
     cost: float = 1.0,
+    class_weights: str = "none",
     max_memory: float = 2.0,
     num_jobs: int | None = None,
     tail_weights: Sequence[float] = TAIL_WEIGHTS,
@@ -98,6 +100,9 @@ def fit_lexical_scores(
         calibrate (`bool`, defaults to `True`): whether margins of ridge regressions are log-odds, from their margins on documents
             that they were not fitted on. Better for rare labels and F1; up to 0.7 points of P@1 worse.
         cost (`float`, defaults to 1.0): C of the support vector machines.
+        class_weights (`str`, defaults to `"none"`): `"balanced"`: errors on a label's documents cost more, the rarer it is (see
+            [`~trainer.lexical.fit_sparse_svms`]); `"auto"`: the one of the two with the better validation metrics, with both fitted. Only for
+            support vector machines, which are then the solver if none is named.
         max_memory (`float`, defaults to 2.0): GiB; with 2 up to 23,170 documents are fitted by ridge regression.
         num_jobs (`int`, *optional*): threads of the support vector machines; the number of CPUs of this process if not given.
         tail_weights (`Sequence[float]`): κ to choose from; needs `config.label_counts`, 0 without it.
@@ -109,27 +114,57 @@ def fit_lexical_scores(
         metrics without and with the lexical scores.
 
     Raises:
-        ValueError: documents are missing, are a stream, or carry no labels; a kernel that does not fit into the free memory; `num_features` below 1 or `num_bigrams` below 0; an
+        ValueError: documents are missing, are a stream, or carry no labels; a kernel that does not fit into the free memory; class weights for ridge regressions; `num_features` below 1 or `num_bigrams` below 0; an
             unknown solver; no `tail_weights`.
     """
     check_lexical_documents("train_dataset", train_dataset)
     config = model.config
     num_features = default_num_features(config.num_labels) if num_features is None else num_features
-    _check_settings(num_features, num_bigrams, solver, tail_weights)
+    _check_settings(num_features, num_bigrams, solver, tail_weights, class_weights)
     if solver is None:
-        solver = default_solver(len(train_dataset), config.num_labels, max_memory)
+        # Ridge regressions share one factor of the kernel, so they cannot weight documents by label.
+        memory = max_memory if class_weights == "none" else 0.0
+        solver = default_solver(len(train_dataset), config.num_labels, memory)
     if solver == "ridge":
         _check_kernel(len(train_dataset))
     vocab_size = config.get_text_config().vocab_size
-    lexical = LexicalScores(vocab_size, config.num_labels, num_features, num_bigrams).to(model.device)
-    settings = (
-        {"penalty": penalty, "calibrate": calibrate} if solver == "ridge" else {"cost": cost, "num_jobs": num_jobs}
-    )
-    fit_classifiers(lexical, train_dataset, special_ids, solver, {**settings, "hide_progress": hide_progress})
+    fitted = []
+    for kind in ("none", "balanced") if class_weights == "auto" else (class_weights,):
+        lexical = LexicalScores(vocab_size, config.num_labels, num_features, num_bigrams).to(model.device)
+        settings: dict[str, Any] = {"cost": cost, "class_weights": kind, "num_jobs": num_jobs}
+        if solver == "ridge":
+            settings = {"penalty": penalty, "calibrate": calibrate}
+        fit_classifiers(lexical, train_dataset, special_ids, solver, {**settings, "hide_progress": hide_progress})
+        settings = {name: value for name, value in settings.items() if name != "num_jobs"}
+        fitted.append((lexical, {"solver": solver, **settings, "num_documents": len(train_dataset)}))
+    if len(fitted) == 1:
+        return weigh_lexical_scores(model, fitted[0][0], batches, tail_weights, fitted[0][1])
+    return _weigh_better_one(model, fitted, batches, tail_weights)
 
-    settings = {name: value for name, value in settings.items() if name != "num_jobs"}
-    info = {"solver": solver, **settings, "num_documents": len(train_dataset)}
-    return weigh_lexical_scores(model, lexical, batches, tail_weights, info)
+
+def _weigh_better_one(
+    model: Any, fitted: list[tuple[LexicalScores, dict]], batches: Iterable, tail_weights: Sequence[float]
+) -> dict:
+    """Give a model the second of two fitted lexical scores if it is better by more than the noise, else the first."""
+    _remove_lexical_scores(model)  # before `batches` is read
+    kept, num_pairs = [], 0
+    for batch in batches:
+        if num_pairs < MAX_PAIRS:
+            kept.append(batch)
+            num_pairs += batch[0].numel()
+    infos = [weigh_lexical_scores(model, lexical, kept, tail_weights, info) for lexical, info in fitted]
+    first, second = (float(np.mean(list(info["with"].values()))) for info in infos)
+    noise = 0.1 * infos[0]["num_validation_documents"] ** -0.5
+    lexical, info = fitted[int(second > first + noise)]
+    return weigh_lexical_scores(model, lexical, kept, tail_weights, info)
+
+
+def _remove_lexical_scores(model: Any) -> None:
+    """Take the lexical scores off a model, with the thresholds and the calibration that belong to them."""
+    config = model.config
+    config.drop_guarantee("lexical scores are fitted again")
+    config.thresholds = config.threshold_info = config.score_calibration = None
+    model.lexical, config.num_lexical_features, config.num_lexical_bigrams, config.lexical_info = None, None, 0, None
 
 
 def refit_lexical_scores(
@@ -153,7 +188,7 @@ def refit_lexical_scores(
         len(former.idf) - former.num_bigrams, config.num_labels, former.feature_ids.shape[1], former.num_bigrams
     ).to(model.device)
     solver = info.get("solver", "ridge")
-    settings = {name: info[name] for name in ("penalty", "cost") if name in info}
+    settings = {name: info[name] for name in ("penalty", "cost", "class_weights") if name in info}
     # The scale that is kept belongs to margins of this kind.
     settings |= {"calibrate": info.get("calibrate", False)} if solver == "ridge" else {"num_jobs": None}
     fit_classifiers(lexical, train_dataset, special_ids, solver, {**settings, "hide_progress": hide_progress})
@@ -186,9 +221,7 @@ def weigh_lexical_scores(
         `dict`: what is stored as `config.lexical_info`.
     """
     config, info = model.config, info or {}
-    config.drop_guarantee("lexical scores are fitted again")
-    config.thresholds = config.threshold_info = config.score_calibration = None
-    model.lexical, config.num_lexical_features, config.num_lexical_bigrams, config.lexical_info = None, None, 0, None
+    _remove_lexical_scores(model)
     scores = ValidationScores(batches, lexical)
     of_logits, of_margins, _ = stack_scores(scores)
     # Labels that the logits tell nothing about are ranked by the margins alone, in numbers that a half-precision logit can hold.
@@ -243,7 +276,18 @@ def check_lexical_documents(name: str, dataset: Any) -> None:
         )
 
 
-def _check_settings(num_features: int, num_bigrams: int, solver: str | None, tail_weights: Sequence[float]) -> None:
+def _check_settings(
+    num_features: int, num_bigrams: int, solver: str | None, tail_weights: Sequence[float], class_weights: str
+) -> None:
+    if class_weights not in CLASS_WEIGHTS:
+        raise ValueError(
+            f"`class_weights` is {class_weights!r}, but it must be 'none', 'balanced' or 'auto'. Use 'none'."
+        )
+    if class_weights != "none" and solver == "ridge":
+        raise ValueError(
+            f"`class_weights` is {class_weights!r}, but ridge regressions share one factor of the kernel and cannot weight documents by "
+            'label. Use `solver="svm"`, or leave one of the two out.'
+        )
     if num_features < 1:
         raise ValueError(f"`num_features` is {num_features}, but each label needs at least one weight. Use 300.")
     if num_bigrams < 0:

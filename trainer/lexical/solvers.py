@@ -122,6 +122,7 @@ def fit_sparse_svms(
     num_labels: int,
     num_features: int,
     cost: float = 1.0,
+    class_weights: str = "none",
     num_jobs: int | None = None,
     hide_progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -133,6 +134,8 @@ def fit_sparse_svms(
     Args:
         features, label_indices, num_labels, num_features, hide_progress: as in [`fit_kernel_ridge`].
         cost (`float`, defaults to 1.0): C.
+        class_weights (`str`, defaults to `"none"`): with `"balanced"`, C of each label's documents is as many times larger as there are
+            more documents without it, so that both count the same in total, with a mean of C.
         num_jobs (`int`, *optional*): threads; one if not given.
 
     Returns:
@@ -143,7 +146,7 @@ def fit_sparse_svms(
     compact = compact.astype(np.float64)
     members = _members(label_indices, num_labels)
     token_ids, weights, biases = _no_classifiers(num_labels, num_features)
-    size = min(num_features, max(len(used), 1))
+    size, balance = min(num_features, max(len(used), 1)), "balanced" if class_weights == "balanced" else None
 
     def fit(index: int) -> None:
         rows = members[index]
@@ -154,7 +157,7 @@ def fit_sparse_svms(
             return
         target = np.zeros(compact.shape[0], dtype=np.int8)
         target[rows] = 1
-        svm = LinearSVC(C=cost).fit(compact, target)
+        svm = LinearSVC(C=cost, class_weight=balance).fit(compact, target)
         _keep_largest(svm.coef_[0], size, used, token_ids[index], weights[index])
         biases[index] = svm.intercept_[0]
 
@@ -170,6 +173,7 @@ def fit_shortlist_svms(
     num_labels: int,
     num_features: int,
     cost: float = 1.0,
+    class_weights: str = "none",
     num_near: int = 2000,
     num_random: int = 8000,
     num_jobs: int | None = None,
@@ -183,7 +187,7 @@ def fit_shortlist_svms(
     count as many times, so that margins of labels can be compared with each other.
 
     Args:
-        features, label_indices, num_labels, num_features, cost, num_jobs, hide_progress: as in [`fit_sparse_svms`].
+        features, label_indices, num_labels, num_features, cost, class_weights, num_jobs, hide_progress: as in [`fit_sparse_svms`].
         num_near (`int`, defaults to 2000): the nearest documents without the label that are used, at least ten times as many as
             the label has documents.
         num_random (`int`, defaults to 8000): further documents, the same for all labels.
@@ -216,6 +220,9 @@ def fit_shortlist_svms(
             return
         counts = np.ones(len(rows))
         counts[len(near) :] = (num_documents - len(near)) / max(len(others), 1)
+        if class_weights == "balanced":
+            for own in (targets == 1, targets == 0):
+                counts[own] *= num_documents / (2 * counts[own].sum())
         columns, part = _used_columns(compact[rows])
         svm = LinearSVC(C=cost).fit(part.astype(np.float64), targets, sample_weight=counts)
         _keep_largest(svm.coef_[0], min(num_features, len(columns)), used[columns], token_ids[index], weights[index])
