@@ -215,12 +215,12 @@ def test_the_prediction_command_labels_with_a_student_as_the_pipeline_does(stude
     texts = ["search ranking", "", "graph image " * 300, "star cell graph"]
     (tmp_path / "in.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     read = []
-    packed = FastLabeler.label_packed
-    monkeypatch.setattr(FastLabeler, "label_packed", lambda *args: read.extend(args[1]) or packed(*args))
+    logits = FastLabeler._logits
+    monkeypatch.setattr(FastLabeler, "_logits", lambda *args: read.extend(args[1]) or logits(*args))
     files = ("--input_file", tmp_path / "in.jsonl", "--output_file", tmp_path / "out.jsonl")
     done = run_example("predict", "--model_name_or_path", saved, *files, "--device", "cpu", "--top_k", 2)
     assert done.returncode == 0, done.stderr
-    assert len(read) == 3  # the third text is longer than a window
+    assert len(read) > 4  # the third text is longer than a window
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     classify = MultiLabelDocumentClassificationPipeline(model=student, tokenizer=tiny_tokenizer(), device="cpu")
     assert_same_answers([line["labels"] for line in lines], classify(texts, top_k=2), abs=2e-6)

@@ -111,13 +111,12 @@ def test_the_pipeline_of_a_student_answers_as_any_pipeline(settings, parameters,
     expected = MultiLabelDocumentClassificationPipeline(model=model, tokenizer=tokenizer)(TEXTS, **parameters)
     classify = StudentPipeline(model=model, tokenizer=tokenizer)
     read = []
-    packed = FastLabeler.label_packed
-    monkeypatch.setattr(FastLabeler, "label_packed", lambda *args: read.extend(args[1]) or packed(*args))
+    logits = FastLabeler._logits
+    monkeypatch.setattr(FastLabeler, "_logits", lambda *args: read.extend(args[1]) or logits(*args))
     assert_same_answers(classify(TEXTS, batch_size=2, **parameters), expected)
     assert_same_answers(StudentPipeline(model=model, tokenizer=tokenizer, **parameters)(TEXTS), expected)
     fast = set(parameters) <= {"top_k", "threshold", "min_score", "max_length", "window_merge"}
-    # Only the second text is longer than a window.
-    assert len(read) == 2 * fast * (len(TEXTS) - (parameters.get("window_merge") != "first"))
+    assert (len(read) >= 2 * len(TEXTS)) == fast
 
 
 def test_the_pipeline_of_a_student_refuses_what_any_pipeline_refuses():

@@ -13,6 +13,9 @@ from modeling_sep_mldc.pipeline_sep_mldc import DEFAULT_RANKING_SIZE, MultiLabel
 from .data.word_cache import WordCache
 
 
+ALL_TOKENS = 2**30
+# Of a token id in a packed document.
+BYTES = 4
 # Of the pipeline, those that a student's labels are chosen by without the pipeline.
 FAST_PARAMETERS = ("top_k", "threshold", "min_score", "max_length", "window_merge")
 
@@ -85,8 +88,22 @@ class FastLabeler:
         return results
 
     @torch.inference_mode()
-    def _label_batch(self, documents: list[bytes]) -> list[list[dict[str, Any]]]:
-        lengths = np.array([len(ids) // 4 for ids in documents])
+    def label_windows(self, documents: list[list[bytes]]) -> list[list[dict[str, Any]]]:
+        """Labels of documents of several windows, by the best window of each label: `window_merge="max"` of the pipeline."""
+        answers = []
+        for start in range(0, len(documents), self.batch_size):
+            some = documents[start : start + self.batch_size]
+            windows = [window for document in some for window in document]
+            batches = [windows[at : at + self.batch_size] for at in range(0, len(windows), self.batch_size)]
+            scores = torch.cat([self.model.probabilities(self._logits(batch)) for batch in batches])
+            best = torch.stack([rows.amax(dim=0) for rows in scores.split(list(map(len, some)))])
+            answers += self._label_sets(self.model.close_scores(best))
+        return answers
+
+    @torch.inference_mode()
+    def _logits(self, documents: list[bytes]) -> torch.Tensor:
+        """Logits (B, L) on the CPU."""
+        lengths = np.array([_num_tokens(ids) for ids in documents])
         mask = np.arange(max(lengths.max(), 1)) < lengths[:, None]
         ids: np.ndarray = np.full(mask.shape, self.pad_token_id, dtype=np.int64)
         ids[mask] = np.frombuffer(b"".join(documents), np.int32)
@@ -98,12 +115,19 @@ class FastLabeler:
                 "The model computes scores that are not finite numbers. Use float32 instead of 16 bits; if that does not help, the "
                 "checkpoint is damaged."
             )
+        return logits
+
+    @torch.inference_mode()
+    def _label_batch(self, documents: list[bytes]) -> list[list[dict[str, Any]]]:
+        logits = self._logits(documents)
         if self.model.config.is_ranking:
             found = self._ranking(self.model.close_scores(logits))
         else:
             found = self._label_sets(self.model.close_scores(self.model.probabilities(logits)))
         # A text without tokens has no labels.
-        return [labels if length > self.num_special else [] for labels, length in zip(found, lengths.tolist())]
+        return [
+            labels if length > self.num_special else [] for labels, length in zip(found, map(_num_tokens, documents))
+        ]
 
     def _ranking(self, scores: torch.Tensor) -> list[list[dict[str, Any]]]:
         top_k = self.top_k
@@ -153,8 +177,9 @@ def _minus_score(entry: dict[str, Any]) -> float:
 
 class StudentPipeline(MultiLabelDocumentClassificationPipeline):
     """
-    The pipeline of a student of [`~trainer.distill`]: same parameters and answers. A [`FastLabeler`] labels the documents of a list that
-    fit into one window, as long as nothing but `top_k`, `threshold`, `min_score`, `max_length` and `window_merge` is given.
+    The pipeline of a student of [`~trainer.distill`]: same parameters and answers. A [`FastLabeler`] labels the documents of a
+    list, as long as nothing but `top_k`, `threshold`, `min_score`, `max_length` and
+    `window_merge="first"` is given. A tokenizer that needs whole texts reads documents of several windows in the pipeline.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -171,19 +196,36 @@ class StudentPipeline(MultiLabelDocumentClassificationPipeline):
             return super().__call__(inputs, **kwargs)
         max_length = chosen.pop("max_length", None) or self.model_max_length
         merge = chosen.pop("window_merge", "max")
-        # A token more tells which documents are longer.
-        limit = max_length if merge == "first" else max_length + 1
+        stride, is_exact = max_length // 8, self._words.is_exact
+        # All tokens, or one more than a window, which tells that a document is longer.
+        limit = max_length if merge == "first" else ALL_TOKENS if is_exact and merge == "max" else max_length + 1
         documents = self._words.packed(inputs, limit)
         short: list[int] = []
         long: list[int] = []
         for position, ids in enumerate(documents):
-            (short if len(ids) <= 4 * max_length else long).append(position)
+            (short if _num_tokens(ids) <= max_length else long).append(position)
         label = FastLabeler(self.model, self.tokenizer, batch_size=kwargs.get("batch_size") or 64, **chosen)
+        if limit == ALL_TOKENS:
+            of_long = label.label_windows(
+                [self._windows(documents[position], max_length, stride) for position in long]
+            )
+        else:
+            of_long = super().__call__([inputs[position] for position in long], **kwargs)
         answers: list[Any] = [None] * len(inputs)
-        for positions, found in (
-            (short, label.label_packed([documents[position] for position in short])),
-            (long, super().__call__([inputs[position] for position in long], **kwargs)),
-        ):
-            for position, labels in zip(positions, found, strict=True):
-                answers[position] = labels
+        of_short = label.label_packed([documents[position] for position in short])
+        for position, labels in zip(short + long, of_short + of_long, strict=True):
+            answers[position] = labels
         return answers
+
+    def _windows(self, ids: bytes, max_length: int, stride: int) -> list[bytes]:
+        """Windows of a document that is longer than one, as the tokenizer makes them."""
+        before, after = len(self._words.before), len(self._words.after)
+        room, num_tokens = max_length - before - after, _num_tokens(ids)
+        first, last = ids[: BYTES * before], ids[BYTES * (num_tokens - after) :]
+        text = ids[BYTES * before : BYTES * (num_tokens - after)]
+        starts = range(0, max(num_tokens - before - after - stride, 1), room - stride)
+        return [first + text[BYTES * start : BYTES * (start + room)] + last for start in starts]
+
+
+def _num_tokens(ids: bytes) -> int:
+    return len(ids) // BYTES
