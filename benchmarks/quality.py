@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import resource
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,8 +129,8 @@ SEP_MLDC = {
 }
 LINEAR = {"linear": False, "linear + pseudo": True}
 # Where its package is installed: `pip install --no-deps libmultilabel sparsekmeans python-graphblas liblinear-multicore`.
-# PECOS (libpecos 1.2.8) installs, but runs neither with NumPy 2 nor with the SciPy that transformers 5 comes with.
-OTHERS = ["LibMultiLabel 1-vs-rest"]
+# `pip install omikuji` for Bonsai. PECOS (libpecos 1.2.8) installs, but runs neither with NumPy 2 nor with the SciPy that transformers 5 comes with.
+OTHERS = ["LibMultiLabel 1-vs-rest", "omikuji Bonsai"]
 SYSTEMS = [*LINEAR, *OTHERS, "frozen + logistic regression", "bare", "bare + pseudo", *SEP_MLDC]
 # These come out of the run of the system before the plus sign: the same weights, with lexical scores added.
 LEXICAL = ["encoder + mlp + lexical", "sep-mldc + lexical", "sep-mldc bce + lexical"]
@@ -280,6 +281,44 @@ def run_other(task: Task, system: str, seed: int):
     thresholds = tuned_thresholds(task, (scores.where(seen, -30.0) for scores in scores_of(task.validation)))
     thresholds[task.counts == 0] = 1.0
     recorder = Recorder(task, thresholds=thresholds)
+    gold, at, tuned = task.indices(task.test), 0, time.process_time()
+    for scores in scores_of(task.test):
+        recorder.update(scores, gold[at : at + len(scores)])
+        at += len(scores)
+    yield system, recorder, trained - start, time.process_time() - tuned, {}
+
+
+def run_omikuji(task: Task, system: str, seed: int):
+    """omikuji with the settings of Bonsai (Khandagale et al., 2020) in its documentation, on TF-IDF of words and pairs of words."""
+    import omikuji
+
+    start = time.process_time()
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
+    features = vectorizer.fit_transform(task.real["text"])
+    parameters = omikuji.Model.default_hyper_param()
+    parameters.cluster_balanced, parameters.cluster_k, parameters.max_depth = False, 100, 3
+    with tempfile.TemporaryDirectory(dir=task.options.work) as folder:
+        path = Path(folder) / "train.txt"
+        with path.open("w", encoding="utf-8") as file:  # the format of the Extreme Classification Repository
+            file.write(f"{features.shape[0]} {features.shape[1]} {len(task.labels)}\n")
+            for row, ids in zip(features, task.indices(task.real), strict=True):
+                pairs = (f"{column}:{value:.6g}" for column, value in zip(row.indices, row.data, strict=True))
+                file.write(f"{','.join(map(str, ids))} {' '.join(pairs)}\n")
+        model = omikuji.Model.train_on_data(str(path), parameters, n_threads=torch.get_num_threads())
+    trained = time.process_time()
+
+    def scores_of(dataset):
+        transformed = vectorizer.transform(dataset["text"])
+        for at in range(0, transformed.shape[0], 256):
+            # Probabilities of the best labels, as logits; all others are as good as ruled out.
+            scores = torch.full((min(256, transformed.shape[0] - at), len(task.labels)), -30.0)
+            for position, row in enumerate(transformed[at : at + 256]):
+                row.sort_indices()
+                for label, score in model.predict(list(zip(row.indices.tolist(), row.data.tolist())), top_k=100):
+                    scores[position, label] = torch.tensor(score).clamp(1e-9, 1 - 1e-7).logit()
+            yield scores
+
+    recorder = Recorder(task, thresholds=tuned_thresholds(task, scores_of(task.validation)))
     gold, at, tuned = task.indices(task.test), 0, time.process_time()
     for scores in scores_of(task.test):
         recorder.update(scores, gold[at : at + len(scores)])
@@ -565,7 +604,7 @@ def runner(system: str):
     if system in LINEAR:
         return run_linear
     if system in OTHERS:
-        return run_other
+        return run_omikuji if system.startswith("omikuji") else run_other
     if system.startswith("frozen"):
         return run_frozen
     return run_bare if system.startswith("bare") else run_sep_mldc
