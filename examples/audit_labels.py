@@ -57,6 +57,14 @@ class AuditArguments:
             "help": "'auto' (by file extension), or a format of the paper's data sets: 'aapd', 'rcv1', 'eurlex'."
         },
     )
+    on_bad_rows: str = field(
+        default="error",
+        metadata={
+            "help": "What to do with rows that are no documents: 'error' lists the first twenty, 'skip' leaves them out, of the corrected "
+            "documents too.",
+            "choices": ["error", "skip"],
+        },
+    )
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Encoder: Hub name, folder, or package:NAME/FOLDER. It is not trained."}
     )
@@ -109,6 +117,7 @@ def audit(options: AuditArguments) -> None:
         "label_delimiter": options.label_delimiter,
         "id_column": options.id_column,
         "data_format": options.data_format,
+        "on_bad_rows": options.on_bad_rows,
     }
     documents = load_documents(options.train_file, label_list_file=options.label_list_file, **columns)
     descriptions = None

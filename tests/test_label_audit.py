@@ -404,6 +404,19 @@ def test_only_accepted_findings_are_applied(tmp_path):
         assert [json.loads(line) for line in file] == RECORDS
 
 
+def test_rows_that_the_audit_left_out_are_left_out_of_the_corrected_documents(tmp_path):
+    rows = [RECORDS[0], {"text": " ", "labels": ["a"]}, *RECORDS[1:]]
+    files = write(tmp_path / "train.jsonl", jsonl(rows))
+    path = write_all(tmp_path, files, on_bad_rows="skip")
+    assert apply_findings(path, tmp_path / "out.jsonl")["documents"] == 3
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [record["labels"] for record in written] == CORRECTED
+    path = write_all(tmp_path, files)
+    with pytest.raises(ValueError, match="line 2.*--on_bad_rows skip` of run_mldc.py and audit_labels.py"):
+        apply_findings(path, tmp_path / "other.jsonl")
+    assert not (tmp_path / "other.jsonl").exists()
+
+
 @pytest.mark.parametrize("form", ["joined", "printed", "columns", "parquet", "several files"])
 def test_labels_keep_the_form_in_which_the_documents_had_them(tmp_path, form):
     texts = ["first", "second", "third"]
@@ -502,8 +515,10 @@ def test_the_command_audits_and_applies(encoder, tmp_path, monkeypatch, capsys):
         rows.writerow(["key", "title", "body", "tags"])
         for number, (text, ids) in enumerate(zip(texts, label_indices)):
             rows.writerow([f"k{number}", "title", text, ";".join(LABELS[i] for i in ids)])
+        rows.writerow(["no document", "", "", LABELS[0]])
     monkeypatch.chdir(tmp_path)
     columns = ["--text_columns", "title", "body", "--label_column", "tags", "--label_delimiter", ";"]
+    columns += ["--on_bad_rows", "skip"]
     audit = ["--train_file", "train.csv", *columns, "--id_column", "key", "--model_name_or_path", encoder, "--use_cpu"]
     run(monkeypatch, *audit)
     printed = capsys.readouterr().out

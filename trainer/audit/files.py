@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
+from ..data.bad_rows import BadRows
 from ..data.columns import Columns
 from ..data.label_names import normalize_label
 from ..data.readers import expand_files, file_signature, find_format, read_records
@@ -43,6 +44,7 @@ class AuditedFiles:
     label_delimiter: str | None = None
     id_column: str | None = None
     data_format: str = "auto"
+    on_bad_rows: str = "error"
     texts: str = ""
 
     def columns(self) -> Columns:
@@ -245,7 +247,7 @@ def default_output_file(path: str | os.PathLike) -> str:
 def apply_findings(path: str | os.PathLike, output_file: str | os.PathLike) -> dict[str, int]:
     """
     Write the documents with the accepted findings applied. All columns but that of the labels, and the labels of all other documents, are
-    as they were.
+    as they were. Rows that the audit left out (`on_bad_rows="skip"`) are left out.
 
     Args:
         path (`str` or path): the findings, a csv file.
@@ -294,13 +296,19 @@ def apply_findings(path: str | os.PathLike, output_file: str | os.PathLike) -> d
 
 
 def _documents(source: AuditedFiles, files: list[str]) -> Iterable[tuple[dict[str, Any], str, list[str], Columns]]:
-    """Record, text, label names and columns of every document."""
+    """Record, text, label names and columns of every document; rows that the audit left out are left out."""
+    bad_rows = BadRows(source.on_bad_rows)
     for path in files:
         columns: Columns | None = None
-        for where, record in read_records(path, source.data_format):
+        for where, record in read_records(path, source.data_format, on_error=bad_rows.add):
             columns = source.columns().check(list(record), where) if columns is None else columns
-            document = columns.normalize(record, where)
+            try:
+                document = columns.normalize(record, where)
+            except DataFileError as error:
+                bad_rows.add(error)
+                continue
             yield record, document["text"], document["labels"], columns
+    bad_rows.finish()
 
 
 def _corrected(names: list[str], edits: list[Finding], dropped: set[str], counts: dict[str, int]) -> list[str]:

@@ -9,7 +9,7 @@ from .text_lines import DataFileError
 
 logger = logging.getLogger(__name__)
 MAX_LISTED = 20
-SKIPPING = '`--on_bad_rows skip` of run_mldc.py, or `on_bad_rows="skip"` in Python'
+SKIPPING = '`--on_bad_rows skip` of run_mldc.py and audit_labels.py, or `on_bad_rows="skip"` in Python'
 
 
 class BadRows:
@@ -77,4 +77,5 @@ class BadRows:
         if self._first and self.on_bad_rows == "error":
             self._raise()
         if self._first:
-            logger.warning(f"{self.split}: {self.count} bad rows are skipped. The first: {self._first[0]}")
+            count = "1 bad row is" if self.count == 1 else f"{self.count} bad rows are"
+            logger.warning(f"{self.split}: {count} skipped. The first: {self._first[0]}")
