@@ -1,9 +1,11 @@
 """Label-wise attention over the tokens of a document: each label reads the tokens that matter to it."""
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 # Scores (documents x tokens x labels) that are held at once: on a CPU what fits into its cache, else what fits into memory.
@@ -86,6 +88,8 @@ class TokenAttention(nn.Module):
         if torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return weighted_sums(*self.scores_and_products(states, labels), mask)
         keys, values, queries, weights = self._projected(states, labels)
+        if self.key is None and torch.is_grad_enabled():
+            return _with_kept_scores(keys, mask, queries, weights)
         kind = states.device.type
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
@@ -108,6 +112,48 @@ def weighted_sums(scores: torch.Tensor, products: torch.Tensor, mask: torch.Tens
     """
     attention = torch.softmax(scores.masked_fill(~mask.unsqueeze(-1), _least(scores.dtype)), dim=1)
     return (attention * products).sum(dim=1, dtype=torch.float32) * mask.any(dim=1, keepdim=True)
+
+
+def _with_kept_scores(
+    states: torch.Tensor, mask: torch.Tensor, queries: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """
+    What [`_InChunks`] returns, with scores and products kept for the backward pass as far as they fit into memory: in d dimensions, the products
+    cost more than it takes to read them.
+    """
+    chunks = min(max(math.ceil(mask.numel() * len(queries) / MAX_SCORES_ELSEWHERE), 1), max(len(queries), 1))
+    if chunks == 1:
+        return _attend(states, mask, queries, weights)
+    parts = zip(queries.chunk(chunks), weights.chunk(chunks), strict=True)
+    logits: list[Any] = [checkpoint(_attend, states, mask, *rows, use_reentrant=False) for rows in parts]
+    return torch.cat(logits, dim=-1)
+
+
+def _attend(states: torch.Tensor, mask: torch.Tensor, queries: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return _WeightedSum.apply(states @ queries.t(), states @ weights.t(), mask)
+
+
+class _WeightedSum(torch.autograd.Function):
+    r"""
+    $z_{bl} = \sum_t \text{softmax}_t(s_{btl}) \, v_{btl}$ with its gradients in closed form. The tensors have a value per token and label:
+    autograd would keep twice as many of them and take half as long again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        scores = scores.masked_fill(~mask.unsqueeze(-1), _least(scores.dtype))
+        with torch.autocast(scores.device.type, enabled=False):  # which would make a copy in float32
+            attention = torch.softmax(scores, dim=1) * mask.any(dim=1)[:, None, None]
+        logits = (attention * values).sum(dim=1, dtype=torch.float32)
+        ctx.save_for_backward(attention, values, logits)
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        attention, values, logits = ctx.saved_tensors
+        for_values = attention * gradients[0].to(attention.dtype).unsqueeze(1)
+        for_scores = (values - logits.to(values.dtype).unsqueeze(1)).mul_(for_values)
+        return for_scores, for_values, None
 
 
 class _InChunks(torch.autograd.Function):
