@@ -96,7 +96,9 @@ def test_a_bad_file_is_told_in_the_same_words_by_all_three(tmp_path, predict, na
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     found = read_in_three_ways(str(path), predict, str(tmp_path / "cache"))
     assert all(isinstance(sentence, str) and words in sentence and str(path) in sentence for sentence in found), found
-    assert found[0] == found[1] == found[2]
+    # Training can leave a bad row out, and says so.
+    problems = {sentence.split(" Or leave such rows out:")[0] for sentence in found}
+    assert len(problems) == 1, found
 
 
 LABEL_FILES = {
