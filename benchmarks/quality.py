@@ -256,6 +256,15 @@ def run_linear(task: Task, system: str, seed: int):
     yield system, recorder, trained - start, time.process_time() - tuned, {}
 
 
+def record_test(recorder: Recorder, task: Task, batches) -> float:
+    """Record scores of the test documents, in batches and in their order. Returns the CPU time that it took."""
+    gold, at, start = task.indices(task.test), 0, time.process_time()
+    for scores in batches:
+        recorder.update(scores, gold[at : at + len(scores)])
+        at += len(scores)
+    return time.process_time() - start
+
+
 def run_other(task: Task, system: str, seed: int):
     """LibMultiLabel's own linear model with its defaults, on scikit-learn's TF-IDF as it makes it."""
     from libmultilabel import linear
@@ -281,11 +290,7 @@ def run_other(task: Task, system: str, seed: int):
     thresholds = tuned_thresholds(task, (scores.where(seen, -30.0) for scores in scores_of(task.validation)))
     thresholds[task.counts == 0] = 1.0
     recorder = Recorder(task, thresholds=thresholds)
-    gold, at, tuned = task.indices(task.test), 0, time.process_time()
-    for scores in scores_of(task.test):
-        recorder.update(scores, gold[at : at + len(scores)])
-        at += len(scores)
-    yield system, recorder, trained - start, time.process_time() - tuned, {}
+    yield system, recorder, trained - start, record_test(recorder, task, scores_of(task.test)), {}
 
 
 def run_omikuji(task: Task, system: str, seed: int):
@@ -319,11 +324,7 @@ def run_omikuji(task: Task, system: str, seed: int):
             yield scores
 
     recorder = Recorder(task, thresholds=tuned_thresholds(task, scores_of(task.validation)))
-    gold, at, tuned = task.indices(task.test), 0, time.process_time()
-    for scores in scores_of(task.test):
-        recorder.update(scores, gold[at : at + len(scores)])
-        at += len(scores)
-    yield system, recorder, trained - start, time.process_time() - tuned, {}
+    yield system, recorder, trained - start, record_test(recorder, task, scores_of(task.test)), {}
 
 
 def run_frozen(task: Task, system: str, seed: int):

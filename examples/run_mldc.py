@@ -67,6 +67,7 @@ from trainer.data.document_files import read_records
 from trainer.data.documents import LabeledDocuments
 from trainer.data.parent_files import is_rdf
 from trainer.devices import bfloat16_slowdown, is_bfloat16_native
+from trainer.frozen_layers import caches_states
 from trainer.hub import summarize_provenance
 from trainer.lexical.fitting import default_num_features, default_solver
 from trainer.lexical.solvers import kernel_bytes
@@ -717,9 +718,8 @@ def run_needs(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
         and settings.lexical.lexical_class_weights == "none"
         and default_solver(len(train), len(data.labels)) == "ridge"
     )
-    repeated = args.num_train_epochs > 1 or args.max_steps > 0
     cached = 0
-    if settings.model.freeze_layers and not (args.torch_compile or args.cache_frozen_layers is False) and repeated:
+    if settings.model.freeze_layers and caches_states(args):
         parts = [data.encoded[split] for split in ("train", "validation") if split in data.encoded]
         cached = sum(num_tokens(part, limit) for part in parts if not isinstance(part, datasets.IterableDataset))
     return estimate_run(

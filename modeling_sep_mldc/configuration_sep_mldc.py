@@ -386,8 +386,8 @@ class SepMldcConfig(PreTrainedConfig):
         if values.get("score_calibration") is not None:
             values.setdefault("calibrate_logits", False)  # saved by version 0.1
         loaded = super().from_dict(values, **rename_former_fields(kwargs, warn=True))
-        config = loaded[0] if isinstance(loaded, tuple) else loaded
-        config.check_values()  # `kwargs` were set after the others had been checked
+        # `kwargs` were set after the others had been checked.
+        (loaded[0] if isinstance(loaded, tuple) else loaded).check_values()
         return loaded
 
     def drop_guarantee(self, why: str = "the scores of the model have changed") -> None:

@@ -110,8 +110,12 @@ def weighted_sums(scores: torch.Tensor, products: torch.Tensor, mask: torch.Tens
     Softmax over tokens of scores (B, T, L), times products of states and output weights (B, T, L), summed: (B, L) in float32. The mask
     (B, T) is Boolean.
     """
-    attention = torch.softmax(scores.masked_fill(~mask.unsqueeze(-1), _least(scores.dtype)), dim=1)
-    return (attention * products).sum(dim=1, dtype=torch.float32) * mask.any(dim=1, keepdim=True)
+    return (_attention(scores, mask) * products).sum(dim=1, dtype=torch.float32) * mask.any(dim=1, keepdim=True)
+
+
+def _attention(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Softmax over the tokens of scores (B, T, L). A document without tokens has weights, too: its sum is masked."""
+    return torch.softmax(scores.masked_fill(~mask.unsqueeze(-1), _least(scores.dtype)), dim=1)
 
 
 def _with_kept_scores(
@@ -141,17 +145,17 @@ class _WeightedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        scores = scores.masked_fill(~mask.unsqueeze(-1), _least(scores.dtype))
         with torch.autocast(scores.device.type, enabled=False):  # which would make a copy in float32
-            attention = torch.softmax(scores, dim=1) * mask.any(dim=1)[:, None, None]
-        logits = (attention * values).sum(dim=1, dtype=torch.float32)
-        ctx.save_for_backward(attention, values, logits)
+            attention = _attention(scores, mask)
+        has_tokens = mask.any(dim=1, keepdim=True)
+        logits = (attention * values).sum(dim=1, dtype=torch.float32) * has_tokens
+        ctx.save_for_backward(attention, values, logits, has_tokens)
         return logits
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        attention, values, logits = ctx.saved_tensors
-        for_values = attention * gradients[0].to(attention.dtype).unsqueeze(1)
+        attention, values, logits, has_tokens = ctx.saved_tensors
+        for_values = attention * (gradients[0] * has_tokens).to(attention.dtype).unsqueeze(1)
         for_scores = (values - logits.to(values.dtype).unsqueeze(1)).mul_(for_values)
         return for_scores, for_values, None
 

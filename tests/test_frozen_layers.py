@@ -1,5 +1,7 @@
 """Frozen lower layers are computed once and read from disk afterwards."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_models import KINDS, tiny_batch, tiny_model
@@ -7,7 +9,7 @@ from tiny_training import NUM_LABELS, make_trainer
 from transformers import TrainerCallback
 
 from trainer.backbones import encoder_layers, freeze_layers
-from trainer.frozen_layers import FOLDER, FrozenLayersCache, num_frozen_layers
+from trainer.frozen_layers import FOLDER, FrozenLayersCache, caches_states, num_frozen_layers
 
 
 def rows_of(batch):
@@ -223,3 +225,19 @@ def test_without_room_for_a_cache_that_was_asked_for_nothing_is_trained(tmp_path
         trained(tmp_path / "named", cache=True)
     trainer, _ = trained(tmp_path / "auto", cache=None)
     assert trainer.state.global_step > 0
+
+
+@pytest.mark.parametrize(
+    "settings, cached",
+    [
+        ({"num_train_epochs": 3}, True),
+        ({"num_train_epochs": 1}, False),
+        ({"num_train_epochs": 1, "max_steps": 2}, True),
+        ({"num_train_epochs": 1, "cache_frozen_layers": True}, True),
+        ({"num_train_epochs": 3, "cache_frozen_layers": False}, False),
+        ({"num_train_epochs": 3, "torch_compile": True}, False),
+    ],
+)
+def test_which_runs_cache_states(settings, cached):
+    values = {"num_train_epochs": 3, "max_steps": -1, "cache_frozen_layers": None, "torch_compile": False, **settings}
+    assert caches_states(SimpleNamespace(**values)) == cached

@@ -119,6 +119,13 @@ def test_the_pipeline_of_a_student_answers_as_any_pipeline(settings, parameters,
     assert (len(read) >= 2 * len(TEXTS)) == fast
 
 
+def test_the_pipeline_of_a_student_remembers_its_words(monkeypatch):
+    classify = StudentPipeline(model=student(), tokenizer=tiny_tokenizer())
+    classify(TEXTS)
+    monkeypatch.setattr(WordCache, "__init__", lambda *args: pytest.fail("the tokenizer is parsed again"))
+    assert len(classify(TEXTS)) == len(TEXTS)
+
+
 def test_the_pipeline_of_a_student_refuses_what_any_pipeline_refuses():
     classify = StudentPipeline(model=student(), tokenizer=tiny_tokenizer())
     assert classify([]) == []

@@ -197,6 +197,12 @@ def test_loss_settings_are_told_and_secrets_and_folders_are_not(tmp_path):
         assert secret not in written
 
 
+@pytest.mark.parametrize("token_attention", [True, False])
+def test_dimensions_of_token_attention_are_told_where_there_is_one(token_attention):
+    card = build_model_card(make_config(token_attention=token_attention))
+    assert ("dimensions of label-wise attention" in card.text) == token_attention
+
+
 def test_f1_of_the_documents_that_are_kept_is_in_the_card_with_the_share_that_is_abstained():
     row = {
         "f1_micro": 0.5,

@@ -90,14 +90,15 @@ def test_padding_plays_no_part_and_a_document_without_tokens_gets_zero():
 @pytest.mark.parametrize("limit", [1, 30, 60, 10**9])
 def test_chunks_of_labels_give_the_logits_and_gradients_of_autograd(monkeypatch, size, limit):
     layer, states, mask = random_layer(size=size)
+    mask[2] = 0
     states.requires_grad_()
     inputs = [states, *layer.parameters()]
     logits = token_attention_sep_mldc.weighted_sums(*layer.scores_and_products(states), mask.bool())
     monkeypatch.setitem(token_attention_sep_mldc.MAX_SCORES, "cpu", limit)
     found = layer(states, mask)
     torch.testing.assert_close(found, logits)
-    gradients = torch.autograd.grad(found.square().sum(), inputs)
-    torch.testing.assert_close(gradients, torch.autograd.grad(logits.square().sum(), inputs))
+    gradients = torch.autograd.grad((found + 1).square().sum(), inputs)
+    torch.testing.assert_close(gradients, torch.autograd.grad((logits + 1).square().sum(), inputs))
     with torch.no_grad():
         torch.testing.assert_close(layer(states, mask), logits.detach())
 

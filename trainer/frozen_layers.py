@@ -270,6 +270,16 @@ class _Reached(Exception):
     """The forward pass has reached the last frozen layer."""
 
 
+def caches_states(args: Any) -> bool:
+    """
+    Whether the states of frozen layers are to be cached, by [`SepMldcTrainingArguments`]: if `cache_frozen_layers` says so, else if
+    documents are read repeatedly. `torch_compile` does not read them.
+    """
+    if args.cache_frozen_layers is False or args.torch_compile:
+        return False
+    return bool(args.cache_frozen_layers) or args.num_train_epochs > 1 or args.max_steps > 0
+
+
 @contextlib.contextmanager
 def cached_frozen_layers(
     backbone: nn.Module,
@@ -293,9 +303,7 @@ def cached_frozen_layers(
     Raises:
         ValueError: `args.cache_frozen_layers=True`, but the disk has no room for the states.
     """
-    wanted = args.cache_frozen_layers
-    repeated = args.num_train_epochs > 1 or args.max_steps > 0
-    if wanted is False or args.torch_compile or not (wanted or repeated) or not num_frozen_layers(backbone):
+    if not caches_states(args) or not num_frozen_layers(backbone):
         yield None
         return
     documents = [
@@ -308,7 +316,7 @@ def cached_frozen_layers(
     cache = FrozenLayersCache(Path(args.output_dir, FOLDER), backbone, dtype=dtype)
     size = f"{cache.bytes_needed(documents) / 2**30:.1f} GiB"
     if not cache.has_space_for(documents, reserved_bytes):
-        if wanted:
+        if args.cache_frozen_layers:
             raise ValueError(
                 f"The states of the frozen layers need {size} in {args.output_dir!r}, and the disk has not that much space left. Free "
                 "some, name another `output_dir`, or set `cache_frozen_layers=False`."

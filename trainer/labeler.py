@@ -34,6 +34,7 @@ class FastLabeler:
         block_size (`int`, defaults to 1024): documents that are read ahead and sorted by length.
         top_k (`int`, *optional*), threshold (`float`, *optional*), min_score (`float`, *optional*): which labels, as in the
             pipeline.
+        words ([`~trainer.data.word_cache.WordCache`], *optional*): the words of `tokenizer`, to share them between labelers.
 
     Example:
 
@@ -55,8 +56,9 @@ class FastLabeler:
         top_k: int | None = None,
         threshold: float | None = None,
         min_score: float | None = None,
+        words: WordCache | None = None,
     ):
-        self.model, self.words = model.eval(), WordCache(tokenizer)
+        self.model, self.words = model.eval(), WordCache(tokenizer) if words is None else words
         self.max_length = model.config.max_tokens(tokenizer) if max_length is None else max_length
         self.batch_size, self.block_size = batch_size, block_size
         self.top_k, self.threshold, self.min_score = top_k, threshold, min_score
@@ -178,8 +180,8 @@ def _minus_score(entry: dict[str, Any]) -> float:
 class StudentPipeline(MultiLabelDocumentClassificationPipeline):
     """
     The pipeline of a student of [`~trainer.distill`]: same parameters and answers. A [`FastLabeler`] labels the documents of a
-    list, as long as nothing but `top_k`, `threshold`, `min_score`, `max_length` and
-    `window_merge="first"` is given. A tokenizer that needs whole texts reads documents of several windows in the pipeline.
+    list, as long as no parameter but `top_k`, `threshold`, `min_score`, `max_length` and `window_merge` is given. Documents of
+    several windows go through the pipeline if windows are averaged or the tokenizer needs whole texts.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -204,7 +206,8 @@ class StudentPipeline(MultiLabelDocumentClassificationPipeline):
         long: list[int] = []
         for position, ids in enumerate(documents):
             (short if _num_tokens(ids) <= max_length else long).append(position)
-        label = FastLabeler(self.model, self.tokenizer, batch_size=kwargs.get("batch_size") or 64, **chosen)
+        batch_size = kwargs.get("batch_size") or 64
+        label = FastLabeler(self.model, self.tokenizer, batch_size=batch_size, words=self._words, **chosen)
         if limit == ALL_TOKENS:
             of_long = label.label_windows(
                 [self._windows(documents[position], max_length, stride) for position in long]

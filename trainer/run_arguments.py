@@ -452,6 +452,7 @@ OF_THE_CHECKPOINT = (
     "classifier_dropout",
     "label_attention",
     "token_attention",
+    "token_attention_size",
 )
 
 

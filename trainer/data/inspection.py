@@ -384,7 +384,7 @@ def _warnings(report: DataReport) -> Iterator[str]:
     if report.single_labels:
         yield f"labels with one training document: {report.single_labels:,}. They can hardly be learned."
     if report.common_labels:
-        yield f"labels of nearly all documents: {join_names(report.common_labels)}. They hardly tell documents apart, and flatter micro F1."
+        yield f"labels of nearly all documents: {join_names(report.common_labels)}. They hardly tell documents apart, and raise micro F1."
     for names in report.alike_labels[:5]:
         yield f"labels that differ by case or blanks only: {join_names(names)}."
     if report.missing_labels:

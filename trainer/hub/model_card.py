@@ -407,12 +407,14 @@ def _metric_values(splits: Mapping[str, Mapping[str, float]], counts: Sequence[i
 
 def _setting_values(config: Any, training_args: Any) -> dict[str, Any]:
     """What the template shows of the settings."""
-    losses = dict(_LOSS_SETTINGS)
+    of_model, losses = dict(_MODEL_SETTINGS), dict(_LOSS_SETTINGS)
+    if not config.token_attention:
+        del of_model["token_attention_size"]
     if getattr(training_args, "label_encoding", None) == "embedding":
         del losses["labels_per_step"]
     settings = {name: title for name, title in _TRAINING_SETTINGS.items() if name != _unused_limit(training_args)}
     return {
-        "loss_rows": _rows(config, _MODEL_SETTINGS) + _rows(training_args, losses),
+        "loss_rows": _rows(config, of_model) + _rows(training_args, losses),
         "training_rows": _rows(training_args, settings),
     }
 

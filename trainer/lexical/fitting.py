@@ -114,8 +114,9 @@ def fit_lexical_scores(
         metrics without and with the lexical scores.
 
     Raises:
-        ValueError: documents are missing, are a stream, or carry no labels; a kernel that does not fit into the free memory; class weights for ridge regressions; `num_features` below 1 or `num_bigrams` below 0; an
-            unknown solver; no `tail_weights`.
+        ValueError: documents are missing, are a stream, or carry no labels; a kernel does not fit into the free memory; class weights
+            are named for ridge regressions; `num_features` is below 1 or `num_bigrams` below 0; the solver is unknown; there are no
+            `tail_weights`.
     """
     check_lexical_documents("train_dataset", train_dataset)
     config = model.config
@@ -155,7 +156,9 @@ def _weigh_better_one(
     infos = [weigh_lexical_scores(model, lexical, kept, tail_weights, info) for lexical, info in fitted]
     first, second = (float(np.mean(list(info["with"].values()))) for info in infos)
     noise = 0.1 * infos[0]["num_validation_documents"] ** -0.5
-    lexical, info = fitted[int(second > first + noise)]
+    if second > first + noise:
+        return infos[1]  # the model still has them
+    lexical, info = fitted[0]
     return weigh_lexical_scores(model, lexical, kept, tail_weights, info)
 
 
