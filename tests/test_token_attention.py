@@ -98,7 +98,8 @@ def test_chunks_of_labels_give_the_logits_and_gradients_of_autograd(monkeypatch,
     found = layer(states, mask)
     torch.testing.assert_close(found, logits)
     gradients = torch.autograd.grad((found + 1).square().sum(), inputs)
-    torch.testing.assert_close(gradients, torch.autograd.grad((logits + 1).square().sum(), inputs))
+    expected = torch.autograd.grad((logits + 1).square().sum(), inputs)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(layer(states, mask), logits.detach())
 
