@@ -193,11 +193,17 @@ def main() -> None:
         return
     model = build_model(settings, data, backbone, tokenizer, trained)
     trainer = build_trainer(settings, data, model, tokenizer)
+    result = None
     if settings.args.do_train:
-        fit(settings, data, trainer, needs)
-    elif data.starts_cold:
-        save_untrained(settings, data, trainer)
-    result = evaluate_validation(data, trainer) if settings.args.do_eval else None
+        with trainer.cached_frozen_layers("validation" in data.encoded, reserved_bytes=needs.disk_bytes):
+            fit(settings, data, trainer)
+            if settings.args.do_eval:  # as long as the states of the validation documents are stored
+                result = evaluate_validation(data, trainer)
+    else:
+        if data.starts_cold:
+            save_untrained(settings, data, trainer)
+        if settings.args.do_eval:
+            result = evaluate_validation(data, trainer)
     if settings.run.refit_on_all:
         trainer, all_data = refit(settings, data, trainer, backbone, tokenizer, trained)
     if settings.args.do_predict:
@@ -861,14 +867,8 @@ def check_metric_for_best_model(trainer: SepMldcTrainer) -> None:
 # ---- Training ----
 
 
-def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer, needs: RunNeeds) -> None:
+def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
     """Train and save, then fit lexical scores and thresholds."""
-    with trainer.cached_frozen_layers("validation" in data.encoded, reserved_bytes=needs.disk_bytes):
-        train_and_tune(settings, data, trainer)
-
-
-def train_and_tune(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
-    """The steps of `fit`."""
     result = trainer.train(resume_from_checkpoint=settings.args.resume_from_checkpoint)
     save_model_whole(trainer)
     trainer.save_state()

@@ -17,7 +17,7 @@ from tiny_models import tiny_backbone
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from trainer import run_outputs
 from trainer.backbones import freeze_layers, resolve_backbone
-from trainer.frozen_layers import SPARE_BYTES
+from trainer.frozen_layers import FOLDER, SPARE_BYTES
 from trainer.run_needs import RunNeeds
 
 
@@ -600,6 +600,16 @@ def test_a_cache_of_frozen_layers_leaves_space_for_the_model(monkeypatch, files,
     else:
         run(monkeypatch, files, tmp_path, **changes)
         assert "which is not available: they are not cached" in caplog.text
+
+
+def test_validation_documents_are_measured_while_the_states_of_frozen_layers_are_stored(monkeypatch, files, tmp_path):
+    stored, evaluate = [], run_mldc.evaluate_validation
+    folder = tmp_path / "out" / FOLDER
+    monkeypatch.setattr(
+        run_mldc, "evaluate_validation", lambda *given: stored.append(folder.exists()) or evaluate(*given)
+    )
+    run(monkeypatch, files, tmp_path / "out", freeze_layers=1, cache_frozen_layers=True, do_predict=False)
+    assert stored == [True] and not folder.exists()
 
 
 def test_lexical_scores_that_do_not_fit_into_memory_are_refused_before_training(monkeypatch, files, tmp_path):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ FOLDER = "_frozen_layers"
 # Disk space to leave free.
 SPARE_BYTES = 2**30
 KEY_SIZE = 16
+# Of an encoder's states when those of frozen layers are read, compared with the largest one.
+PRECISION = 1e-3
 INDEX_ENTRY = np.dtype([("key", f"V{KEY_SIZE}"), ("start", "<i8"), ("length", "<i4")])
 
 
@@ -83,6 +86,7 @@ class FrozenLayersCache:
         self._stored: torch.Tensor | None = None
         # How many values a layer returns in a tuple; 0 for a bare tensor.
         self._tuple_size = 0
+        self._embeddings = _embeddings(backbone, self.layers[0])
 
     # ---- Writing ----
 
@@ -217,12 +221,13 @@ class FrozenLayersCache:
         # Replaced on the instances: the modules and their weights stay where saving and DDP look for them.
         for position, layer in enumerate(frozen):
             layer.forward = self._reader(layer, layer.forward, last=position == len(frozen) - 1)
+        self._embeddings.forward = self._skipped(self._embeddings.forward)
         try:
             yield
         finally:
             handle.remove()
-            for layer in frozen:
-                del layer.forward
+            for module in (*frozen, self._embeddings):
+                del module.forward
 
     def _remember_batch(self, module: nn.Module, arguments: tuple, kwargs: dict[str, Any]) -> None:
         self._stored = None
@@ -260,14 +265,62 @@ class FrozenLayersCache:
 
         return read
 
+    def _skipped(self, forward: Any) -> Any:
+        """Embeddings that no frozen layer reads: zeros of the same shape, known from the first batch."""
+        like: list[torch.Tensor] = []
+
+        def skip(*args: Any, **kwargs: Any) -> Any:
+            ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0] if args else None
+            # An encoder that pads documents by itself computes its layers, too.
+            if self._stored is None or not like or ids is None or ids.shape != self._stored.shape[:2]:
+                found = forward(*args, **kwargs)
+                like[:] = [found.new_empty(0, found.shape[-1])] if isinstance(found, torch.Tensor) else []
+                return found
+            return like[0].new_zeros(*ids.shape, like[0].shape[-1])
+
+        return skip
+
     def delete(self) -> None:
         """Remove the files of the cache."""
         self._states, self._rows = None, {}
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def _embeddings(backbone: nn.Module, first_layer: nn.Module) -> nn.Module:
+    """What computes the input of the layers: the largest module around the word embeddings that holds no layer."""
+    words = backbone.get_input_embeddings()
+    (path,) = (name for name, module in backbone.named_modules() if module is words)
+    parts = path.split(".")
+    around = [backbone.get_submodule(".".join(parts[:end])) for end in range(1, len(parts) + 1)]
+    return next(module for module in around if all(inner is not first_layer for inner in module.modules()))
+
+
 class _Reached(Exception):
     """The forward pass has reached the last frozen layer."""
+
+
+@torch.no_grad()
+def can_store_states(backbone: nn.Module) -> bool:
+    """
+    Whether an encoder gives the same result when the states of its frozen layers are read. Not so for T5, whose first layer computes
+    the position biases of all layers, and for XLNet, whose states have another order of dimensions.
+    """
+    documents = (torch.arange(16).view(2, 8) % backbone.config.vocab_size).to(next(backbone.parameters()).device)
+    inputs = {"input_ids": documents, "attention_mask": torch.ones_like(documents)}
+    training = backbone.training
+    backbone.eval()
+    try:
+        expected = backbone(**inputs).last_hidden_state
+        with tempfile.TemporaryDirectory() as folder:
+            cache = FrozenLayersCache(folder, backbone).fill(documents.tolist(), hide_progress=True)
+            with cache.attached():
+                found = backbone(**inputs).last_hidden_state
+            cache.delete()
+    except ValueError:  # the states do not have the shape of the documents
+        return False
+    finally:
+        backbone.train(training)
+    return bool((found - expected).abs().max() <= PRECISION * expected.abs().max())
 
 
 def caches_states(args: Any) -> bool:
@@ -301,9 +354,19 @@ def cached_frozen_layers(
         reserved_bytes (`int`, defaults to 0): disk space to leave for checkpoints and the model.
 
     Raises:
-        ValueError: `args.cache_frozen_layers=True`, but the disk has no room for the states.
+        ValueError: `args.cache_frozen_layers=True`, but the disk has no room for the states, or the encoder needs more than them.
     """
     if not caches_states(args) or not num_frozen_layers(backbone):
+        yield None
+        return
+    if not can_store_states(backbone):
+        kind = backbone.config.model_type
+        if args.cache_frozen_layers:
+            raise ValueError(
+                f"The states of frozen layers of {kind!r} cannot be stored: its other layers need more than them. Leave out "
+                "`cache_frozen_layers`."
+            )
+        logger.warning(f"The states of frozen layers of {kind!r} cannot be stored: they are computed in each step.")
         yield None
         return
     documents = [
