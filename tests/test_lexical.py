@@ -210,6 +210,34 @@ def test_the_common_line_is_a_logistic_regression_over_all_labels():
     np.testing.assert_allclose(doubled.slopes[0], line.slopes[0] / 2, rtol=0.1)
 
 
+def test_a_label_with_one_document_is_on_the_common_line_and_does_not_bend_it():
+    margins, members = noisy_margins(counts=(100, 50, 20, 10, 5, 2))
+    line = fit_common_line(lambda labels: margins[:, list(labels)], members, 400)
+    # Without its only document, a classifier says less of it than of any other.
+    margins = np.concatenate([margins, np.full((400, 3), -1, np.float32)], axis=1)
+    members = [*members, [0], [1], [2]]
+    margins[range(3), range(6, 9)] = -1.5
+    assert fit_common_line(lambda labels: margins[:, list(labels)], members, 400) == line
+    slopes, intercepts = fit_lines(margins, members, line)
+    expected = line.at(log_frequencies(np.ones(3), 400))
+    np.testing.assert_allclose((slopes[6:], intercepts[6:]), expected)
+
+
+def test_slopes_are_those_of_classifiers_of_all_documents():
+    """Margins of left-out documents come from classifiers with a document less: where slopes grow with documents, so does the result."""
+    margins, members = noisy_margins(counts=(200, 100, 3, 2))
+    steep = CommonLine(center=-3.0, spread=1.0, slopes=(4.0, 1.0), intercepts=(1.0, 0.0), least=0.1)
+    counts = np.array([len(rows) for rows in members])
+    of_all, _ = steep.at(log_frequencies(counts, 400))
+    of_left, _ = steep.at(log_frequencies(counts - 1, 400))
+    expected = []
+    for label, slope in enumerate(of_left.tolist()):
+        alike = CommonLine(center=-3.0, spread=1.0, slopes=(slope, 0.0), intercepts=(1.0, 0.0), least=0.1)
+        expected.append(fit_lines(margins[:, [label]], [members[label]], alike)[0][0])
+    np.testing.assert_allclose(fit_lines(margins, members, steep)[0], expected * of_all / of_left, rtol=1e-3)
+    assert (of_all / of_left)[3] > 1.1
+
+
 def test_labels_that_say_nothing_are_refused_by_the_common_line():
     with pytest.raises(ValueError, match="None of 2 labels is on some of the 3 documents and not on others. Check"):
         fit_common_line(lambda labels: np.zeros((3, len(labels))), [[], [0, 1, 2]], 3)

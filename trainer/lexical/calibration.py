@@ -51,6 +51,9 @@ def fit_common_line(
     """
     Fit the line that all labels share by logistic regression, over up to four million pairs of a document and a label.
 
+    Where one of the n documents of a label is left out, its classifier has learned from n - 1. So the slope that goes with its margins is
+    that of a label with n - 1 documents. Labels with one document are left out: without it, nothing is learned.
+
     Args:
         margins_of (`Callable`): gives the margins (N, n) of n labels on documents that their classifiers were not fitted on.
         members (`Sequence[Sequence[int]]` of length `L`): rows of the documents that have each label.
@@ -61,6 +64,8 @@ def fit_common_line(
     """
     counts = np.array([len(rows) for rows in members])
     learned = np.flatnonzero((counts > 0) & (counts < num_documents))
+    repeated = learned[counts[learned] > 1]
+    learned = repeated if len(repeated) else learned
     if not len(learned):
         raise ValueError(
             f"None of {len(members)} labels is on some of the {num_documents} documents and not on others. Check the labels."
@@ -72,11 +77,13 @@ def fit_common_line(
     frequencies = log_frequencies(counts[chosen], num_documents)
     center, spread = float(frequencies.mean()), max(float(frequencies.std()), 0.5)
     margins = margins_of(chosen.tolist()).T.ravel()
+    of_slopes = log_frequencies(counts[chosen] - 1, num_documents)
     place: np.ndarray = np.repeat(np.clip((frequencies - center) / spread, -3, 3), num_documents)
+    place_of_slope: np.ndarray = np.repeat(np.clip((of_slopes - center) / spread, -3, 3), num_documents)
     targets: np.ndarray = np.zeros((len(chosen), num_documents), dtype=np.int8)
     for row, index in enumerate(chosen):
         targets[row, list(members[index])] = 1
-    design = np.stack([margins, margins * place, place], axis=1)
+    design = np.stack([margins, margins * place_of_slope, place], axis=1)
     line = LogisticRegression(C=100.0, max_iter=200).fit(design, targets.ravel())
     slope, slope_change, intercept_change = line.coef_[0].tolist()
     # Margins that tell nothing, or the contrary, get a slope of nearly nothing.
@@ -90,11 +97,14 @@ def fit_lines(
     r"""
     Slope s and intercept b of each of n labels, so that $\sigma(s m + b)$ is the probability of the label where its margin is m
     (Platt, 1999, Probabilistic outputs for support vector machines): of highest posterior, with a normal prior around the common
-    line. A label with few documents stays near it.
+    line. A label with few documents stays near it, and one with a single document is on it.
+
+    The slope is that of the classifier of all documents of the label: margins of left-out documents come from one with a document less,
+    as in [`fit_common_line`], and slopes of the common line tell the ratio.
 
     Args:
         margins (`np.ndarray` of shape `(N, n)`): on documents that the classifiers were not fitted on.
-        rows_of_labels (`Sequence[Sequence[int]]` of length `n`): rows of the documents that have each label.
+        rows_of_labels (`Sequence[Sequence[int]]` of length `n`): rows of the documents that have each label, at least one.
         prior ([`CommonLine`]): the common line.
 
     Returns:
@@ -102,7 +112,8 @@ def fit_lines(
     """
     num_documents = len(margins)
     counts = np.array([len(rows) for rows in rows_of_labels])
-    slopes_0, intercepts_0 = prior.at(log_frequencies(counts, num_documents))
+    slopes_of_all, intercepts_0 = prior.at(log_frequencies(counts, num_documents))
+    slopes_0, _ = prior.at(log_frequencies(counts - 1, num_documents))
     slopes, intercepts = slopes_0.copy(), intercepts_0.copy()
     targets = np.zeros_like(margins)
     for column, rows in enumerate(rows_of_labels):
@@ -132,7 +143,9 @@ def fit_lines(
         slopes, intercepts = moved, intercepts - move_intercept
         if change < TOLERANCE:
             break
-    return slopes, intercepts
+    single = counts == 1
+    slopes[single], intercepts[single] = slopes_0[single], intercepts_0[single]
+    return slopes * slopes_of_all / slopes_0, intercepts
 
 
 def in_steps(labels: Sequence[int], size: int) -> Iterator[list[int]]:
