@@ -210,6 +210,24 @@ def test_the_common_line_is_a_logistic_regression_over_all_labels():
     np.testing.assert_allclose(doubled.slopes[0], line.slopes[0] / 2, rtol=0.1)
 
 
+def test_the_slope_of_the_common_line_goes_with_the_documents_that_classifiers_have_learned_from():
+    margins, members = noisy_margins(counts=(40, 10, 5, 2))
+    line = fit_common_line(lambda labels: margins[:, list(labels)], members, 400)
+    rows, targets = [], []
+    for label, documents in enumerate(members):
+        of_all, of_left = (
+            (np.log((n + 0.5) / 401) - line.center) / line.spread for n in (len(documents), len(documents) - 1)
+        )
+        for document in range(400):
+            margin = float(margins[document, label])
+            rows.append((margin, margin * max(of_left, -3), of_all))
+            targets.append(document in documents)
+    reference = LogisticRegression(C=100.0, max_iter=500).fit(rows, targets)
+    slope, slope_change, intercept_change = reference.coef_[0]
+    assert line.slopes == pytest.approx((slope, slope_change), rel=0.02)
+    assert line.intercepts == pytest.approx((reference.intercept_[0], intercept_change), rel=0.02)
+
+
 def test_a_label_with_one_document_is_on_the_common_line_and_does_not_bend_it():
     margins, members = noisy_margins(counts=(100, 50, 20, 10, 5, 2))
     line = fit_common_line(lambda labels: margins[:, list(labels)], members, 400)
