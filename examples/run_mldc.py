@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_s
 from transformers.utils import logging
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
-from modeling_sep_mldc.configuration_sep_mldc import recommended_classifier
+from modeling_sep_mldc.configuration_sep_mldc import recommended_classifier, recommended_token_attention_size
 from modeling_sep_mldc.encoder_sep_mldc import limit_tokenizer, set_padding_token
 from modeling_sep_mldc.hierarchy_sep_mldc import ancestors_of
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
@@ -713,7 +713,8 @@ def run_needs(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
         steps = math.ceil(args.num_train_epochs * math.ceil(len(train) / batch))
         num_documents = round(args.num_train_epochs * len(train))
     config = AutoConfig.from_pretrained(backbone, revision=settings.model.model_revision)
-    size = settings.model.token_attention_size or getattr(config, "hidden_size", None)
+    hidden_size = getattr(config, "hidden_size", None)
+    size = settings.model.token_attention_size or (hidden_size and recommended_token_attention_size(hidden_size))
     if config.model_type == "sep_mldc":
         config, size = config.backbone_config, config.token_attention_size
     features = settings.lexical.num_lexical_features or default_num_features(len(data.labels))

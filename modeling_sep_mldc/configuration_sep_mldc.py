@@ -25,6 +25,8 @@ MANY_LABELS = 1000
 # Each label attends to the tokens above this number of training documents and up to this number of labels.
 FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION = 2000
 MOST_LABELS_FOR_TOKEN_ATTENTION = 5000
+# Dimensions that it projects states to, at most.
+TOKEN_ATTENTION_SIZE = 64
 
 # Names of fields in version 0.1 and their names now. The former ones are accepted for one release.
 FORMER_FIELDS = {"label_support": "label_counts", "lexical_features": "num_lexical_features"}
@@ -47,6 +49,11 @@ def recommended_token_attention(num_labels: int, num_documents: int | None) -> b
     """
     enough = num_documents is not None and num_documents > FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION
     return enough and num_labels <= MOST_LABELS_FOR_TOKEN_ATTENTION
+
+
+def recommended_token_attention_size(hidden_size: int) -> int:
+    """The recommended `token_attention_size`: fewer weights per label than the encoder's states have dimensions are learned better."""
+    return min(TOKEN_ATTENTION_SIZE, hidden_size)
 
 
 def rename_former_fields(values: dict[str, Any], warn: bool = False) -> dict[str, Any]:
@@ -125,7 +132,7 @@ class SepMldcConfig(PreTrainedConfig):
             `num_train_documents` is above 2,000, for up to 5,000 labels. `False` in checkpoints that do not say.
         token_attention_size (`int`, *optional*):
             Dimensions that token attention projects the states of tokens to, up to the encoder's hidden size, which means no projection.
-            Defaults to the hidden size.
+            Defaults to 64, or to a smaller hidden size. The hidden size in checkpoints that do not say.
         encoder_max_length (`int`, *optional*):
             Maximum number of tokens of a document that the encoder reads. Lexical scores read all tokens. Defaults to no
             limit but the encoder's own.
@@ -254,7 +261,7 @@ class SepMldcConfig(PreTrainedConfig):
         if self.token_attention is None:
             self.token_attention = recommended_token_attention(self.num_labels, self.num_train_documents)
         if self.token_attention_size is None:
-            self.token_attention_size = self.hidden_size
+            self.token_attention_size = recommended_token_attention_size(self.hidden_size)
         if self.classifier_dropout is None:
             self.classifier_dropout = recommended_dropout(self.classifier, self.token_attention)
         if self.problem_type != "multi_label_classification":
@@ -386,8 +393,10 @@ class SepMldcConfig(PreTrainedConfig):
         if values.get("score_calibration") is not None:
             values.setdefault("calibrate_logits", False)  # saved by version 0.1
         loaded = super().from_dict(values, **rename_former_fields(kwargs, warn=True))
-        # `kwargs` were set after the others had been checked.
-        (loaded[0] if isinstance(loaded, tuple) else loaded).check_values()
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if "token_attention_size" not in {**values, **kwargs}:
+            config.token_attention_size = config.hidden_size  # saved before states were projected
+        config.check_values()  # `kwargs` were set after the others had been checked
         return loaded
 
     def drop_guarantee(self, why: str = "the scores of the model have changed") -> None:

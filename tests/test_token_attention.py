@@ -154,6 +154,19 @@ def test_it_is_saved_and_loaded_and_a_checkpoint_from_before_has_none(tmp_path, 
     assert SepMldcForMultiLabelClassification(SepMldcConfig.from_dict(values)).token_attention is None
 
 
+@pytest.mark.parametrize("hidden_size, expected", [(32, 32), (64, 64), (128, 64)])
+def test_states_are_projected_to_64_dimensions_by_default(hidden_size, expected):
+    config = SepMldcConfig(backbone_config={"model_type": "bert", "hidden_size": hidden_size}, token_attention=True)
+    assert config.token_attention_size == expected
+    loaded = SepMldcConfig.from_dict(config.to_dict())
+    assert loaded.token_attention_size == expected
+    loaded = SepMldcConfig.from_dict(config.to_dict(), token_attention_size=8)
+    assert loaded.token_attention_size == 8
+    values = config.to_dict()
+    del values["token_attention_size"]
+    assert SepMldcConfig.from_dict(values).token_attention_size == hidden_size  # saved before states were projected
+
+
 def test_a_checkpoint_from_before_there_were_sizes_has_the_full_one(tmp_path):
     model = tiny_model(token_attention=True, token_attention_size=32)
     model.save_pretrained(tmp_path)
