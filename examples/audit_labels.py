@@ -19,6 +19,7 @@ from trainer import audit_labels, load_documents, load_label_descriptions
 from trainer.audit.files import (
     AuditedFiles,
     apply_findings,
+    check_findings_file,
     default_output_file,
     description_path,
     digest_of_texts,
@@ -26,6 +27,7 @@ from trainer.audit.files import (
 )
 from trainer.audit.findings import import_cleanlab
 from trainer.command_line import parse_arguments, run_program
+from trainer.data.readers import expand_files
 from trainer.files import make_writable_folder
 
 
@@ -104,10 +106,16 @@ def audit(options: AuditArguments) -> None:
         if not getattr(options, name):
             raise ValueError(f"`--{name}` is not given, but an audit needs documents and an encoder. Name it.")
     path = options.findings_file
-    description_path(path)
+    others = [name for name in (options.label_list_file, options.label_descriptions_file) if name]
+    check_findings_file(path, [*expand_files(options.train_file), *others])
     if os.path.exists(path) and not options.overwrite:
         raise ValueError(
             f"{path} exists, perhaps with decisions. Name another `--findings_file`, or replace it with `--overwrite`."
+        )
+    if os.path.exists(description_path(path)) and not options.overwrite:
+        raise ValueError(
+            f"{description_path(path)} exists, but the description of the findings is written there. Name another `--findings_file`, or "
+            "replace it with `--overwrite`."
         )
     make_writable_folder(os.path.dirname(path) or ".")
     import_cleanlab()

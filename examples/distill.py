@@ -9,6 +9,7 @@ Training documents need no labels. Validation documents do: lexical scores are w
 documents compare the student with the teacher. All arguments: `python examples/distill.py --help`.
 """
 
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from transformers import AutoTokenizer, set_seed
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
 from trainer.command_line import parse_arguments, run_program
-from trainer.data import encode_labels, load_splits, tokenize
+from trainer.data import count_unknown_labels, encode_labels, load_splits, tokenize
 from trainer.distillation import DEFAULTS, DistillationTrainer
 from trainer.run_arguments import run_defaults
 from trainer.run_outputs import check_output_folder, save_model_whole, write_json
@@ -72,6 +73,10 @@ def main() -> None:
     for name in ("teacher", "train_file"):
         if not getattr(options, name):
             raise ValueError(f"`--{name}` is not given, but a student learns from a teacher on documents. Name it.")
+    if os.path.realpath(args.output_dir) == os.path.realpath(options.teacher):
+        raise ValueError(
+            f"`--output_dir` is {args.output_dir!r}, the folder of the teacher, which the student would replace. Name another folder."
+        )
     check_output_folder(args.output_dir, ("distillation.json",))
     set_seed(args.seed)
     teacher = SepMldcForMultiLabelClassification.from_pretrained(options.teacher, dtype=torch.float32)
@@ -100,6 +105,7 @@ def read_documents(options: DistillArguments, config, tokenizer) -> dict[str, An
     if any(labeled.values()):
         columns |= {"label_column": options.label_column, "label_delimiter": options.label_delimiter}
         for split, dataset in load_splits(**labeled, **columns).items():
+            count_unknown_labels(dataset, config.labels, split)
             found[split] = encode_labels(dataset, config.label2id)
     return {split: tokenize(dataset, tokenizer, options.max_length) for split, dataset in found.items()}
 

@@ -12,6 +12,7 @@ share batches. Needs the extra `serve`. See docs/deploy.md.
 
 import asyncio
 import logging
+import math
 import sys
 import time
 from collections import deque
@@ -66,9 +67,14 @@ class ServeArguments:
         for name in ("batch_size", "max_documents", "max_body_bytes", "max_waiting"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` is {getattr(self, name)}, but it must be at least 1.")
-        if self.max_wait_ms < 0 or self.timeout_s <= 0:
+        if not (0 <= self.max_wait_ms < math.inf and 0 < self.timeout_s < math.inf):
             raise ValueError(
-                f"`--max_wait_ms` is {self.max_wait_ms} and `--timeout_s` {self.timeout_s}, but times must be positive."
+                f"`--max_wait_ms` is {self.max_wait_ms} and `--timeout_s` {self.timeout_s}, but times must be positive and finite. "
+                "Leave them out for 5 milliseconds and 60 seconds."
+            )
+        if not 0 <= self.port <= 65535:
+            raise ValueError(
+                f"`--port` is {self.port}, but it must be from 0 to 65535. Try 8000, or 0 for a free one."
             )
 
 

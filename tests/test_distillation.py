@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from answers import assert_same_answers
-from scripts import run_example
+from scripts import load_example, run_example
 from tiny_models import tiny_batch, tiny_tokenizer
 from tiny_training import NUM_LABELS, tiny_documents, trained_trainer
 from transformers import AutoModel, AutoModelForSequenceClassification
@@ -249,3 +249,24 @@ def test_the_command_makes_a_student_and_compares_it_with_its_teacher(teacher, t
     model = AutoModel.from_pretrained(tmp_path / "out")
     # By name: a test that loads a checkpoint with its code registers that copy of the class in this process.
     assert type(model.backbone).__name__ == StaticEncoder.__name__ and model.config.thresholds is not None
+
+
+def test_the_command_never_replaces_the_teacher(teacher, tmp_path):
+    teacher.save_pretrained(tmp_path)
+    before = sorted(os.listdir(tmp_path))
+    given = ("--teacher", tmp_path, "--train_file", "nothing.jsonl", "--output_dir", f"{tmp_path}/")
+    done = run_example("distill", *given)
+    assert done.returncode == 2 and "the folder of the teacher" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_the_command_names_labels_that_the_teacher_does_not_know(teacher, tmp_path, monkeypatch):
+    distill_command = load_example("distill")
+    for name, label in (("train", "label 1"), ("validation", "unheard of")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": "search", "labels": ["label 0", label]}) + "\n")
+    files = {f"{split}_file": [str(tmp_path / f"{split}.jsonl")] for split in ("train", "validation")}
+    told = []
+    monkeypatch.setattr("trainer.data.encoding.logger.warning", told.append)
+    found = distill_command.read_documents(distill_command.DistillArguments(**files), teacher.config, tiny_tokenizer())
+    assert found["validation"]["label_indices"][:] == [[0]]
+    assert len(told) == 1 and "validation: 1 labels" in told[0] and "unheard of" in told[0]

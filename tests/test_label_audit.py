@@ -553,3 +553,27 @@ def test_bad_input_of_the_command_is_one_sentence(arguments, message, tmp_path, 
     done = run_example("audit_labels", *arguments)
     assert done.returncode in (1, 2) and message in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name, findings, more", [("train.csv", "train.csv", ["--overwrite"]), ("train.json", "train.csv", [])]
+)
+def test_findings_are_never_written_over_the_audited_documents(name, findings, more, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("kept")
+    done = run_example(
+        "audit_labels", "--train_file", name, "--model_name_or_path", "x", "--findings_file", findings, *more
+    )
+    assert done.returncode == 2 and f"would be written over '{name}'" in done.stderr
+    with pytest.raises(ValueError, match=f"would be written over '{name}'"):
+        write_findings(findings, [], AuditedFiles([str(tmp_path / name)], ["text"], "labels"))
+    assert (tmp_path / name).read_text() == "kept" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_description_of_findings_replaces_no_other_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.csv").write_text("text,labels\na,b\n")
+    (tmp_path / "findings.json").write_text("kept")
+    done = run_example("audit_labels", "--train_file", "train.csv", "--model_name_or_path", "x")
+    assert done.returncode == 2 and "findings.json exists" in done.stderr
+    assert (tmp_path / "findings.json").read_text() == "kept"

@@ -247,3 +247,17 @@ def test_a_server_that_is_told_to_stop_answers_what_it_has_begun(folder, tmp_pat
 def test_an_unknown_model_is_one_sentence(tmp_path):
     done = run_example("serve", "--model_name_or_path", tmp_path / "none")
     assert done.returncode == 1 and "serve.py:" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"timeout_s": float("nan")}, "finite"),
+        ({"max_wait_ms": float("inf")}, "finite"),
+        ({"port": 70000}, "0 to 65535"),
+        ({"port": -1}, "0 to 65535"),
+    ],
+)
+def test_impossible_times_and_ports_are_refused(folder, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(folder, **wrong)

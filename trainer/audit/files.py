@@ -67,6 +67,21 @@ def description_path(path: str | os.PathLike) -> Path:
     return path.with_suffix(".json")
 
 
+def check_findings_file(path: str | os.PathLike, files: Iterable[str | os.PathLike]) -> None:
+    """
+    Check that neither the findings nor their description would be written over one of the `files` that the audit reads.
+
+    Raises:
+        ValueError: one of them would be, or `path` does not end in `.csv`.
+    """
+    read = {os.path.realpath(name) for name in files}
+    for written in (os.fspath(path), os.fspath(description_path(path))):
+        if os.path.realpath(written) in read:
+            raise ValueError(
+                f"The findings {os.fspath(path)!r} would be written over {written!r}, which the audit reads. Name another findings file."
+            )
+
+
 def write_findings(path: str | os.PathLike, findings: Sequence[Finding], source: AuditedFiles) -> None:
     """
     Write findings as csv, and next to it which documents they are about.
@@ -77,9 +92,10 @@ def write_findings(path: str | os.PathLike, findings: Sequence[Finding], source:
         source ([`AuditedFiles`]): the documents.
 
     Raises:
-        ValueError: another ending.
+        ValueError: another ending, or one of the audited documents would be written over.
         OSError: a file cannot be written.
     """
+    check_findings_file(path, source.files)
     with atomic_write(description_path(path)) as file:
         json.dump(asdict(source), file, indent=2, ensure_ascii=False)
     _write_rows(path, findings)
