@@ -144,6 +144,14 @@ def test_a_split_is_reproducible_and_each_label_has_its_share():
     assert np.std(shares) < 0.5 * np.std([by_chance[name] / count for name, count in total.items() if count >= 50])
 
 
+def test_documents_without_labels_have_their_share_of_both_parts():
+    # The rare labels leave the held-out part short, which documents without labels must not fill.
+    labels = [[0]] * 150 + [[1 + i] for i in range(40)] + [[]] * 10
+    held_out = [_stratify(labels, np.arange(200), 20, seed) for seed in range(10)]
+    assert all(out.sum() == 20 for out in held_out)
+    assert 5 <= sum(out[-10:].sum() for out in held_out) <= 25
+
+
 @given(
     labels=st.lists(st.lists(st.integers(0, 6), max_size=3, unique=True), min_size=4, max_size=40),
     groups=st.lists(st.integers(0, 30), min_size=40, max_size=40),
@@ -252,6 +260,8 @@ def test_the_report_counts_what_is_there(tmp_path):
     assert report.overlap == {"train, test": 1} and report.near_overlap == {"train, test": 1}
     page = str(report)
     assert len(page.splitlines()) < 40
+    report.alike_labels = [[f"A{i}", f"a{i}"] for i in range(8)]
+    assert "labels that differ by case or blanks only: 3 further groups." in str(report)
     for words in ("'A', 'a'", "'NaN'", "'new' (1)", "1 documents of test are also in train", "line 24"):
         assert words in page
     assert json.loads(json.dumps(report.to_dict()))["splits"]["train"]["labels"] == 6

@@ -387,6 +387,8 @@ def _warnings(report: DataReport) -> Iterator[str]:
         yield f"labels of nearly all documents: {join_names(report.common_labels)}. They hardly tell documents apart, and raise micro F1."
     for names in report.alike_labels[:5]:
         yield f"labels that differ by case or blanks only: {join_names(names)}."
+    if len(report.alike_labels) > 5:
+        yield f"labels that differ by case or blanks only: {len(report.alike_labels) - 5:,} further groups."
     if report.missing_labels:
         yield f"labels that look like missing values: {join_names(report.missing_labels)}."
     if report.joined_labels:

@@ -40,8 +40,8 @@ def split_documents(
     Sets documents aside, so that each label has its share in both parts as far as possible (iterative stratification, Sechidis
     et al. 2011).
 
-    Every label keeps a training document, and near-duplicates of a document stay on its side. The same arguments give the same
-    parts. Time grows linearly with the number of assignments.
+    Every label keeps a training document, and near-duplicates of a document stay on its side. Documents without labels are divided as
+    those of a label are. The same arguments give the same parts. Time grows linearly with the number of assignments.
 
     Args:
         dataset (`Dataset`): documents with "labels" (names) or "label_indices" (ids), and their text.
@@ -123,12 +123,14 @@ class _Units:
     """Groups of documents that stay together, with the labels that they hold and how often."""
 
     def __init__(self, labels: Sequence[Sequence[int]], groups: np.ndarray) -> None:
-        self.num_labels = 1 + max((label for ids in labels for label in ids), default=-1)
+        # "Without labels" counts as one more label: such documents would otherwise fill a held-out part that rare labels leave short.
+        unlabeled = 1 + max((label for ids in labels for label in ids), default=-1)
+        self.num_labels = unlabeled + 1
         self.sizes = np.bincount(groups).tolist()
         self.counts: list[dict[int, int]] = [{} for _ in self.sizes]
         for group, ids in zip(groups.tolist(), labels):
             counts = self.counts[group]
-            for label in set(ids):
+            for label in set(ids) or {unlabeled}:
                 counts[label] = counts.get(label, 0) + 1
         self.of_label: list[list[int]] = [[] for _ in range(self.num_labels)]
         for unit, counts in enumerate(self.counts):
@@ -152,11 +154,9 @@ class _Assignment:
     def may_be_held_out(self, unit: int) -> bool:
         return all(self.in_training[label] > count for label, count in self.units.counts[unit].items())
 
-    def assign(self, unit: int, label: int | None = None) -> None:
+    def assign(self, unit: int, label: int) -> None:
         """Assigns a unit to the side that needs the label most, then to the side that needs documents most."""
-        wants = [
-            (self.wanted[side][label] if label is not None else 0.0, self.wanted_documents[side]) for side in (0, 1)
-        ]
+        wants = [(self.wanted[side][label], self.wanted_documents[side]) for side in (0, 1)]
         side = int(wants[1] > wants[0]) if wants[0] != wants[1] else int(self.rng.integers(2))
         self.put(unit, bool(side) and self.may_be_held_out(unit))
 
@@ -193,9 +193,6 @@ def _stratify(labels: Sequence[Sequence[int]], groups: np.ndarray, target: int, 
                 remaining[other] -= 1
                 if remaining[other] and other != label:
                     heapq.heappush(queue, (remaining[other], other))
-    unlabeled = [unit for unit, side in enumerate(assignment.held_out) if side is None]
-    for unit in rng.permutation(unlabeled).tolist():
-        assignment.assign(unit)
     _correct_size(assignment, rng)
     return np.asarray(assignment.held_out, dtype=bool)[groups]
 
