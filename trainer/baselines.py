@@ -1,5 +1,6 @@
 """Baselines that a trained model should beat: the most frequent labels, and linear SVMs on TF-IDF features."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -54,16 +55,26 @@ def fit_linear_svm(
         A function from `n` texts to their margins, `(n, L)`. Labels without a training document rank last.
     """
     vectorizer = TfidfVectorizer(sublinear_tf=True, strip_accents="unicode")
-    features = vectorizer.fit_transform(texts)
+    try:
+        features = vectorizer.fit_transform(texts)
+    except ValueError:  # no word has two letters
+        vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\S+")
+        features = vectorizer.fit_transform(texts)
     binarizer = MultiLabelBinarizer(classes=range(num_labels), sparse_output=True)
     targets = sparse.csc_matrix(binarizer.fit_transform(labels))
     learned = np.flatnonzero(np.asarray(targets.sum(axis=0)).ravel())
-    classifier = OneVsRestClassifier(LinearSVC(), n_jobs=num_jobs).fit(features, targets[:, learned])
+    # scikit-learn takes a single column for class numbers, so a single label is fitted twice.
+    columns = np.resize(learned, max(2, len(learned)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Label .* present in all training examples"
+        )  # the report on the data names them
+        classifier = OneVsRestClassifier(LinearSVC(), n_jobs=num_jobs).fit(features, targets[:, columns])
 
     def score(texts: Sequence[str]) -> torch.Tensor:
         margins = classifier.decision_function(vectorizer.transform(texts))
         scores = np.full((len(texts), num_labels), -1e3)
-        scores[:, learned] = np.reshape(margins, (len(texts), -1))
+        scores[:, learned] = margins[:, : len(learned)]
         return torch.from_numpy(scores)
 
     return score

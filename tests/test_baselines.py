@@ -1,0 +1,28 @@
+"""trainer/baselines.py: what a trained model is compared with."""
+
+import pytest
+
+from trainer.baselines import fit_linear_svm
+
+
+@pytest.mark.parametrize(
+    "labels, num_labels, learned",
+    [([[0], [], [0], []], 1, [0]), ([[1], [], [1], []], 3, [1]), ([[0]] * 4, 1, [0]), ([[], [], [], []], 2, [])],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_linear_model_learns_whatever_labels_there_are(labels, num_labels, learned):
+    texts = ["star light", "market price", "a star", "the price"]
+    scores = fit_linear_svm(texts, labels, num_labels)(["star star", "price price"])
+    assert scores.shape == (2, num_labels)
+    for label in range(num_labels):
+        if label not in learned:
+            assert (scores[:, label] == -1e3).all()
+        elif [] in labels:
+            assert scores[0, label] > scores[1, label]
+
+
+def test_a_linear_model_reads_texts_without_words_of_two_letters():
+    scores = fit_linear_svm(["a b", "\N{GRINNING FACE}", "a", "\N{ROCKET} ?"], [[0], [1], [0], [1]], 2)(
+        ["a", "\N{ROCKET}"]
+    )
+    assert scores[0, 0] > scores[0, 1] and scores[1, 1] > scores[1, 0]
