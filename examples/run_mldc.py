@@ -66,6 +66,7 @@ from trainer.data import (
 from trainer.data.document_files import read_records
 from trainer.data.documents import LabeledDocuments
 from trainer.data.parent_files import is_rdf
+from trainer.data.tokenization import check_max_length
 from trainer.devices import bfloat16_slowdown, is_bfloat16_native
 from trainer.frozen_layers import caches_states
 from trainer.hub import summarize_provenance
@@ -254,6 +255,11 @@ def check_output_dir(settings: Settings) -> None:
     args = settings.args
     if str(args.resume_from_checkpoint).lower() in ("true", "last"):
         args.resume_from_checkpoint = True
+    elif args.do_train and args.resume_from_checkpoint and not os.path.isdir(args.resume_from_checkpoint):
+        raise ValueError(
+            f"`--resume_from_checkpoint` is {args.resume_from_checkpoint!r}, but there is no such folder. Name a checkpoint of the run, "
+            "such as outputs/checkpoint-100, or `last`."
+        )
     if args.should_save and not settings.run.dry_run:
         check_output_folder(args.output_dir, OUTPUTS)
     if not args.do_train or args.resume_from_checkpoint or settings.run.overwrite_output_dir:
@@ -282,6 +288,8 @@ def find_encoder(settings: Settings):
     trained = config.model_type == "sep_mldc"
     if trained:
         check_named_of_checkpoint(settings.named, config)
+    check_max_length(settings.data.max_length, tokenizer, "--max_length")
+    check_max_length(settings.model.encoder_max_length, tokenizer, "--encoder_max_length")
     set_padding_token(tokenizer)
     limit_tokenizer(tokenizer, config.backbone_config if trained else config, settings.model.encoder_max_length)
     return backbone, tokenizer, trained

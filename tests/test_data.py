@@ -12,6 +12,7 @@ import pytest
 from data_files import jsonl, parquet, table, write
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from datasets import List as ListFeature
+from tiny_models import tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -502,6 +503,8 @@ def test_documents_are_cut_at_what_the_model_takes_with_a_warning(train, tokeniz
     assert "`max_length` is 100, but the model reads 8 tokens" in caplog.text
     with pytest.raises(ValueError, match="`max_length` is 0"):
         tokenize(train, tokenizer, max_length=0)
+    with pytest.raises(ValueError, match="`max_length` is 2, but a document has 2 special tokens .* at least 3"):
+        tokenize(train, tiny_tokenizer(), max_length=2)
 
 
 def test_another_process_takes_loaded_and_tokenized_documents_from_the_cache(tmp_path, tokenizer):

@@ -369,6 +369,18 @@ BAD_INPUT = {
         lambda f, t: {"label_list_file": label_list(t, "C1", "C2", "C3")},
         "no training document has one of them",
     ),
+    "documents without a token of their text": (
+        lambda f, t: {"max_length": 2},
+        "`--max_length` is 2, but a document has 2 special tokens .* Use at least 3",
+    ),
+    "an encoder that reads no token of the text": (
+        lambda f, t: {"encoder_max_length": 1},
+        "`--encoder_max_length` is 1, but a document has 2 special tokens",
+    ),
+    "a checkpoint to resume from that is not there": (
+        lambda f, t: {"resume_from_checkpoint": t / "nowhere"},
+        "`--resume_from_checkpoint` is '.*nowhere', but there is no such folder.*last",
+    ),
     "an output folder that is a file": (lambda f, t: {"output_dir": f / "pseudo.jsonl"}, "is a file"),
     "an output that is a folder": (lambda f, t: blocked(t, "predictions.jsonl", os.mkdir), "is a folder, but a file"),
     "an output that is a pipe": (lambda f, t: blocked(t, "all_results.json", os.mkfifo), "is a device or a pipe"),

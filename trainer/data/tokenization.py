@@ -16,6 +16,21 @@ def _tokenize_batch(batch: dict[str, list], tokenizer: Any, max_length: int, tex
     return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
 
+def check_max_length(max_length: int | None, tokenizer: Any, name: str = "max_length") -> None:
+    """
+    Check that documents of `max_length` tokens hold a token of their text beside the special tokens of the tokenizer.
+
+    Raises:
+        ValueError: they do not. The message has the `name` of the setting.
+    """
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length is not None and max_length <= special:
+        raise ValueError(
+            f"`{name}` is {max_length}, but a document has {special} special tokens and needs at least one of its text. Use at least "
+            f"{special + 1}, or leave it out."
+        )
+
+
 def tokenize(
     dataset: AnyDataset,
     tokenizer: Any,
@@ -34,11 +49,11 @@ def tokenize(
         max_length (`int`, *optional*): The longest document in tokens, special tokens included; by default, and at
             most, the tokenizer's `model_max_length`.
         num_proc (`int`, *optional*): Processes; not used when streaming.
+
+    Raises:
+        ValueError: `max_length` leaves no room for a token of the text.
     """
-    if max_length is not None and max_length < 1:
-        raise ValueError(
-            f"`max_length` is {max_length}, but a document needs at least one token. Use a positive number or None."
-        )
+    check_max_length(max_length, tokenizer)
     if max_length is not None and max_length > tokenizer.model_max_length:
         logger.warning(
             f"`max_length` is {max_length}, but the model reads {tokenizer.model_max_length} tokens: documents are cut "
