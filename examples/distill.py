@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
-from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
 from trainer.command_line import parse_arguments, run_program
 from trainer.data import count_unknown_labels, encode_labels, load_splits, tokenize
 from trainer.distillation import DEFAULTS, DistillationTrainer
+from trainer.inference import load_trained
 from trainer.run_arguments import run_defaults
 from trainer.run_outputs import check_output_folder, save_model_whole, write_json
 
@@ -79,8 +78,7 @@ def main() -> None:
         )
     check_output_folder(args.output_dir, ("distillation.json",))
     set_seed(args.seed)
-    teacher = SepMldcForMultiLabelClassification.from_pretrained(options.teacher, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(options.teacher)
+    teacher, tokenizer = load_trained(options.teacher)
     documents = read_documents(options, teacher.config, tokenizer)
     trainer = DistillationTrainer(
         teacher, tokenizer, documents["train"], documents.get("validation"), args, options.hidden_size

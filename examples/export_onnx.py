@@ -10,13 +10,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 
-from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from trainer.data import load_splits
 from trainer.export import check_folder, compare_logits, export_onnx
+from trainer.inference import load_trained
 
 
 def texts_to_compare(options, config) -> list[str]:
@@ -59,8 +57,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_arguments()
-    model = SepMldcForMultiLabelClassification.from_pretrained(options.checkpoint, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
+    model, tokenizer = load_trained(options.checkpoint)
     texts = texts_to_compare(options, model.config)
     batches = batches_of(texts, tokenizer, min(options.max_length, tokenizer.model_max_length))
     exported = export_onnx(model, options.output_dir, tokenizer, int8=options.int8, batches=batches)

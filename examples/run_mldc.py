@@ -70,6 +70,7 @@ from trainer.data.tokenization import check_max_length
 from trainer.devices import bfloat16_slowdown, is_bfloat16_native
 from trainer.frozen_layers import caches_states
 from trainer.hub import summarize_provenance
+from trainer.inference import check_vocabulary
 from trainer.lexical.fitting import default_num_features, default_solver
 from trainer.lexical.solvers import kernel_bytes
 from trainer.progress import use_short_lines
@@ -288,6 +289,7 @@ def find_encoder(settings: Settings):
     trained = config.model_type == "sep_mldc"
     if trained:
         check_named_of_checkpoint(settings.named, config)
+    check_vocabulary(tokenizer, backbone)
     check_max_length(settings.data.max_length, tokenizer, "--max_length")
     check_max_length(settings.model.encoder_max_length, tokenizer, "--encoder_max_length")
     set_padding_token(tokenizer)

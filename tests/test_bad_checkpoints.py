@@ -7,7 +7,8 @@ import pytest
 import torch
 from hub_client import make_model, make_tokenizer
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_backbone, tiny_backbone_config, tiny_model
+from scripts import run_example
+from tiny_models import tiny_backbone, tiny_backbone_config, tiny_model, tiny_tokenizer
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
@@ -179,3 +180,37 @@ def test_a_resized_vocabulary_keeps_the_lexical_scores_and_loads_again(tmp_path,
     assert (lexical.feature_ids < new_size).all() and len(lexical.idf) == new_size
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(AutoModel.from_pretrained(tmp_path)(tokens).logits, expected)
+
+
+@pytest.mark.parametrize("program", ["predict", "distill", "export_onnx", "run_mldc"])
+def test_a_checkpoint_whose_vocabulary_is_missing_is_refused(checkpoint, tmp_path, program):
+    tiny_tokenizer().save_pretrained(checkpoint)
+    (checkpoint / "tokenizer.json").unlink()
+    refused(program, checkpoint, tmp_path, "the file of its vocabulary, such as tokenizer.json, is missing")
+
+
+@pytest.mark.parametrize("program", ["predict", "distill", "export_onnx"])
+def test_programs_tell_an_encoder_from_a_trained_model(tmp_path, program):
+    tiny_backbone(tmp_path / "encoder")
+    refused(program, tmp_path / "encoder", tmp_path, "is a bert model, but a trained sep_mldc model is needed")
+
+
+def refused(program, model, folder, message):
+    documents = folder / "documents.jsonl"
+    documents.write_text('{"text": "a star", "labels": ["x"]}\n')
+    given = {
+        "predict": ["--model_name_or_path", model, "--input_file", documents, "--output_file", folder / "out.jsonl"],
+        "distill": ["--teacher", model, "--train_file", documents, "--output_dir", folder / "out", "--use_cpu"],
+        "export_onnx": [model, folder / "out"],
+        "run_mldc": [
+            "--model_name_or_path",
+            model,
+            "--test_file",
+            documents,
+            "--output_dir",
+            folder / "out",
+            "--do_predict",
+        ],
+    }
+    done = run_example(program, *given[program])
+    assert done.returncode in (1, 2) and message in done.stderr and "Traceback" not in done.stderr

@@ -49,12 +49,7 @@ def load_pipeline(
     name = os.fspath(name_or_path)
     _check_device(device)
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
-        if config.model_type != SepMldcConfig.model_type:
-            raise ValueError(
-                f"{name} is a {config.model_type} model, but a trained {SepMldcConfig.model_type} model is needed. Train one with "
-                "examples/run_mldc.py."
-            )
+        config = _trained_config(name, revision)
         if is_onnx_export(name):
             from .export import load_onnx
 
@@ -63,6 +58,7 @@ def load_pipeline(
         else:
             model = SepMldcForMultiLabelClassification.from_pretrained(name, revision=revision).eval()
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        check_vocabulary(tokenizer, name)
     except (ImportError, OSError, ValueError):
         raise
     except Exception as error:  # libraries raise many kinds of errors for damaged checkpoints
@@ -74,6 +70,46 @@ def load_pipeline(
     if isinstance(model, torch.nn.Module) and config.backbone_config.model_type == StaticEncoderConfig.model_type:
         kind = StudentPipeline
     return kind(model=model, tokenizer=tokenizer, device=device, **parameters)
+
+
+def load_trained(name_or_path: str) -> tuple[SepMldcForMultiLabelClassification, Any]:
+    """
+    Model, in float32, and tokenizer of a trained checkpoint.
+
+    Raises:
+        ValueError: it is no SEP-MLDC checkpoint, or a damaged one.
+        OSError: there is no such checkpoint.
+    """
+    _trained_config(name_or_path)
+    model = SepMldcForMultiLabelClassification.from_pretrained(name_or_path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    check_vocabulary(tokenizer, name_or_path)
+    return model, tokenizer
+
+
+def check_vocabulary(tokenizer: Any, name: str) -> None:
+    """
+    Check that a tokenizer has words. `AutoTokenizer` makes one of special tokens alone where the file of the vocabulary is missing, and
+    every word is unknown to it.
+
+    Raises:
+        ValueError: there are only special tokens.
+    """
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ValueError(
+            f"The tokenizer of {name} has {len(tokenizer)} special tokens and no others: the file of its vocabulary, such as tokenizer.json, "
+            "is missing. Save or download it again."
+        )
+
+
+def _trained_config(name: str, revision: str = "main") -> Any:
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    if config.model_type != SepMldcConfig.model_type:
+        raise ValueError(
+            f"{name} is a {config.model_type} model, but a trained {SepMldcConfig.model_type} model is needed. Train one with "
+            "examples/run_mldc.py."
+        )
+    return config
 
 
 def is_onnx_export(name_or_path: str | os.PathLike) -> bool:
