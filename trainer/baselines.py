@@ -64,7 +64,7 @@ def fit_linear_svm(
     targets = sparse.csc_matrix(binarizer.fit_transform(labels))
     learned = np.flatnonzero(np.asarray(targets.sum(axis=0)).ravel())
     # scikit-learn takes a single column for class numbers, so a single label is fitted twice.
-    columns = np.resize(learned, max(2, len(learned)))
+    columns: np.ndarray = np.resize(learned, max(2, len(learned)))
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Label .* present in all training examples"
