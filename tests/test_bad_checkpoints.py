@@ -195,6 +195,11 @@ def test_programs_tell_an_encoder_from_a_trained_model(tmp_path, program):
     refused(program, tmp_path / "encoder", tmp_path, "is a bert model, but a trained sep_mldc model is needed")
 
 
+@pytest.mark.parametrize("program", ["predict", "distill", "export_onnx"])
+def test_a_model_that_is_not_there_is_one_sentence(tmp_path, program):
+    refused(program, tmp_path / "gone", tmp_path, "cannot be loaded: ")
+
+
 def refused(program, model, folder, message):
     documents = folder / "documents.jsonl"
     documents.write_text('{"text": "a star", "labels": ["x"]}\n')

@@ -103,7 +103,12 @@ def check_vocabulary(tokenizer: Any, name: str) -> None:
 
 
 def _trained_config(name: str, revision: str = "main") -> Any:
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+    except OSError as error:
+        raise OSError(
+            f"The model {name!r} cannot be loaded: {str(error).splitlines()[0]} Name a folder with a trained model, or a model of the Hub."
+        ) from error
     if config.model_type != SepMldcConfig.model_type:
         raise ValueError(
             f"{name} is a {config.model_type} model, but a trained {SepMldcConfig.model_type} model is needed. Train one with "
