@@ -106,15 +106,16 @@ def audit(options: AuditArguments) -> None:
         if not getattr(options, name):
             raise ValueError(f"`--{name}` is not given, but an audit needs documents and an encoder. Name it.")
     path = options.findings_file
+    description = description_path(path)  # a wrong ending is told before files are looked for
     others = [name for name in (options.label_list_file, options.label_descriptions_file) if name]
     check_findings_file(path, [*expand_files(options.train_file), *others])
     if os.path.exists(path) and not options.overwrite:
         raise ValueError(
             f"{path} exists, perhaps with decisions. Name another `--findings_file`, or replace it with `--overwrite`."
         )
-    if os.path.exists(description_path(path)) and not options.overwrite:
+    if os.path.exists(description) and not options.overwrite:
         raise ValueError(
-            f"{description_path(path)} exists, but the description of the findings is written there. Name another `--findings_file`, or "
+            f"{description} exists, but the description of the findings is written there. Name another `--findings_file`, or "
             "replace it with `--overwrite`."
         )
     make_writable_folder(os.path.dirname(path) or ".")
