@@ -155,11 +155,11 @@ def test_it_is_saved_and_loaded_and_a_checkpoint_from_before_has_none(tmp_path, 
 
 
 @pytest.mark.parametrize("hidden_size, expected", [(32, 32), (64, 64), (128, 64)])
-def test_states_are_projected_to_64_dimensions_by_default(hidden_size, expected):
+def test_states_are_projected_to_64_dimensions_by_default(tmp_path, hidden_size, expected):
     config = SepMldcConfig(backbone_config={"model_type": "bert", "hidden_size": hidden_size}, token_attention=True)
     assert config.token_attention_size == expected
-    loaded = SepMldcConfig.from_dict(config.to_dict())
-    assert loaded.token_attention_size == expected
+    config.save_pretrained(tmp_path)
+    assert SepMldcConfig.from_pretrained(tmp_path).token_attention_size == expected
     loaded = SepMldcConfig.from_dict(config.to_dict(), token_attention_size=8)
     assert loaded.token_attention_size == 8
     values = config.to_dict()

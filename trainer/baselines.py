@@ -66,9 +66,8 @@ def fit_linear_svm(
     # scikit-learn takes a single column for class numbers, so a single label is fitted twice.
     columns: np.ndarray = np.resize(learned, max(2, len(learned)))
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Label .* present in all training examples"
-        )  # the report on the data names them
+        # The report on the data names them.
+        warnings.filterwarnings("ignore", "Label .* present in all training examples")
         classifier = OneVsRestClassifier(LinearSVC(), n_jobs=num_jobs).fit(features, targets[:, columns])
 
     def score(texts: Sequence[str]) -> torch.Tensor:

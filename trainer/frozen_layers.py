@@ -354,7 +354,7 @@ def cached_frozen_layers(
         reserved_bytes (`int`, defaults to 0): disk space to leave for checkpoints and the model.
 
     Raises:
-        ValueError: `args.cache_frozen_layers=True`, but the disk has no room for the states, or the encoder needs more than them.
+        ValueError: `args.cache_frozen_layers=True`, but the disk has no room for the states, or the upper layers depend on more than them.
     """
     if not caches_states(args) or not num_frozen_layers(backbone):
         yield None
@@ -363,7 +363,7 @@ def cached_frozen_layers(
         kind = backbone.config.model_type
         if args.cache_frozen_layers:
             raise ValueError(
-                f"The states of frozen layers of {kind!r} cannot be stored: its other layers need more than them. Leave out "
+                f"The states of frozen layers of {kind!r} cannot be stored: its upper layers depend on more than them. Leave out "
                 "`cache_frozen_layers`."
             )
         logger.warning(f"The states of frozen layers of {kind!r} cannot be stored: they are computed in each step.")
