@@ -47,7 +47,7 @@ bench: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python benchmarks/training_speed.py
 
 # `make -j 2 bench-smoke` runs two at a time.
-bench-smoke: $(addprefix smoke-,large_label_sets process_scaling metrics_scale training_speed streaming gpu)
+bench-smoke: $(addprefix smoke-,cpu_attention large_label_sets process_scaling metrics_scale training_speed streaming gpu)
 
 smoke-%: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python benchmarks/$*.py --smoke

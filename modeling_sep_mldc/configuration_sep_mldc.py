@@ -23,10 +23,10 @@ logger = logging.get_logger(__name__)
 # From this number of labels on, the classifier is label similarity alone.
 MANY_LABELS = 1000
 # Each label attends to the tokens above this number of training documents and up to this number of labels.
-FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION = 2000
+FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION = 1500
 MOST_LABELS_FOR_TOKEN_ATTENTION = 5000
 # Dimensions that it projects states to, at most.
-TOKEN_ATTENTION_SIZE = 64
+TOKEN_ATTENTION_SIZE = 128
 
 # Names of fields in version 0.1 and their names now. The former ones are accepted for one release.
 FORMER_FIELDS = {"label_support": "label_counts", "lexical_features": "num_lexical_features"}
@@ -129,10 +129,10 @@ class SepMldcConfig(PreTrainedConfig):
             Whether to use label-guided feature selection (Eq. 16-18). If `False`, the head sees the document embedding alone.
         token_attention (`bool`, *optional*):
             Whether each label also attends to the tokens of the document (label-wise attention). Defaults to `True` if
-            `num_train_documents` is above 2,000, for up to 5,000 labels. `False` in checkpoints that do not say.
+            `num_train_documents` is above 1,500, for up to 5,000 labels. `False` in checkpoints that do not say.
         token_attention_size (`int`, *optional*):
             Dimensions that token attention projects the states of tokens to, up to the encoder's hidden size, which means no projection.
-            Defaults to 64, or to a smaller hidden size. The hidden size in checkpoints that do not say.
+            Defaults to 128, or to a smaller hidden size. The hidden size in checkpoints that do not say.
         encoder_max_length (`int`, *optional*):
             Maximum number of tokens of a document that the encoder reads. Lexical scores read all tokens. Defaults to no
             limit but the encoder's own.

@@ -1,6 +1,7 @@
 """Inner products with label embeddings, attention over labels, and their gradients."""
 
 import torch
+from largest_tensors import LargestTensors
 
 from modeling_sep_mldc.label_table_sep_mldc import LabelTable, attention_weights
 
@@ -37,3 +38,29 @@ def test_attention_weights_are_a_softmax_and_neither_they_nor_their_gradient_hol
         assert not ((tensor != 0) & (tensor.abs() < smallest)).any()
     plain = scores.softmax(dim=-1)
     assert ((plain != 0) & (plain < smallest)).any()  # what would slow a CPU down
+
+
+def test_gradients_are_those_of_the_formulas_and_the_label_embeddings_are_converted_once():
+    generator = torch.Generator().manual_seed(0)
+    stored = torch.randn(7, 4, generator=generator)
+    stored[3] = 0  # a label whose embedding is not known yet
+    queries, weights = torch.randn(3, 4, generator=generator), torch.rand(3, 7, generator=generator)
+
+    def loss(table):
+        return (table.products(queries).square() + table.products(queries, cosine=True)).sum() + table.mix(
+            weights
+        ).sum()
+
+    actual, expected = stored.clone().requires_grad_(), stored.clone().requires_grad_()
+    loss(LabelTable(actual)).backward()
+    norms = expected.norm(dim=-1).clamp_min(1e-6)
+    ((queries @ expected.t()).square() + queries @ expected.t() / norms).sum().backward()
+    (weights @ expected).sum().backward()
+    torch.testing.assert_close(actual.grad, expected.grad)
+    assert actual.grad.isfinite().all()
+
+    half = stored.clone().requires_grad_()
+    with LargestTensors(stored.numel()) as large, torch.autocast("cpu", torch.bfloat16):
+        loss(LabelTable(half)).backward()
+    assert sum("_to_copy" in name for name, _ in large.made) == 2  # one for the products, one for their gradient
+    torch.testing.assert_close(half.grad[:3], expected.grad[:3], rtol=0.05, atol=0.3)

@@ -154,8 +154,8 @@ def test_it_is_saved_and_loaded_and_a_checkpoint_from_before_has_none(tmp_path, 
     assert SepMldcForMultiLabelClassification(SepMldcConfig.from_dict(values)).token_attention is None
 
 
-@pytest.mark.parametrize("hidden_size, expected", [(32, 32), (64, 64), (128, 64)])
-def test_states_are_projected_to_64_dimensions_by_default(tmp_path, hidden_size, expected):
+@pytest.mark.parametrize("hidden_size, expected", [(32, 32), (128, 128), (256, 128)])
+def test_states_are_projected_to_128_dimensions_by_default(tmp_path, hidden_size, expected):
     config = SepMldcConfig(backbone_config={"model_type": "bert", "hidden_size": hidden_size}, token_attention=True)
     assert config.token_attention_size == expected
     config.save_pretrained(tmp_path)

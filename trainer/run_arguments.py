@@ -72,7 +72,7 @@ class ModelArguments:
     token_attention_size: int | None = field(
         default=None,
         metadata={
-            "help": "Dimensions in which labels attend to tokens, up to those of the encoder's states. Defaults to 64."
+            "help": "Dimensions in which labels attend to tokens, up to those of the encoder's states. Defaults to 128."
         },
     )
     freeze_layers: int = field(

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from .adapters import load_adapters, lora_rank, save_adapters
 from .checkpoints import MANIFEST_NAME, CheckpointGuard, damaged_files, last_whole_checkpoint
+from .cpu_attention import float32_attention
 from .data.collator import SepMldcDataCollator, check_label_indices, check_multi_hot
 from .data.sampler import DocumentSampler
 from .evaluation import EvaluationMixin, LogitBatch
@@ -326,7 +327,8 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with float32_attention() if self.args.device.type == "cpu" else nullcontext():
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self._unlogged_loss = self._unlogged_loss + loss
         if self.label_schedule is not None:
             encoded, self._encoded = self._encoded, None
