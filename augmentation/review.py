@@ -328,6 +328,8 @@ def review(
         check_output(output, (pseudo_documents, *trains, *exclude))
     check_writable(output_dir)
     rows = read_pseudo_documents(pseudo_documents)
+    if not rows:
+        raise AugmentationError(f"{pseudo_documents} has no pseudo-documents; name a file that has some.")
     scored: Sequence[Mapping[str, float] | None] = [None] * len(rows)
     if callable(scores):
         scored = list(scores([row["text"] for row in rows]))

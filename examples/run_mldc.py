@@ -265,7 +265,8 @@ def check_output_dir(settings: Settings) -> None:
         check_output_folder(args.output_dir, OUTPUTS)
     if not args.do_train or args.resume_from_checkpoint or settings.run.overwrite_output_dir:
         return
-    if last_whole_checkpoint(args.output_dir) or os.path.exists(os.path.join(args.output_dir, "all_results.json")):
+    written = (os.path.join(args.output_dir, name) for name in ("all_results.json", "config.json"))
+    if last_whole_checkpoint(args.output_dir) or any(map(os.path.exists, written)):
         raise ValueError(
             f"The output folder {args.output_dir!r} already holds a run. Add `--resume_from_checkpoint last` to go on with it, "
             "`--overwrite_output_dir` to write over it, or name another `--output_dir`."

@@ -122,6 +122,12 @@ def test_scores_that_lack_a_pseudo_document_are_refused(tmp_path):
         judge(tmp_path, [pseudo(GOOD[0])], scores=scores)
 
 
+def test_a_file_without_pseudo_documents_is_refused(tmp_path):
+    with pytest.raises(AugmentationError, match="has no pseudo-documents"):
+        judge(tmp_path, [])
+    assert not (tmp_path / "pseudo_documents_kept.jsonl").exists()
+
+
 def test_near_duplicates_agree_with_the_jaccard_similarity_of_all_pairs():
     import random
 

@@ -125,7 +125,8 @@ def test_what_the_user_named_wins_is_said_to_and_what_depends_on_it_follows():
     assert rows["learning_rate"] == ("3e-05", "named by the user") and settings["head_learning_rate"] == 3e-3
     assert settings["classifier_dropout"] == 0.2 and settings["eval_steps"] == 34 and settings["logging_steps"] == 4
     assert "use_cpu" not in settings
-    assert recommend_settings(6400, 76, num_validation_documents=1000, named={"max_steps": 60})["eval_steps"] == 10
+    limited = recommend_settings(6400, 76, num_validation_documents=1000, named={"max_steps": 60})
+    assert limited["eval_steps"] == 10 and limited["max_steps"] == 60 and "num_train_epochs" not in limited
     own = recommend_settings(6400, 76, num_validation_documents=1000, named={"eval_strategy": "epoch"})
     assert not {"eval_strategy", "save_strategy", "load_best_model_at_end"} & set(own)
 

@@ -421,6 +421,9 @@ def test_an_output_folder_with_a_run_is_not_written_over(monkeypatch, files, tmp
     with pytest.raises(ValueError, match="already holds a run"):
         run(monkeypatch, files, tmp_path)
     assert (tmp_path / "all_results.json").read_bytes() == before
+    (tmp_path / "all_results.json").unlink()  # a model alone, as `save_pretrained` leaves it
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(monkeypatch, files, tmp_path, model_name_or_path=str(tmp_path))
     run(monkeypatch, files, tmp_path, overwrite_output_dir=True, do_predict=False)
 
 
