@@ -76,6 +76,8 @@ def run_task(
         for name in (task.file_name, FAILED, JOURNAL):
             check_output(output_dir / name, inputs, special=name == task.file_name)
         if dry_run:
+            if output_dir.exists() and not output_dir.is_dir():
+                raise AugmentationError(f"the output folder {output_dir} is a file; choose another `output_dir`.")
             with Journal(output_dir / JOURNAL, read_only=True) as journal:
                 return plan(task, settings, journal, redact)
         check_writable(output_dir)

@@ -7,11 +7,11 @@ Write a trained SEP-MLDC checkpoint as ONNX, in float32 or int8, and report how 
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from trainer.command_line import run_program
 from trainer.data import load_splits
 from trainer.export import check_folder, compare_logits, export_onnx
 from trainer.inference import load_trained
@@ -74,7 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
-        sys.exit(f"export_onnx.py: {error}")
+    run_program(main, "export_onnx.py")

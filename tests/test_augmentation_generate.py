@@ -324,6 +324,9 @@ def test_a_dry_run_shows_numbers_cost_and_five_prompts_and_sends_nothing(server,
     assert main([*command[:3], "unheard-of", *command[4:], "--output-dir", str(tmp_path), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "price of unheard-of is unknown" in shown and "prompt tokens" in shown
+    (tmp_path / "file").touch()
+    assert main([*command, "--output-dir", str(tmp_path / "file"), "--dry-run"]) != 0
+    assert "is a file" in capsys.readouterr().err
 
 
 def test_a_dry_run_counts_only_what_the_journal_lacks_and_uses_the_users_prices(server, tmp_path):
