@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 # Scores (documents x tokens x labels) that are held at once: on a CPU what fits into its cache, else what fits into memory.
 MAX_SCORES = {"cpu": 2**19}
 MAX_SCORES_ELSEWHERE = 2**25
+# On a CPU, gradients of the states are summed over so many chunks of labels at a time: a sum takes as long as the rest of a chunk.
+CHUNKS_PER_SUM = 8
 # Standard deviation of the initial output weights: at first, the logits are those of the rest of the classifier.
 INIT_STD = 0.02
 
@@ -208,17 +210,21 @@ class _InChunks(torch.autograd.Function):
         for_queries, for_weights = torch.empty_like(queries), torch.empty_like(weights)
         for_keys = torch.zeros_like(keys, dtype=torch.float32)
         for_values = torch.zeros_like(values, dtype=torch.float32)
-        for start in range(0, len(queries), ctx.rows):
-            chunk = slice(start, start + ctx.rows)
-            scores = _scores(queries[chunk], keys, padding, ctx.shape)
-            of_products = scores.sub_(largest[chunk]).exp_().mul_(factor[chunk])
-            products = (weights[chunk] @ values.t()).view_as(scores)
-            of_scores = products.sub_(logits[chunk]).mul_(of_products).view(-1, len(keys))
-            of_products = of_products.view(-1, len(keys))
-            for_queries[chunk] = of_scores @ keys
-            for_weights[chunk] = of_products @ values
-            for_keys += of_scores.t() @ queries[chunk]
-            for_values += of_products.t() @ weights[chunk]
+        group = ctx.rows * (CHUNKS_PER_SUM if keys.device.type == "cpu" else 1)
+        for start in range(0, len(queries), group):
+            labels = slice(start, min(start + group, len(queries)))
+            of_scores, of_products = keys.new_empty(2, labels.stop - start, len(keys))
+            for first in range(start, labels.stop, ctx.rows):
+                chunk = slice(first, min(first + ctx.rows, labels.stop))
+                here = slice(first - start, chunk.stop - start)
+                scores = _scores(queries[chunk], keys, padding, ctx.shape).sub_(largest[chunk]).exp_()
+                torch.mul(scores, factor[chunk], out=of_products[here].view_as(scores))
+                products = (weights[chunk] @ values.t()).view_as(scores).sub_(logits[chunk])
+                torch.mul(products.view(-1, len(keys)), of_products[here], out=of_scores[here])
+            for_queries[labels] = of_scores @ keys
+            for_weights[labels] = of_products @ values
+            for_keys += of_scores.t() @ queries[labels]
+            for_values += of_products.t() @ weights[labels]
         for_states = (total.to(keys.dtype).view(*ctx.shape, -1) for total in (for_keys, for_values))
         return *for_states, None, for_queries, for_weights, None
 

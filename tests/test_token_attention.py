@@ -95,6 +95,7 @@ def test_chunks_of_labels_give_the_logits_and_gradients_of_autograd(monkeypatch,
     inputs = [states, *layer.parameters()]
     logits = token_attention_sep_mldc.weighted_sums(*layer.scores_and_products(states), mask.bool())
     monkeypatch.setitem(token_attention_sep_mldc.MAX_SCORES, "cpu", limit)
+    monkeypatch.setattr(token_attention_sep_mldc, "CHUNKS_PER_SUM", 2)
     found = layer(states, mask)
     torch.testing.assert_close(found, logits)
     gradients = torch.autograd.grad((found + 1).square().sum(), inputs)
