@@ -1,5 +1,6 @@
 """Frozen lower layers are computed once and read from disk afterwards."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +38,16 @@ def frozen(kind="bert", num_layers=1, **kwargs):
     model = tiny_model(kind=kind, **kwargs)
     freeze_layers(model.backbone, num_layers)
     return model
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux lists what is mapped")
+def test_the_states_do_not_count_as_memory_of_the_process(tmp_path):
+    model, batch = frozen(), tiny_batch(6)
+    cache = FrozenLayersCache(tmp_path, model.backbone).fill(rows_of(batch))
+    with cache.attached():
+        model(**batch)
+        assert cache._stored is not None  # they were read
+        assert str(cache.states_path) not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.numeric

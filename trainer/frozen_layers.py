@@ -46,7 +46,7 @@ def num_frozen_layers(backbone: nn.Module) -> int:
 
 class FrozenLayersCache:
     """
-    The states of documents after the first `num_layers` layers of an encoder, in a memory-mapped file.
+    The states of documents after the first `num_layers` layers of an encoder, in a file.
 
     `fill` computes and stores the states of documents that are not stored yet; within `attached`, the encoder reads the states of
     stored documents instead of computing them. Batches with a document that is not stored (label texts, say) are computed as
@@ -81,7 +81,6 @@ class FrozenLayersCache:
         self.hidden_size = backbone.config.hidden_size
         self.states_path, self.index_path = self.folder / "states.bin", self.folder / "index.bin"
         self._rows: dict[bytes, tuple[int, int]] = {}
-        self._states: np.ndarray | None = None
         # States of the batch that runs now, if all of its documents are stored.
         self._stored: torch.Tensor | None = None
         # How many values a layer returns in a tuple; 0 for a bare tensor.
@@ -205,12 +204,7 @@ class FrozenLayersCache:
         content = self.index_path.read_bytes() if self.index_path.exists() else b""
         entries = np.frombuffer(content[: len(content) // INDEX_ENTRY.itemsize * INDEX_ENTRY.itemsize], INDEX_ENTRY)
         self._rows = {bytes(entry["key"]): (int(entry["start"]), int(entry["length"])) for entry in entries}
-        total = sum(length for _, length in self._rows.values())
         self._tuple_size = self._description().get("tuple_size", 0)
-        self._states = None
-        if total:
-            shape = (total, self.hidden_size)
-            self._states = np.memmap(self.states_path, dtype=self.dtype, mode="r", shape=shape)
         return self
 
     @contextlib.contextmanager
@@ -233,7 +227,7 @@ class FrozenLayersCache:
         self._stored = None
         input_ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         wanted = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
-        if self._states is None or input_ids is None or mask is None or mask.dim() != 2 or wanted:
+        if not self._rows or input_ids is None or mask is None or mask.dim() != 2 or wanted:
             return
         token_types = kwargs.get("token_type_ids")
         if token_types is not None and token_types.any():
@@ -241,11 +235,15 @@ class FrozenLayersCache:
         ids, attended = input_ids.cpu().numpy(), mask.bool().cpu().numpy()
         rows = [self._rows.get(self.key(row[kept])) for row, kept in zip(ids, attended)]
         states = np.zeros((*ids.shape, self.hidden_size), self.dtype)
-        for position, found in enumerate(rows):
-            if found is None:
-                return
-            start, length = found
-            states[position, attended[position]] = self._states[start : start + length]
+        # Read, not mapped into memory: the pages of a mapping count as memory of the process.
+        with self.states_path.open("rb", buffering=0) as file:
+            for position, found in enumerate(rows):
+                if found is None:
+                    return
+                start, length = found
+                file.seek(start * self.hidden_size * self.dtype.itemsize)
+                values = np.fromfile(file, self.dtype, length * self.hidden_size)
+                states[position, attended[position]] = values.reshape(length, self.hidden_size)
         self._stored = torch.from_numpy(states).to(input_ids.device, torch.float32)
 
     def _reader(self, layer: nn.Module, forward: Any, last: bool) -> Any:
@@ -282,7 +280,7 @@ class FrozenLayersCache:
 
     def delete(self) -> None:
         """Remove the files of the cache."""
-        self._states, self._rows = None, {}
+        self._rows = {}
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
