@@ -109,7 +109,8 @@ def main() -> None:
     if options.smoke:
         assert {row["what"] for row in rows} == {"kernel", "step"}
         return
-    result = {"settings": vars(options), "hardware": platform.machine(), "torch": torch.__version__, "rows": rows}
+    settings = {name: value for name, value in vars(options).items() if name != "output"}
+    result = {"settings": settings, "hardware": platform.machine(), "torch": torch.__version__, "rows": rows}
     Path(options.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

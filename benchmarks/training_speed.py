@@ -268,7 +268,7 @@ def main() -> None:
         rows.append(measure(options, num_labels))
         print_table(rows[-1:])
     result = {
-        "settings": vars(options),
+        "settings": {name: value for name, value in vars(options).items() if name != "output"},
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,

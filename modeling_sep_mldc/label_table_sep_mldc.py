@@ -55,7 +55,8 @@ class LabelTable:
         once per backward: with 20,000 labels, a conversion takes as long as the product.
         """
         kind = other.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else other.dtype
+        has_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if has_autocast else other.dtype
         if dtype not in self._converted:
             self._converted[dtype] = self.stored.to(dtype)
         return self._converted[dtype]

@@ -64,3 +64,8 @@ def test_gradients_are_those_of_the_formulas_and_the_label_embeddings_are_conver
         loss(LabelTable(half)).backward()
     assert sum("_to_copy" in name for name, _ in large.made) == 2  # one for the products, one for their gradient
     torch.testing.assert_close(half.grad[:3], expected.grad[:3], rtol=0.05, atol=0.3)
+
+
+def test_shapes_are_known_without_values():
+    table = LabelTable(torch.empty(7, 4, device="meta"))  # a device without autocast
+    assert table.products(torch.empty(3, 4, device="meta"), cosine=True).shape == (3, 7)

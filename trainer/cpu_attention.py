@@ -14,8 +14,8 @@ def float32_attention() -> Iterator[None]:
     A context in which the encoders of transformers compute `sdpa` attention of bfloat16 tensors on a CPU in float32, if its gradient is
     needed and there is no dropout. Everything else stays as it is.
 
-    PyTorch's kernel for the backward pass takes 2 to 8 times as long in bfloat16 as in float32 (PyTorch 2.13, 32 to 512 tokens, see
-    docs/results.md), also on processors that compute in bfloat16.
+    PyTorch's kernel for the backward pass is slower in bfloat16 than in float32, also on processors that compute in bfloat16: forward and
+    backward take 1.3 to 4.3 times as long (PyTorch 2.13, 32 to 512 tokens, `benchmarks/cpu_attention.py`).
     """
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
 

@@ -233,14 +233,14 @@ class FrozenLayersCache:
         if token_types is not None and token_types.any():
             return
         ids, attended = input_ids.cpu().numpy(), mask.bool().cpu().numpy()
-        rows = [self._rows.get(self.key(row[kept])) for row, kept in zip(ids, attended)]
+        keys = [self.key(row[kept]) for row, kept in zip(ids, attended)]
+        if any(key not in self._rows for key in keys):
+            return
         states = np.zeros((*ids.shape, self.hidden_size), self.dtype)
         # Read, not mapped into memory: the pages of a mapping count as memory of the process.
         with self.states_path.open("rb", buffering=0) as file:
-            for position, found in enumerate(rows):
-                if found is None:
-                    return
-                start, length = found
+            for position, key in enumerate(keys):
+                start, length = self._rows[key]
                 file.seek(start * self.hidden_size * self.dtype.itemsize)
                 values = np.fromfile(file, self.dtype, length * self.hidden_size)
                 states[position, attended[position]] = values.reshape(length, self.hidden_size)

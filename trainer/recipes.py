@@ -169,8 +169,7 @@ def recommend_settings(
     )
     settings |= _with_named(_validation_settings(num_documents, num_validation_documents, settings, named), named)
     if named.get("max_steps", -1) > 0:  # takes the place of the epochs
-        names = {"num_train_epochs": "max_steps"}
-        settings = {names.get(name, name): one for name, one in settings.items()}
+        del settings["num_train_epochs"]
         settings["max_steps"] = Setting(named["max_steps"], NAMED)
     why = "the device computes in bfloat16" if bf16 else "the device would emulate bfloat16"
     settings |= _with_named({"bf16": Setting(bf16, why)}, named)
