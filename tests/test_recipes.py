@@ -109,6 +109,28 @@ def test_few_validation_documents_choose_no_checkpoint():
     assert enough["load_best_model_at_end"] and enough["eval_steps"] == enough["save_steps"]
 
 
+@pytest.mark.parametrize(
+    "more, every",
+    [
+        ({}, 67),  # 2 epochs of 200 batches
+        ({"num_pseudo_documents": 640}, 74),
+        ({"num_devices": 4, "named": {"num_train_epochs": 2, "per_device_train_batch_size": 32}}, 17),
+        ({"named": {"num_train_epochs": 2, "gradient_accumulation_steps": 3}}, 23),
+    ],
+)
+def test_the_number_of_evaluations_does_not_depend_on_how_documents_become_steps(more, every):
+    known = {"num_validation_documents": 1000, "named": {"num_train_epochs": 2}} | more
+    assert recommend_settings(6400, 76, **known)["eval_steps"] == every
+
+
+@pytest.mark.parametrize("devices, per_device", [(1, 32), (2, 16), (3, 11), (4, 8), (8, 8)])
+def test_devices_share_a_batch(devices, per_device):
+    settings = recommend_settings(6400, 76, num_devices=devices)
+    assert settings["per_device_train_batch_size"] == per_device
+    one, more = (recommend_settings(200, 20, num_devices=n)["num_train_epochs"] for n in (1, devices))
+    assert (more > one) == (devices > 2)  # more than 16 documents per batch: more epochs for as many steps
+
+
 def test_the_recipe_of_the_paper_has_its_settings():
     paper = recommend_settings(10_000, 54, recipe="paper", device="cuda")
     assert paper["classifier"] == "mlp" and paper["classifier_dropout"] == 0.5 and paper["learning_rate"] == 5e-5

@@ -29,6 +29,8 @@ RECIPES = ("best", "fast", "paper")
 PAPER = "the paper's"
 # Up to this number of documents, batches are small.
 SMALL = 2000
+# Several devices share a batch, but each gets at least this many documents.
+FEWEST_PER_DEVICE = 8
 FEWEST_STEPS = 300
 # With fewer documents than `FEWEST_STEPS` need for this many epochs, a run is shorter.
 MOST_EPOCHS = 40
@@ -114,9 +116,11 @@ def recommend_settings(
     *,
     document_lengths: Sequence[int] | np.ndarray | None = None,
     num_validation_documents: int = 0,
+    num_pseudo_documents: int = 0,
     num_layers: int = 12,
     max_tokens: int = 512,
     device: str = "cpu",
+    num_devices: int = 1,
     bf16: bool = False,
     recipe: str = "best",
     named: Mapping[str, Any] | None = None,
@@ -129,9 +133,11 @@ def recommend_settings(
         num_labels (`int`): number of labels.
         document_lengths (`Sequence[int]`, *optional*): lengths of training documents, in tokens. A sample is enough.
         num_validation_documents (`int`, defaults to 0): documents with labels that are not trained on.
+        num_pseudo_documents (`int`, defaults to 0): pseudo-documents to train on as well.
         num_layers (`int`, defaults to 12): layers of the encoder.
         max_tokens (`int`, defaults to 512): how many tokens the encoder can read.
         device (`str`, defaults to `"cpu"`): `"cpu"`, or a type of accelerator such as `"cuda"`.
+        num_devices (`int`, defaults to 1): devices that train together, each on its own batches.
         bf16 (`bool`, defaults to `False`): whether the device computes in bfloat16 without emulation.
         recipe (`str`, defaults to `"best"`): `"best"`; `"fast"`, which trains the classifier on embeddings that are computed once; or
             `"paper"`, the settings of the SEP-MLDC paper.
@@ -157,17 +163,27 @@ def recommend_settings(
     """
     if recipe not in RECIPES:
         raise ValueError(f"`recipe` is {recipe!r}, but it must be one of {', '.join(map(repr, RECIPES))}.")
-    for name, value in (("num_documents", num_documents), ("num_labels", num_labels), ("num_layers", num_layers)):
+    for name, value in (
+        ("num_documents", num_documents),
+        ("num_labels", num_labels),
+        ("num_layers", num_layers),
+        ("num_devices", num_devices),
+    ):
         if value < 1:
             raise ValueError(f"`{name}` is {value}, but it must be at least 1.")
     named = named or {}
     settings = _with_named(_model_settings(num_documents, num_labels, recipe, named), named)
     settings |= _with_named(_encoder_settings(document_lengths, num_layers, max_tokens, device, recipe), named)
     settings |= _with_named(
-        _optimizer_settings(num_documents, num_labels, recipe, settings, adapters=named.get("lora_rank") is not None),
+        _optimizer_settings(
+            num_documents, num_labels, num_devices, recipe, settings, adapters=named.get("lora_rank") is not None
+        ),
         named,
     )
-    settings |= _with_named(_validation_settings(num_documents, num_validation_documents, settings, named), named)
+    batches = math.ceil(
+        (num_documents + num_pseudo_documents) / (settings["per_device_train_batch_size"].value * num_devices)
+    )
+    settings |= _with_named(_validation_settings(batches, num_validation_documents, settings, named), named)
     if named.get("max_steps", -1) > 0:  # takes the place of the epochs
         del settings["num_train_epochs"]
         settings["max_steps"] = Setting(named["max_steps"], NAMED)
@@ -270,7 +286,12 @@ def _encoder_settings(
 
 
 def _optimizer_settings(
-    num_documents: int, num_labels: int, recipe: str, settings: Mapping[str, Setting], adapters: bool
+    num_documents: int,
+    num_labels: int,
+    num_devices: int,
+    recipe: str,
+    settings: Mapping[str, Setting],
+    adapters: bool,
 ) -> dict[str, Setting]:
     if recipe == "paper":
         return {
@@ -281,7 +302,12 @@ def _optimizer_settings(
             "warmup_steps": Setting(0.1, "not in the paper"),
             "weight_decay": Setting(0.01, "not in the paper"),
         }
-    batch = 16 if num_documents <= SMALL else 32
+    wanted = 16 if num_documents <= SMALL else 32
+    per_device = min(wanted, max(math.ceil(wanted / num_devices), FEWEST_PER_DEVICE))
+    batch = per_device * num_devices
+    why = f"{'up to' if wanted == 16 else 'above'} {SMALL:,} documents"
+    if num_devices > 1:
+        why = f"batches of {batch} on {num_devices} devices; {wanted} on one {why}"
     if recipe == "fast":
         epochs = min(max(850 / math.sqrt(num_documents), 5), 40)
     else:
@@ -299,7 +325,7 @@ def _optimizer_settings(
         learning_rate = Setting(LORA_LEARNING_RATE, "LoRA adapters need larger steps")
     return {
         "num_train_epochs": Setting(round(epochs, 1), "fewer for many documents, more for many labels"),
-        "per_device_train_batch_size": Setting(batch, f"{'up to' if batch == 16 else 'above'} {SMALL:,} documents"),
+        "per_device_train_batch_size": Setting(per_device, why),
         "learning_rate": learning_rate,
         "head_learning_rate": Setting(recommended_head_learning_rate(kind, attends), _goes_with(kind, attends)),
         "warmup_steps": Setting(SepMldcTrainingArguments.warmup_steps, "a tenth of the steps"),
@@ -308,10 +334,10 @@ def _optimizer_settings(
 
 
 def _validation_settings(
-    num_documents: int, num_validation_documents: int, settings: Mapping[str, Setting], named: Mapping[str, Any]
+    batches_per_epoch: int, num_validation_documents: int, settings: Mapping[str, Setting], named: Mapping[str, Any]
 ) -> dict[str, Setting]:
-    batch = settings["per_device_train_batch_size"].value
-    steps = math.ceil(settings["num_train_epochs"].value * math.ceil(num_documents / batch))
+    steps_per_epoch = math.ceil(batches_per_epoch / named.get("gradient_accumulation_steps", 1))
+    steps = math.ceil(settings["num_train_epochs"].value * steps_per_epoch)
     if named.get("max_steps", -1) > 0:
         steps = named["max_steps"]
     logging = {"logging_steps": Setting(max(steps // 50, 1), "2% of the run")}
