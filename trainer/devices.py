@@ -1,5 +1,6 @@
 """What the machine can do: whether there is an accelerator, and whether bfloat16 is fast on it."""
 
+import ctypes
 import time
 
 import torch
@@ -43,3 +44,16 @@ def bfloat16_slowdown(size: int = 512, repeats: int = 7) -> float:
             if repeat:  # the first one prepares
                 fastest[dtype] = min(fastest[dtype], time.perf_counter() - start)
     return fastest[torch.bfloat16] / fastest[torch.float32]
+
+
+def release_freed_memory() -> None:
+    """
+    Return memory of this process that is free to the operating system, where the C library is glibc.
+
+    Batches of many lengths leave holes of many sizes on the heap, and glibc keeps them: a process that trained on documents of up to 512
+    tokens grew to 3.7 GiB, of which 1.5 GiB were in use. A call takes some tenths of a second.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library; TypeError: Windows
+        return

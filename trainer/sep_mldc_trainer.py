@@ -22,6 +22,7 @@ from .checkpoints import MANIFEST_NAME, CheckpointGuard, damaged_files, last_who
 from .cpu_attention import float32_attention
 from .data.collator import SepMldcDataCollator, check_label_indices, check_multi_hot
 from .data.sampler import DocumentSampler
+from .devices import release_freed_memory
 from .evaluation import EvaluationMixin, LogitBatch
 from .frozen_layers import cached_frozen_layers
 from .hub.mixin import HubMixin
@@ -42,6 +43,9 @@ from .training_arguments import SepMldcTrainingArguments, recommended_head_learn
 
 
 logger = logging.get_logger(__name__)
+
+# On a CPU, after this number of batches, freed memory goes back to the operating system.
+RELEASE_EVERY = 50
 
 
 def _is_sharded(model: nn.Module) -> bool:
@@ -121,6 +125,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         self._terms, self._norms = TermMeans(), TermMeans()
         self._encoded: tuple[torch.Tensor, torch.Tensor] | None = None
         self._unlogged_loss: torch.Tensor | float = 0.0
+        self._num_batches = 0
         self._last_logged_step = 0
         self._caches_layers = False
         self._epoch_order, self._restore, self._checkpoint_guard = EpochOrder(), RestoreCallbacks(), CheckpointGuard()
@@ -327,8 +332,12 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        with float32_attention() if self.args.device.type == "cpu" else nullcontext():
+        on_cpu = self.args.device.type == "cpu"
+        with float32_attention() if on_cpu else nullcontext():
             loss = super().training_step(model, inputs, num_items_in_batch)
+        self._num_batches += 1
+        if on_cpu and self._num_batches % RELEASE_EVERY == 0:
+            release_freed_memory()
         self._unlogged_loss = self._unlogged_loss + loss
         if self.label_schedule is not None:
             encoded, self._encoded = self._encoded, None
