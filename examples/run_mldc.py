@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
-import torch
 from accelerate.utils import broadcast_object_list
 from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_seed
 from transformers.utils import logging
@@ -32,7 +31,7 @@ from modeling_sep_mldc.hierarchy_sep_mldc import ancestors_of
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
 from trainer.adapters import add_lora_adapters
 from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
-from trainer.baselines import fit_linear_svm, rows_of_table
+from trainer.baselines import measure_baselines, rows_of_table
 from trainer.checkpoints import last_whole_checkpoint
 from trainer.class_weights import choose_class_weights
 from trainer.cold_start import (
@@ -1110,7 +1109,15 @@ def report(settings: Settings, data: RunData, trainer: SepMldcTrainer, result: E
     ks = settings.args.cutoffs(len(data.labels))
     documents = {"SEP-MLDC": DocumentResults(Predictions(result.indices, assigned), gold, len(data.labels), ks)}
     if wants_baselines(settings, data, trainer):
-        for name, (metrics, predictions) in measure_baselines(data, split, gold, trainer).items():
+        baselines = measure_baselines(
+            list(data.documents["train"]["text"]),
+            list(data.encoded["train"]["label_indices"]),
+            list(data.documents[split]["text"]),
+            gold,
+            new_metrics=lambda: trainer.new_streaming_metrics(thresholds=0.5),
+            top_k=min(len(data.labels), MOST_ASSIGNED),
+        )
+        for name, (metrics, predictions) in baselines.items():
             systems[name] = metrics
             documents[name] = DocumentResults(predictions, gold, len(data.labels), ks)
         write_json(folder / "baseline_results.json", {k: v for k, v in systems.items() if k != "SEP-MLDC"})
@@ -1163,30 +1170,6 @@ def wants_baselines(settings: Settings, data: RunData, trainer: SepMldcTrainer) 
     sample = first(train, 1000)["text"]
     num_words = len(train) * sum(len(text.split()) for text in sample) / len(sample)
     return linear_baseline_seconds(int(num_words), len(data.labels)) < BASELINE_SHARE * runtime
-
-
-def measure_baselines(data: RunData, split: str, gold, trainer: SepMldcTrainer) -> dict[str, tuple[dict, Predictions]]:
-    """Metrics and predictions of a linear model and of the majority labels, trained on the same documents."""
-    train, train_ids = data.documents["train"], list(data.encoded["train"]["label_indices"])
-    counts = np.bincount(np.concatenate([np.asarray(ids, dtype=int) for ids in train_ids]), minlength=len(data.labels))
-    share = np.clip(counts / max(len(train_ids), 1), 1e-6, 1 - 1e-6)
-    majority = torch.from_numpy(np.log(share / (1 - share)))
-    scorers = {
-        "TF-IDF + LinearSVC": fit_linear_svm(list(train["text"]), train_ids, len(data.labels)),
-        "majority labels": lambda texts: majority.expand(len(texts), -1),
-    }
-    texts, width = list(data.documents[split]["text"]), min(len(data.labels), MOST_ASSIGNED)
-    results = {}
-    for name, score in scorers.items():
-        metrics, best = trainer.new_streaming_metrics(thresholds=0.5), []
-        for start in range(0, len(texts), 256):
-            margins = score(texts[start : start + 256])
-            metrics.update(margins, label_indices=gold[start : start + 256])
-            best.append(margins.topk(width, dim=-1))
-        indices = torch.cat([top.indices for top in best]).numpy()
-        assigned = torch.cat([top.values for top in best]).numpy() >= 0
-        results[name] = (metrics.compute(), Predictions(indices, assigned))
-    return results
 
 
 def show_examples(texts, result: Evaluation, assigned, labels: list[str], count: int) -> None:
