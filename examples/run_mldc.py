@@ -68,7 +68,7 @@ from trainer.run_data import (
     RunData,
     check_guarantee_documents,
     check_known_labels,
-    encode,
+    encode_documents,
     first_documents,
     label_set_fields,
     read_documents,
@@ -282,7 +282,7 @@ def prepare_data(settings: RunSettings, encoder: Encoder) -> RunData:
         data.unlabeled = documents["train"]["text"][:MAX_DOCUMENTS]
     with args.main_process_first(desc="tokenizing documents"):
         for split, dataset in documents.items():
-            data.encoded[split] = encode(settings, dataset, labels, encoder.tokenizer)
+            data.encoded[split] = encode_documents(settings, dataset, labels, encoder.tokenizer)
     if streamed:
         data.counts = np.array([names[label] for label in labels])
     elif "train" in documents:

@@ -218,7 +218,7 @@ def first_documents(dataset: AnyDataset, limit: int | None) -> AnyDataset:
     return dataset.select(range(min(limit, len(dataset))))
 
 
-def encode(settings: RunSettings, dataset: AnyDataset, labels: Sequence[str], tokenizer: Any) -> AnyDataset:
+def encode_documents(settings: RunSettings, dataset: AnyDataset, labels: Sequence[str], tokenizer: Any) -> AnyDataset:
     """
     Documents as token ids and label ids; a stream is also shuffled in a buffer.
 

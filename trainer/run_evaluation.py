@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
 
 def measure(data: RunData, trainer: SepMldcTrainer, split: str, prefix: str) -> Evaluation:
     """
-    Metrics and the best labels of each document of a split. Writes `{prefix}_results.json`, `all_results.json` and
+    Metrics and the best labels of each document of a split, also written to `{prefix}_results.json`, `all_results.json` and
     `per_label_metrics.csv`. Must be called by every process.
 
     Args:

@@ -34,8 +34,8 @@ BASELINE_SHARE = 0.1
 
 def print_report(settings: RunSettings, data: RunData, trainer: SepMldcTrainer, result: Evaluation) -> None:
     """
-    Print the results next to baselines, the worst labels, some documents, and what to do next. Writes `comparison.json`, `worst_labels.csv`,
-    with baselines `baseline_results.json`, and the model card. Does nothing but in the first process.
+    Print the results next to baselines, the worst labels, some documents, and what to do next. Write `comparison.json`,
+    `worst_labels.csv`, `baseline_results.json` where there are baselines, and the model card. Only the first process does.
 
     Args:
         settings ([`RunSettings`]): of the run.
