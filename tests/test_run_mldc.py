@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -582,6 +583,17 @@ def test_a_dry_run_shows_a_page_and_leaves_nothing(monkeypatch, files, tmp_path,
     assert "learning_rate," not in shown.split("because you named them")[1]
     assert "of memory (" in shown and "of disk space (" in shown
     assert not (tmp_path / "out").exists()
+
+
+def test_evaluations_are_spread_over_the_steps_that_the_run_has(monkeypatch, tmp_path, capsys):
+    config = str(ROOT / "examples" / "configs" / "quickstart.json")
+    monkeypatch.chdir(ROOT)
+    changes = ["--dry_run", "True", "--use_cpu", "True", "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["run_mldc.py", config, *changes])
+    run_mldc.main()
+    shown = capsys.readouterr().out
+    steps = int(re.search(r"Will train (\d+) steps", shown)[1])
+    assert re.search(r"eval_steps +(\d+) +6 evaluations", shown)[1] == str(math.ceil(steps / 6))
 
 
 def test_a_run_that_does_not_fit_on_the_disk_is_refused_before_training(monkeypatch, files, tmp_path):

@@ -47,10 +47,12 @@ def choose_settings(settings: RunSettings, data: RunData, encoder_config: Any) -
         "num_layers": encoder_config.get_text_config().num_hidden_layers,
         "max_tokens": settings.data.max_length or 512,
         "device": args.device.type,
+        "num_devices": args.world_size * max(args.n_gpu, 1),
         "bf16": args.bf16,
         "recipe": settings.run.recipe,
     }
     num_documents = len(train) if data.starts_cold else data.num_documents  # pseudo-documents
+    known["num_pseudo_documents"] = 0 if streamed else len(train) - num_documents
     chosen = recommend_settings(num_documents, len(data.labels), named=settings.named, **known)
     unnamed = recommend_settings(num_documents, len(data.labels), **known)
     contradicted = [
