@@ -166,7 +166,7 @@ def read_label_parents(path: str | Path, labels: Collection[str] = ()) -> dict[s
         labels: Names of the labels, which tell how concepts of SKOS are called.
 
     Raises:
-        AugmentationError: if the file has another form, names no parent, or labels are parents of each other in a circle.
+        AugmentationError: if the file has another form, names no parent, or has a cycle.
     """
     parents: dict[str, list[str]] = {}
     try:
@@ -181,5 +181,5 @@ def read_label_parents(path: str | Path, labels: Collection[str] = ()) -> dict[s
         graphlib.TopologicalSorter(parents).prepare()
     except graphlib.CycleError as error:
         circle = " > ".join(repr(name) for name in reversed(error.args[1]))
-        raise AugmentationError(f"{path}: goes in a circle: {circle}; remove one of these parents.") from None
+        raise AugmentationError(f"{path}: has a cycle: {circle}; remove one of these parents.") from None
     return parents
