@@ -232,7 +232,7 @@ def read_documents(paths: list[str], args: PredictArguments) -> Iterator[Documen
 
 
 def id_of(record: dict[str, Any], column: str | None) -> int | str | None:
-    """A whole number as it is, anything else as text; half a surrogate pair, which is no character, becomes a question mark."""
+    """A whole number as it is, anything else as text; an unpaired surrogate, which is not a character, becomes a question mark."""
     value = None if column is None else record[column]
     if value is None or isinstance(value, int):
         return value

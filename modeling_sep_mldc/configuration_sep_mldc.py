@@ -131,8 +131,9 @@ class SepMldcConfig(PreTrainedConfig):
             Whether each label also attends to the tokens of the document (label-wise attention). Defaults to `True` if
             `num_train_documents` is above 1,500, for up to 5,000 labels. `False` for checkpoints saved without this field.
         token_attention_size (`int`, *optional*):
-            Number of dimensions that token attention projects hidden states to. The encoder's hidden size, the maximum, means no projection.
-            Defaults to 128, or to the hidden size if that is smaller. The hidden size for checkpoints saved without this field.
+            Number of dimensions that token attention projects hidden states to. The encoder's hidden size is the maximum and means no
+            projection. Defaults to 128, or to the hidden size if that is smaller. The hidden size for checkpoints saved without this
+            field.
         encoder_max_length (`int`, *optional*):
             Maximum number of tokens of a document that the encoder reads. Lexical scores read all tokens. Defaults to no
             limit but the encoder's own.

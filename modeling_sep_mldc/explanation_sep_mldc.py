@@ -278,7 +278,7 @@ def _by_copies(window: _Window, num_groups: int) -> torch.Tensor:
     groups = torch.arange(num_read, device=device) * num_groups // num_read
     outside = groups.new_full((window.num_words - num_read + 1,), -1)  # words that are not read, and no word
     copies = torch.arange(num_groups, device=device).unsqueeze(1) == torch.cat([groups, outside])[of_token]
-    # In bfloat16 if the CPU supports it: a third of the time, and all copies are rounded alike, so differences between them stay meaningful.
+    # In bfloat16 if the CPU supports it, in a third of the time. All copies are rounded alike, so their differences stay meaningful.
     with _bfloat16(model, length):
         logits, of_lexical = window.read(torch.cat([torch.zeros_like(copies[:1]), copies]))
     of_encoder = logits - of_lexical

@@ -81,7 +81,7 @@ def find_circle(parents: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def ancestors_of(parents: Mapping[Any, Iterable[Any]], names: Iterable[Any]) -> dict[Any, None]:
-    """The ancestors of some labels as the keys of a dictionary, nearest first. A label of `names` is included only if it is an ancestor of another one."""
+    """The ancestors of some labels as dictionary keys, nearest first; labels of `names` only if they are ancestors of others."""
     found: dict[Any, None] = {}
     queue = list(names)
     for name in queue:  # grows as it goes

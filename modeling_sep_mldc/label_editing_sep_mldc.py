@@ -124,8 +124,9 @@ class LabelEditingMixin:
         new labels then score too low. The threshold of a new label is the best common threshold for all labels, if known, or the median
         of all thresholds.
 
-        Scores of the other labels do not change, because label attention (Eq. 16-17) does not use new labels. Create trainers and optimizers
-        afterwards: the extended weights are new parameters. To learn new labels from their first documents, see `trainer.fit_new_labels`.
+        Scores of the other labels do not change, because label attention (Eq. 16-17) does not use new labels. Create trainers and
+        optimizers afterwards: the extended weights are new parameters. To learn new labels from their first documents, see
+        `trainer.fit_new_labels`.
 
         Args:
             labels (`dict[str, str]`): label description by new label name; `None` or `""` for labels without one.
@@ -195,7 +196,7 @@ class LabelEditingMixin:
         calibration = config.cosine_calibration
         if documents is None and calibration is None:
             logger.warning(
-                "There is no calibration of the cosines of documents and labels, so new labels score low. Pass some `documents` to `add_labels`, or "
+                "The cosines of documents and labels are not calibrated, so new labels score low. Pass some `documents` to `add_labels`, or "
                 "tune thresholds with `SepMldcTrainer.tune_thresholds` first."
             )
         if documents is not None or calibration is None:

@@ -15,7 +15,8 @@ BOUNDS = ("at_least", "at_most")
 
 def expected_f1(probabilities: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
     r"""
-    Expected F1 of each document's label set S, according to the probabilities: $2 \sum_{l \in S} p_l / (|S| + \sum_l p_l)$; 0 for an empty set.
+    Expected F1 of each document's label set S, computed from the probabilities, $2 \sum_{l \in S} p_l / (|S| + \sum_l p_l)$; 0 for an
+    empty set.
 
     Args:
         probabilities (`torch.Tensor` of shape `(B, L)`): of the labels.
@@ -266,7 +267,7 @@ class LabelSetsMixin:
 
 
 def _ranks(scores: torch.Tensor, *first: torch.Tensor) -> torch.Tensor:
-    """Rank of each column (B, n), from 0: columns of the last mask come first, then those of the previous mask, then the others by score."""
+    """Rank of each column (B, n), from 0: first columns of the last mask, then those of the previous mask, then the others by score."""
     order = scores.argsort(dim=1, descending=True, stable=True)
     for mask in first:
         order = order.gather(1, mask.gather(1, order).to(torch.uint8).argsort(dim=1, descending=True, stable=True))

@@ -97,7 +97,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             no other labels still counts as abstained.
         min_expected_f1 (`float`, *optional*): the model also abstains from documents whose expected F1 is lower, as if no label reached its
             threshold. The expected F1 of the labels S that would be returned is 2 Σ_{l in S} p_l / (|S| + Σ_l p_l). The report of
-            `run_mldc.py` and `StreamingMetrics.f1_of_kept` show which value sends how many documents to human review, and the F1 of the rest.
+            `run_mldc.py` and `StreamingMetrics.f1_of_kept` show how many documents each value sends to human review, and the F1 of the rest.
         max_length (`int`, *optional*): tokens per window, special tokens included. Defaults to as many as the model reads.
         stride (`int`, *optional*): tokens shared by neighboring windows. Defaults to an eighth of `max_length`.
         window_merge (`str`, defaults to `"max"`): how the scores of a label in the windows are combined. `"max"`: the

@@ -13,7 +13,7 @@ def abstained_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     The predictions of abstained documents.
 
     Args:
-        lines (iterable of `bytes`): JSON Lines as written by `examples/predict.py`. If a line has no key `abstained`, as in older versions, it
+        lines (iterable of `bytes`): JSON Lines as written by `examples/predict.py`. A line without the key `abstained`, from an older version,
             counts as abstained if it has no labels.
 
     Example:

@@ -17,8 +17,8 @@ ADAPTERS_NAME = "lora_adapters.safetensors"
 def add_lora_adapters(model: Any, rank: int, alpha: int | None = None, dropout: float = 0.0) -> None:
     r"""
     Add LoRA adapters (Hu et al., 2022, LoRA: Low-rank adaptation of large language models, ICLR) to the trainable linear layers of
-    the encoder, through PEFT. The encoder's own weights are frozen: each layer $W x$ becomes $W x + \frac{\alpha}{r} B A x$, and only A and B
-    are trained. The head and the label embeddings are trained as usual.
+    the encoder, through PEFT. The encoder's own weights are frozen: each layer $W x$ becomes $W x + \frac{\alpha}{r} B A x$, and only
+    A and B are trained. The head and the label embeddings are trained as usual.
 
     The state dict of the model holds the merged weights $W + \frac{\alpha}{r} B A$ under their ordinary names, so that saved checkpoints
     load without PEFT and inference costs the same. To freeze layers, freeze them first: frozen layers get no adapters.
@@ -74,7 +74,7 @@ def lora_rank(model: Any) -> int | None:
 
 
 def save_adapters(model: Any, folder: str | os.PathLike) -> None:
-    """Write the adapters, which are needed for resuming, into a checkpoint with merged weights. Does nothing for a model without adapters."""
+    """Write the adapters, if there are any, into a checkpoint with merged weights. They are needed for resuming."""
     weights = _adapter_weights(model)
     if weights:
         save_file(

@@ -246,8 +246,9 @@ def suspicion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     How likely each label is wrong (if the document has it) or missing (if not), (N, L) in [0, 1].
 
     By Bayes' rule, the odds that a label is missing are $\rho \frac{p}{1-p}$, and the odds that a given one is wrong are
-    $\epsilon \frac{1-p}{p}$, where ρ is the share of true labels that are missing and ε the share of other labels that were added. If equally many were
-    lost and added, $\epsilon / \rho = \frac{\pi}{1-\pi}$ for the share π of given labels among all pairs. Only this ratio matters for the order:
+    $\epsilon \frac{1-p}{p}$, where ρ is the share of true labels that are missing and ε the share of other labels that were added. If
+    equally many were lost and added, $\epsilon / \rho = \frac{\pi}{1-\pi}$ for the share π of given labels among all pairs. Only this
+    ratio matters for the ranking:
     the score is $\sigma(\text{logit}(p))$ for missing and $\sigma(\text{logit}(\pi) - \text{logit}(p))$ for wrong labels.
 
     Args:
@@ -290,7 +291,9 @@ def chosen_by_cleanlab(
             part = examined[start : start + LABELS_PER_STEP]
             lists = [np.flatnonzero(row).tolist() for row in labels[:, part]]
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # warnings about labels with few documents, which are findings of their own
+                warnings.simplefilter(
+                    "ignore"
+                )  # warnings about labels with few documents, which are findings of their own
                 chosen[:, part] = find(lists, probabilities[:, part].astype(np.float64), n_jobs=1)
             bar.update(len(part))
     return chosen

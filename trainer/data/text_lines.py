@@ -1,4 +1,4 @@
-"""Bytes to lines of text: files and standard input, compression, encodings. Imports the standard library only."""
+"""Reads lines of text from files and standard input, with decompression and decoding. Imports only the standard library."""
 
 import contextlib
 import gzip
@@ -23,18 +23,18 @@ BYTE_ORDER_MARKS = {
 
 
 class DataFileError(ValueError):
-    """A file has wrong content. The message names file, line, rule and remedy."""
+    """The content of a file is invalid. The message names file, line, rule and remedy."""
 
 
 class DataFileNotFoundError(FileNotFoundError, DataFileError):
-    """A file, or the label file that belongs to it, is not there."""
+    """A file, or the label file that belongs to it, does not exist."""
 
 
 OnError = Callable[[DataFileError], None]
 
 
 def raise_error(error: DataFileError) -> None:
-    """The default of every reader: the first bad line ends the reading."""
+    """The default of every reader: stop at the first bad line."""
     raise error
 
 
@@ -43,7 +43,7 @@ def display_name(path: str) -> str:
 
 
 def bare_name(path: str) -> str:
-    """The name without the ending of a compression."""
+    """The file name without a compression extension."""
     return path.removesuffix(".gz").removesuffix(".zst")
 
 
