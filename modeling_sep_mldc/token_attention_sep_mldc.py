@@ -25,8 +25,8 @@ class TokenAttention(nn.Module):
     $$z_l = w_l \cdot \sum_t \text{softmax}_t(K h_t \cdot q_l / \sqrt{d}) \, V h_t$$
 
     for the hidden states h of a document's tokens. K and V project them to s dimensions; they are the identity if s = d.
-    Queries q and output weights w have one row per label. The cost of a document of T tokens is 4 T (L + d) s multiplications and additions, and some operations on
-    T L scores that do not depend on s.
+    Queries q and output weights w have one row per label. The cost of a document of T tokens is 4 T (L + d) s multiplications and
+    additions, plus some operations on T L scores that do not depend on s.
 
     Args:
         num_labels (`int`): L.
