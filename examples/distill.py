@@ -44,7 +44,7 @@ class DistillArguments:
     validation_file: list[str] | None = field(default=None, metadata={"help": "Documents with labels, to tune on."})
     test_file: list[str] | None = field(default=None, metadata={"help": "Documents with labels, to compare on."})
     text_columns: list[str] = field(
-        default_factory=lambda: ["text"], metadata={"help": "Columns of the text, joined by a blank."}
+        default_factory=lambda: ["text"], metadata={"help": "Columns of the text, joined by a space."}
     )
     label_column: str = field(default="labels", metadata={"help": "Column of label lists or joined labels."})
     label_delimiter: str | None = field(default=None, metadata={"help": "Separator of labels joined in one text."})

@@ -527,13 +527,13 @@ def skip_done(documents: Iterator[Document], output: DirectOutput | ResumableLin
         document = next(documents, None)
         if document is None:
             raise ValueError(
-                f"{output.path} has {output.num_done} lines, but the input has only {number} documents. Resume with the former input, "
+                f"{output.path} has {output.num_done} lines, but the input has only {number} documents. Resume with the same input, "
                 "or start again with `--overwrite_output_file`."
             )
         so_far = seen.add([document])
     if output.num_done and so_far != output.input_digest:
         raise ValueError(
-            f"The first {output.num_done} documents are not those that {output.path} was begun with. Resume with the former input, "
+            f"The first {output.num_done} documents are not those that {output.path} was begun with. Resume with the same input, "
             "or start again with `--overwrite_output_file`."
         )
 

@@ -383,7 +383,7 @@ class SepMldcConfig(PreTrainedConfig):
             )
         if self.label_counts is None or not self.num_train_documents:
             raise ValueError(
-                f"`class_weights` is {self.class_weights!r}, but it is not known how many documents have each label. Give "
+                f"`class_weights` is {self.class_weights!r}, but the number of documents per label is unknown. Give "
                 '`label_counts` and `num_train_documents`, or use `class_weights="none"`.'
             )
 

@@ -378,7 +378,7 @@ def cached_frozen_layers(
     if not cache.has_space_for(documents, reserved_bytes):
         if args.cache_frozen_layers:
             raise ValueError(
-                f"The states of the frozen layers need {size} in {args.output_dir!r}, and the disk has not that much space left. Free "
+                f"The states of the frozen layers need {size} in {args.output_dir!r}, but the disk does not have that much space left. Free "
                 "some, name another `output_dir`, or set `cache_frozen_layers=False`."
             )
         logger.warning(

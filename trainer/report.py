@@ -305,7 +305,7 @@ def next_steps(
         lines.append(f"Only {num_steps} steps were trained: try more with `--num_train_epochs` or `--max_steps`.")
     if share_cut > 0.2:
         lines.append(
-            f"{share_cut:.0%} of the documents are longer than what the encoder reads: raise `--max_length` or `--encoder_max_length`."
+            f"{share_cut:.0%} of the documents are longer than the encoder's limit: raise `--max_length` or `--encoder_max_length`."
         )
     rare = 0 if label_counts is None else int((np.asarray(label_counts) < FEW_DOCUMENTS).sum())
     if rare:
@@ -320,7 +320,7 @@ def next_steps(
         )
     if has_mistakes:
         lines.append(
-            "Read worst_labels.csv: labels that are confused with each other may need clearer rules for annotators."
+            "Read worst_labels.csv: labels that are confused with each other may need clearer annotation guidelines."
         )
     return lines[:count]
 

@@ -144,7 +144,7 @@ class ResumableLines:
         changes = _differences(stored, fingerprint)
         if changes:
             raise ValueError(
-                f"{self._resumed} was made with other settings: {'; '.join(changes)}. Resume with the former settings, or overwrite "
+                f"{self._resumed} was made with other settings: {'; '.join(changes)}. Resume with the same settings, or overwrite "
                 "it to start from the beginning."
             )
         last = self._last_whole_block(blocks)

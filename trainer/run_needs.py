@@ -170,8 +170,8 @@ def check_fits(
     free, beside = (memory, needs.state_bytes) if main_memory is None else (main_memory, 0)
     if needs.kernel_bytes and free is not None and needs.kernel_bytes + beside > free:
         raise ValueError(
-            f"Lexical scores need {gib(needs.kernel_bytes)} of memory after the training"
-            + (f", beside {gib(beside)} of weights and optimizer" if beside else "")
+            f"Lexical scores need {gib(needs.kernel_bytes)} of memory after training"
+            + (f", in addition to {gib(beside)} of weights and optimizer" if beside else "")
             + f", but {gib(free)} are free. Free some memory, train on fewer documents, or leave them out with `--lexical_scores false`."
         )
     if needs.disk_bytes > disk:
@@ -181,7 +181,7 @@ def check_fits(
         )
     if must_cache and needs.disk_bytes + needs.cache_bytes > disk:
         raise ValueError(
-            f"The states of the frozen layers need {gib(needs.cache_bytes)} of disk space beside {gib(needs.disk_bytes)} of checkpoints and "
+            f"The states of the frozen layers need {gib(needs.cache_bytes)} of disk space in addition to {gib(needs.disk_bytes)} of checkpoints and "
             f"model, but {gib(disk)} are free. Free some, name another `output_dir`, or leave `cache_frozen_layers` out."
         )
 
@@ -229,8 +229,8 @@ class TimeEstimate(TrainerCallback):
         if state.is_world_process_zero:
             remaining = seconds / steps * (state.max_steps - state.global_step)
             tqdm.write(
-                f"Step {state.global_step} of {state.max_steps}: about {_minutes(remaining)} of training to go"
-                f"{', evaluations come on top' if args.eval_strategy != 'no' else ''}; "
+                f"Step {state.global_step} of {state.max_steps}: about {_minutes(remaining)} of training left"
+                f"{', plus evaluations' if args.eval_strategy != 'no' else ''}; "
                 f"{gib(_memory_in_use(args.device))} of memory in use."
             )
 

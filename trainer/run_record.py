@@ -158,13 +158,13 @@ def check_same_run(checkpoint: str | os.PathLike, labels: list[str], fingerprint
     stored = read_record(checkpoint).get("fingerprint", {})
     if stored.get("label_texts", fingerprint["label_texts"]) != fingerprint["label_texts"]:
         raise ValueError(
-            f"{checkpoint} was trained with other label descriptions than this run has. Resume with the former descriptions, or "
+            f"{checkpoint} was trained with other label descriptions than those of this run. Resume with the same descriptions, or "
             "start a new run without `resume_from_checkpoint`."
         )
     settings = _differences(stored.get("model", {}), fingerprint["model"])
     if settings:
         raise ValueError(
-            f"{checkpoint} belongs to a model with other settings than this run: {settings}. Resume with the former settings, or "
+            f"{checkpoint} belongs to a model with other settings than this run: {settings}. Resume with the same settings, or "
             "start a new run without `resume_from_checkpoint`."
         )
     # Converted through JSON, like the stored ones.
@@ -173,11 +173,11 @@ def check_same_run(checkpoint: str | os.PathLike, labels: list[str], fingerprint
     )
     if arguments:
         logger.warning(
-            f"{checkpoint} was trained with other arguments than this run: {arguments}. The run goes on with the new ones."
+            f"{checkpoint} was trained with other arguments than this run: {arguments}. The run continues with the new ones."
         )
     if stored.get("documents", fingerprint["documents"]) != fingerprint["documents"]:
         logger.warning(
-            f"{checkpoint} was trained on other documents than this run has. The run goes on with the new ones, at the same place."
+            f"{checkpoint} was trained on other documents than those of this run. The run continues with the new ones, at the same position."
         )
 
 

@@ -202,7 +202,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
                     '`label_encoding="embedding"`, which then keeps the label embeddings of the base model, or train without PEFT.'
                 )
             logger.warning(
-                "A PEFT adapter does not save label embeddings: those of the base model are kept, untrained."
+                "A PEFT adapter does not save label embeddings, so those of the base model are used and not trained."
             )
             used = False
         model.label_embeddings.requires_grad_(self.args.label_encoding == "embedding" and used)
@@ -549,8 +549,8 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         if not torch.isfinite(torch.tensor(loss)):
             whole = last_whole_checkpoint(self.args.output_dir)
             raise FloatingPointError(
-                f"The loss became {loss} between steps {self._last_logged_step + 1} and {self.state.global_step}, and a model "
-                "trained on it is lost; no checkpoint of it was written. Lower the learning rate or use bf16 instead of fp16, and "
+                f"The loss became {loss} between steps {self._last_logged_step + 1} and {self.state.global_step}, so the model "
+                "is unusable; no checkpoint of it was written. Lower the learning rate or use bf16 instead of fp16, and "
                 f"{'resume from ' + whole if whole else 'start again'}."
             )
 
@@ -567,7 +567,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         `train_loss` and the patience of early stopping cover the whole run.
 
         Raises:
-            ValueError: there is no whole checkpoint, it is damaged or belongs to another run (other labels, label descriptions
+            ValueError: there is no complete checkpoint, it is damaged or belongs to another run (other labels, label descriptions
                 or model settings), or `metric_for_best_model` is unknown.
             FloatingPointError: the loss became NaN or infinite.
         """
@@ -637,14 +637,14 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         if resume_from_checkpoint is True:
             if whole is None:
                 raise ValueError(
-                    f"{self.args.output_dir} holds no whole checkpoint to resume from. Start without `resume_from_checkpoint`."
+                    f"{self.args.output_dir} has no complete checkpoint to resume from. Start without `resume_from_checkpoint`."
                 )
             return whole
         damaged = damaged_files(resume_from_checkpoint)
         if damaged and damaged != [MANIFEST_NAME]:  # a folder of another trainer has no manifest
             remedy = f"Resume from {whole}." if whole else "Start without `resume_from_checkpoint`."
             raise ValueError(
-                f"{resume_from_checkpoint} is damaged: {', '.join(damaged)} is missing or not as it was saved. {remedy}"
+                f"{resume_from_checkpoint} is damaged: {', '.join(damaged)} is missing or has changed since it was saved. {remedy}"
             )
         return resume_from_checkpoint
 

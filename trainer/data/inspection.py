@@ -77,7 +77,7 @@ class DataReport:
         label_quantiles: quantiles 0, 0.25, 0.5, 0.75, 0.95 and 1 of the training documents per label.
         single_labels: number of labels with one training document.
         common_labels: labels that at least 95% of twenty or more training documents have.
-        alike_labels: groups of labels that differ by case or blanks only.
+        alike_labels: groups of labels that differ only in case or whitespace.
         missing_labels: labels that look like a missing value ("NaN", "none").
         joined_labels: labels that contain a semicolon, a vertical bar or a tab, or consist of several labels joined by a comma or slash.
         unseen_labels: split → label → documents, for labels that no training document has.
@@ -380,19 +380,19 @@ def _warnings(report: DataReport) -> Iterator[str]:
         near = report.near_overlap.get(pair, count)
         first, second = pair.split(", ")
         if near and first == "train":
-            yield f"{count:,} documents of {second} are also in {first}, {near:,} nearly so: scores on them are too good."
+            yield f"{count:,} documents of {second} are also in {first}, {near:,} nearly so: scores on them are too optimistic."
     if report.single_labels:
         yield f"labels with one training document: {report.single_labels:,}. They can hardly be learned."
     if report.common_labels:
-        yield f"labels of nearly all documents: {join_names(report.common_labels)}. They hardly tell documents apart, and raise micro F1."
+        yield f"labels of nearly all documents: {join_names(report.common_labels)}. They hardly distinguish documents, and inflate micro F1."
     for names in report.alike_labels[:5]:
-        yield f"labels that differ by case or blanks only: {join_names(names)}."
+        yield f"labels that differ only in case or whitespace: {join_names(names)}."
     if len(report.alike_labels) > 5:
-        yield f"labels that differ by case or blanks only: {len(report.alike_labels) - 5:,} further groups."
+        yield f"labels that differ only in case or whitespace: {len(report.alike_labels) - 5:,} further groups."
     if report.missing_labels:
         yield f"labels that look like missing values: {join_names(report.missing_labels)}."
     if report.joined_labels:
-        yield f"labels that look like several joined by another delimiter: {join_names(report.joined_labels)}."
+        yield f"labels that look like several labels joined by another delimiter: {join_names(report.joined_labels)}."
     for split, unseen in report.unseen_labels.items():
         shown = ", ".join(f"{shorten(name)} ({count})" for name, count in list(unseen.items())[:5])
         yield f"{split}: {len(unseen):,} labels are in no training document and cannot be predicted: {shown}."

@@ -102,7 +102,7 @@ def load_files(
     if not all(map(is_regular, paths)):
         if len(paths) > 1 or streaming:
             raise ValueError(
-                f"{join_names(map(display_name, paths))} cannot be read twice, so it is neither streamed nor joined with other "
+                f"{join_names(map(display_name, paths))} cannot be read twice, so it can neither be streamed nor combined with other "
                 "files. Write it to a file first."
             )
         dataset = _load_once(paths[0], split, columns, data_format, bad_rows)

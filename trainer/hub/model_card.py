@@ -295,7 +295,7 @@ def build_model_card(
         kept_rows=[
             [
                 f"{row['share_kept']:.0%}",
-                # Cards may be made from results of former versions.
+                # Cards may be created from results of older versions.
                 f"{row['min_expected_f1']:.3f}" if "min_expected_f1" in row else "-",
                 *(_percent(row[name]) for name in KEPT_COLUMNS),
             ]
@@ -525,7 +525,7 @@ def save_model_card(
     path = folder / "README.md"
     if path.exists() and not overwrite and not is_generated_card(path.read_text(encoding="utf-8", errors="replace")):
         raise FileExistsError(
-            f"{path.name} of {folder.name!r} was written or changed by someone, so it is kept and no model card is written. Move "
+            f"{path.name} of {folder.name!r} was not written by this package, or was edited, so it is kept and no model card is written. Move "
             "it away, or pass `overwrite=True` to replace it."
         )
     folder.mkdir(parents=True, exist_ok=True)

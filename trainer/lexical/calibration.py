@@ -68,7 +68,7 @@ def fit_common_line(
     learned = repeated if len(repeated) else learned
     if not len(learned):
         raise ValueError(
-            f"None of {len(members)} labels is on some of the {num_documents} documents and not on others. Check the labels."
+            f"None of the {len(members)} labels is on some of the {num_documents} documents but not on others. Check the labels."
         )
     # Evenly over the labels ordered by frequency.
     size = min(len(learned), max(MAX_PAIRS // num_documents, 16))

@@ -255,7 +255,7 @@ def weigh_lexical_scores(
         config.num_lexical_bigrams = lexical.num_bigrams
         config.lexical_info = info
     logger.info(
-        f"Lexical scores weighted on {scores.num_documents} documents: scale {info['scale']:.2f}, weight of the tail "
+        f"Weight of the lexical scores chosen on {scores.num_documents} documents: scale {info['scale']:.2f}, weight of the tail "
         f"{info['tail_weight']}: mean of the validation metrics {without['objective']:.4f} -> {results[best]['objective']:.4f}."
     )
     return info

@@ -83,7 +83,7 @@ class ValidationScores:
             self.num_documents += len(logits)
         if num_left_out:
             logger.info(
-                f"{num_left_out} validation documents are not used for the weight of the lexical scores: {self.num_documents} are enough."
+                f"{num_left_out} validation documents are not used to choose the weight of the lexical scores: {self.num_documents} are enough."
             )
 
     def metrics(self, config: Any, scale: float = 0.0, lift: torch.Tensor | float = 0.0) -> dict[str, float]:

@@ -172,7 +172,7 @@ def _guaranteed(
     }
     if found["share_abstained"] > 0.5:
         logger.warning(
-            f"{objective!r} leaves {found['share_abstained']:.0%} of the documents without any label: the scores do not tell right labels from "
+            f"{objective!r} leaves {found['share_abstained']:.0%} of the documents without any label: the scores do not separate correct labels from "
             "wrong ones well enough. Allow more errors, or train on more documents."
         )
     elif threshold == 0:
