@@ -286,7 +286,7 @@ def test_a_wrong_hierarchy_leaves_a_trained_model_as_it_was_and_a_right_one_leav
 def test_the_model_card_tells_the_hierarchy_and_the_constraints():
     constraints = [{"labels": ["genetics", "sports"], "at_least": 1}]
     text = build_model_card(model_with(hierarchy="leaves", label_constraints=constraints).config).text
-    assert "4 labels have parents" in text and "ancestors of an assigned label are left out" in text
+    assert "4 labels have parents" in text and "without ancestors of assigned labels" in text
     assert "- at least 1 of genetics, sports" in text
     assert "Label sets are closed" in build_model_card(model_with(hierarchy="closure").config).text
     plain = build_model_card(model_with(label_parents=None).config).text

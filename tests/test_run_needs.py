@@ -107,7 +107,7 @@ def test_the_time_is_told_once_after_a_few_steps(tmp_path, capsys):
 
 def test_short_runs_tell_no_time(tmp_path, capsys):
     make_trainer(tmp_path, callbacks=[TimeEstimate()], max_steps=2).train()
-    assert "training to go" not in capsys.readouterr().out
+    assert "of training left" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("size", [32, 8])
