@@ -64,7 +64,7 @@ def label_name(value: Any, where: str) -> str:
     Normalizes a label name as in training: stripped, in Unicode normalization form NFC.
 
     Raises:
-        AugmentationError: if the value is no name.
+        AugmentationError: if the value is not a valid name.
     """
     with _reading():
         name = check_label(value, where)

@@ -57,7 +57,7 @@ def words_of_tokens(
 ) -> tuple[list[tuple[int, int]], list[int]]:
     """
     The words of a text that tokens belong to: characters `(start, end)` of each, without punctuation at its ends, and for each
-    token the position of its word in that list, -1 for special tokens and blanks.
+    token the position of its word in that list, -1 for special tokens and whitespace.
 
     Words are separated by whitespace; in scripts without spaces, each token is a word.
 

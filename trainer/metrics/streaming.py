@@ -173,7 +173,7 @@ class StreamingMetrics:
             )
             if not (self.thresholds.min() >= 0 and self.thresholds.max() <= 1):
                 raise ValueError(
-                    "`thresholds` holds values that are no probabilities between 0 and 1. Pass probabilities, one per label or one for all."
+                    "`thresholds` holds values that are not probabilities between 0 and 1. Pass probabilities, one per label or one for all."
                 )
         self.tail_threshold = tail_threshold
         if histograms and num_bins is None:
