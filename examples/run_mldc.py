@@ -10,31 +10,24 @@ All arguments: `python examples/run_mldc.py --help`. They can be given in one JS
 """
 
 import dataclasses
-import math
 import os
 import shutil
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
-import torch
-from accelerate.utils import broadcast_object_list
+from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_seed
 from transformers.utils import logging
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
-from modeling_sep_mldc.configuration_sep_mldc import recommended_classifier, recommended_token_attention_size
+from modeling_sep_mldc.configuration_sep_mldc import recommended_classifier
 from modeling_sep_mldc.encoder_sep_mldc import limit_tokenizer, set_padding_token
-from modeling_sep_mldc.hierarchy_sep_mldc import ancestors_of
-from trainer import SepMldcTrainer, SepMldcTrainingArguments
+from trainer import SepMldcTrainer
 from trainer.adapters import add_lora_adapters
 from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
-from trainer.baselines import fit_linear_svm, rows_of_table
 from trainer.checkpoints import last_whole_checkpoint
-from trainer.class_weights import choose_class_weights
 from trainer.cold_start import (
     MAX_DOCUMENTS,
     cardinality_threshold,
@@ -49,73 +42,52 @@ from trainer.data import (
     build_label_list,
     close_labels,
     count_label_names,
-    count_unknown_labels,
-    encode_labels,
     inspect_documents,
     label_counts,
     load_label_descriptions,
     load_pseudo_documents,
-    load_splits,
     num_real_documents,
-    parents_of_labels,
-    read_label_constraints,
-    read_label_parents,
-    split_documents,
+    read_records,
     tokenize,
 )
-from trainer.data.document_files import read_records
-from trainer.data.documents import LabeledDocuments
-from trainer.data.parent_files import is_rdf
 from trainer.data.tokenization import check_max_length
 from trainer.devices import bfloat16_slowdown, is_bfloat16_native
-from trainer.frozen_layers import caches_states
 from trainer.hub import summarize_provenance
 from trainer.inference import check_vocabulary
-from trainer.lexical.fitting import default_num_features, default_solver
-from trainer.lexical.solvers import kernel_bytes
 from trainer.progress import use_short_lines
-from trainer.recipes import recommend_settings
-from trainer.report import (
-    DocumentResults,
-    Predictions,
-    WorstLabel,
-    abstention_lines,
-    bootstrap,
-    comparison_lines,
-    linear_baseline_seconds,
-    next_steps,
-    worst_label_lines,
-    worst_labels,
-    write_worst_labels,
-)
 from trainer.run_arguments import (
     ARGUMENT_GROUPS,
     FORMER_NAMES,
-    DataArguments,
-    LabelArguments,
-    LexicalArguments,
     ModelArguments,
-    ReportArguments,
-    RunArguments,
-    ThresholdArguments,
+    RunSettings,
     check_arguments,
     check_named_of_checkpoint,
     run_defaults,
 )
-from trainer.run_needs import RunNeeds, TimeEstimate, available_memory, check_fits, estimate_run, free_disk_space, gib
+from trainer.run_data import (
+    RunData,
+    check_guarantee_documents,
+    check_known_labels,
+    encode_documents,
+    first_documents,
+    label_set_fields,
+    read_documents,
+    read_hierarchy,
+)
+from trainer.run_evaluation import Evaluation, gold_names, measure
+from trainer.run_needs import TimeEstimate
 from trainer.run_outputs import (
     check_output_folder,
     save_metrics,
     save_model_whole,
     write_json,
-    write_per_label_metrics,
     write_predictions,
 )
-from trainer.thresholds import check_guarantee, documents_needed
+from trainer.run_plan import choose_settings, show_plan, weigh_classes
+from trainer.run_report import print_report
 
 
 logger = logging.get_logger("run_mldc")
-TABLE = ["p@1", "p@3", "p@5", "ndcg@3", "ndcg@5", "psp@1", "psp@3", "psp@5", "f1_micro", "f1_macro", "hierarchical_f1"]
 OUTPUTS = (
     "predictions.jsonl",
     "per_label_metrics.csv",
@@ -128,73 +100,39 @@ OUTPUTS = (
     "comparison.json",
     "README.md",
 )
-# Number of best labels from which the assigned ones are chosen.
-MOST_ASSIGNED = 100
-# Baselines are trained by default if they take less than this share of the training time.
-BASELINE_SHARE = 0.1
-DEFAULT_VALIDATION_SPLIT = 0.1
 
 
-class Settings(NamedTuple):
-    """All arguments, by group, and those that the user named."""
-
-    model: ModelArguments
-    data: DataArguments
-    labels: LabelArguments
-    thresholds: ThresholdArguments
-    lexical: LexicalArguments
-    report: ReportArguments
-    run: RunArguments
-    args: SepMldcTrainingArguments
-    named: dict[str, Any]
-
-
-@dataclass
-class RunData:
+class Encoder(NamedTuple):
     """
-    What a run works on.
+    What a run starts from.
 
     Attributes:
-        documents (`dict[str, Dataset]`): `"train"`, `"validation"`, `"test"`, those that there are: texts and label names.
-        encoded (`dict[str, Dataset]`): the same documents as token ids and label ids.
-        labels (`list[str]` of length `num_labels`): in the order of their ids.
-        counts (`np.ndarray` of shape `(num_labels,)`, *optional*): real training documents of each label.
-        num_documents (`int`): real training documents.
-        descriptions (`dict[str, str]`): of the labels that have one.
-        pseudo_documents (`dict`, *optional*): where the pseudo-documents come from, for the model card.
-        settings (`dict`): value and reason of each setting that the recipe covers.
-        label_sets (`dict`): `label_parents`, `hierarchy` and `label_constraints` of the model's configuration.
-        starts_cold (`bool`): whether there is no real training document, only label texts.
-        unlabeled (`list[str]`): documents without labels, for the thresholds of a model that starts cold.
+        name (`str`): folder or Hub name.
+        config (`PreTrainedConfig`): of the encoder or the checkpoint.
+        tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
+        trained (`bool`): whether it is a trained SEP-MLDC checkpoint.
     """
 
-    documents: dict[str, Any]
-    encoded: dict[str, Any]
-    labels: list[str]
-    counts: np.ndarray | None
-    num_documents: int
-    descriptions: dict[str, str] = field(default_factory=dict)
-    pseudo_documents: dict | None = None
-    settings: dict[str, dict[str, str]] = field(default_factory=dict)
-    label_sets: dict[str, Any] = field(default_factory=dict)
-    starts_cold: bool = False
-    unlabeled: list[str] = field(default_factory=list)
+    name: str
+    config: Any
+    tokenizer: Any
+    trained: bool
 
 
 def main() -> None:
     settings = read_settings(sys.argv[1:])
-    backbone, tokenizer, trained = find_encoder(settings)
-    data = prepare_data(settings, backbone, tokenizer, trained)
-    show_data(settings, data, tokenizer)
+    encoder = find_encoder(settings)
+    data = prepare_data(settings, encoder)
+    show_data(settings, data, encoder.tokenizer)
     if settings.args.do_train:
-        settings = choose_settings(settings, data, backbone)
-        needs = show_plan(settings, data, backbone)
+        settings = choose_settings(settings, data, encoder.config)
+        needs = show_plan(settings, data, encoder.config)
         if settings.model.class_weights == "auto" and not settings.run.dry_run:
-            settings = weigh_classes(settings, data, backbone)
+            settings = weigh_classes(settings, data, encoder.name)
     if settings.run.dry_run:
         return
-    model = build_model(settings, data, backbone, tokenizer, trained)
-    trainer = build_trainer(settings, data, model, tokenizer)
+    model = build_model(settings, data, encoder)
+    trainer = build_trainer(settings, data, model, encoder.tokenizer)
     result = None
     if settings.args.do_train:
         with trainer.cached_frozen_layers("validation" in data.encoded, reserved_bytes=needs.disk_bytes):
@@ -207,12 +145,12 @@ def main() -> None:
         if settings.args.do_eval:
             result = evaluate_validation(data, trainer)
     if settings.run.refit_on_all:
-        trainer, all_data = refit(settings, data, trainer, backbone, tokenizer, trained)
+        trainer, all_data = refit(settings, data, trainer, encoder)
     if settings.args.do_predict:
         data = all_data if settings.run.refit_on_all else data
         result = evaluate_test(data, trainer)
     if result is not None:
-        report(settings, data, trainer, result)
+        print_report(settings, data, trainer, result)
     if settings.args.push_to_hub:
         trainer.push_to_hub()
     trainer.end()
@@ -221,7 +159,7 @@ def main() -> None:
 # ---- Arguments ----
 
 
-def read_settings(argv: list[str]) -> Settings:
+def read_settings(argv: list[str]) -> RunSettings:
     """Parse the arguments and check all that can be checked before anything is read."""
     groups, named = parse_arguments(
         ARGUMENT_GROUPS,
@@ -232,7 +170,7 @@ def read_settings(argv: list[str]) -> Settings:
         description=__doc__.strip().split("\n")[0],
     )
     check_arguments(*groups)
-    settings = Settings(*groups, named)
+    settings = RunSettings(*groups, named)
     args = settings.args
     if args.should_log:
         logging.set_verbosity_info() if args.get_process_log_level() <= 20 else logging.set_verbosity_warning()
@@ -251,7 +189,7 @@ def read_settings(argv: list[str]) -> Settings:
     return settings
 
 
-def check_output_dir(settings: Settings) -> None:
+def check_output_dir(settings: RunSettings) -> None:
     """Refuse to mix two runs in one folder, and a folder that cannot be written."""
     args = settings.args
     if str(args.resume_from_checkpoint).lower() in ("true", "last"):
@@ -276,12 +214,12 @@ def check_output_dir(settings: Settings) -> None:
 # ---- Data ----
 
 
-def find_encoder(settings: Settings):
-    """Folder or Hub name of the encoder, its tokenizer, and whether it is a trained SEP-MLDC checkpoint."""
-    backbone, revision = resolve_backbone(settings.model.model_name_or_path), settings.model.model_revision
+def find_encoder(settings: RunSettings) -> Encoder:
+    """Load configuration and tokenizer, and check that they fit the settings."""
+    name, revision = resolve_backbone(settings.model.model_name_or_path), settings.model.model_revision
     try:
-        tokenizer = AutoTokenizer.from_pretrained(backbone, revision=revision)
-        config = AutoConfig.from_pretrained(backbone, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        config = AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"The encoder {settings.model.model_name_or_path!r} cannot be loaded: {str(error).splitlines()[0]} Name a Hub model "
@@ -290,65 +228,61 @@ def find_encoder(settings: Settings):
     trained = config.model_type == "sep_mldc"
     if trained:
         check_named_of_checkpoint(settings.named, config)
-    check_vocabulary(tokenizer, backbone)
+    check_vocabulary(tokenizer, name)
     check_max_length(settings.data.max_length, tokenizer, "--max_length")
     check_max_length(settings.model.encoder_max_length, tokenizer, "--encoder_max_length")
     set_padding_token(tokenizer)
     limit_tokenizer(tokenizer, config.backbone_config if trained else config, settings.model.encoder_max_length)
-    return backbone, tokenizer, trained
+    return Encoder(name, config, tokenizer, trained)
 
 
-def prepare_data(settings: Settings, backbone: str, tokenizer, trained: bool) -> RunData:
+def prepare_data(settings: RunSettings, encoder: Encoder) -> RunData:
     """Read and check all input, collect the labels, tokenize. Errors in the input are found here."""
-    args = settings.args
-    with args.main_process_first(desc="reading documents"):
-        documents = load_documents(settings)
-    with args.main_process_first(desc="splitting documents"):
-        set_aside(settings, documents)
-    check_splits(settings, documents)
-    config = AutoConfig.from_pretrained(backbone, revision=settings.model.model_revision) if trained else None
-    label_parents, hierarchy = read_hierarchy(settings, documents, config)
+    args, checkpoint = settings.args, encoder.config if encoder.trained else None
+    documents = read_documents(settings)
+    label_parents, hierarchy = read_hierarchy(settings, documents, checkpoint)
     if hierarchy is not None:
         with args.main_process_first(desc="closing labels"):
             documents = {split: close_labels(dataset, label_parents) for split, dataset in documents.items()}
-    streamed = isinstance(documents.get("train"), datasets.IterableDataset)
+    streamed = isinstance(documents.get("train"), IterableDataset)
     names, num_documents = None, 0
     if streamed:
-        names, num_documents = count_label_names(first(documents["train"], settings.data.max_train_samples))
-    if config is not None:
-        labels = config.labels
+        names, num_documents = count_label_names(first_documents(documents["train"], settings.data.max_train_samples))
+    if checkpoint is not None:
+        labels = checkpoint.labels
     elif "train" in documents:
         labels = build_label_list(names if streamed else documents["train"], settings.labels.label_list_file)
     else:
         labels = labels_without_documents(settings.labels.label_list_file, settings.labels.label_descriptions_file)
+    starts_cold = checkpoint is None and "train" not in documents
     choose_metrics(settings, len(labels))
-    check_work(settings, not trained and "train" not in documents)
-    data = RunData(documents, {}, labels, None, num_documents, starts_cold=not trained and "train" not in documents)
-    if settings.labels.label_descriptions_file and not trained:
+    check_work(settings, starts_cold)
+    data = RunData(documents, {}, labels, None, num_documents, starts_cold=starts_cold)
+    if settings.labels.label_descriptions_file and checkpoint is None:
         data.descriptions = load_label_descriptions(settings.labels.label_descriptions_file, labels)
-    data.label_sets = label_set_fields(settings, labels, label_parents, hierarchy, config)
+    data.label_sets = label_set_fields(settings, labels, label_parents, hierarchy, checkpoint)
 
     # After the labels were collected from all training documents, so that a short trial has the same ones.
     for split in documents:
         limit = settings.data.max_train_samples if split == "train" else settings.data.max_eval_samples
-        documents[split] = first(documents[split], limit)
+        documents[split] = first_documents(documents[split], limit)
     check_guarantee_documents(settings, documents, labels)
     for split, dataset in documents.items():
-        check_known_labels(dataset, labels, split, settings, names)
-    if settings.labels.pseudo_documents_file and ("train" in documents or data.starts_cold):
+        check_known_labels(settings, dataset, labels, split, names)
+    if settings.labels.pseudo_documents_file and ("train" in documents or starts_cold):
         path = settings.labels.pseudo_documents_file
         data.pseudo_documents = summarize_provenance(record for _, record in read_records(path))
-        pseudo = first(load_pseudo_documents(path, labels), settings.data.max_train_samples)
+        pseudo = first_documents(load_pseudo_documents(path, labels), settings.data.max_train_samples)
         if hierarchy is not None:
             pseudo = close_labels(pseudo, label_parents)
-        documents["train"] = pseudo if data.starts_cold else add_pseudo_documents(documents["train"], pseudo)
-    if data.starts_cold and settings.labels.unlabeled_file:
+        documents["train"] = pseudo if starts_cold else add_pseudo_documents(documents["train"], pseudo)
+    if starts_cold and settings.labels.unlabeled_file:
         data.unlabeled = read_texts(settings.labels.unlabeled_file, settings.data.text_columns)
-    elif data.starts_cold and "train" in documents:
+    elif starts_cold and "train" in documents:
         data.unlabeled = documents["train"]["text"][:MAX_DOCUMENTS]
     with args.main_process_first(desc="tokenizing documents"):
         for split, dataset in documents.items():
-            data.encoded[split] = encode(settings, dataset, labels, tokenizer, split)
+            data.encoded[split] = encode_documents(settings, dataset, labels, encoder.tokenizer)
     if streamed:
         data.counts = np.array([names[label] for label in labels])
     elif "train" in documents:
@@ -357,7 +291,15 @@ def prepare_data(settings: Settings, backbone: str, tokenizer, trained: bool) ->
     return data
 
 
-def check_work(settings: Settings, starts_cold: bool) -> None:
+def choose_metrics(settings: RunSettings, num_labels: int) -> None:
+    """Check the k of the metrics against the number of labels, and choose what early stopping looks at."""
+    args = settings.args
+    ks = args.cutoffs(num_labels)
+    if settings.run.early_stopping_patience is not None and "metric_for_best_model" not in settings.named:
+        args.metric_for_best_model, args.greater_is_better = f"ndcg@{max(ks)}", True
+
+
+def check_work(settings: RunSettings, starts_cold: bool) -> None:
     """Without training documents, a model that is in the output folder must not be replaced by one that was not trained."""
     args, run = settings.args, settings.run
     if not starts_cold:
@@ -377,195 +319,10 @@ def check_work(settings: Settings, starts_cold: bool) -> None:
         )
 
 
-def load_documents(settings: Settings) -> dict[str, Any]:
-    data = settings.data
-    files = {"validation_file": data.validation_file, "test_file": data.test_file}
-    if data.streaming and data.train_file:
-        stream = load_files(settings, train_file=data.train_file, streaming=True)
-        return {**stream, **(load_files(settings, **files) if any(files.values()) else {})}
-    source = {"dataset_name": data.dataset_name, "dataset_config_name": data.dataset_config_name}
-    if not (data.train_file or data.dataset_name or any(files.values())):
-        return {}
-    return dict(load_files(settings, train_file=data.train_file, **files, **source))
-
-
-def read_hierarchy(
-    settings: Settings, documents: dict[str, Any], config: Any
-) -> tuple[dict[str, list[str]] | None, str | None]:
-    """Parents by name, and how label sets follow them: as named, or as the trained checkpoint with this `config` says."""
-    path, parents = settings.labels.label_parents_file, getattr(config, "label_parents", None)
-    hierarchy = settings.labels.hierarchy or getattr(config, "hierarchy", None)
-    if path is not None:
-        names = [] if config is None else config.labels
-        if config is None and is_rdf(path) and "train" in documents:
-            names = list(count_label_names(first(documents["train"], settings.data.max_train_samples))[0])
-        parents = read_label_parents(path, names)
-    if hierarchy is not None and not parents:
-        raise ValueError(
-            f"`--hierarchy` is {hierarchy}, but no label has a parent. Name the parents with `--label_parents_file`, or leave it out."
-        )
-    return parents, hierarchy
-
-
-def label_set_fields(settings: Settings, labels: list[str], parents, hierarchy: str | None, config) -> dict[str, Any]:
-    """The fields of the configuration that shape label sets, for these labels."""
-    path = settings.labels.label_parents_file
-    if path is not None:
-        parents = parents_of_labels(parents, labels, path)
-    constraints = getattr(config, "label_constraints", None)
-    if settings.labels.label_constraints_file is not None:
-        closed = parents if hierarchy is not None else None
-        constraints = read_label_constraints(settings.labels.label_constraints_file, labels, closed)
-    return {"label_parents": parents, "hierarchy": hierarchy, "label_constraints": constraints}
-
-
-def set_aside(settings: Settings, documents: dict[str, Any]) -> None:
-    """Take test and validation documents from the training documents where no others are named."""
-    train = documents.get("train")
-    if train is None or not settings.args.do_train or isinstance(train, datasets.IterableDataset):
-        return
-    for split, share in (("test", settings.data.test_split), ("validation", settings.data.validation_split)):
-        named = share is not None
-        share = DEFAULT_VALIDATION_SPLIT if share is None and split == "validation" else share
-        if split in documents or not share:
-            continue
-        try:
-            documents["train"], documents[split] = split_documents(documents["train"], share, seed=settings.args.seed)
-        except ValueError as error:
-            if named:
-                raise
-            logger.warning(f"There are no {split} documents, and none can be set aside: {error}")
-            continue
-        if settings.args.should_log:
-            print(f"{len(documents[split])} of {len(train)} training documents are set aside for {split}.")
-
-
-def load_files(settings: Settings, streaming: bool = False, **sources):
-    bad_rows = None
-    if settings.data.on_bad_rows == "skip" and not streaming and not settings.run.dry_run:
-        bad_rows = Path(settings.args.output_dir) / "bad_rows.jsonl" if settings.args.should_save else None
-    columns = settings.labels.label_column
-    return load_splits(
-        **sources,
-        streaming=streaming,
-        on_bad_rows=settings.data.on_bad_rows,
-        bad_rows_file=bad_rows,
-        text_columns=settings.data.text_columns,
-        label_column=columns[0] if len(columns) == 1 else columns,
-        id_column=settings.data.id_column,
-        label_delimiter=settings.labels.label_delimiter,
-        data_format=settings.data.data_format,
-        num_proc=settings.data.preprocessing_num_workers,
-    )
-
-
-def check_splits(settings: Settings, documents) -> None:
-    for flag, split in {"do_train": "train", "do_eval": "validation", "do_predict": "test"}.items():
-        if split == "train" and settings.labels.pseudo_documents_file and not settings.data.train_file:
-            continue  # they are all that there is to train on
-        if getattr(settings.args, flag) and split not in documents:
-            raise ValueError(
-                f"`--{flag}` needs {split} documents. Name them with `--{split}_file`, set some aside with `--{split}_split 0.1`, or "
-                "leave the flag out."
-                if split != "train"
-                else f"`--{flag}` needs training documents. Name them with `--train_file`, or leave the flag out."
-            )
-    if "validation" in documents or not settings.args.do_train:
-        return
-    for flag, wanted in (
-        ("lexical_scores", settings.lexical.lexical_scores),
-        ("eval_strategy", settings.args.eval_strategy != "no"),
-        ("refit_on_all", settings.run.refit_on_all),
-        ("class_weights", settings.model.class_weights == "auto"),
-        ("threshold_objective", wanted_guarantee(settings) is not None),
-    ):
-        if wanted:
-            raise ValueError(
-                f"`--{flag}` needs validation documents. Name them with `--validation_file`, or leave it out."
-            )
-
-
-def wanted_guarantee(settings: Settings) -> tuple[str, float] | None:
-    """Risk and limit that the thresholds are to keep, see `check_guarantee`; `None` if no guarantee is asked for."""
-    return check_guarantee(settings.thresholds.threshold_objective) if settings.thresholds.tune_thresholds else None
-
-
-def check_guarantee_documents(settings: Settings, documents, labels: list[str]) -> None:
-    """Before the training: whether there are enough validation documents for the guarantee of the thresholds."""
-    wanted, validation = wanted_guarantee(settings), documents.get("validation")
-    if wanted is None or validation is None or not settings.args.do_train:
-        return
-    (risk, limit), names = wanted, set(labels)
-    known = sum(risk != "recall" or not names.isdisjoint(own) for own in validation["labels"])
-    if known < documents_needed(limit):
-        raise ValueError(
-            f"`--threshold_objective` is {settings.thresholds.threshold_objective!r}, which needs at least {documents_needed(limit)} validation "
-            f"documents{' with labels' if risk == 'recall' else ''}, but there are {known}. Add some, or allow more errors."
-        )
-
-
-def check_known_labels(dataset, labels: list[str], split: str, settings: Settings, names=None) -> None:
-    """Say which labels of the documents the model cannot learn or predict; training documents need at least one that it can."""
-    known = set(labels)
-    if split != "train":
-        count_unknown_labels(dataset, labels, split)
-        if split == "validation" and not any(known.intersection(names) for names in dataset["labels"]):
-            raise ValueError(
-                f"None of the {len(dataset)} validation documents has one of the {len(labels)} labels of the model ({labels[0]!r}, ...), "
-                "so nothing can be measured on them. Check the labels of `--validation_file`, or leave it out."
-            )
-        return
-    names = count_label_names(dataset)[0] if names is None else names
-    unknown = {name: count for name, count in names.most_common() if name not in known}
-    if not unknown:
-        return
-    shown = ", ".join(f"{name!r} ({count})" for name, count in list(unknown.items())[:5])
-    source = settings.labels.label_list_file or settings.model.model_name_or_path
-    if len(unknown) == len(names):
-        raise ValueError(
-            f"None of the {len(names)} labels of the training documents ({shown}) is among the {len(labels)} labels of {source}. Use "
-            "the same names in both."
-        )
-    logger.warning(
-        f"train: {len(unknown)} labels are not among the {len(labels)} labels of {source}, so they are not learned and their "
-        f"documents count as negatives: {shown}{' ...' if len(unknown) > 5 else ''}. Add them to the label list, or to a trained model "
-        "with `model.add_labels`."
-    )
-
-
-def first(dataset, limit: int | None):
-    if limit is None:
-        return dataset
-    if isinstance(dataset, datasets.IterableDataset):
-        return dataset.take(limit)
-    return dataset.select(range(min(limit, len(dataset))))
-
-
-def encode(settings: Settings, dataset, labels: list[str], tokenizer, split: str):
-    dataset = encode_labels(dataset, {label: index for index, label in enumerate(labels)})
-    if isinstance(dataset, datasets.IterableDataset) and settings.data.shuffle_buffer_size:
-        dataset = dataset.shuffle(seed=settings.args.seed, buffer_size=settings.data.shuffle_buffer_size)
-    workers = settings.data.preprocessing_num_workers
-    return tokenize(dataset, tokenizer, settings.data.max_length, num_proc=workers)
-
-
-def choose_metrics(settings: Settings, num_labels: int) -> None:
-    """Check the k of the metrics against the number of labels, and choose what early stopping looks at."""
-    args = settings.args
-    ks = args.cutoffs(num_labels)
-    if settings.run.early_stopping_patience is not None and "metric_for_best_model" not in settings.named:
-        args.metric_for_best_model, args.greater_is_better = f"ndcg@{max(ks)}", True
-
-
-def show_data(settings: Settings, data: RunData, tokenizer) -> None:
+def show_data(settings: RunSettings, data: RunData, tokenizer) -> None:
     """Print a report on the documents before training."""
     train = data.documents.get("train")
-    if (
-        train is None
-        or isinstance(train, datasets.IterableDataset)
-        or not settings.args.should_log
-        or data.starts_cold
-    ):
+    if train is None or isinstance(train, IterableDataset) or not settings.args.should_log or data.starts_cold:
         return
     if "is_pseudo" in train.column_names:
         train = train.select(range(data.num_documents))  # pseudo-documents are at the end
@@ -579,205 +336,20 @@ def show_data(settings: Settings, data: RunData, tokenizer) -> None:
         write_json(Path(settings.args.output_dir) / "data_report.json", found.to_dict())
 
 
-# ---- Settings ----
-
-
-def choose_settings(settings: Settings, data: RunData, backbone: str) -> Settings:
-    """Fill in every setting that the user did not name, from the data and the device, and show what was chosen and why."""
-    args, validation, train = settings.args, data.encoded.get("validation"), data.encoded["train"]
-    config = AutoConfig.from_pretrained(backbone, revision=settings.model.model_revision).get_text_config()
-    streamed = isinstance(train, datasets.IterableDataset)
-    sample = [len(document["input_ids"]) for document in first(train, 2000)]
-    known = {
-        "document_lengths": sample,
-        "num_validation_documents": 0 if validation is None else len(validation),
-        "num_layers": config.num_hidden_layers,
-        "max_tokens": settings.data.max_length or 512,
-        "device": args.device.type,
-        "bf16": args.bf16,
-        "recipe": settings.run.recipe,
-    }
-    num_documents = len(train) if data.starts_cold else data.num_documents  # pseudo-documents
-    chosen = recommend_settings(num_documents, len(data.labels), named=settings.named, **known)
-    unnamed = recommend_settings(num_documents, len(data.labels), **known)
-    contradicted = [
-        name for name in chosen if name in settings.named and chosen[name] != unnamed.get(name, chosen[name])
-    ]
-    if validation is None or streamed:
-        chosen = chosen.without("lexical_scores")
-    named = set(settings.named)
-    groups = {}
-    for group in ("model", "lexical", "args"):
-        own = {f.name for f in dataclasses.fields(getattr(settings, group))}
-        values = {name: value for name, value in chosen.items() if name in own and name not in named}
-        groups[group] = dataclasses.replace(getattr(settings, group), **values)
-    if chosen.get("load_best_model_at_end") and args.metric_for_best_model is None:
-        best = max(k for k in args.ks if k <= len(data.labels))
-        groups["args"] = dataclasses.replace(
-            groups["args"], metric_for_best_model=f"ndcg@{best}", greater_is_better=True
-        )
-    data.settings = {name: {"value": value, "why": why} for name, value, why in chosen.rows()}
-    if settings.run.refit_on_all:
-        data.settings["refit_on_all"] = {
-            "value": "True",
-            "why": "named by the user: trained again on validation documents too",
-        }
-    if args.should_log:
-        print(f"\nSettings (recipe {settings.run.recipe!r})\n")
-        print("\n".join(chosen.table()))
-        if contradicted:
-            print(
-                f"\nNot those of the recipe {settings.run.recipe!r}, because you named them: {', '.join(contradicted)}."
-            )
-    return settings._replace(**groups)
-
-
-def show_plan(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
-    """Print what will be done and what it takes, and refuse what cannot fit."""
-    args, frozen = settings.args, settings.model.freeze_layers
-    if args.cache_frozen_layers and (not frozen or args.torch_compile):
-        reason = "`--torch_compile` does not read it" if frozen else "no layer is frozen"
-        raise ValueError(f"`--cache_frozen_layers` asks for a cache, but {reason}. Leave one of the two out.")
-    needs = run_needs(settings, data, backbone)
-    if not args.should_save:
-        return needs
-    memory, disk = available_memory(args.device), free_disk_space(args.output_dir)
-    further = ["lexical scores"] if settings.lexical.lexical_scores else []
-    if settings.thresholds.tune_thresholds and "validation" in data.encoded:
-        further.append("thresholds")
-    if args.should_log:
-        print(
-            f"\nWill train {needs.num_steps} steps ({needs.num_tokens:,} tokens) on {args.device.type}"
-            + (" in bfloat16" if args.bf16 else "")
-            + (f", then fit {' and '.join(further)} on the validation documents" if further else "")
-            + (", then train again with those too" if settings.run.refit_on_all else "")
-            + f"; results go to {args.output_dir}/.\nThat takes about {gib(needs.state_bytes + needs.batch_bytes)} of memory"
-            + (f" ({gib(memory)} are free)" if memory is not None else "")
-            + f" in addition to the documents, and {gib(needs.disk_bytes)} of disk space"
-            + (f", {gib(needs.cache_bytes)} more for the states of frozen layers" if needs.cache_bytes > 2**20 else "")
-            + f" ({gib(disk)} are free). An estimate of the time follows after the first steps."
-        )
-        if settings.model.class_weights == "auto":
-            print(
-                f"First, class weights are chosen: {len(data.encoded['train']) + len(data.encoded['validation']):,} documents are encoded once "
-                "more, and three classifiers are trained on their embeddings."
-            )
-        if needs.kernel_bytes > needs.state_bytes + needs.batch_bytes:
-            print(f"Lexical scores take about {gib(needs.kernel_bytes)} of memory after the training.")
-    main_memory = None if args.device.type == "cpu" else available_memory()
-    check_fits(needs, memory, disk, main_memory, must_cache=bool(args.cache_frozen_layers))
-    if memory is not None and needs.state_bytes + needs.batch_bytes > memory:
-        logger.warning(
-            f"Training may not fit into the {gib(memory)} of memory that are free. Lower `--per_device_train_batch_size` or "
-            "`--encoder_max_length` if it ends."
-        )
-    return needs
-
-
-def weigh_classes(settings: Settings, data: RunData, backbone: str) -> Settings:
-    """The settings with the class weights that are best on the validation documents."""
-    args, answer = settings.args, [None]
-    if data.starts_cold:
-        raise ValueError("`--class_weights auto` needs training documents, but there are none. Leave it out.")
-    if args.process_index == 0:
-        parts = {}
-        for split in ("train", "validation"):
-            columns = {
-                "text": data.documents[split]["text"][:],
-                "label_indices": data.encoded[split]["label_indices"][:],
-            }
-            counts = label_counts(data.encoded[split], len(data.labels))
-            parts[split] = LabeledDocuments(datasets.Dataset.from_dict(columns), data.labels, counts)
-        answer = [
-            choose_class_weights(
-                **parts,
-                model_name_or_path=backbone,
-                label_descriptions=data.descriptions,
-                objective=settings.thresholds.threshold_objective,
-                classification_loss=settings.model.classification_loss,
-                max_length=settings.model.encoder_max_length,
-                seed=args.seed,
-                use_cpu=args.use_cpu,
-                hide_progress=args.disable_tqdm,
-            )
-        ]
-    chosen, found = broadcast_object_list(answer)[0]
-    shown = ", ".join(
-        f"{kind} {100 * f1['f1_micro']:.1f} and {100 * f1['f1_macro']:.1f}" for kind, f1 in found.items()
-    )
-    why = f"chosen on the validation documents; micro and macro F1 of a classifier on embeddings: {shown}"
-    data.settings["class_weights"] = {"value": chosen, "why": why}
-    if args.should_log:
-        print(f"\nClass weights {chosen!r}: {why}.")
-    return settings._replace(model=dataclasses.replace(settings.model, class_weights=chosen))
-
-
-def run_needs(settings: Settings, data: RunData, backbone: str) -> RunNeeds:
-    """What the chosen settings take."""
-    args, train, limit = settings.args, data.encoded["train"], settings.model.encoder_max_length
-    lengths = [len(document["input_ids"]) for document in first(train, 2000)]
-    lengths = np.minimum(lengths, limit) if limit else np.asarray(lengths)
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    if args.max_steps > 0:
-        steps, num_documents = args.max_steps, args.max_steps * batch
-    else:
-        steps = math.ceil(args.num_train_epochs * math.ceil(len(train) / batch))
-        num_documents = round(args.num_train_epochs * len(train))
-    config = AutoConfig.from_pretrained(backbone, revision=settings.model.model_revision)
-    hidden_size = getattr(config, "hidden_size", None)
-    size = settings.model.token_attention_size or (hidden_size and recommended_token_attention_size(hidden_size))
-    if config.model_type == "sep_mldc":
-        config, size = config.backbone_config, config.token_attention_size
-    features = settings.lexical.num_lexical_features or default_num_features(len(data.labels))
-    kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
-    lexical = settings.lexical.lexical_scores
-    ridge = (
-        lexical
-        and settings.lexical.lexical_class_weights == "none"
-        and default_solver(len(train), len(data.labels)) == "ridge"
-    )
-    cached = 0
-    if settings.model.freeze_layers and caches_states(args):
-        parts = [data.encoded[split] for split in ("train", "validation") if split in data.encoded]
-        cached = sum(num_tokens(part, limit) for part in parts if not isinstance(part, datasets.IterableDataset))
-    return estimate_run(
-        config,
-        len(data.labels),
-        num_steps=steps,
-        num_tokens=round(num_documents * float(lengths.mean())),
-        batch_size=args.per_device_train_batch_size,
-        max_length=int(lengths.max()),
-        num_frozen_layers=settings.model.freeze_layers,
-        train_label_embeds=args.label_encoding == "embedding",
-        half_precision=args.bf16 or args.fp16,
-        num_lexical_features=features if lexical else 0,
-        token_attention_size=size if settings.model.token_attention else None,
-        num_checkpoints=kept,
-        kernel_bytes=kernel_bytes(len(train)) if ridge else 0,
-        num_cached_tokens=cached,
-    )
-
-
-def num_tokens(encoded, limit: int | None) -> int:
-    """Tokens of documents that an encoder reads, at most `limit` of each."""
-    lengths = np.asarray(encoded["length"][:], dtype=np.int64)
-    return int(np.minimum(lengths, limit).sum() if limit else lengths.sum())
-
-
 # ---- Model ----
 
 
-def build_model(settings: Settings, data: RunData, backbone: str, tokenizer, trained: bool):
+def build_model(settings: RunSettings, data: RunData, encoder: Encoder) -> SepMldcForMultiLabelClassification:
     """A trained checkpoint as it is, or a new head on an encoder."""
     given = settings.model
-    if trained:
-        model = SepMldcForMultiLabelClassification.from_pretrained(backbone, revision=given.model_revision)
+    if encoder.trained:
+        model = SepMldcForMultiLabelClassification.from_pretrained(encoder.name, revision=given.model_revision)
         if any(getattr(model.config, name) != value for name, value in data.label_sets.items()):
             model.set_hierarchy(**data.label_sets)
     else:
         if data.starts_cold:
             given = for_a_cold_start(settings, data)
-        dropout = dropout_settings(backbone, given.backbone_dropout, revision=given.model_revision)
+        dropout = dropout_settings(encoder.name, given.backbone_dropout, revision=given.model_revision)
         counted = {}
         if not data.starts_cold:
             counted = {
@@ -787,8 +359,8 @@ def build_model(settings: Settings, data: RunData, backbone: str, tokenizer, tra
             }
         attention = {"attn_implementation": given.attn_implementation} if given.attn_implementation else {}
         model = SepMldcForMultiLabelClassification.from_backbone(
-            backbone,
-            tokenizer,
+            encoder.name,
+            encoder.tokenizer,
             data.labels,
             data.descriptions,
             pooling=given.pooling,
@@ -809,14 +381,14 @@ def build_model(settings: Settings, data: RunData, backbone: str, tokenizer, tra
             **attention,
         )
         if data.starts_cold:
-            start_from_cosines(model, tokenizer, data.unlabeled, labels_per_document(settings, data))
+            start_from_cosines(model, encoder.tokenizer, data.unlabeled, labels_per_document(settings, data))
     freeze_layers(model.backbone, given.freeze_layers)
     if given.lora_rank is not None:
         add_lora_adapters(model, given.lora_rank)
     return model
 
 
-def for_a_cold_start(settings: Settings, data: RunData) -> ModelArguments:
+def for_a_cold_start(settings: RunSettings, data: RunData) -> ModelArguments:
     """The head that compares label texts, where the user named no other."""
     given, named = settings.model, settings.named
     chosen = {"classifier_bias_init": "zero"}
@@ -825,7 +397,7 @@ def for_a_cold_start(settings: Settings, data: RunData) -> ModelArguments:
     return dataclasses.replace(given, **{name: value for name, value in chosen.items() if name not in named})
 
 
-def labels_per_document(settings: Settings, data: RunData) -> float:
+def labels_per_document(settings: RunSettings, data: RunData) -> float:
     """What the user said, or what the pseudo-documents have, or 1."""
     if settings.labels.labels_per_document is not None:
         return settings.labels.labels_per_document
@@ -833,7 +405,8 @@ def labels_per_document(settings: Settings, data: RunData) -> float:
     return 1.0 if pseudo is None else float(np.mean([len(names) for names in pseudo["labels"]]))
 
 
-def build_trainer(settings: Settings, data: RunData, model, tokenizer) -> SepMldcTrainer:
+def build_trainer(settings: RunSettings, data: RunData, model, tokenizer) -> SepMldcTrainer:
+    """A trainer that shows short lines and the time that is left, and tells the model card what it was trained on."""
     patience = settings.run.early_stopping_patience
     trainer = SepMldcTrainer(
         model=model,
@@ -879,7 +452,7 @@ def check_metric_for_best_model(trainer: SepMldcTrainer) -> None:
 # ---- Training ----
 
 
-def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
+def fit(settings: RunSettings, data: RunData, trainer: SepMldcTrainer) -> None:
     """Train and save, then fit lexical scores and thresholds."""
     result = trainer.train(resume_from_checkpoint=settings.args.resume_from_checkpoint)
     save_model_whole(trainer)
@@ -891,7 +464,7 @@ def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
     validation = data.encoded.get("validation")
     if validation is None:
         if data.starts_cold:
-            choose_cardinality_threshold(settings, data, trainer, "train")
+            choose_cardinality_threshold(settings, data, trainer)
             save_model_whole(trainer)
         return
     if settings.lexical.lexical_scores:
@@ -908,7 +481,7 @@ def fit(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
     save_model_whole(trainer)
 
 
-def save_untrained(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> None:
+def save_untrained(settings: RunSettings, data: RunData, trainer: SepMldcTrainer) -> None:
     """Save a model that compares label texts, with thresholds from validation documents where there are some."""
     validation = data.encoded.get("validation")
     if validation is not None and settings.thresholds.tune_thresholds:
@@ -927,12 +500,12 @@ def save_untrained(settings: Settings, data: RunData, trainer: SepMldcTrainer) -
         )
 
 
-def choose_cardinality_threshold(settings: Settings, data: RunData, trainer: SepMldcTrainer, split: str) -> None:
+def choose_cardinality_threshold(settings: RunSettings, data: RunData, trainer: SepMldcTrainer) -> None:
     """One threshold for all labels, such that documents have as many labels as said, after training on pseudo-documents alone."""
     model, wanted = trainer.bare_model(), labels_per_document(settings, data)
-    batches = trainer.logit_batches(first(data.encoded[split], MAX_DOCUMENTS), "Choosing a threshold")
+    batches = trainer.logit_batches(first_documents(data.encoded["train"], MAX_DOCUMENTS), "Choosing a threshold")
     if settings.labels.unlabeled_file:
-        rows = datasets.Dataset.from_dict({"text": data.unlabeled})
+        rows = Dataset.from_dict({"text": data.unlabeled})
         batches = trainer.logit_batches(
             tokenize(rows, trainer.processing_class, settings.data.max_length), "Choosing a threshold"
         )
@@ -945,7 +518,9 @@ def choose_cardinality_threshold(settings: Settings, data: RunData, trainer: Sep
 # ---- Training again ----
 
 
-def refit(settings: Settings, data: RunData, tuned: SepMldcTrainer, backbone: str, tokenizer, trained: bool):
+def refit(
+    settings: RunSettings, data: RunData, tuned: SepMldcTrainer, encoder: Encoder
+) -> tuple[SepMldcTrainer, RunData]:
     """
     Train a new model on training and validation documents for the number of steps that was best, with the thresholds and the weights
     of lexical scores that were tuned. The tuned model stays in the output folder until the new one is complete.
@@ -953,7 +528,7 @@ def refit(settings: Settings, data: RunData, tuned: SepMldcTrainer, backbone: st
     Returns:
         `tuple(SepMldcTrainer, RunData)`: the trainer of the new model, and the documents that it was trained on.
     """
-    everything = with_validation(data)
+    everything = data.with_validation()
     state, folder = tuned.state, Path(settings.args.output_dir) / "refit"
     steps = (
         state.best_global_step
@@ -977,7 +552,7 @@ def refit(settings: Settings, data: RunData, tuned: SepMldcTrainer, backbone: st
             "Thresholds and weights of lexical scores are kept."
         )
     set_seed(args.seed)
-    trainer = build_trainer(again, everything, build_model(again, everything, backbone, tokenizer, trained), tokenizer)
+    trainer = build_trainer(again, everything, build_model(again, everything, encoder), encoder.tokenizer)
     resumed = last_whole_checkpoint(folder) if settings.args.resume_from_checkpoint else None
     if resumed is None and args.should_save:
         shutil.rmtree(folder, ignore_errors=True)
@@ -993,45 +568,7 @@ def refit(settings: Settings, data: RunData, tuned: SepMldcTrainer, backbone: st
     return trainer, everything
 
 
-def with_validation(data: RunData) -> RunData:
-    """The same data with the validation documents among the training documents, before the pseudo-documents."""
-
-    def merge(train, validation):
-        if "is_pseudo" not in train.column_names:
-            return datasets.concatenate_datasets([train, validation])
-        validation = validation.add_column("is_pseudo", [False] * len(validation))
-        real, pseudo = range(data.num_documents), range(data.num_documents, len(train))
-        return datasets.concatenate_datasets([train.select(real), validation, train.select(pseudo)])
-
-    documents, encoded = (
-        {**of, "train": merge(of["train"], of["validation"])} for of in (data.documents, data.encoded)
-    )
-    counts = label_counts(encoded["train"], len(data.labels))
-    number = num_real_documents(encoded["train"])
-    return dataclasses.replace(data, documents=documents, encoded=encoded, counts=counts, num_documents=number)
-
-
 # ---- Evaluation ----
-
-
-class Evaluation(NamedTuple):
-    """
-    What was measured on the documents that are reported.
-
-    Attributes:
-        split (`str`): `"validation"` or `"test"`.
-        metrics (`dict[str, float]`): without prefix.
-        scores, indices (`np.ndarray` of shape `(num_documents, k)`): probabilities and label ids, best first.
-        label_sets (`list[np.ndarray]`, *optional*): ids of the assigned labels; `None` for a model that only ranks labels.
-        kept (`list[dict]`): F1 of the documents that are kept when the least certain ones are left to people; empty without probabilities.
-    """
-
-    split: str
-    metrics: dict[str, float]
-    scores: np.ndarray
-    indices: np.ndarray
-    label_sets: list[np.ndarray] | None
-    kept: list[dict[str, float]]
 
 
 def evaluate_validation(data: RunData, trainer: SepMldcTrainer) -> Evaluation:
@@ -1058,164 +595,6 @@ def evaluate_test(data: RunData, trainer: SepMldcTrainer) -> Evaluation:
             top_k=args.prediction_top_k,
         )
     return result
-
-
-def gold_names(data: RunData) -> list[list[str]]:
-    """Labels of the test documents, in the form of the label sets of the model."""
-    gold = list(data.documents["test"]["labels"])
-    if data.label_sets.get("hierarchy") != "leaves":
-        return gold
-    covered = [ancestors_of(data.label_sets["label_parents"], names) for names in gold]
-    return [[name for name in names if name not in above] for names, above in zip(gold, covered)]
-
-
-def measure(data: RunData, trainer: SepMldcTrainer, split: str, prefix: str) -> Evaluation:
-    """Metrics and the best labels of each document of a split."""
-    args = trainer.args
-    top_k = args.prediction_top_k
-    args.prediction_top_k = max(top_k, min(len(data.labels), MOST_ASSIGNED))
-    try:
-        output = trainer.predict(data.encoded[split], metric_key_prefix=prefix)
-    finally:
-        args.prediction_top_k = top_k
-    kept = trainer.last_metrics.f1_of_kept() if trainer.last_metrics.thresholds is not None else []
-    if trainer.is_world_process_zero():
-        save_metrics(args.output_dir, prefix, {**output.metrics, **({f"{prefix}_f1_of_kept": kept} if kept else {})})
-        write_per_label_metrics(Path(args.output_dir) / "per_label_metrics.csv", trainer.last_metrics, data.labels)
-    metrics = {name.removeprefix(f"{prefix}_"): value for name, value in output.metrics.items()}
-    return Evaluation(split, metrics, *output.predictions, trainer.last_label_sets, kept)
-
-
-def assigned_among(result: Evaluation, trainer: SepMldcTrainer) -> np.ndarray:
-    """Which of the best labels of each document are assigned, (num_documents, k), with a hierarchy also as ancestors of others."""
-    assigned = np.zeros(result.indices.shape, dtype=bool)
-    hierarchy = trainer.bare_model().label_hierarchy if trainer.model.config.hierarchy is not None else None
-    for row, ids in enumerate(result.label_sets or []):
-        closed = ids if hierarchy is None else [*ids, *hierarchy.ancestors(ids.tolist())]
-        assigned[row] = np.isin(result.indices[row], closed)
-    return assigned
-
-
-# ---- Report ----
-
-
-def report(settings: Settings, data: RunData, trainer: SepMldcTrainer, result: Evaluation) -> None:
-    """Print the results next to baselines, the worst labels, some documents, and what to do next."""
-    if not trainer.is_world_process_zero():
-        return
-    folder, split = Path(settings.args.output_dir), result.split
-    gold = list(data.encoded[split]["label_indices"])
-    assigned = assigned_among(result, trainer)
-    systems = {"SEP-MLDC": result.metrics}
-    ks = settings.args.cutoffs(len(data.labels))
-    documents = {"SEP-MLDC": DocumentResults(Predictions(result.indices, assigned), gold, len(data.labels), ks)}
-    if wants_baselines(settings, data, trainer):
-        for name, (metrics, predictions) in measure_baselines(data, split, gold, trainer).items():
-            systems[name] = metrics
-            documents[name] = DocumentResults(predictions, gold, len(data.labels), ks)
-        write_json(folder / "baseline_results.json", {k: v for k, v in systems.items() if k != "SEP-MLDC"})
-    compared = bootstrap(documents)
-    write_json(folder / "comparison.json", {"metrics": systems, **compared})
-
-    print(f"\n{split} documents: {len(gold)}, labels: {len(data.labels)}; all figures in percent")
-    if settings.run.refit_on_all:
-        print(
-            "They are those of the model that was trained again on training and validation documents."
-            if split == "test"
-            else "They were measured before the model was trained again on these documents too."
-        )
-    print()
-    print("\n".join(rows_of_table(systems, [name for name in TABLE if name in systems["SEP-MLDC"]])))
-    key = f"ndcg@{max(k for k in ks if k <= 5) if min(ks) <= 5 else max(ks)}"
-    low, high = compared["intervals"]["SEP-MLDC"][key]
-    print(f"\n{key} of SEP-MLDC with other documents of this kind: {100 * low:.1f} to {100 * high:.1f} (95% interval)")
-    print("\n".join(f"SEP-MLDC is {line}" for line in comparison_lines(compared, key)))
-    if result.kept:
-        print("\n" + "\n".join(abstention_lines(result.metrics["share_abstained"], len(gold), result.kept)))
-    worst: list[WorstLabel] = []
-    if result.label_sets is not None:
-        worst = worst_labels(documents["SEP-MLDC"], data.labels, trainer.model.config.label_counts)
-        write_worst_labels(folder, worst)
-        print("\nLabels with the lowest F1 (all in worst_labels.csv):")
-        print(
-            "\n".join(f"- {line}" for line in worst_label_lines(worst)) if worst else "- none: there are no mistakes"
-        )
-    if split == "test":
-        show_examples(data.documents["test"]["text"], result, assigned, data.labels, settings.report.num_examples)
-    if settings.args.do_train:
-        behind = any(high < 0 for name, d in compared["differences"].items() if "SVC" in name for _, high in [d[key]])
-        lines = advice(settings, data, trainer, behind, has_mistakes=bool(worst))
-        if lines:
-            print("\nWhat to do next:\n" + "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1)))
-    trainer.create_model_card()
-    tables = "per_label_metrics.csv" + ("" if result.label_sets is None else ", worst_labels.csv")
-    print(f"\nEverything is in {folder}/: the checkpoint, all_results.json, {tables}, ...")
-
-
-def wants_baselines(settings: Settings, data: RunData, trainer: SepMldcTrainer) -> bool:
-    """Whether baselines are requested, or cheap compared with training."""
-    train = data.documents.get("train")
-    if train is None or isinstance(train, datasets.IterableDataset):
-        return False
-    if settings.report.baselines is not None:
-        return settings.report.baselines
-    runtime = sum(entry.get("train_runtime", 0) for entry in trainer.state.log_history)
-    sample = first(train, 1000)["text"]
-    num_words = len(train) * sum(len(text.split()) for text in sample) / len(sample)
-    return linear_baseline_seconds(int(num_words), len(data.labels)) < BASELINE_SHARE * runtime
-
-
-def measure_baselines(data: RunData, split: str, gold, trainer: SepMldcTrainer) -> dict[str, tuple[dict, Predictions]]:
-    """Metrics and predictions of a linear model and of the majority labels, trained on the same documents."""
-    train, train_ids = data.documents["train"], list(data.encoded["train"]["label_indices"])
-    counts = np.bincount(np.concatenate([np.asarray(ids, dtype=int) for ids in train_ids]), minlength=len(data.labels))
-    share = np.clip(counts / max(len(train_ids), 1), 1e-6, 1 - 1e-6)
-    majority = torch.from_numpy(np.log(share / (1 - share)))
-    scorers = {
-        "TF-IDF + LinearSVC": fit_linear_svm(list(train["text"]), train_ids, len(data.labels)),
-        "majority labels": lambda texts: majority.expand(len(texts), -1),
-    }
-    texts, width = list(data.documents[split]["text"]), min(len(data.labels), MOST_ASSIGNED)
-    results = {}
-    for name, score in scorers.items():
-        metrics, best = trainer.new_streaming_metrics(thresholds=0.5), []
-        for start in range(0, len(texts), 256):
-            margins = score(texts[start : start + 256])
-            metrics.update(margins, label_indices=gold[start : start + 256])
-            best.append(margins.topk(width, dim=-1))
-        indices = torch.cat([top.indices for top in best]).numpy()
-        assigned = torch.cat([top.values for top in best]).numpy() >= 0
-        results[name] = (metrics.compute(), Predictions(indices, assigned))
-    return results
-
-
-def show_examples(texts, result: Evaluation, assigned, labels: list[str], count: int) -> None:
-    for text, scores, indices, chosen in list(zip(texts, result.scores, result.indices, assigned))[:count]:
-        shown = [f"{labels[index]} {score:.2f}" for score, index, chosen in zip(scores, indices, chosen) if chosen]
-        shown = shown or [f"{labels[indices[0]]} {scores[0]:.2f} (below its threshold)"]
-        print(f"\n  {text[:300]}{'...' if len(text) > 300 else ''}\n  -> {', '.join(shown)}")
-
-
-def advice(
-    settings: Settings, data: RunData, trainer: SepMldcTrainer, behind_linear: bool, has_mistakes: bool
-) -> list[str]:
-    train, config = data.encoded["train"], trainer.model.config
-    share_cut = 0.0
-    if not isinstance(train, datasets.IterableDataset):
-        limits = (config.encoder_max_length, settings.data.max_length, trainer.processing_class.model_max_length)
-        limit = min(n for n in limits if n)
-        share_cut = float(np.mean(np.asarray(first(train, 10_000)["length"]) >= limit))
-    return next_steps(
-        label_counts=config.label_counts,
-        num_steps=trainer.state.global_step,
-        share_cut=share_cut,
-        has_validation="validation" in data.encoded,
-        has_descriptions=bool(config.label_descriptions),
-        has_lexical_scores=bool(config.num_lexical_features),
-        behind_linear=behind_linear,
-        has_mistakes=has_mistakes,
-        train_file=(settings.data.train_file or ["train.jsonl"])[0],
-    )
 
 
 if __name__ == "__main__":

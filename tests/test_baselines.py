@@ -2,7 +2,8 @@
 
 import pytest
 
-from trainer.baselines import fit_linear_svm
+from trainer.baselines import fit_linear_svm, measure_baselines
+from trainer.metrics import StreamingMetrics
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,16 @@ def test_a_linear_model_reads_texts_without_words_of_two_letters():
         ["a", "\N{ROCKET}"]
     )
     assert scores[0, 0] > scores[0, 1] and scores[1, 1] > scores[1, 0]
+
+
+def test_baselines_are_measured_on_the_same_documents():
+    texts, labels = ["star light", "star price", "a star", "the price"], [[0], [0, 1], [0], [1]]
+    results = measure_baselines(
+        texts, labels, texts, labels, new_metrics=lambda: StreamingMetrics(2, (1,), thresholds=0.5), top_k=2
+    )
+    assert list(results) == ["TF-IDF + LinearSVC", "majority labels"]
+    metrics, predictions = results["TF-IDF + LinearSVC"]
+    assert metrics["p@1"] == 1 and predictions.indices.shape == predictions.assigned.shape == (4, 2)
+    metrics, predictions = results["majority labels"]
+    assert metrics["p@1"] == 0.75 and predictions.indices.tolist() == [[0, 1]] * 4
+    assert predictions.assigned.all()  # half of the documents have the second label

@@ -15,7 +15,7 @@ from scripts import load_example, run_example
 from tiny_models import tiny_backbone
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
-from trainer import run_outputs
+from trainer import run_data, run_outputs, run_plan, run_report
 from trainer.backbones import freeze_layers, resolve_backbone
 from trainer.frozen_layers import FOLDER, SPARE_BYTES
 from trainer.run_needs import RunNeeds
@@ -163,14 +163,13 @@ def test_arguments_can_stand_in_one_file_and_be_changed_on_the_command_line(monk
 
 
 def test_joined_labels_and_several_text_columns_are_read_from_csv(monkeypatch, files, tmp_path):
-    monkeypatch.setattr(run_mldc, "SepMldcTrainer", None)  # reading is what this test is about
     options = arguments(files, tmp_path, train_file=files / "train.csv", label_delimiter=";", do_predict=False)
     options["text_columns"] = "title"
     flat = [word for name, value in options.items() for word in (f"--{name}", value)]
     monkeypatch.setattr(sys, "argv", ["run_mldc.py", *flat, "--validation_file", str(files / "train.csv")])
     settings = run_mldc.read_settings(sys.argv[1:])
     settings.data.text_columns, settings.data.test_file = ["title", "text"], None
-    documents = run_mldc.load_documents(settings)
+    documents = run_data.read_documents(settings)
     assert documents["train"][0]["text"].startswith("a title galaxy stars")
     assert documents["train"][0]["labels"] == ["stars", "robots"]
 
@@ -525,7 +524,7 @@ def test_a_readme_of_the_user_and_links_stay_what_they_are(monkeypatch, files, t
 
 
 def test_labels_that_are_not_learned_are_named(monkeypatch, files, tmp_path, caplog):
-    monkeypatch.setattr(run_mldc.logger, "propagate", True)
+    monkeypatch.setattr(run_data.logger, "propagate", True)
     run(monkeypatch, files, tmp_path / "out", label_list_file=label_list(tmp_path, "stars", "robots"), metric_ks="1")
     assert "'markets' (10)" in caplog.text and "labels.txt" in caplog.text
     # A trained checkpoint and a file with a label that it does not know.
@@ -586,7 +585,7 @@ def test_a_dry_run_shows_a_page_and_leaves_nothing(monkeypatch, files, tmp_path,
 
 
 def test_a_run_that_does_not_fit_on_the_disk_is_refused_before_training(monkeypatch, files, tmp_path):
-    monkeypatch.setattr(run_mldc, "free_disk_space", lambda folder: 1000)
+    monkeypatch.setattr(run_plan, "free_disk_space", lambda folder: 1000)
     with pytest.raises(ValueError, match="of disk space, but 0.00 GiB are free"):
         run(monkeypatch, files, tmp_path)
     assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("checkpoint-*"))
@@ -602,8 +601,8 @@ def test_a_cache_of_frozen_layers_leaves_space_for_the_model(monkeypatch, files,
         "do_predict": False,
     }
     needed = 10 * 2**20  # checkpoint and model of the tiny encoder, not its states, take less
-    monkeypatch.setattr(run_mldc, "run_needs", lambda *given: RunNeeds(1, 1, 1, 1, needed, cache_bytes=needed))
-    monkeypatch.setattr(run_mldc, "free_disk_space", lambda folder: 2 * needed - 1)
+    monkeypatch.setattr(run_plan, "estimate_needs", lambda *given: RunNeeds(1, 1, 1, 1, needed, cache_bytes=needed))
+    monkeypatch.setattr(run_plan, "free_disk_space", lambda folder: 2 * needed - 1)
     usage = shutil.disk_usage(tmp_path)._replace(free=needed + SPARE_BYTES)
     monkeypatch.setattr("trainer.frozen_layers.shutil.disk_usage", lambda folder: usage)
     if cached:
@@ -628,7 +627,7 @@ def test_validation_documents_are_measured_while_the_states_of_frozen_layers_are
 
 
 def test_lexical_scores_that_do_not_fit_into_memory_are_refused_before_training(monkeypatch, files, tmp_path):
-    monkeypatch.setattr(run_mldc, "kernel_bytes", lambda num_documents: 2**50)
+    monkeypatch.setattr(run_plan, "kernel_bytes", lambda num_documents: 2**50)
     with pytest.raises(ValueError, match="Lexical scores need 1048576.0 GiB of memory after training"):
         run(monkeypatch, files, tmp_path, lexical_scores=True)
     assert not list(tmp_path.glob("*.safetensors"))
@@ -646,7 +645,7 @@ def test_class_weights_are_chosen_before_the_training_and_told(monkeypatch, file
     found = {kind: {"f1_micro": 0.5, "f1_macro": 0.25} for kind in ("none", "balanced", "effective")}
     given = {}
     monkeypatch.setattr(
-        run_mldc, "choose_class_weights", lambda **values: given.update(values) or ("effective", found)
+        run_plan, "choose_class_weights", lambda **values: given.update(values) or ("effective", found)
     )
     run(monkeypatch, files, tmp_path, class_weights="auto", lexical_scores=True, lexical_class_weights="auto")
     shown = capsys.readouterr().out
@@ -695,7 +694,7 @@ def test_the_report_tells_of_abstained_documents(monkeypatch, files, tmp_path, c
 
 def test_baselines_are_trained_by_default_where_they_are_cheap(monkeypatch, files, tmp_path, capsys):
     for share, shown in ((1e9, True), (0, False)):
-        monkeypatch.setattr(run_mldc, "BASELINE_SHARE", share)
+        monkeypatch.setattr(run_report, "BASELINE_SHARE", share)
         run(monkeypatch, files, tmp_path / str(share))
         assert ("TF-IDF + LinearSVC" in capsys.readouterr().out) is shown
         assert (tmp_path / str(share) / "baseline_results.json").exists() is shown

@@ -10,33 +10,29 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
 from sklearn.svm import LinearSVC
-from tqdm.auto import tqdm
 
 from .metrics.streaming import StreamingMetrics
+from .report import Predictions
 
 
 BATCH_SIZE = 256
 
 
-def majority_baseline(
-    train_labels: Sequence[Sequence[int]], test_labels: Sequence[Sequence[int]], metrics: StreamingMetrics
-) -> dict[str, float]:
+def fit_majority(labels: Sequence[Sequence[int]], num_labels: int) -> Callable[[Sequence[str]], torch.Tensor]:
     """
     Baseline that ranks the labels of every document by training frequency. A label is predicted if half of the training documents have it.
 
     Args:
-        train_labels, test_labels (`Sequence[Sequence[int]]`): label ids of each document.
-        metrics ([`StreamingMetrics`]): an empty accumulator over probabilities or logits.
+        labels (`Sequence[Sequence[int]]` of length `N`): label ids of each training document.
+        num_labels (`int`): L.
+
+    Returns:
+        A function from `n` texts to log-odds, `(n, L)`, the same for each text.
     """
-    counts = np.bincount(
-        np.concatenate([np.asarray(ids, dtype=int) for ids in train_labels]), minlength=metrics.num_labels
-    )
-    share = np.clip(counts / max(len(train_labels), 1), 1e-6, 1 - 1e-6)
+    counts = np.bincount(np.concatenate([np.asarray(ids, dtype=int) for ids in labels]), minlength=num_labels)
+    share = np.clip(counts / max(len(labels), 1), 1e-6, 1 - 1e-6)
     scores = torch.from_numpy(np.log(share / (1 - share)))
-    for start in range(0, len(test_labels), BATCH_SIZE):
-        batch = test_labels[start : start + BATCH_SIZE]
-        metrics.update(scores.expand(len(batch), -1), label_indices=batch)
-    return metrics.compute()
+    return lambda texts: scores.expand(len(texts), -1)
 
 
 def fit_linear_svm(
@@ -79,27 +75,42 @@ def fit_linear_svm(
     return score
 
 
-def linear_svm_baseline(
+def measure_baselines(
     train_texts: Sequence[str],
     train_labels: Sequence[Sequence[int]],
-    test_texts: Sequence[str],
-    test_labels: Sequence[Sequence[int]],
-    metrics: StreamingMetrics,
-) -> dict[str, float]:
+    texts: Sequence[str],
+    labels: Sequence[Sequence[int]],
+    new_metrics: Callable[[], StreamingMetrics],
+    top_k: int,
+) -> dict[str, tuple[dict[str, float], Predictions]]:
     """
-    Metrics of [`fit_linear_svm`] on test documents; a label is predicted if its margin is positive.
+    Metrics and predictions of a linear model and of the majority labels. A label is assigned if its margin is not negative.
 
     Args:
-        train_texts, test_texts (`Sequence[str]`): documents.
-        train_labels, test_labels (`Sequence[Sequence[int]]`): label ids of each document.
-        metrics ([`StreamingMetrics`]): an empty accumulator with threshold 0.5, which is a margin of 0.
+        train_texts, texts (`Sequence[str]`): documents to learn from, and to measure on.
+        train_labels, labels (`Sequence[Sequence[int]]`): label ids of each document.
+        new_metrics (callable): returns an empty [`~trainer.metrics.StreamingMetrics`] with threshold 0.5, which is a margin of 0.
+        top_k (`int`): number of best labels of a prediction.
+
+    Returns:
+        `dict[str, tuple]`: metrics and [`~trainer.report.Predictions`] by the name of the baseline.
     """
-    score = fit_linear_svm(train_texts, train_labels, metrics.num_labels)
-    for start in tqdm(range(0, len(test_texts), BATCH_SIZE), desc="Linear SVM", leave=False):
-        metrics.update(
-            score(test_texts[start : start + BATCH_SIZE]), label_indices=test_labels[start : start + BATCH_SIZE]
-        )
-    return metrics.compute()
+    num_labels = new_metrics().num_labels
+    scorers = {
+        "TF-IDF + LinearSVC": fit_linear_svm(train_texts, train_labels, num_labels),
+        "majority labels": fit_majority(train_labels, num_labels),
+    }
+    results = {}
+    for name, score in scorers.items():
+        metrics, best = new_metrics(), []
+        for start in range(0, len(texts), BATCH_SIZE):
+            margins = score(texts[start : start + BATCH_SIZE])
+            metrics.update(margins, label_indices=labels[start : start + BATCH_SIZE])
+            best.append(margins.topk(top_k, dim=-1))
+        indices = torch.cat([top.indices for top in best]).numpy()
+        assigned = torch.cat([top.values for top in best]).numpy() >= 0
+        results[name] = (metrics.compute(), Predictions(indices, assigned))
+    return results
 
 
 def rows_of_table(systems: dict[str, dict[str, float]], names: list[str]) -> Iterator[str]:

@@ -5,7 +5,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from modeling_sep_mldc import SepMldcConfig
 
@@ -339,6 +339,27 @@ ARGUMENT_GROUPS = (
     RunArguments,
     SepMldcTrainingArguments,
 )
+
+
+class RunSettings(NamedTuple):
+    """
+    All arguments of a run, by group.
+
+    Attributes:
+        model, data, labels, thresholds, lexical, report, run: the groups above.
+        args ([`SepMldcTrainingArguments`]): of the trainer.
+        named (`dict[str, Any]`): the arguments that the user named; all others are defaults, which a recommendation may change.
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    labels: LabelArguments
+    thresholds: ThresholdArguments
+    lexical: LexicalArguments
+    report: ReportArguments
+    run: RunArguments
+    args: SepMldcTrainingArguments
+    named: dict[str, Any]
 
 
 def run_defaults(named: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,349 @@
+"""The documents and labels of a run: reading, setting aside and checking them."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import IterableDataset, concatenate_datasets
+from transformers.utils import logging
+
+from .data.encoding import count_label_names, count_unknown_labels, encode_labels, label_counts, num_real_documents
+from .data.label_parents import parents_of_labels, read_label_constraints, read_label_parents
+from .data.loading import AnyDataset, load_splits
+from .data.parent_files import is_rdf
+from .data.splitting import split_documents
+from .data.tokenization import tokenize
+from .run_arguments import RunSettings
+from .thresholds import check_guarantee, documents_needed
+
+
+logger = logging.get_logger(__name__)
+DEFAULT_VALIDATION_SPLIT = 0.1
+
+
+@dataclass
+class RunData:
+    """
+    What a run works on.
+
+    Attributes:
+        documents (`dict[str, Dataset]`): `"train"`, `"validation"`, `"test"`, those that there are: texts and label names.
+        encoded (`dict[str, Dataset]`): the same documents as token ids and label ids.
+        labels (`list[str]` of length `num_labels`): in the order of their ids.
+        counts (`np.ndarray` of shape `(num_labels,)`, *optional*): real training documents of each label.
+        num_documents (`int`): real training documents.
+        descriptions (`dict[str, str]`): of the labels that have one.
+        pseudo_documents (`dict`, *optional*): where the pseudo-documents come from, for the model card.
+        settings (`dict`): value and reason of each setting that the recipe covers.
+        label_sets (`dict`): `label_parents`, `hierarchy` and `label_constraints` of the model's configuration.
+        starts_cold (`bool`): whether there is no real training document, only label texts.
+        unlabeled (`list[str]`): documents without labels, for the thresholds of a model that starts cold.
+    """
+
+    documents: dict[str, Any]
+    encoded: dict[str, Any]
+    labels: list[str]
+    counts: np.ndarray | None
+    num_documents: int
+    descriptions: dict[str, str] = field(default_factory=dict)
+    pseudo_documents: dict | None = None
+    settings: dict[str, dict[str, str]] = field(default_factory=dict)
+    label_sets: dict[str, Any] = field(default_factory=dict)
+    starts_cold: bool = False
+    unlabeled: list[str] = field(default_factory=list)
+
+    def with_validation(self) -> "RunData":
+        """The same data with the validation documents among the training documents, before the pseudo-documents."""
+
+        def merge(train: Any, validation: Any) -> Any:
+            if "is_pseudo" not in train.column_names:
+                return concatenate_datasets([train, validation])
+            validation = validation.add_column("is_pseudo", [False] * len(validation))
+            real, pseudo = range(self.num_documents), range(self.num_documents, len(train))
+            return concatenate_datasets([train.select(real), validation, train.select(pseudo)])
+
+        documents, encoded = (
+            {**of, "train": merge(of["train"], of["validation"])} for of in (self.documents, self.encoded)
+        )
+        counts = label_counts(encoded["train"], len(self.labels))
+        number = num_real_documents(encoded["train"])
+        return dataclasses.replace(self, documents=documents, encoded=encoded, counts=counts, num_documents=number)
+
+
+# ---- Documents ----
+
+
+def read_documents(settings: RunSettings) -> dict[str, Any]:
+    """
+    The documents that the arguments name, and those that are set aside from the training documents where no others are named.
+
+    Args:
+        settings ([`RunSettings`]): of the run.
+
+    Returns:
+        `dict[str, Dataset]`: `"train"`, `"validation"`, `"test"`, those that there are, with the columns "id" (if there are ids),
+        "text" and "labels" (names). With `streaming`, `"train"` is an `IterableDataset`.
+
+    Raises:
+        DataFileNotFoundError: if a file is not there. It is a `FileNotFoundError`.
+        DataFileError: if a column is missing or a row is bad. It is a `ValueError`.
+        ValueError: if the run needs documents of a split that has none, or too few can be set aside.
+    """
+    args = settings.args
+    with args.main_process_first(desc="reading documents"):
+        documents = _load(settings)
+    with args.main_process_first(desc="splitting documents"):
+        _set_aside(settings, documents)
+    _check_splits(settings, documents)
+    return documents
+
+
+def _load(settings: RunSettings) -> dict[str, Any]:
+    data = settings.data
+    files: dict[str, Any] = {"validation_file": data.validation_file, "test_file": data.test_file}
+    if data.streaming and data.train_file:
+        stream = _load_splits(settings, train_file=data.train_file, streaming=True)
+        return {**stream, **(_load_splits(settings, **files) if any(files.values()) else {})}
+    source: dict[str, Any] = {"dataset_name": data.dataset_name, "dataset_config_name": data.dataset_config_name}
+    if not (data.train_file or data.dataset_name or any(files.values())):
+        return {}
+    return dict(_load_splits(settings, train_file=data.train_file, **files, **source))
+
+
+def _load_splits(settings: RunSettings, streaming: bool = False, **sources: Any) -> Mapping[str, Any]:
+    bad_rows = None
+    if settings.data.on_bad_rows == "skip" and not streaming and not settings.run.dry_run:
+        bad_rows = Path(settings.args.output_dir) / "bad_rows.jsonl" if settings.args.should_save else None
+    columns = settings.labels.label_column
+    return load_splits(
+        **sources,
+        streaming=streaming,
+        on_bad_rows=settings.data.on_bad_rows,
+        bad_rows_file=bad_rows,
+        text_columns=settings.data.text_columns,
+        label_column=columns[0] if len(columns) == 1 else columns,
+        id_column=settings.data.id_column,
+        label_delimiter=settings.labels.label_delimiter,
+        data_format=settings.data.data_format,
+        num_proc=settings.data.preprocessing_num_workers,
+    )
+
+
+def _set_aside(settings: RunSettings, documents: dict[str, Any]) -> None:
+    """Take test and validation documents from the training documents where no others are named."""
+    train = documents.get("train")
+    if train is None or not settings.args.do_train or isinstance(train, IterableDataset):
+        return
+    for split, share in (("test", settings.data.test_split), ("validation", settings.data.validation_split)):
+        named = share is not None
+        share = DEFAULT_VALIDATION_SPLIT if share is None and split == "validation" else share
+        if split in documents or not share:
+            continue
+        try:
+            documents["train"], documents[split] = split_documents(documents["train"], share, seed=settings.args.seed)
+        except ValueError as error:
+            if named:
+                raise
+            logger.warning(f"There are no {split} documents, and none can be set aside: {error}")
+            continue
+        if settings.args.should_log:
+            print(f"{len(documents[split])} of {len(train)} training documents are set aside for {split}.")
+
+
+def _check_splits(settings: RunSettings, documents: Mapping[str, Any]) -> None:
+    for flag, split in {"do_train": "train", "do_eval": "validation", "do_predict": "test"}.items():
+        if split == "train" and settings.labels.pseudo_documents_file and not settings.data.train_file:
+            continue  # they are all that there is to train on
+        if getattr(settings.args, flag) and split not in documents:
+            raise ValueError(
+                f"`--{flag}` needs {split} documents. Name them with `--{split}_file`, set some aside with `--{split}_split 0.1`, or "
+                "leave the flag out."
+                if split != "train"
+                else f"`--{flag}` needs training documents. Name them with `--train_file`, or leave the flag out."
+            )
+    if "validation" in documents or not settings.args.do_train:
+        return
+    for flag, wanted in (
+        ("lexical_scores", settings.lexical.lexical_scores),
+        ("eval_strategy", settings.args.eval_strategy != "no"),
+        ("refit_on_all", settings.run.refit_on_all),
+        ("class_weights", settings.model.class_weights == "auto"),
+        ("threshold_objective", _wanted_guarantee(settings) is not None),
+    ):
+        if wanted:
+            raise ValueError(
+                f"`--{flag}` needs validation documents. Name them with `--validation_file`, or leave it out."
+            )
+
+
+def _wanted_guarantee(settings: RunSettings) -> tuple[str, float] | None:
+    """Risk and limit that the thresholds are to keep, see `check_guarantee`; `None` if no guarantee is asked for."""
+    return check_guarantee(settings.thresholds.threshold_objective) if settings.thresholds.tune_thresholds else None
+
+
+def check_guarantee_documents(settings: RunSettings, documents: Mapping[str, Any], labels: Sequence[str]) -> None:
+    """
+    Check before the training that there are enough validation documents for the guarantee of the thresholds.
+
+    Args:
+        settings ([`RunSettings`]): of the run.
+        documents (`dict[str, Dataset]`): of each split, with "labels" (names).
+        labels (`list[str]` of length `num_labels`): of the model.
+
+    Raises:
+        ValueError: if there are too few.
+    """
+    wanted, validation = _wanted_guarantee(settings), documents.get("validation")
+    if wanted is None or validation is None or not settings.args.do_train:
+        return
+    (risk, limit), names = wanted, set(labels)
+    known = sum(risk != "recall" or not names.isdisjoint(own) for own in validation["labels"])
+    if known < documents_needed(limit):
+        raise ValueError(
+            f"`--threshold_objective` is {settings.thresholds.threshold_objective!r}, which needs at least {documents_needed(limit)} validation "
+            f"documents{' with labels' if risk == 'recall' else ''}, but there are {known}. Add some, or allow more errors."
+        )
+
+
+def first_documents(dataset: AnyDataset, limit: int | None) -> AnyDataset:
+    """The first `limit` documents of a data set or a stream; all for `None`."""
+    if limit is None:
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset.take(limit)
+    return dataset.select(range(min(limit, len(dataset))))
+
+
+def encode_documents(settings: RunSettings, dataset: AnyDataset, labels: Sequence[str], tokenizer: Any) -> AnyDataset:
+    """
+    Documents as token ids and label ids; a stream is also shuffled in a buffer.
+
+    Args:
+        settings ([`RunSettings`]): of the run.
+        dataset (`Dataset` or `IterableDataset`): with "text" and "labels" (names).
+        labels (`list[str]` of length `num_labels`): in the order of their ids.
+        tokenizer (`PreTrainedTokenizerBase`): of the encoder.
+
+    Returns:
+        `Dataset` or `IterableDataset` with "input_ids", "attention_mask", "length" and "label_indices".
+    """
+    dataset = encode_labels(dataset, {label: index for index, label in enumerate(labels)})
+    if isinstance(dataset, IterableDataset) and settings.data.shuffle_buffer_size:
+        dataset = dataset.shuffle(seed=settings.args.seed, buffer_size=settings.data.shuffle_buffer_size)
+    workers = settings.data.preprocessing_num_workers
+    return tokenize(dataset, tokenizer, settings.data.max_length, num_proc=workers)
+
+
+# ---- Labels ----
+
+
+def read_hierarchy(
+    settings: RunSettings, documents: Mapping[str, Any], checkpoint: Any = None
+) -> tuple[dict[str, list[str]] | None, str | None]:
+    """
+    Parents of labels, and how label sets follow them: as the arguments say, or else as the trained checkpoint does.
+
+    Args:
+        settings ([`RunSettings`]): of the run.
+        documents (`dict[str, Dataset]`): of each split, with "labels" (names), which SKOS concepts are matched with.
+        checkpoint (`SepMldcConfig`, *optional*): of the checkpoint that is trained further, evaluated or run.
+
+    Returns:
+        `tuple(dict[str, list[str]], str)`: parents by name of the label, and `hierarchy` of the configuration; each may be `None`.
+
+    Raises:
+        DataFileError: if the file of parents cannot be read. It is a `ValueError`.
+        ValueError: if a hierarchy is asked for and no label has a parent.
+    """
+    path, parents = settings.labels.label_parents_file, getattr(checkpoint, "label_parents", None)
+    hierarchy = settings.labels.hierarchy or getattr(checkpoint, "hierarchy", None)
+    if path is not None:
+        names = [] if checkpoint is None else checkpoint.labels
+        if checkpoint is None and is_rdf(path) and "train" in documents:
+            names = list(count_label_names(first_documents(documents["train"], settings.data.max_train_samples))[0])
+        parents = read_label_parents(path, names)
+    if hierarchy is not None and not parents:
+        raise ValueError(
+            f"`--hierarchy` is {hierarchy}, but no label has a parent. Name the parents with `--label_parents_file`, or leave it out."
+        )
+    return parents, hierarchy
+
+
+def label_set_fields(
+    settings: RunSettings,
+    labels: Sequence[str],
+    parents: Mapping[str, list[str]] | None,
+    hierarchy: str | None,
+    checkpoint: Any = None,
+) -> dict[str, Any]:
+    """
+    The fields of the configuration that shape label sets, for these labels.
+
+    Args:
+        settings ([`RunSettings`]): of the run.
+        labels (`list[str]` of length `num_labels`): of the model.
+        parents (`dict[str, list[str]]`, *optional*), hierarchy (`str`, *optional*): what [`read_hierarchy`] returned.
+        checkpoint (`SepMldcConfig`, *optional*): of the checkpoint that is trained further, evaluated or run.
+
+    Returns:
+        `dict`: `label_parents`, `hierarchy` and `label_constraints`.
+
+    Raises:
+        DataFileError: if the file of constraints cannot be read. It is a `ValueError`.
+        ValueError: if parents or constraints do not fit the labels.
+    """
+    path = settings.labels.label_parents_file
+    if path is not None:
+        parents = parents_of_labels(parents or {}, labels, path)
+    constraints = getattr(checkpoint, "label_constraints", None)
+    if settings.labels.label_constraints_file is not None:
+        closed = parents if hierarchy is not None else None
+        constraints = read_label_constraints(settings.labels.label_constraints_file, labels, closed)
+    return {"label_parents": parents, "hierarchy": hierarchy, "label_constraints": constraints}
+
+
+def check_known_labels(
+    settings: RunSettings, dataset: AnyDataset, labels: Sequence[str], split: str, names: Counter | None = None
+) -> None:
+    """
+    Say which labels of the documents the model cannot learn or predict. Training and validation documents need at least one that it can.
+
+    Args:
+        settings ([`RunSettings`]): of the run.
+        dataset (`Dataset` or `IterableDataset`): with "labels" (names).
+        labels (`list[str]` of length `num_labels`): of the model.
+        split (`str`): `"train"`, `"validation"` or `"test"`.
+        names (`Counter`, *optional*): training documents of each label, where they are counted already.
+
+    Raises:
+        ValueError: if none of the labels of the documents is known.
+    """
+    known = set(labels)
+    if split != "train":
+        count_unknown_labels(dataset, labels, split)
+        if split == "validation" and not any(known.intersection(names) for names in dataset["labels"]):
+            raise ValueError(
+                f"None of the {len(dataset)} validation documents has one of the {len(labels)} labels of the model ({labels[0]!r}, ...), "
+                "so nothing can be measured on them. Check the labels of `--validation_file`, or leave it out."
+            )
+        return
+    counts = count_label_names(dataset)[0] if names is None else names
+    unknown = {name: count for name, count in counts.most_common() if name not in known}
+    if not unknown:
+        return
+    shown = ", ".join(f"{name!r} ({count})" for name, count in list(unknown.items())[:5])
+    source = settings.labels.label_list_file or settings.model.model_name_or_path
+    if len(unknown) == len(counts):
+        raise ValueError(
+            f"None of the {len(counts)} labels of the training documents ({shown}) is among the {len(labels)} labels of {source}. Use "
+            "the same names in both."
+        )
+    logger.warning(
+        f"train: {len(unknown)} labels are not among the {len(labels)} labels of {source}, so they are not learned and their "
+        f"documents count as negatives: {shown}{' ...' if len(unknown) > 5 else ''}. Add them to the label list, or to a trained model "
+        "with `model.add_labels`."
+    )
