@@ -1,4 +1,4 @@
-"""The text of an answer, in any of its forms."""
+"""Extracts the text of an answer from any of its formats."""
 
 import json
 import re
@@ -22,14 +22,14 @@ def is_refusal(text: str) -> bool:
 
 def answer_text(entry: dict[str, Any], *fields: str) -> tuple[str, bool]:
     """
-    The text of an answer, whether it came as JSON, as JSON cut short, in a Markdown fence or as plain text.
+    The text of an answer in the form of JSON, truncated JSON, a Markdown fence or plain text.
 
     Args:
-        entry (`dict`): The journal's entry.
-        fields: Names of the text's field where the answer is JSON; the first that is there counts.
+        entry (`dict`): The journal entry.
+        fields: Candidate names of the JSON field that contains the text; the first one that exists is used.
 
     Returns:
-        The text, and whether the answer was cut off by its limit of tokens.
+        The text, and whether the answer was cut off by its token limit.
     """
     content = re.sub(r"<think>.*?(</think>|\Z)", "", entry["content"], flags=re.S).strip()
     content = re.sub(r"\A```\w*\s*\n(.*?)\n?```\Z", r"\1", content, flags=re.S).strip()

@@ -52,11 +52,11 @@ def _write_pseudo_documents(commands: Any) -> None:
     parser.add_argument("--label-descriptions", metavar="FILE", help="label_descriptions.jsonl of describe-labels")
     _add_label_delimiter(parser)
     parser.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help="validation and test files")
-    parser.add_argument("--labels", metavar="FILE", help="file of all labels, where some have no training document")
+    parser.add_argument("--labels", metavar="FILE", help="file of all labels, if some have no training document")
     parser.add_argument(
         "--label-parents",
         metavar="FILE",
-        help="csv of child and parent, json, or SKOS: no near misses of broader and narrower labels",
+        help="label parents, as csv of child and parent, json, or SKOS: excludes near misses of broader and narrower labels",
     )
     parser.add_argument(
         "--tail-threshold", type=int, default=50, help="labels with fewer training documents are tail labels"
@@ -64,30 +64,40 @@ def _write_pseudo_documents(commands: Any) -> None:
     parser.add_argument("--per-label", type=int, default=50, help="pseudo-documents per tail label")
     parser.add_argument("--tail-labels", nargs="+", metavar="LABEL", help="these labels instead of all tail labels")
     parser.add_argument(
-        "--allow-no-demonstration", action="store_true", help="use the description alone where no document is usable"
+        "--allow-no-demonstration",
+        action="store_true",
+        help="use the description alone for labels without a usable document",
     )
     parser.add_argument(
-        "--max-document-tokens", type=int, default=2000, help="longest demonstration; longer ones are cut"
+        "--max-document-tokens",
+        type=int,
+        default=2000,
+        help="maximum length of a demonstration; longer ones are truncated",
     )
-    parser.add_argument("--seed", type=int, default=0, help="order of demonstrations, choice of further labels")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="random seed of the order of demonstrations and the choice of candidate labels",
+    )
     parser.add_argument(
         "--hard-share",
         type=float,
         metavar="SHARE",
-        help="share of near misses, which only seem to have a similar label; 0.2 without training file, else 0",
+        help="share of near misses, which only seem to have a similar label; defaults to 0.2 without training file, else 0",
     )
     parser.add_argument(
         "--several-share",
         type=float,
         metavar="SHARE",
-        help="share of those without demonstration with further labels that the model chooses; 0.4 without training file, else 0",
+        help="share of documents, among those without demonstration, for which the model chooses further labels; defaults to 0.4 without training file, else 0",
     )
     parser.add_argument("--max-labels", type=int, default=3, help="most labels of these")
     parser.add_argument(
         "--length",
         type=int,
         metavar="TOKENS",
-        help="length of a document without demonstration; 150 without training file",
+        help="length in tokens of a document without demonstration; defaults to 150 without training file",
     )
     _add_prompt(parser)
     _add_endpoint(parser)
@@ -104,24 +114,28 @@ def _review(commands: Any) -> None:
     _add_label_delimiter(parser)
     parser.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help="validation and test files")
     parser.add_argument(
-        "--min-length-ratio", type=float, default=0.4, help="shortest, as a share of the demonstration"
+        "--min-length-ratio", type=float, default=0.4, help="minimum length, relative to the demonstration"
     )
-    parser.add_argument("--max-length-ratio", type=float, default=2.5, help="longest, as a share of the demonstration")
+    parser.add_argument(
+        "--max-length-ratio", type=float, default=2.5, help="maximum length, relative to the demonstration"
+    )
     parser.add_argument(
         "--near-duplicate-threshold", type=float, default=0.6, help="Jaccard similarity of 3-word runs"
     )
     parser.add_argument(
-        "--scores", metavar="FILE", help="a trained model's scores of the pseudo-documents, of examples/predict.py"
+        "--scores",
+        metavar="FILE",
+        help="scores of the pseudo-documents from a trained model, written by examples/predict.py",
     )
     parser.add_argument(
-        "--min-agreement", type=float, help="smallest mean score of the intended labels; needs --scores"
+        "--min-agreement", type=float, help="minimum mean score of the intended labels; needs --scores"
     )
     parser.add_argument("--output-dir", default=".", help="folder of the kept and the rejected pseudo-documents")
     _add_prompt(parser)
 
 
 def _export_sft(commands: Any) -> None:
-    parser = commands.add_parser("export-sft", help="write reviewed answers as chats, to tune an open model on")
+    parser = commands.add_parser("export-sft", help="write reviewed answers as chats, to fine-tune an open model")
     parser.add_argument("reviewed", nargs="+", help="pseudo_documents_kept.jsonl, label_descriptions.jsonl")
     parser.add_argument("--journal", required=True, metavar="FILE", help="journal.jsonl of the runs that wrote them")
     parser.add_argument("--output", default="sft.jsonl", metavar="FILE", help="file to write")
@@ -129,7 +143,9 @@ def _export_sft(commands: Any) -> None:
 
 
 def _report(commands: Any) -> None:
-    parser = commands.add_parser("report", help="labels per decile before and after, tokens, cost, a picture")
+    parser = commands.add_parser(
+        "report", help="report labels per decile before and after, tokens and cost, with a histogram"
+    )
     parser.add_argument("--train", nargs="+", metavar="FILE", help="training file(s), if there are any")
     _add_label_delimiter(parser)
     parser.add_argument("--pseudo-documents", metavar="FILE", help="pseudo-documents that training will use")
@@ -139,25 +155,27 @@ def _report(commands: Any) -> None:
         "--tail-threshold", type=int, default=50, help="labels with fewer training documents are tail labels"
     )
     parser.add_argument("--no-picture", action="store_true", help="do not draw the histogram")
-    parser.add_argument("--output-dir", default=".", help="folder of the report and the picture")
+    parser.add_argument("--output-dir", default=".", help="folder of the report and the histogram")
 
 
 def _prompts(commands: Any) -> None:
     parser = commands.add_parser("prompts", help="list the prompt templates, or show one filled in")
     parser.add_argument("action", choices=["list", "show"])
     parser.add_argument("name", nargs="?", default="generic", help="a template's name or path")
-    parser.add_argument("--train", metavar="FILE", help="show it with a document of this file")
+    parser.add_argument("--train", metavar="FILE", help="show it with a document from this file")
     parser.add_argument("--label-descriptions", metavar="FILE", help="and with these label descriptions")
     _add_prompt(parser)
 
 
 def _add_label_delimiter(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--label-delimiter", metavar="TEXT", help="separator of joined labels in a training table")
+    parser.add_argument("--label-delimiter", metavar="TEXT", help="separator of joined labels in a training file")
 
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompt")
-    group.add_argument("--template", default="generic", help=f"{', '.join(template_names())}, or the path of your own")
+    group.add_argument(
+        "--template", default="generic", help=f"{', '.join(template_names())}, or the path of your own template"
+    )
     group.add_argument("--dataset-description", default="", help="what the documents and labels are")
     group.add_argument("--genre", default="", help='what one document is called, such as "abstract"')
     group.add_argument("--language", default="en", choices=sorted(LANGUAGES), metavar="CODE", help="ISO 639-1 code")
@@ -170,8 +188,10 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable that holds the key"
     )
-    group.add_argument("--temperature", type=float, help="overrides that of the command")
-    group.add_argument("--max-tokens", type=int, help="longest answer; reasoning models need more than the default")
+    group.add_argument("--temperature", type=float, help="overrides the command's default temperature")
+    group.add_argument(
+        "--max-tokens", type=int, help="maximum length of an answer; reasoning models need more than the default"
+    )
     group.add_argument(
         "--parameters",
         type=_json_object,
@@ -183,12 +203,16 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
         "--structured-output",
         choices=["auto", "json_schema", "text"],
         default="auto",
-        help="requested form of answers",
+        help="requested format of answers",
     )
     group.add_argument("--batch", action="store_true", help="use the Batch API: half the price, answers within a day")
-    group.add_argument("--batch-poll-seconds", type=float, default=30.0, help="time between two looks at a batch")
     group.add_argument(
-        "--abandon-batches", action="store_true", help="pay again for batches that cannot be looked at any more"
+        "--batch-poll-seconds", type=float, default=30.0, help="time between two status checks of a batch"
+    )
+    group.add_argument(
+        "--abandon-batches",
+        action="store_true",
+        help="send, and pay for, the requests of batches again that can no longer be accessed",
     )
 
 
@@ -202,10 +226,10 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--max-requests", type=int, help="maximum number of HTTP requests of this run, retries included"
     )
     group.add_argument("--prices", metavar="FILE", help="price file that overrides the package's")
-    group.add_argument("--concurrency", type=int, default=8, help="requests under way at the same time")
+    group.add_argument("--concurrency", type=int, default=8, help="maximum number of concurrent requests")
     group.add_argument("--requests-per-minute", type=float, help="rate limit of the endpoint")
     group.add_argument("--tokens-per-minute", type=float, help="rate limit of the endpoint, prompt plus answer")
-    group.add_argument("--max-retries", type=int, default=6, help="further attempts after an error that may pass")
+    group.add_argument("--max-retries", type=int, default=6, help="maximum number of retries after a transient error")
     group.add_argument("--timeout", type=float, default=120.0, help="seconds per attempt")
 
 

@@ -22,7 +22,7 @@ from .writing import encoded
 
 
 MAX_REQUESTS, MAX_BYTES = 50_000, 190_000_000  # of one input file; the documented limits are 50,000 and 200 MB
-SUBMISSIONS = 4  # attempts per request before it counts as failed
+SUBMISSIONS = 4  # maximum number of attempts per request
 OK = 200
 
 
@@ -41,15 +41,15 @@ class BatchRunner:
         self._collected: set[str] = set()
 
     async def run(self) -> RunState:
-        """Returns when every item is answered or has failed, a limit is reached, or after Ctrl-C; batches then go on."""
+        """Returns when every item is answered or has failed, when a limit is reached, or after Ctrl-C; batches continue at the provider."""
         return await self._until_done(self._round)
 
     async def settle(self) -> RunState:
         """
-        Collects the batches that have ended and submits nothing.
+        Collects finished batches without submitting anything.
 
         Raises:
-            AugmentationError: if a batch with requests of this task is still under way: they must not be paid twice.
+            AugmentationError: if a batch with requests of this task is still in progress, because they must not be paid for twice.
         """
         return await self._until_done(self._settle_round)
 
@@ -74,7 +74,7 @@ class BatchRunner:
     # ------------------------------------------------------------------------------------------------ one round
 
     async def _round(self) -> bool:
-        """Submits what no batch covers, waits for the batches, and stores their answers; False when nothing is left."""
+        """Submits requests that no batch covers, waits for the batches, and stores their answers; False if nothing is left to do."""
         wanted = self._wanted()
         batches = await self._open(wanted)
         covered = {key for key, (_, request) in wanted.items() if any(batch.covers(request) for batch in batches)}
@@ -98,8 +98,8 @@ class BatchRunner:
             if look is not None and not look.finished:
                 number = sum(batch.covers(request) for _, request in wanted.values())
                 raise AugmentationError(
-                    f"{number} requests are under way in {batch.name} at {self.endpoint.host} ({look.status}) and would be "
-                    "paid twice; set `batch` to wait for it, or cancel it at the provider first."
+                    f"{number} requests are in progress in {batch.name} at {self.endpoint.host} ({look.status}) and would be "
+                    "paid for twice; set `batch` to wait for it, or cancel it at the provider first."
                 )
             await self._collect(batch, look or BatchLook("abandoned"), wanted)
         return False
@@ -153,16 +153,16 @@ class BatchRunner:
                 continue
             if batch.id is not None:
                 found.append(batch)
-            else:  # the kill came before the submission
+            else:  # the process was killed before the submission
                 await self._note("batch_done", token=batch.token, status="never submitted")
         return found
 
     async def _cannot_look(self, batch: OpenBatch, problem: str) -> None:
         """
-        Gives up a batch if the user has said so.
+        Abandons a batch if the user allows it.
 
         Raises:
-            AugmentationError: if not: its requests may be under way, and must not be paid twice.
+            AugmentationError: otherwise, because its requests may be in progress and must not be paid for twice.
         """
         if not self.settings.abandon_batches:
             raise AugmentationError(
@@ -210,7 +210,7 @@ class BatchRunner:
     # ------------------------------------------------------------------------------------------------ collecting
 
     async def _look(self, batch: OpenBatch) -> BatchLook | None:
-        """How far a batch is; None if it was abandoned."""
+        """The status of a batch; None if it was abandoned."""
         assert batch.id is not None
         try:
             return await self.api.look(batch.id)
@@ -223,7 +223,7 @@ class BatchRunner:
             return None
 
     async def _wait(self, batch: OpenBatch) -> BatchLook | None:
-        """The last look at a batch, when it has ended; None after a stop."""
+        """The final status of a batch, after waiting for its end; None after a stop."""
         while True:
             look = await self._look(batch)
             if look is None:
@@ -238,7 +238,7 @@ class BatchRunner:
                 return None
 
     async def _collect(self, batch: OpenBatch, look: BatchLook, wanted: dict[str, tuple[int, Request]]) -> None:
-        """Stores the answers of a batch that has ended, and the reasons of what was not answered."""
+        """Stores the answers of a finished batch, and the reasons why requests were not answered."""
         answered: set[str] = set()
         for file_id in look.files:
             at_least = look.completed if file_id == look.files[0] else 0
@@ -275,7 +275,7 @@ class BatchRunner:
         return lines
 
     def _store(self, lines: list[Any], batch: OpenBatch, wanted: dict[str, tuple[int, Request]]) -> set[str]:
-        """Stores the good answers of a file, and the reasons of the others; returns the keys that have one of the two."""
+        """Stores the usable answers of a file, and the failure reasons of the others; returns the keys of both."""
         requests = {name: request for _, request in wanted.values() for name in request.keys}
         found = set()
         for line in lines:
@@ -291,7 +291,7 @@ class BatchRunner:
                 self._submissions[request.key] = SUBMISSIONS
             except TryAgain as error:
                 self._reasons[request.key] = f"{error}, after {SUBMISSIONS} submissions"
-            except FatalError as error:  # raised when the good answers are safe
+            except FatalError as error:  # raised later, after the usable answers are stored
                 self.state.fatal = error
             else:
                 self.state.count(entry)
@@ -304,7 +304,7 @@ class BatchRunner:
         response = line.get("response")
         response = response if isinstance(response, dict) else {}
         sent = self._body(request, batch)
-        try:  # an answer counts, regardless of the rest of the line
+        try:  # an answer is used regardless of the rest of the line
             return self.endpoint.entry(request, response.get("body"), sent, batch=True)
         except TryAgain:
             status, problem = response.get("status_code"), line.get("error")
@@ -314,7 +314,7 @@ class BatchRunner:
             ) from None
 
     def _body(self, request: Request, batch: OpenBatch) -> dict[str, Any]:
-        """What was sent with a request, in the dialect of its batch (another one may have been learned since)."""
+        """What was sent with a request, in the dialect of its batch (the endpoint's dialect may have been updated since)."""
         now = self.endpoint.dialect
         self.endpoint.dialect = batch.dialect or now
         body = self.endpoint.body(request)

@@ -1,4 +1,4 @@
-"""The endpoints of the OpenAI Batch API, with retries and checks of their answers."""
+"""Client for the OpenAI Batch API, with retries and validation of the responses."""
 
 import io
 import json
@@ -15,14 +15,14 @@ from .waiting import seconds_to_wait
 
 FINISHED = ("completed", "failed", "expired", "cancelled")
 UNDER_WAY = ("validating", "in_progress", "finalizing", "cancelling")
-MAX_LISTED = 10_000  # batches looked at to find one by its token
+MAX_LISTED = 10_000  # maximum number of batches to search for one with a given token
 
 T = TypeVar("T")
 
 
 @dataclass
 class BatchLook:
-    """What a look at a batch shows."""
+    """The status of a batch."""
 
     status: str
     completed: int = 0
@@ -37,10 +37,10 @@ class BatchLook:
 
 class BatchApi:
     """
-    Uploads, creates, finds, looks at and downloads batches.
+    Uploads, creates, finds, inspects and downloads batches.
 
-    Every method raises `NotFound` where the endpoint does not know the requested object, another `AugmentationError` where it
-    cannot be talked to.
+    Every method raises `NotFound` if the endpoint does not know the requested object, and another `AugmentationError` if it cannot be
+    reached.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -59,7 +59,7 @@ class BatchApi:
             ) from None
 
     async def create(self, file_id: str, token: str) -> str:
-        """Creates the batch of an uploaded file; returns its id, also where an answer was lost on the way."""
+        """Creates the batch for an uploaded file; returns its id, even if a response was lost in transit."""
         attempts = 0
 
         async def create() -> Any:
@@ -67,7 +67,7 @@ class BatchApi:
             attempts += 1
             found = (
                 await self.find(token) if attempts > 1 else None
-            )  # an attempt whose answer was lost may have made it
+            )  # an attempt whose response was lost may have created it
             if found is not None:
                 return found
             return await self.endpoint.client.batches.create(
@@ -121,11 +121,11 @@ class BatchApi:
         """
         The JSON values of a file, and how many of its lines are not JSON after all attempts.
 
-        A file that came incomplete is downloaded again.
+        An incomplete download is repeated.
 
         Args:
             file_id (`str`): As the endpoint names it.
-            at_least (`int`): Number of lines that the batch has according to its counts.
+            at_least (`int`): Expected number of lines, according to the counts of the batch.
         """
         best: tuple[list[Any], int] | None = None
 
@@ -141,7 +141,7 @@ class BatchApi:
             if best is None or len(values) > len(best[0]):
                 best = values, bad
             if bad or len(values) < at_least:
-                raise TryAgain(f"the file {file_id} came incomplete")
+                raise TryAgain(f"the download of file {file_id} was incomplete")
             return values, bad
 
         try:
@@ -154,7 +154,7 @@ class BatchApi:
             return best
 
     async def _call(self, function: Callable[[], Awaitable[Any]], read: Callable[[Any], T] | None = None) -> Any:
-        """Calls the endpoint and reads its answer, again after errors that may pass."""
+        """Calls the endpoint and parses its response, with retries after transient errors."""
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(TryAgain),
@@ -168,8 +168,10 @@ class BatchApi:
                         return answer if read is None else read(answer)
                     except self.endpoint.errors as error:
                         raise self.endpoint.problem(error, {}) from None
-                    except (AttributeError, TypeError, ValueError, KeyError) as error:  # an answer of another form
-                        raise TryAgain(f"an answer of another form: {self.endpoint.redact.line(error, 80)}") from None
+                    except (AttributeError, TypeError, ValueError, KeyError) as error:  # an unexpected response format
+                        raise TryAgain(
+                            f"unexpected format of the response: {self.endpoint.redact.line(error, 80)}"
+                        ) from None
         except (TryAgain, ItemError) as error:
             raise AugmentationError(
                 f"{self.endpoint.host} does not answer as the Batch API does ({error}); run the same command again, or leave "

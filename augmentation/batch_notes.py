@@ -1,8 +1,8 @@
 """
 Notes on batches in the journal.
 
-Three notes follow each other: the intention to submit a batch (with its keys), its id, and that it was collected. A new process
-finds a batch whose id was never noted by the token in its metadata, so no batch is submitted twice.
+Each batch has up to three notes: the intention to submit it (with its keys), its id, and that it was collected. If the id was never noted,
+a new process finds the batch by the token in its metadata, so that no batch is submitted twice.
 """
 
 from collections.abc import Iterable
@@ -19,11 +19,11 @@ class OpenBatch:
     A batch that was not collected yet.
 
     Args:
-        token (`str`): In the metadata of the batch.
-        keys (`frozenset[str]`, *optional*): Of its requests; None where the line that named them is damaged.
-        dialect (`dict`, *optional*): How the requests were written.
+        token (`str`): Token in the metadata of the batch.
+        keys (`frozenset[str]`, *optional*): Keys of its requests; None if the line with them is damaged.
+        dialect (`dict`, *optional*): The request format that was used.
         endpoint (`str`, *optional*): Host that it was sent to.
-        id (`str`, *optional*): As the endpoint names it; None if a process ended before it knew.
+        id (`str`, *optional*): Id assigned by the endpoint; None if the process ended before receiving it.
     """
 
     token: str

@@ -37,7 +37,7 @@ OLD_OPTIONS = {"--expansions": "--label-descriptions", "--samples": "--pseudo-do
 
 
 def _fields_of(kind: Any, args: argparse.Namespace, **more: Any) -> dict[str, Any]:
-    """The arguments that a dataclass has a field for."""
+    """Those arguments that are fields of a dataclass."""
     names = {field.name for field in dataclasses.fields(kind)}
     return {name: value for name, value in vars(args).items() if name in names} | more
 
@@ -58,7 +58,7 @@ def _show(result: Any) -> None:
         raise
     except OSError as error:
         raise AugmentationError(
-            f"standard output cannot be written ({error.strerror}); all files are, so only the summary is lost."
+            f"standard output cannot be written ({error.strerror}); all files have been written, only the summary is lost."
         ) from None
 
 
@@ -180,7 +180,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; commands and options of version 0.1 are understood, with a `FutureWarning`."""
+    """Parses the arguments; commands and options of version 0.1 are accepted with a `FutureWarning`."""
     words = list(sys.argv[1:] if argv is None else argv)
     old_name = bool(words) and words[0] in OLD_COMMANDS
     if old_name:
@@ -201,8 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Runs a command.
 
     Returns:
-        0 done; 1 stopped by a problem that its one sentence names; 3 unfinished (a limit, or failed items): the same command
-        goes on; 130 interrupted. Wrong arguments exit with 2.
+        The exit code: 0 success; 1 error, described in one sentence; 3 unfinished (a limit was reached or items failed; the same
+        command continues); 130 interrupted. Invalid arguments exit with 2.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     args = _parse(argv)
@@ -224,8 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{os.path.basename(place.filename)}, line {place.lineno}"
         logging.debug("unexpected error", exc_info=True)
         _complain(
-            f"error: something unexpected happened ({type(error).__name__}: {redact.line(error)}, at {where}); answers that came "
-            "are in the journal: run the same command again, and report it if it comes again."
+            f"error: something unexpected happened ({type(error).__name__}: {redact.line(error)}, at {where}); received answers "
+            "are in the journal: run the same command again, and report the error if it occurs again."
         )
         return ERROR
 

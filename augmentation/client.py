@@ -1,4 +1,4 @@
-"""One endpoint that speaks the OpenAI chat protocol: what is sent, what comes back, and what an error means."""
+"""Client for one endpoint with the OpenAI chat API: requests, responses, and classification of errors."""
 
 import json
 import math
@@ -19,16 +19,16 @@ from .tokens import approximate_tokens
 from .waiting import retry_after_seconds
 
 
-MAX_COUNT = 10**9  # tokens; larger counts of an endpoint are wrong
+MAX_COUNT = 10**9  # tokens; larger counts from an endpoint must be wrong
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached")
 
 
 class Endpoint:
     """
-    Sends requests to one endpoint through the `openai` client and turns what happens into an answer or an error of `errors.py`.
+    Sends requests to one endpoint through the `openai` client, and returns an answer or raises an error from `errors.py`.
 
-    What the endpoint does not accept is learned from its first refusals: JSON schema, `max_tokens` (then
-    `max_completion_tokens`), `temperature`. Everything that comes from the endpoint passes through `redact`.
+    If the endpoint refuses JSON schema, `max_tokens` (replaced by `max_completion_tokens`) or `temperature`, the client adapts from then
+    on. Everything that comes from the endpoint passes through `redact`.
 
     Raises:
         AugmentationError: if the `openai` package or the key is missing.
@@ -82,7 +82,7 @@ class Endpoint:
 
     @property
     def dialect(self) -> dict[str, Any]:
-        """What was learned about the endpoint, so that a later process can go on with it."""
+        """What was learned about the endpoint, for use by a later process."""
         return {
             "structured": self.structured,
             "token_parameter": self.token_parameter,
@@ -102,7 +102,7 @@ class Endpoint:
             The journal entry of the answer.
 
         Raises:
-            TryAgain, ItemError, FatalError: as the names say; `Adapted` after something was learned.
+            TryAgain, ItemError, FatalError: see `errors.py`; `Adapted` if the client has adapted to the endpoint.
         """
         began = time.monotonic()
         body = self.body(request)
@@ -130,14 +130,14 @@ class Endpoint:
         if isinstance(error, openai.APIStatusError):
             return self.judge(error.status_code, error.body, error.response.headers, sent)
         cause = error.__cause__ or error
-        # the transport tells a refused connection as ConnectTimeout, which the client tells as a time-out
+        # the transport reports a refused connection as ConnectTimeout, which the client reports as a timeout
         never_sent = type(cause).__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout")
         if isinstance(error, openai.APITimeoutError) and not never_sent:
             return TryAgain(f"no answer within {self.settings.timeout:g} s", maybe_paid=True, reached=False)
         return TryAgain(f"no connection ({self.redact.line(cause)})", maybe_paid=not never_sent, reached=False)
 
     def judge(self, status: int, body: Any, headers: Mapping[str, str], sent: dict[str, Any]) -> Exception:
-        """The error that a refusal stands for, after learning from it."""
+        """Classifies a refusal as an error, after adapting to it if possible."""
         error = body.get("error", body) if isinstance(body, dict) else {}
         error = error if isinstance(error, dict) else {"message": error}
         message = self.redact.line(error.get("message") or body or "no message")
@@ -152,7 +152,7 @@ class Endpoint:
         return ItemError(f"status {status}: {message}")
 
     def _hopeless(self, status: int, code: str, message: str) -> FatalError | None:
-        if status == 401 or (status == 403 and not self.answered):  # later on, a 403 is about one prompt (moderation)
+        if status == 401 or (status == 403 and not self.answered):  # a later 403 is about a single prompt (moderation)
             return FatalError(
                 f"{self.host} refuses the key in {self.settings.api_key_env} ({status}: {message}); set a valid key and run "
                 "the same command again."
@@ -170,7 +170,7 @@ class Endpoint:
         return None
 
     def learn(self, message: str, sent: dict[str, Any]) -> bool:
-        """Whether a refusal is about a part of the request that can be left out, which is then left out from now on."""
+        """Whether a refusal is about an optional part of the request; if so, this part is omitted from now on."""
         if "response_format" in sent and re.search(
             r"response.?format|json.?schema|grammar|structured|guided", message
         ):
@@ -192,7 +192,7 @@ class Endpoint:
         The journal entry of an answer (a `chat.completion` object), without secrets.
 
         Raises:
-            TryAgain: if the object is not one, so that its answer has not arrived.
+            TryAgain: if the object is not a chat completion, so that there is no answer.
         """
         try:
             choice = answer["choices"][0]
@@ -241,16 +241,16 @@ def _client(settings: RequestSettings) -> Any:
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise AugmentationError(
-            f"the key in {settings.api_key_env} holds blanks or other characters that no key has; copy it again."
+            f"the key in {settings.api_key_env} holds spaces or other characters that cannot be part of a key; copy it again."
         )
     try:
-        transport = openai.DefaultAioHttpClient(timeout=settings.timeout)  # half the work per request
+        transport = openai.DefaultAioHttpClient(timeout=settings.timeout)  # half the CPU time per request
     except RuntimeError:  # aiohttp is not installed
         transport = None
     return openai.AsyncOpenAI(
         api_key=key or "none",
         base_url=settings.base_url,
-        max_retries=0,  # retries are counted, paced and paid for here
+        max_retries=0,  # retries are handled here, with limits and pacing
         timeout=settings.timeout,
         http_client=transport,
     )
@@ -264,12 +264,12 @@ def _plain(content: Any) -> Any:
 
 
 def _status_of(error: Any) -> int:
-    """The status that an error means which came with status 200."""
+    """The actual status of an error that was returned with status 200."""
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 
 def _count(value: Any) -> int:
-    """A number of tokens as an endpoint gives it; 0 where it is none."""
+    """A token count from an endpoint; 0 if it is not a valid number."""
     valid = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return int(value) if valid and 0 < value <= MAX_COUNT else 0

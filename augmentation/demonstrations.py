@@ -1,4 +1,4 @@
-"""Training documents that show a model the manner of a data set."""
+"""Training documents that are shown to the model as demonstrations."""
 
 import collections
 import random
@@ -14,14 +14,14 @@ CACHED_DEMONSTRATIONS = 1000
 
 class Demonstrations:
     """
-    The training documents that may be shown, by tail label.
+    The training documents that may be shown as demonstrations, by tail label.
 
     Args:
         train, excluded: Training documents, and validation and test documents. A training document without text, with the id
             of an excluded one or nearly its text is not used; `notes` says how many.
         labels: The tail labels.
-        longest (`int`): Longest demonstration in tokens; a longer one is cut.
-        seed (`int`): Order in which the documents of a label become its demonstrations.
+        longest (`int`): Maximum length of a demonstration in tokens; longer ones are truncated.
+        seed (`int`): Random seed of the order in which the documents of a label are used as demonstrations.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Demonstrations:
         return documents[number % len(documents)] if documents else None
 
     def text(self, document: Document) -> tuple[str, bool]:
-        """What is shown of a document, and whether it was cut."""
+        """The part of a document that is shown, and whether it was truncated."""
         if len(self._cut) > CACHED_DEMONSTRATIONS:  # the items of a label are consecutive: a small cache is enough
             self._cut.clear()
         if id(document) not in self._cut:  # not by its own id, which two documents may share

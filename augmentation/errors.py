@@ -1,4 +1,4 @@
-"""Errors, and what follows from each."""
+"""Exceptions, by how the program reacts to them."""
 
 
 class AugmentationError(Exception):
@@ -20,8 +20,8 @@ class TryAgain(Exception):
     Args:
         reason (`str`): For the message, if all attempts fail.
         retry_after (`float`, *optional*): Seconds that the endpoint asks to wait.
-        maybe_paid (`bool`): Whether the endpoint may have done the work.
-        reached (`bool`): Whether the endpoint answered at all.
+        maybe_paid (`bool`): Whether the endpoint may have processed, and charged for, the request.
+        reached (`bool`): Whether the endpoint responded at all.
     """
 
     def __init__(
@@ -34,8 +34,8 @@ class TryAgain(Exception):
 
 
 class Adapted(TryAgain):
-    """The endpoint refused a part of the request, which is left out from now on; the next attempt need not wait."""
+    """The endpoint refused a part of the request, which is omitted from now on. The next attempt can be made immediately."""
 
 
 class NotFound(FatalError):
-    """The endpoint does not know the address, or what it names."""
+    """The endpoint does not know the address or the requested object."""

@@ -61,10 +61,10 @@ def _reading() -> Iterator[None]:
 
 def label_name(value: Any, where: str) -> str:
     """
-    A label name as training reads it: without blanks around it, in Unicode's composed form (NFC).
+    Normalizes a label name as in training: stripped, in Unicode normalization form NFC.
 
     Raises:
-        AugmentationError: if the value is no name.
+        AugmentationError: if the value is not a valid name.
     """
     with _reading():
         name = check_label(value, where)
@@ -78,7 +78,7 @@ def label_name(value: Any, where: str) -> str:
 
 def read_rows(path: str | Path, data_format: str = "jsonl") -> Iterator[tuple[str, dict[str, Any]]]:
     """
-    The rows of a file, each with its place for messages.
+    The rows of a file, each with its location for messages.
 
     Raises:
         AugmentationError: if the file cannot be read or a line has another form.
@@ -140,7 +140,7 @@ def read_labels(path: str | Path, label_delimiter: str | None = None) -> dict[st
         label_delimiter (`str`, *optional*): Separator of joined labels in a training file.
 
     Raises:
-        AugmentationError: if the file has another form, or holds no label. Nothing but a label is ever taken for one.
+        AugmentationError: if the file has another form, or holds no label. Other columns are never interpreted as labels.
     """
     with _reading():
         return label_files.read_labels(path, label_delimiter)
@@ -163,10 +163,10 @@ def read_label_parents(path: str | Path, labels: Collection[str] = ()) -> dict[s
 
     Args:
         path: The file.
-        labels: Names of the labels, which tell how concepts of SKOS are called.
+        labels: Label names, which determine how SKOS concepts are named.
 
     Raises:
-        AugmentationError: if the file has another form, names no parent, or labels are parents of each other in a circle.
+        AugmentationError: if the file has another form, names no parent, or has a cycle.
     """
     parents: dict[str, list[str]] = {}
     try:
@@ -181,5 +181,5 @@ def read_label_parents(path: str | Path, labels: Collection[str] = ()) -> dict[s
         graphlib.TopologicalSorter(parents).prepare()
     except graphlib.CycleError as error:
         circle = " > ".join(repr(name) for name in reversed(error.args[1]))
-        raise AugmentationError(f"{path}: goes in a circle: {circle}; remove one of these parents.") from None
+        raise AugmentationError(f"{path}: has a cycle: {circle}; remove one of these parents.") from None
     return parents

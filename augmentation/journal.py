@@ -21,7 +21,7 @@ from .reserve import Reserve
 from .writing import check_output, check_writable
 
 
-# Time between two syncs: each switches threads, which is slow on a busy machine.
+# Minimum time between two syncs. Each sync switches threads, which is slow on a busy machine.
 SYNC_SECONDS = 0.05
 SHOWN_WARNINGS = 3
 
@@ -30,15 +30,15 @@ logger = logging.getLogger(__name__)
 
 class Journal:
     """
-    Answers by the key of their request, in a JSON Lines file that is only ever appended to.
+    Answers by the key of their request, in an append-only JSON Lines file.
 
-    Answers stay on disk; memory holds the place of each line (about 150 bytes per answer). Each line carries a digest of
-    itself: a damaged one is left out and costs one answer. A line that a kill has cut is removed on opening. Of two lines
-    with one key the first counts. Use as a context manager: it holds a lock.
+    Answers stay on disk; only the position of each line is kept in memory (about 150 bytes per answer). Each line contains its own digest,
+    so that a damaged line is skipped and costs only one answer. A line truncated by a kill is removed on opening. If two lines have the
+    same key, the first one is used. Use as a context manager, which holds a lock.
 
     Args:
         path: The file; it is created if it does not exist. The lock is the file `{path}.lock`.
-        read_only (`bool`): Takes no lock and repairs nothing (for reports).
+        read_only (`bool`): Do not lock or repair the journal (for reports).
 
     Raises:
         AugmentationError: if another process uses the journal, or if it cannot be read or written.
@@ -66,7 +66,7 @@ class Journal:
         try:
             if not self.read_only:
                 self._open_for_writing()
-            # answers are read through a separate handle: the other one only appends
+            # answers are read through a separate handle, because the other one only appends
             if self.path.exists():
                 self._reader = open(self.path, "rb")
                 self._load(self._reader)
@@ -99,7 +99,7 @@ class Journal:
                 f"the journal {self.path} cannot be locked on this file system; choose another `output_dir`."
             ) from None
         self._lock = lock
-        self.reserve.remove()  # of a process that was killed
+        self.reserve.remove()  # left over from a killed process
         is_new = not self.path.exists()
         self._stream = open(self.path, "ab", buffering=0)
         if is_new:
@@ -135,7 +135,7 @@ class Journal:
             self._repair_end(stream, place)
 
     def _repair_end(self, stream: BinaryIO, size: int) -> None:
-        """Removes a line that was cut by a kill; adds a missing line end."""
+        """Removes a line that was truncated by a kill; adds a missing line end."""
         assert self._stream is not None
         if self._end < size:
             logger.warning("%s ended in mid-line (%d bytes) and was repaired.", self.path, size - self._end)
@@ -176,7 +176,7 @@ class Journal:
 
     def check_is_journal(self) -> None:
         """
-        For files that a user names.
+        Checks a journal that the user has specified.
 
         Raises:
             AugmentationError: if there is no such file, or no line of it is one of a journal.
@@ -197,10 +197,10 @@ class Journal:
 
     def check(self) -> None:
         """
-        Called before anything is sent.
+        Checks that answers can be stored; called before anything is sent.
 
         Raises:
-            AugmentationError: if an earlier answer could not be stored as it should be.
+            AugmentationError: if an earlier answer could not be stored in the journal.
         """
         if self._problem is not None:
             raise self._problem
@@ -208,10 +208,10 @@ class Journal:
     @contextlib.contextmanager
     def room(self, size: int) -> Iterator[None]:
         """
-        Keeps room for one answer while it is under way.
+        Reserves disk space for one answer while its request is in progress.
 
         Args:
-            size (`int`): Length in bytes of the longest line that may come.
+            size (`int`): Length in bytes of the longest possible line.
 
         Raises:
             AugmentationError: if the disk is full, before anything is sent.
@@ -228,14 +228,13 @@ class Journal:
 
     def append(self, entry: dict[str, Any]) -> None:
         """
-        Writes an entry as one line, so that it outlives the process from here on, and has it synced to disk in the background
-        (entries that come together share one `fsync`); `synced` waits for that.
+        Writes an entry as one line, which then survives the end of the process, and has it synced to disk in the background (concurrent
+        entries share one `fsync`); `synced` waits for that.
 
-        On a full disk the reserved space is freed for it; `check` then stops the run.
+        If the disk is full, reserved space is freed for the entry; `check` then stops the run.
 
         Raises:
-            AugmentationError: if the line is not in the journal. Where there is room elsewhere, the message names the file
-                that holds it.
+            AugmentationError: if the line could not be written to the journal. If it was written elsewhere, the message names that file.
         """
         line = encode_line(entry)
         try:
@@ -262,7 +261,7 @@ class Journal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._stream.fileno(), self._end)  # no line may follow a partial one
+                os.ftruncate(self._stream.fileno(), self._end)  # so that no line follows a partial one
             raise
 
     def _rescue(self, line: bytes) -> None:
@@ -316,7 +315,7 @@ class Journal:
 
     async def synced(self) -> None:
         """
-        Returns when all that was appended is on disk.
+        Waits until all appended entries are on disk.
 
         Raises:
             AugmentationError: if it is not.

@@ -34,7 +34,7 @@ _DIALECT: dict[str, tuple[type, ...]] = {"structured": (bool,), "token_parameter
 
 
 class JournalLineError(ValueError):
-    """A line that is damaged, changed or of another form."""
+    """A line is damaged, was changed or has another format."""
 
 
 def encode_line(entry: dict[str, Any]) -> bytes:
@@ -48,7 +48,7 @@ def decode_line(line: bytes) -> dict[str, Any]:
     The answer or note of a line. Lines without a digest are those of version 0.1.
 
     Raises:
-        JournalLineError: if the line is cut, is not JSON, was changed, or lacks a field or has one of another type.
+        JournalLineError: if the line is truncated, is not JSON, was changed, or has missing fields or fields of the wrong type.
     """
     if not line.endswith(b"\n"):
         raise JournalLineError("it is cut off")
@@ -68,7 +68,7 @@ def decode_line(line: bytes) -> dict[str, Any]:
 
 
 def _canonical(entry: dict[str, Any]) -> bytes:
-    """The bytes of the digest, regardless of spaces between the fields."""
+    """The bytes to digest, independent of spaces between the fields."""
     text = json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "backslashreplace")
 
@@ -84,14 +84,14 @@ def _tail(body: bytes) -> bytes:
 
 
 def _matches(line: bytes, entry: dict[str, Any], stored: Any) -> bool:
-    """Whether a line holds what was written; the bytes need not be the same, if another program has saved the file."""
+    """Whether a line has the original content. The bytes may differ if another program has saved the file."""
     size = len(_tail(b""))
     body = line[:-size] + b"}"
     return line[-size:] == _tail(body) or stored == _digest(_canonical(entry))
 
 
 def _problem(entry: dict[str, Any], strict: bool) -> str | None:
-    """What is wrong with the fields of a line; `strict` where no digest tells whether they are those that were written."""
+    """What is wrong with the fields of a line; `strict` if there is no digest to verify them."""
     if "note" in entry:
         form = _NOTES.get(entry["note"]) if isinstance(entry["note"], str) else None
         if form is None:

@@ -1,7 +1,7 @@
 """
-Kinds of pseudo-documents: `plain`, `hard` (near misses) and `several` (labels that the model chooses to go together).
+Kinds of pseudo-documents: `plain`, `hard` (near misses) and `several` (with several labels, chosen by the model).
 
-A model tells in a line of its answer what it has done: which labels it has chosen, or whether the near label is right after all.
+In one line of its answer, the model says which labels it has chosen, or whether the near label is correct after all.
 """
 
 import math
@@ -12,15 +12,15 @@ from fractions import Fraction
 
 
 PLAIN, HARD, SEVERAL = "plain", "hard", "several"
-# Labels that near misses are written against, in turn.
+# Number of nearest labels that take turns as the near label of near misses.
 NEAR_LABELS = 5
-# Labels to choose from, drawn for each pseudo-document, and how many similar ones they are drawn from.
+# Number of labels that the model may choose from, and number of similar labels from which these are drawn for each pseudo-document.
 CANDIDATES, SIMILAR = 8, 20
 
 
 def kinds(hard_share: float, several_share: float, number: int) -> list[str]:
     """
-    The kinds of a label's pseudo-documents, evenly spread: a larger number begins with those of a smaller one.
+    The kinds of a label's pseudo-documents, evenly spread. The list for a larger number starts with the list for a smaller one.
 
     Args:
         hard_share, several_share (`float`): Shares of the two kinds, together at most 1.
@@ -36,7 +36,7 @@ def kinds(hard_share: float, several_share: float, number: int) -> list[str]:
     """
     hard, several = (Fraction(share).limit_denominator(1000) for share in (hard_share, several_share))
     special = min(hard + several, Fraction(1))
-    found, others, hard_ones = [], 0, 0  # `others` counts those that are not plain
+    found, others, hard_ones = [], 0, 0  # `others` counts kinds other than plain
     for so_far in range(1, number + 1):
         kind = PLAIN
         if math.floor(so_far * special) > others:
@@ -50,12 +50,12 @@ def kinds(hard_share: float, several_share: float, number: int) -> list[str]:
 @dataclass(frozen=True)
 class Reading:
     """
-    An answer without its line on labels.
+    A parsed answer, without its line about labels.
 
     Args:
         text (`str`): The pseudo-document.
         further (`tuple[str, ...]`): Labels that the model has chosen.
-        marks (`tuple[str, ...]`): `near_label_unchecked` where the answer does not tell whether the near label is wrong.
+        marks (`tuple[str, ...]`): `near_label_unchecked` if the answer does not say whether the near label is wrong.
         problem (`str`, *optional*): What is wrong with the labels, as one sentence or two.
     """
 

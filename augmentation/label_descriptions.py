@@ -17,7 +17,7 @@ from .tokens import approximate_tokens
 
 
 TEMPERATURE = 0.0
-MAX_TOKENS = 160  # 30 for the sentence, the rest for JSON and for answers that run on and are then asked to be shorter
+MAX_TOKENS = 160  # 30 for the sentence; the rest for JSON and for answers that are too long and then requested again
 FILE_NAME = "label_descriptions.jsonl"
 FIELD, OLD_FIELD = "description", "expansion"  # where the answer is JSON; the second one in journals of version 0.1
 
@@ -63,7 +63,7 @@ class LabelDescriptions:
         return found
 
     def follow_up(self, index: int, request: Request, entry: dict[str, Any]) -> Request | None:
-        """Asks once more where the answer is empty, a refusal, too long, cut off or in another language."""
+        """A follow-up request if the answer is empty, a refusal, too long, cut off or in another language."""
         answer, cut = answer_text(entry, FIELD, OLD_FIELD)
         text = _one_line(answer)
         problems = self.problems(text, cut)
@@ -86,7 +86,7 @@ class LabelDescriptions:
     def row(self, index: int, entries: list[dict[str, Any]]) -> dict[str, Any]:
         answers = [answer_text(entry, FIELD, OLD_FIELD) for entry in entries]
         judged = [(_one_line(text), self.problems(_one_line(text), cut)) for text, cut in answers]
-        # the second answer counts, unless only the first one is usable
+        # use the second answer, unless only the first one is usable
         text, marks = next((pair for pair in reversed(judged) if not {"empty", "refusal"} & set(pair[1])), judged[-1])
         if "empty" in marks or "refusal" in marks:
             raise ItemError(f"no usable answer, also when asked again ({', '.join(marks)}): {text[:80]!r}")
@@ -114,8 +114,8 @@ def describe_labels(
     """
     Writes `label_descriptions.jsonl`: `{"label", "description", "marks", "provenance"}` for each label (Eq. 1).
 
-    A description that is empty, longer than 30 tokens, cut off or in another language is requested once more; what is still
-    too long or in another language is kept, and marked in `marks`.
+    A description that is empty, longer than 30 tokens, cut off or in another language is requested once more. If the second answer is too
+    long or in another language, it is kept and marked in `marks`.
 
     Args:
         labels: File of labels (see `read_labels`), label names, or label names with the data set's notes on them.
@@ -123,14 +123,14 @@ def describe_labels(
         settings (`RequestSettings`): Model, endpoint and limits.
         prompts (`PromptBuilder`, *optional*): Template and what it is filled with.
         dry_run (`bool`): Send nothing; return what would be sent.
-        partial (`bool`): Write the output even if the run ended before its end.
+        partial (`bool`): Write the output even if the run stopped early.
         label_delimiter (`str`, *optional*): Separator of joined labels in a training table.
 
     Returns:
         `RunSummary`, or `Plan` for a dry run.
 
     Raises:
-        AugmentationError: bad input, an endpoint that refuses or cannot be reached.
+        AugmentationError: invalid input, or an endpoint that refuses requests or cannot be reached.
     """
     inputs: tuple[str | Path, ...] = ()
     if isinstance(labels, (str, Path)):

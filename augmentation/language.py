@@ -1,4 +1,4 @@
-"""Whether a text is in the wanted language."""
+"""Checks whether a text is in the expected language."""
 
 from functools import lru_cache
 
@@ -14,7 +14,7 @@ def _identifier():
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-@lru_cache(maxsize=256)  # an answer is checked twice, for the follow-up and for the row
+@lru_cache(maxsize=256)  # each answer is checked twice: for a follow-up request and for the row
 def is_language(text: str, language: str) -> bool:
     """
     False where a text is in another language than `language` (ISO 639-1), with a probability of 0.9 or more.

@@ -1,4 +1,4 @@
-"""Texts that are nearly the same, by MinHash, with every hit checked by the exact Jaccard similarity."""
+"""Finds near-duplicate texts with MinHash, verifying each candidate with the exact Jaccard similarity."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from datasketch import MinHash, MinHashLSH
 
 
 WORDS = 3  # in a shingle
-THRESHOLD = 0.6  # Jaccard similarity of two texts' shingles: about nine words of ten in common runs
+THRESHOLD = 0.6  # Jaccard similarity of the shingles of two texts; about nine of ten words are in shared runs
 PERMUTATIONS = 64
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 
@@ -46,7 +46,7 @@ class NearDuplicateIndex:
 
     def __init__(self, threshold: float = THRESHOLD) -> None:
         self.threshold = threshold
-        # more candidates than needed, because the exact similarity decides
+        # finds more candidates than needed, because they are verified exactly
         self._lsh = MinHashLSH(threshold=max(0.1, threshold - 0.1), num_perm=PERMUTATIONS, weights=(0.2, 0.8))
         self._texts: list[tuple[str, str]] = []
         self._exact: dict[str, str] = {}

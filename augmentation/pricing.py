@@ -1,4 +1,4 @@
-"""Prices, estimates and the limit of cost: what a request may cost, and what it has cost."""
+"""Prices, cost estimates and spending limits."""
 
 import json
 import re
@@ -17,12 +17,12 @@ from .tokens import approximate_tokens
 
 
 PRICES = Path(__file__).with_name("prices.json")
-FRAME_TOKENS = 64  # most that a chat template and the JSON schema add to a prompt
+FRAME_TOKENS = 64  # maximum number of tokens that a chat template and the JSON schema add to a prompt
 
 
 @dataclass(frozen=True)
 class Price:
-    """Price of a model, in `currency` per million tokens; `batch_factor` is the share of it that the Batch API takes."""
+    """Price of a model, in `currency` per million tokens; `batch_factor` is the Batch API's fraction of the price."""
 
     input: float
     output: float
@@ -59,7 +59,7 @@ class PriceList:
                 f"the price file {path} is not of the needed form ({type(error).__name__}: {error}); write "
                 '{"models": {"name": {"input": 1.0, "output": 2.0}}}, in units of currency per million tokens.'
             ) from None
-        # one list has one currency: the package's dollars must not be mixed with the user's own
+        # a list has a single currency, so the package's dollars must not be mixed with the user's currency
         same = own.get("currency", self._table["currency"]) == self._table["currency"]
         models = {**(self._table["models"] if same else {}), **own["models"]}
         self._table = {**self._table, **own, "models": models}
@@ -80,7 +80,7 @@ class PriceList:
         return None
 
     def cost_of(self, entry: dict[str, Any]) -> float | None:
-        """What a journal entry has cost, from the provider's token counts; None where the price is unknown."""
+        """The cost of a journal entry, from the provider's token counts; None if the price is unknown."""
         price = self.get(entry.get("requested_model"), entry.get("model"))
         if price is None:
             return None
@@ -99,11 +99,11 @@ def _check_prices(own: Any) -> None:
 
 class Budget:
     """
-    What may be spent and what has been: the one place that knows prices, and keeps `max_cost` and `max_requests`.
+    Tracks spending, and enforces `max_cost` and `max_requests`.
 
     Args:
-        settings (`RequestSettings`): With the limits.
-        journal (`Journal`): Every answer in it counts as paid, and so does every answer that may have been paid and lost.
+        settings (`RequestSettings`): Contains the limits.
+        journal (`Journal`): Every answer in it counts as paid for, and so does every answer that may have been paid for and lost.
 
     Raises:
         AugmentationError: if `max_cost` is given for a model without a price.
@@ -142,7 +142,7 @@ class Budget:
         return total
 
     def highest_cost(self, request: Request, batch: bool = False) -> float:
-        """What a request costs if its answer is as long as it can be; 0 without a price."""
+        """The cost of a request with the longest possible answer; 0 if the price is unknown."""
         if self.price is None:
             return 0.0
         return self.price.cost(most_prompt_tokens(request), most_completion_tokens(request), batch)
@@ -161,12 +161,12 @@ class Budget:
         return None
 
     def reserve(self, cost: float, requests: int = 1) -> None:
-        """Sets a cost aside for a request that is sent now (`requests=0`: that was sent by an earlier run)."""
+        """Reserves the cost of a request that is about to be sent (`requests=0` for one sent by an earlier run)."""
         self._reserved += cost
         self.sent += requests
 
     def release(self, cost: float) -> None:
-        """Frees what was set aside for a request that is not under way any more."""
+        """Releases the reserved cost of a request that is no longer in progress."""
         self._reserved -= cost
 
     def pay(self, entry: dict[str, Any]) -> None:
@@ -176,7 +176,7 @@ class Budget:
             self.spent += self.price.cost(usage["prompt_tokens"], usage["completion_tokens"], entry["batch"])
 
     def lose(self, request: Request) -> dict[str, Any]:
-        """Counts an answer that may have been paid but did not arrive, at its highest cost; returns a note for the journal."""
+        """Counts an answer that may have been paid for but did not arrive, at its maximum cost; returns a note for the journal."""
         self.spent += self.highest_cost(request)
         return {
             "note": "lost_answer",
@@ -187,17 +187,17 @@ class Budget:
 
 
 def prompt_tokens(request: Request, count: Callable[[str], int] = approximate_tokens) -> int:
-    """Estimated tokens of the messages, with 4 for the frame of each."""
+    """Estimated number of tokens of the messages, including 4 tokens of overhead per message."""
     return sum(4 + count(message["content"]) for message in request.messages) + 3
 
 
 def most_prompt_tokens(request: Request) -> int:
-    """The most tokens that the prompt can have: no tokenizer makes more than one token of a byte."""
+    """An upper bound on the number of prompt tokens: no tokenizer makes more than one token per byte."""
     return FRAME_TOKENS + prompt_tokens(request, lambda text: len(text.encode("utf-8", "backslashreplace")))
 
 
 def most_completion_tokens(request: Request) -> int:
-    """The most tokens that the answer can have."""
+    """The maximum number of answer tokens."""
     return request.parameters.get("max_tokens") or request.expected_tokens
 
 
@@ -205,8 +205,8 @@ def token_counter(model: str, seconds: float = 5.0) -> tuple[Callable[[str], int
     """
     A function that counts tokens for estimates, and its name.
 
-    `tiktoken` where it is installed and has its tables in its cache or can fetch them within `seconds`; otherwise
-    `approximate_tokens`. Never used for what goes into a prompt: journal keys must not depend on the machine.
+    `tiktoken`, if it is installed and has its encoding in its cache or can download it within `seconds`; otherwise `approximate_tokens`.
+    Never used for the content of a prompt, because journal keys must not depend on the machine.
     """
     found: list[Callable[[str], int]] = []
 

@@ -1,8 +1,7 @@
 """
-Prompts: Jinja2 templates that see documents and labels only as quoted data.
+Prompts from Jinja2 templates, to which documents and labels are passed only as quoted data.
 
-A template is one file. It extends `generic.jinja` and fills the blocks it wants to change; `part` says which text is
-wanted: `"system"`, `"label_description"` (Eq. 1) or `"pseudo_document"` (Eq. 3).
+A template is a single file that extends `generic.jinja` and overrides blocks. `part` selects the text to render: `"system"`, `"label_description"` (Eq. 1) or `"pseudo_document"` (Eq. 3).
 """
 
 import hashlib
@@ -35,24 +34,24 @@ LANGUAGES = {
 
 OLD_BLOCKS = {"expand": "label_description", "sample": "pseudo_document"}  # names in templates of version 0.1
 
-# What a chat template of an open model takes for the end of a turn. Inside a document it is only text.
+# Control tokens with which chat templates of open models end a turn. In a document, they must be treated as plain text.
 _CONTROL = re.compile(
     r"<\|[^<>|]{0,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|<｜[^<>｜]{0,40}｜>", re.I
 )
 
 
 def _defuse(text: str) -> str:
-    """Takes a model's control tokens apart (`<|im_end|>` becomes `< |im_end| >`)."""
+    """Breaks up a model's control tokens (`<|im_end|>` becomes `< |im_end| >`)."""
     return _CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:-1]} {match[0][-1]}", clean(text))
 
 
 def quoted(text: str) -> str:
-    """A label or description as one JSON string: quotes, newlines and braces in it are only characters."""
+    """A label or description as a JSON string, in which quotes, newlines and braces have no special meaning."""
     return json.dumps(" ".join(_defuse(text).split()), ensure_ascii=False)
 
 
 def fenced(text: str, name: str = "document") -> str:
-    """A document between tags that carry a hash of it, so that no document can hold its own closing tag."""
+    """A document between tags that contain a hash of it, so that no document can contain its own closing tag."""
     text = _defuse(text)
     mark = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"<{name}-{mark}>\n{text}\n</{name}-{mark}>"
@@ -65,7 +64,7 @@ def template_names() -> list[str]:
 
 @dataclass(frozen=True)
 class _QuotedLabel:
-    """A label as a template sees it."""
+    """A label as it is passed to a template."""
 
     name: str
     description: str
@@ -106,7 +105,7 @@ class PromptBuilder:
             raise AugmentationError(
                 f"the language {self.language!r} is not known; use one of the codes {', '.join(LANGUAGES)}."
             )
-        self._compiled  # noqa: B018 -- a broken template shows here, not in the middle of a run
+        self._compiled  # noqa: B018 -- a broken template fails here, not in the middle of a run
 
     @cached_property
     def name(self) -> str:
@@ -160,7 +159,7 @@ class PromptBuilder:
         return digest.hexdigest()[:16]
 
     def render(self, part: str, **values: Any) -> str:
-        """The text of a part, with documents and labels already quoted in `values`."""
+        """Renders a part. Documents and labels in `values` are already quoted."""
         context = {
             "part": part,
             "dataset_description": self.dataset_description,
@@ -202,7 +201,7 @@ class PromptBuilder:
             ) from None
 
     def label_description(self, label: str, note: str = "") -> list[dict[str, str]]:
-        """Messages that ask for the meaning of a label (Eq. 1); `note` is what the data set says about it."""
+        """Messages that ask for a description of a label (Eq. 1); `note` is the data set's note on it."""
         note = quoted(note) if note else ""
         return self._messages(self.render("label_description", label=quoted(label), note=note))
 
@@ -220,13 +219,13 @@ class PromptBuilder:
         Messages that ask for a pseudo-document (Eq. 3).
 
         Args:
-            labels: (label, description) of every label the new document shall have.
-            document: The demonstration, already cut; None for none.
-            length: Wanted length in tokens.
-            variation: Number of the pseudo-document for this demonstration; asks for a fresh topic each time.
+            labels: (label, description) of every label that the new document should have.
+            document: The demonstration, already truncated, or None.
+            length: Requested length in tokens.
+            variation: Number of the pseudo-document for this demonstration; asks for a different topic each time.
             near (*optional*): (label, description) that the new document must only seem to have.
-            candidates: (label, description) of further labels, of which the model chooses.
-            most_further: How many of `candidates` it may choose.
+            candidates: (label, description) of further labels, from which the model chooses.
+            most_further: Maximum number of `candidates` that it may choose.
 
         Raises:
             AugmentationError: if the template has an error, or leaves out `near` or `candidates`.

@@ -1,4 +1,4 @@
-"""Pseudo-documents for tail labels (Eq. 3-4), or for all labels where there is no training document."""
+"""Pseudo-documents for tail labels (Eq. 3-4) or, without training documents, for all labels."""
 
 import collections
 import difflib
@@ -50,20 +50,20 @@ HARD_SHARE, SEVERAL_SHARE = 0.2, 0.4
 @dataclass(frozen=True)
 class PseudoDocumentOptions:
     """
-    Which pseudo-documents are wanted.
+    Which pseudo-documents to write.
 
     Args:
         tail_threshold (`int`): A label with fewer training documents is a tail label.
         per_label (`int`): Pseudo-documents per tail label.
         tail_labels (`Sequence[str]`, *optional*): These labels instead of all tail labels.
         allow_no_demonstration (`bool`): Write documents from the description alone for labels without a usable document.
-        max_document_tokens (`int`): Longest demonstration in tokens; a longer one is cut and marked.
-        seed (`int`): Order in which the documents of a label become its demonstrations, and choice of the labels that are shown together.
+        max_document_tokens (`int`): Maximum length of a demonstration in tokens; longer ones are truncated and marked.
+        seed (`int`): Random seed of the order of demonstrations and of the choice of candidate labels.
         hard_share (`float`, *optional*): Share of near misses: documents that only seem to have a similar label. By default 0.2 without
             training documents, else 0.
         several_share (`float`, *optional*): Share of documents without demonstration for which the model chooses further labels. By
             default 0.4 without training documents, else 0.
-        max_labels (`int`): Most labels of such a document.
+        max_labels (`int`): Maximum number of labels of such a document.
         length (`int`, *optional*): Length in tokens of a document without demonstration; by default the median of the training documents,
             or 150.
 
@@ -114,8 +114,8 @@ class PseudoDocuments:
     The task of `write_pseudo_documents`; items are pairs of a tail label and a number. Without training documents (`train=None`), all
     labels are tail labels.
 
-    Where two tail labels, or two copies of a training document, have the same demonstration, they get different variations of
-    the prompt: no two rows share an answer, and no prompt is sent twice.
+    If two tail labels, or two copies of a training document, have the same demonstration, they get different variations of the prompt, so
+    that no two rows share an answer and no prompt is sent twice.
     """
 
     name, old_name, file_name = "write-pseudo-documents", "tail-samples", FILE_NAME
@@ -215,7 +215,7 @@ class PseudoDocuments:
             self.tail = [label for label in self.tail if label not in set(lacking)]
 
     def _similar_labels(self, known: Iterable[str], train: Sequence[Document]) -> dict[str, list[str]]:
-        """The labels with the most similar texts, without those that most of its training documents have: a near miss lacks them."""
+        """The labels with the most similar texts, except those that most of the label's training documents have, because a near miss lacks them."""
         texts = {label: f"{label} {self.descriptions.get(label, '')}" for label in known}
         together: dict[str, collections.Counter[str]] = {label: collections.Counter() for label in self.tail}
         for document in train:
@@ -229,9 +229,9 @@ class PseudoDocuments:
 
     def _other_variations(self) -> dict[int, int]:
         """
-        The items whose variation is not their number, because another item has that one of the same prompt already.
+        The items whose variation differs from their number, because another item already uses this variation of the same prompt.
 
-        Numbers are dealt out round by round, so that a larger `per_label` leaves those of the earlier rounds as they are.
+        Numbers are assigned round by round, so that a larger `per_label` does not change those of earlier rounds.
         """
         prompts = self._shared_prompts()
         used: dict[Any, set[int]] = collections.defaultdict(set)
@@ -273,7 +273,7 @@ class PseudoDocuments:
         return label, number, self.demonstrations.of(label, number)
 
     def _near(self, label: str, number: int, document: Document | None) -> str | None:
-        """The label that a hard pseudo-document must not have; None where it is not hard, or where there is no such label."""
+        """The label that a hard pseudo-document must not have; None if it is not hard or there is no such label."""
         if self.kinds[number] != HARD:
             return None
         own = document.labels if document else (label,)
@@ -284,7 +284,7 @@ class PseudoDocuments:
         return others[(number % turns + before) % len(others)] if others else None
 
     def _candidates(self, label: str, number: int, document: Document | None) -> list[str]:
-        """The labels that the model may choose from; none where the pseudo-document is not one of several labels."""
+        """The labels that the model may choose from; empty unless the kind is `several`."""
         others = self.similar.get(label, ())
         if document is not None or not others or self.kinds[number] != SEVERAL:
             return []
@@ -292,7 +292,7 @@ class PseudoDocuments:
         return sorted(drawn, key=others.index)
 
     def _kind(self, index: int) -> str:
-        """The kind of an item; what cannot be written as the schedule has it is plain."""
+        """The kind of an item: the scheduled one, or plain if that is not possible."""
         place = self._place(index)
         return HARD if self._near(*place) else SEVERAL if self._candidates(*place) else PLAIN
 
@@ -340,8 +340,8 @@ class PseudoDocuments:
 
     def follow_up(self, index: int, request: Request, entry: dict[str, Any]) -> Request | None:
         """
-        Asks once more after an empty answer or a refusal, where a near miss has the near label, and where labels are not of the list; all
-        else is for the review.
+        A follow-up request after an empty answer or a refusal, if a near miss has the near label, or if chosen labels are not in the list.
+        Other problems are left to the review.
         """
         answer, _ = answer_text(entry, request.field)
         reading = self._read(index, answer)
@@ -354,7 +354,7 @@ class PseudoDocuments:
         return None
 
     def _read(self, index: int, answer: str) -> Reading:
-        """An answer without its line on labels, by the kind of the item."""
+        """Parses an answer according to the kind of the item."""
         place = self._place(index)
         near, candidates = self._near(*place), self._candidates(*place)
         if near:
@@ -406,11 +406,11 @@ def write_pseudo_documents(
     Writes `pseudo_documents.jsonl`: `{"id", "text", "labels", "kind", "near_label", "tail_label", "demonstration_id", "marks",
     "provenance"}` (Eq. 3-4).
 
-    A pseudo-document carries the whole label set of the training document that demonstrates it; the documents of a label are
-    used in turn. Only training documents enter a prompt: none that has the id or nearly the text of a document in `exclude`.
+    A pseudo-document has the whole label set of the training document that is its demonstration; the documents of a label take turns. Only
+    training documents are used in prompts, and none with the id or nearly the text of a document in `exclude`.
 
     Without training documents, every label gets pseudo-documents, from its name and description. Their `kind` is `"plain"`,
-    `"hard"` (a near miss of `near_label`) or `"several"` (the model has chosen further labels from similar ones, or none).
+    `"hard"` (a near miss of `near_label`) or `"several"` (the model may have chosen further labels from similar ones).
 
     Args:
         train: Training file or files, `{"text", "labels", "id"?}`; None for none.
@@ -419,10 +419,10 @@ def write_pseudo_documents(
         label_descriptions (path, *optional*): `label_descriptions.jsonl` of `describe_labels`. Without `train` and `labels`, its
             labels are all labels.
         prompts (`PromptBuilder`, *optional*): Template and what it is filled with.
-        options (`PseudoDocumentOptions`, *optional*): Which pseudo-documents are wanted.
+        options (`PseudoDocumentOptions`, *optional*): Which pseudo-documents to write.
         exclude: Files of validation and test documents (`text`, or `id`, or both).
-        labels (path, *optional*): File with all labels, where some have no training document. Without `train`, its notes describe
-            labels that have no description.
+        labels (path, *optional*): File with all labels, if some have no training document. Without `train`, its notes are used as
+            descriptions of labels that have none.
         dry_run, partial (`bool`): As in `describe_labels`.
         label_delimiter (`str`, *optional*): Separator of joined labels in a training table.
         label_parents (path, *optional*): File of labels and their parents, as `run_mldc.py` reads it. Near misses are not written
@@ -432,7 +432,7 @@ def write_pseudo_documents(
         `RunSummary`, or `Plan` for a dry run; `notes` says which labels and documents were left out.
 
     Raises:
-        AugmentationError: bad input, an endpoint that refuses or cannot be reached.
+        AugmentationError: invalid input, or an endpoint that refuses requests or cannot be reached.
     """
     trains = [train] if isinstance(train, (str, Path)) else list(train or ())
     if not trains and labels is None and label_descriptions is None:

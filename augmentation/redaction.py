@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 MASK = "***"
 MIN_SECRET = 8  # characters; shorter keys are placeholders ("EMPTY", "dummy") that also occur as words in answers
-FRAGMENT = 8  # characters in a row that give a part of a key away
+FRAGMENT = 8  # number of consecutive characters that count as a part of a key
 MIN_FRAGMENTED = 20  # characters; parts of shorter keys ("no-key-required") also occur as words in answers
 
 _USER_INFO = re.compile(r"(?<=://)[^/\s@]+(?=@)")  # of an address, such as a proxy's
@@ -21,7 +21,7 @@ class Redactor:
 
     Args:
         secrets (`str`): Keys. One of fewer than 8 characters counts as a placeholder. Of one with 20 or more, any 8
-            characters in a row are masked too: a message may hold only a part of a key, cut off by someone else.
+            consecutive characters are masked, too, because a message may contain a truncated key.
 
     Example:
 
@@ -55,7 +55,7 @@ class Redactor:
         return value
 
     def line(self, value: Any, width: int = 500) -> str:
-        """One line of at most `width` characters for a message; secrets are masked before anything is cut off."""
+        """One line of at most `width` characters for a message; secrets are masked before it is truncated."""
         text = " ".join(_USER_INFO.sub(MASK, self._text(str(value))).split())
         return text if len(text) <= width else text[: width - 3] + "..."
 

@@ -1,4 +1,4 @@
-"""What augmentation has changed and cost: labels per decile before and after, tokens, money, a picture."""
+"""Report on an augmentation: labels per decile before and after, tokens, cost, and a histogram."""
 
 import collections
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ DECILES = 10
 @dataclass
 class Report:
     """
-    Numbers of an augmentation; `as_dict` is what `augmentation_report.json` holds.
+    Statistics of an augmentation; `as_dict` is the content of `augmentation_report.json`.
 
     Args:
         deciles: For each tenth of the labels, the rarest first: `{"decile", "labels", "before", "after"}`, the last two being
@@ -82,7 +82,7 @@ def report(
         train: Training file or files; None where there are only pseudo-documents.
         output_dir: Folder of the two files.
         pseudo_documents (*optional*): The pseudo-documents that training will use.
-        journals: Journals of all runs; every answer counts as paid, whether or not it was kept.
+        journals: Journals of all runs; every answer counts as paid for, whether or not it was kept.
         prices, tail_threshold, picture: As in the generating commands; `picture=False` leaves matplotlib out.
         label_delimiter (`str`, *optional*): Separator of joined labels in a training table.
 
@@ -169,7 +169,7 @@ def _draw(
     after: collections.Counter[str],
     tail_threshold: int,
 ) -> None:
-    from matplotlib.figure import Figure  # without pyplot: no window system is touched
+    from matplotlib.figure import Figure  # not pyplot, which may need a display
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""One question to the model, and the key of its answer."""
+"""A request to the model, and the key of its answer."""
 
 import dataclasses
 import hashlib
@@ -11,15 +11,15 @@ from typing import Any
 @dataclass(frozen=True)
 class Request:
     """
-    One question to the model.
+    A request to the model.
 
     Args:
         messages (`list[dict[str, str]]`): Chat messages, `{"role", "content"}`.
         model (`str`): Name that the endpoint knows.
         parameters (`dict`): Sampling parameters, such as `temperature` and `max_tokens`.
-        field (`str`): Name of the text's field where the answer is JSON.
-        variation (`int`): Tells equal prompts apart.
-        expected_tokens (`int`): Length of the usual answer, for estimates.
+        field (`str`): Name of the JSON field that contains the text of the answer.
+        variation (`int`): Distinguishes equal prompts.
+        expected_tokens (`int`): Typical length of an answer, for estimates.
         origin (`dict`): Provenance that does not change the answer (template name and hash); not part of the key.
         old_field (`str`, *optional*): Name of the field in journals of version 0.1, whose answers still count.
     """
@@ -40,7 +40,7 @@ class Request:
 
     @cached_property
     def old_key(self) -> str | None:
-        """The key in journals of version 0.1, where it was another one."""
+        """The key in journals of version 0.1, if it was different."""
         return None if self.old_field is None else self._digest(self.old_field)
 
     @property
@@ -54,7 +54,7 @@ class Request:
         return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
     def again(self, answer: str, complaint: str) -> "Request":
-        """The same conversation, with the answer and what is wrong with it."""
+        """The same conversation, extended by the answer and by what is wrong with it."""
         if answer:
             further = [{"role": "assistant", "content": answer}, {"role": "user", "content": complaint}]
             return replace(self, messages=[*self.messages, *further])

@@ -1,4 +1,4 @@
-"""Reserved disk space for answers under way."""
+"""Reserved disk space for expected answers."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ STEP = 65536  # bytes
 
 class Reserve:
     """
-    Disk space that is kept free for the answers under way, as a file next to the journal.
+    Disk space that is reserved for expected answers, as a file next to the journal.
 
     Args:
         path: The file; it is removed when the journal is closed.
@@ -40,11 +40,11 @@ class Reserve:
         self._booked = needed
 
     def give_back(self, size: int) -> None:
-        """Returns what was booked and is used, or not needed."""
+        """Releases reserved space that has been used or is not needed."""
         self._booked -= size
 
     def release(self) -> None:
-        """Frees the space permanently: the disk is full, and the answers under way need it."""
+        """Frees the space permanently, because the disk is full and the expected answers need it."""
         self._closed = True
         self.remove()
 

@@ -42,7 +42,7 @@ REASONS = (
     "near_duplicate_of_pseudo_document",
     "disagreement",
 )
-ECHO_WORDS = 8  # words in a row; shared runs of this length are no coincidence
+ECHO_WORDS = 8  # length of a run of words; shared runs of this length are not a coincidence
 COPIED_SHARE = 0.3  # of a text's eight-word runs
 
 _BOILERPLATE = re.compile(
@@ -63,15 +63,15 @@ Scorer = Callable[[Sequence[str]], Sequence[Mapping[str, float]]]
 @dataclass(frozen=True)
 class ReviewOptions:
     """
-    When a pseudo-document is rejected.
+    Criteria for rejecting a pseudo-document.
 
     Args:
-        min_length_ratio, max_length_ratio (`float`): Length in tokens, as a share of the demonstration's (without one: of the
-            median of the training documents, or of the pseudo-documents).
+        min_length_ratio, max_length_ratio (`float`): Length in tokens relative to that of the demonstration, or else to the median
+            length of the training documents or pseudo-documents.
         min_words (`int`): Minimum number of words, regardless of the demonstration.
         near_duplicate_threshold (`float`): Jaccard similarity of three-word runs from which two texts are near-duplicates.
         language (`str`): ISO 639-1 code.
-        min_agreement (`float`, *optional*): Smallest mean score of a trained model for the intended labels; needs scores.
+        min_agreement (`float`, *optional*): Minimum mean score of a trained model for the intended labels; needs scores.
 
     Raises:
         AugmentationError: if a number is outside its range.
@@ -120,13 +120,13 @@ class ReviewSummary:
 
 class Reviewer:
     """
-    Judges pseudo-documents one after the other; of two that are nearly the same the first is kept.
+    Reviews pseudo-documents one after the other; of two near-duplicates, the first is kept.
 
     Args:
         train, excluded: Documents of the train and of the validation and test files.
         options (`ReviewOptions`, *optional*).
-        prompts: Builders whose instructions must not come back as a text.
-        pseudo_documents: Texts whose median length is the usual one where there are no training documents.
+        prompts: Builders whose instructions must not be repeated in a text.
+        pseudo_documents: Texts whose median length is the reference if there are no training documents.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Reviewer:
                     self._instructions |= _runs(message["content"])
 
     def judge(self, row: Mapping[str, Any], scores: Mapping[str, float] | None = None) -> tuple[str, str] | None:
-        """The reason for a rejection and its detail, or None for a pseudo-document that is kept (and remembered)."""
+        """The reason for a rejection, with details; None for a pseudo-document that is kept, which later ones are then compared with."""
         text = row["text"]
         verdict = self._content(row, text) or self._duplicate(text)
         if verdict is None and self.options.min_agreement is not None and scores is not None:
@@ -300,17 +300,17 @@ def review(
     Divides pseudo-documents into `pseudo_documents_kept.jsonl` and `pseudo_documents_rejected.jsonl` (with `reason` and
     `reason_detail`).
 
-    Each ends in exactly one of the files. Kept rows have the columns of the input, and `agreement` if there are scores.
+    Each pseudo-document ends up in exactly one of the files. Kept rows have the columns of the input, and `agreement` if there are scores.
 
     Args:
         pseudo_documents: `pseudo_documents.jsonl`.
         output_dir: Folder of the two files.
         train (*optional*): The training file or files that the pseudo-documents were made from.
         exclude: Validation and test files; a pseudo-document must not be nearly the same as one of their documents.
-        options (`ReviewOptions`, *optional*): When a pseudo-document is rejected.
-        prompts (`PromptBuilder`, *optional*): The prompt that was used, whose words must not come back; those of the package's
-            templates are known.
-        scores (*optional*): Scores of a trained model: a file of `examples/predict.py`, or a function from texts to
+        options (`ReviewOptions`, *optional*): Criteria for rejection.
+        prompts (`PromptBuilder`, *optional*): The prompt that was used, whose words must not be repeated in a text; the package's own
+            templates are always checked.
+        scores (*optional*): Scores of a trained model: a file written by `examples/predict.py`, or a function from texts to
             `{label: score}`. Used with `options.min_agreement`.
         label_delimiter (`str`, *optional*): Separator of joined labels in a training table.
 
@@ -355,7 +355,7 @@ def review(
 def _kept_by(
     column: str, kept: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]]
 ) -> dict[str, tuple[int, int]]:
-    """(kept, all) by the value of a column."""
+    """Numbers of kept and of all rows, by the value of a column."""
     numbers: dict[str, tuple[int, int]] = {}
     for row, is_kept in [*((row, True) for row in kept), *((row, False) for row in rejected)]:
         good, total = numbers.get(str(row.get(column)), (0, 0))
@@ -380,7 +380,7 @@ def _divide(
 
 
 def _output_files(pseudo_documents: Path, output_dir: Path) -> tuple[Path, Path]:
-    """The two files; those of version 0.1 where the input has its name of version 0.1."""
+    """The two output files; with the names of version 0.1 if the input has such a name."""
     names = [KEPT, REJECTED]
     if pseudo_documents.name.startswith(OLD_NAME):
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Sends what is missing: concurrency, pace, retries, limits, and an orderly stop."""
+"""Sends missing requests, with concurrency, rate limits, retries, spending limits, and a clean stop."""
 
 import asyncio
 import contextlib
@@ -21,13 +21,13 @@ from .waiting import error_of, seconds_to_wait
 
 
 FAILURES_IN_A_ROW = 10  # consecutive failed requests before the run stops
-FIRST_FAILURES = 3  # the same, as long as the endpoint has not answered once
-FIRST_ATTEMPTS = 3  # where nothing has ever answered, or nothing that can be read: do not wait or pay for long
-TOKEN_BYTES, LINE_BYTES = 16, 2048  # most that a token of an answer, and the rest of its line, take in the journal
+FIRST_FAILURES = 3  # the same, until the endpoint has answered once
+FIRST_ATTEMPTS = 3  # attempts until there was a readable answer, to avoid long waits and unnecessary cost
+TOKEN_BYTES, LINE_BYTES = 16, 2048  # maximum bytes in the journal per token of an answer, and for the rest of its line
 
 
 class Task(Protocol):
-    """What the runner needs to know of a task; items are numbered, so that nothing of them is kept in memory."""
+    """The interface of a task for the runner. Items are numbered, so that they need not be kept in memory."""
 
     name: str
     old_name: str
@@ -42,19 +42,19 @@ class Task(Protocol):
         """The item's request."""
 
     def follow_up(self, index: int, request: Request, entry: dict[str, Any]) -> Request | None:
-        """A follow-up request if the answer is not usable."""
+        """A follow-up request if the answer is not usable, else None."""
 
     def row(self, index: int, entries: list[dict[str, Any]]) -> dict[str, Any]:
         """The output row; raises `ItemError` if the answers are not usable."""
 
 
 class StopRun(Exception):
-    """No further request is to be sent; those under way are finished."""
+    """Raised when no further requests may be sent; those in progress are finished."""
 
 
 @dataclass
 class RunState:
-    """What a run has done: `failed` maps item numbers to reasons, `stopped` says why it ended early."""
+    """The state of a run: `failed` maps item numbers to reasons, `stopped` says why it ended early."""
 
     failed: dict[int, str] = field(default_factory=dict)
     answered: int = 0
@@ -76,8 +76,8 @@ def on_interrupt(callback: Callable[[], None]) -> Iterator[None]:
     """Calls `callback` on Ctrl-C and SIGTERM, where the thread and the system allow it."""
     loop, names = asyncio.get_running_loop(), []
     for name in (signal.SIGINT, signal.SIGTERM):
-        # asyncio has no signal handlers on Windows (NotImplementedError) and none beside the main thread (RuntimeError): there
-        # Ctrl-C ends the run as it ends any program, and the journal resumes it.
+        # asyncio has no signal handlers on Windows (NotImplementedError) or outside the main thread (RuntimeError). There, Ctrl-C ends the run
+        # as usual, and the journal allows resuming it.
         with contextlib.suppress(NotImplementedError, RuntimeError):
             loop.add_signal_handler(name, callback)
             names.append(name)
@@ -96,14 +96,14 @@ class Pacer:
         self._free_at = 0.0
 
     def delay(self, amount: float = 1.0) -> float:
-        """Books an amount; returns the seconds until it may be used."""
+        """Reserves an amount; returns the seconds until it may be used."""
         now = time.monotonic()
         begin = max(now, self._free_at)
         self._free_at = begin + amount * self.seconds_each
         return begin - now
 
     def give_back(self, amount: float) -> None:
-        """Returns what was booked and not used."""
+        """Releases an amount that was reserved but not used."""
         self._free_at -= amount * self.seconds_each
 
 
@@ -111,8 +111,8 @@ class Runner:
     """
     Answers every item of a task through the journal.
 
-    The first request goes alone: it shows a bad key, a wrong address or an unknown model before anything else is sent, and what
-    the endpoint accepts. A `Retry-After` holds back all requests. Equal requests are sent once.
+    The first request is sent alone: it reveals a bad key, a wrong address or an unknown model, and what the endpoint accepts, before
+    anything else is sent. A `Retry-After` delays all requests. Equal requests are sent only once.
     """
 
     def __init__(self, task: Task, settings: RequestSettings, journal: Journal) -> None:
@@ -130,7 +130,7 @@ class Runner:
     # ------------------------------------------------------------------------------------------------- the run
 
     async def run(self) -> RunState:
-        """Returns when every item is answered or has failed, or after a stop, with nothing left under way."""
+        """Returns when every item is answered or has failed, or after a stop, when no requests are in progress."""
         self._stop = asyncio.Event()
         self._first = asyncio.Lock()
         self._changed = asyncio.Condition()
@@ -145,7 +145,7 @@ class Runner:
                 for worker in workers:
                     worker.cancel()
             self._end("interrupted")
-            remark("Finishing the requests under way; press Ctrl-C again to drop them.")
+            remark("Finishing the requests in progress; press Ctrl-C again to abort them.")
 
         with on_interrupt(interrupt):
             results = await asyncio.gather(*workers, return_exceptions=True)
@@ -178,7 +178,7 @@ class Runner:
             except AugmentationError as error:
                 self._end(str(error), error)
                 return
-            except Exception as error:  # a bug: the other workers must not go on and pay
+            except Exception as error:  # a bug: the other workers must not continue and cause cost
                 self._end(repr(error))
                 raise
             finally:
@@ -249,11 +249,11 @@ class Runner:
         raise AssertionError("tenacity returns or raises")
 
     def _is_hopeless(self, error: TryAgain) -> bool:
-        """Whether nothing that can be read has come from the endpoint yet."""
+        """Whether there has been no readable answer from the endpoint yet."""
         return not self.endpoint.answered and (error.maybe_paid or not error.reached)
 
     def _wait(self, state: RetryCallState) -> float:
-        """Seconds until the next attempt; a `Retry-After` holds back all requests."""
+        """Seconds until the next attempt; a `Retry-After` delays all requests."""
         wait = seconds_to_wait(state, self.settings, self.endpoint.host)
         asked = error_of(state).retry_after
         if asked is not None:
@@ -280,7 +280,7 @@ class Runner:
         return entry
 
     async def _sent(self, request: Request) -> dict[str, Any]:
-        """Sends a request within the limits; the answer is in the books and in the journal before anything else happens."""
+        """Sends a request within the limits. The answer is accounted for and written to the journal before anything else."""
         most = self.budget.highest_cost(request)
         await self._reserve(most)
         try:
@@ -300,7 +300,7 @@ class Runner:
                 self._changed.notify_all()
 
     async def _reserve(self, most: float) -> None:
-        """Waits until the request fits the limits even if its answer is as long as can be; stops the run if it never will."""
+        """Waits until the request is within the limits even with the longest possible answer; stops the run if it never will be."""
         async with self._changed:
             while self.budget.exceeds(most) and self._in_flight:
                 await self._changed.wait()
@@ -315,6 +315,6 @@ class Runner:
 
 
 def most_bytes(request: Request) -> int:
-    """The most bytes that the answer may take in the journal, with every second character of the prompt escaped."""
+    """The maximum number of bytes of the answer's line in the journal, with every second character of the prompt escaped."""
     prompt = sum(len(message["content"].encode("utf-8", "backslashreplace")) for message in request.messages)
     return 2 * prompt + TOKEN_BYTES * most_completion_tokens(request) + LINE_BYTES

@@ -11,7 +11,7 @@ from .checks import check_number
 from .errors import AugmentationError
 
 
-# Fields of a request that have an argument of their own, or that would change what is paid, what is asked or how it is read.
+# Request fields that have their own argument, or that would change the cost, the prompt or the format of the answer.
 _OWN_ARGUMENT = {"model": "model", "temperature": "temperature", "max_tokens": "max_tokens"} | dict.fromkeys(
     ("max_completion_tokens", "max_output_tokens", "max_new_tokens", "max_length", "num_predict", "n_predict"),
     "max_tokens",
@@ -41,22 +41,22 @@ class RequestSettings:
             without it, OpenAI's own.
         api_key_env (`str`, defaults to `"OPENAI_API_KEY"`): Environment variable that holds the key.
         temperature (`float`, *optional*): Overrides the task's temperature.
-        max_tokens (`int`, *optional*): Overrides the task's limit of an answer's length. Reasoning models need more.
-        parameters (`dict`): More fields of the request body, sent as they are. Fields that would change what is paid, the
-            prompt or the form of the answer are refused.
+        max_tokens (`int`, *optional*): Overrides the task's maximum length of an answer. Reasoning models need more.
+        parameters (`dict`): Additional fields of the request body, sent unchanged. Fields that would change the cost, the prompt or
+            the format of the answer are refused.
         structured_output (`str`): `"json_schema"`, `"text"`, or `"auto"`: JSON schema until the endpoint refuses it.
-        concurrency (`int`): Requests under way at the same time.
+        concurrency (`int`): Maximum number of concurrent requests.
         requests_per_minute, tokens_per_minute (`float`, *optional*): Rate limits; tokens are prompt plus answer.
         max_requests (`int`, *optional*): Maximum number of HTTP requests of this run, retries included.
         max_cost (`float`, *optional*): Maximum cost of the whole journal, earlier runs included.
-        max_retries (`int`): Further attempts for a request after an error that may pass.
+        max_retries (`int`): Maximum number of retries of a request after transient errors.
         initial_backoff (`float`): Seconds before the first retry; doubles each time, up to 60, plus jitter.
-        max_wait (`float`): Longest `Retry-After` in seconds that is waited for; a longer one stops the run.
-        timeout (`float`): Seconds that one attempt may take.
+        max_wait (`float`): Maximum `Retry-After`, in seconds, to wait for; a longer one stops the run.
+        timeout (`float`): Timeout of one attempt in seconds.
         prices (path, *optional*): Price file that overrides the package's.
         batch (`bool`): Use the Batch API: half the price, answers within a day.
-        batch_poll_seconds (`float`): Seconds between two looks at a batch.
-        abandon_batches (`bool`): Send requests again that are under way in a batch which cannot be looked at any more.
+        batch_poll_seconds (`float`): Seconds between two status checks of a batch.
+        abandon_batches (`bool`): Resend the requests of batches that can no longer be accessed.
         progress (`bool`): Show a progress bar.
 
     Raises:
@@ -108,7 +108,7 @@ class RequestSettings:
         _check_address(self.base_url, self.api_key_env)
 
     def request_parameters(self, temperature: float, max_tokens: int) -> dict[str, Any]:
-        """Parameters of a request whose task wants this temperature and length; part of the journal's key."""
+        """Parameters of a request for a task with this temperature and length; part of the journal key."""
         return {
             **self.parameters,
             "temperature": float(temperature if self.temperature is None else self.temperature),

@@ -1,4 +1,4 @@
-"""Reviewed answers as training data for an open language model."""
+"""Exports reviewed answers as training data for an open language model."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,16 +23,16 @@ def export_sft(
     form: str = "messages",
 ) -> int:
     """
-    Writes the prompt and the accepted answer of each reviewed row as one chat.
+    Writes the prompt and the accepted answer of each reviewed row as a chat.
 
-    The prompt is the first one of the item, also where a second request gave the accepted answer: the tuned model is to give it
-    at once.
+    The prompt is always the first one of the item, even if the accepted answer came from a second request, because the fine-tuned model
+    should give it immediately.
 
     Args:
         reviewed: `pseudo_documents_kept.jsonl`, `label_descriptions.jsonl` or several such files.
         journal: The `journal.jsonl` of the runs that wrote them; it holds the prompts.
         output: File to write.
-        form (`str`): `"messages"`: `{"messages": [...]}`; `"prompt-completion"`: `{"prompt": [...], "completion": [...]}`, with
+        form (`str`): `"messages"`: `{"messages": [...]}`; `"prompt-completion"`: `{"prompt": [...], "completion": [...]}`, for
             which TRL computes the loss on the answer only.
 
     Returns:
@@ -65,7 +65,7 @@ def _chats(files: Sequence[str | Path], journal: Journal, form: str) -> Iterator
             if description is not None and row.get("marks"):
                 continue
             if row.get("kind", PLAIN) != PLAIN:
-                # The prompt asks for a line on the labels, which is no part of the text of the row.
+                # The prompt asks for a line about labels, which is not part of the row's text.
                 if isinstance(origin, dict) and origin["requests"] > 1:  # the accepted answer has another key
                     continue
                 answer, _ = answer_text(entry, "text")

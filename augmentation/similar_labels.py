@@ -1,4 +1,4 @@
-"""Labels with similar texts: candidates for near misses and for labels that occur together. And labels above and below a label."""
+"""Labels with similar texts, as candidates for near misses and for co-occurring labels; and broader and narrower labels."""
 
 import hashlib
 from collections import defaultdict
@@ -14,16 +14,15 @@ def similar_labels(texts: Mapping[str, str], wanted: Iterable[str], number: int)
     """
     The other labels with the most similar texts, by the cosine of TF-IDF vectors of words.
 
-    Labels with the same similarity, such as those that share no word, are in an order that differs from label to label and is the same
-    in each run.
+    Ties, such as labels that share no word, are broken in an order that differs between labels but is the same in each run.
 
     Args:
         texts (`Mapping[str, str]`): The text of every label: its name, with its description where there is one.
-        wanted (`Iterable[str]`): The labels whose similar labels are wanted.
+        wanted (`Iterable[str]`): The labels to find similar labels for.
         number (`int`): How many, at most.
 
     Returns:
-        For each wanted label the others, the most similar first.
+        For each wanted label, the most similar other labels, best first.
 
     Example:
 
@@ -54,11 +53,11 @@ def similar_labels(texts: Mapping[str, str], wanted: Iterable[str], number: int)
 
 def relatives(label_parents: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
     """
-    The broader and the narrower labels of each label, on all levels. They are no near misses: whatever has a label has its broader
-    labels too, and may have a narrower one.
+    The broader and the narrower labels of each label, on all levels. They are not near misses: a document with a label also has its broader
+    labels, and may have narrower ones.
 
     Args:
-        label_parents (`Mapping[str, Iterable[str]]`): Parents of labels, without a circle.
+        label_parents (`Mapping[str, Iterable[str]]`): Parents of labels, without cycles.
 
     Example:
 

@@ -7,7 +7,7 @@ from pathlib import Path
 @dataclass
 class RunSummary:
     """
-    What a command has done.
+    The result of a command.
 
     Args:
         output (`Path`, *optional*): The file written; None where items are missing.
@@ -16,7 +16,7 @@ class RunSummary:
         prompt_tokens, completion_tokens (`int`): As the provider counts them, this run.
         cost (`float`, *optional*): Of this run; None where the price is unknown.
         currency (`str`): Of `cost`.
-        stopped (`str`, *optional*): Why the run ended before its end.
+        stopped (`str`, *optional*): Why the run stopped early.
         notes (`list[str]`): What a user should know.
     """
 
@@ -42,7 +42,7 @@ class RunSummary:
         if self.output:
             lines.append(f"Written: {self.output}")
         if self.stopped:
-            lines.append(f"Stopped: {self.stopped}. The answers are kept; run the same command again to go on.")
+            lines.append(f"Stopped: {self.stopped}. The answers are kept; run the same command again to continue.")
         return "\n".join(lines + self.notes)
 
 
@@ -54,7 +54,7 @@ class Plan:
     Args:
         total (`int`): Items.
         missing (`int`): Requests to send.
-        answered, under_way (`int`): Items with an answer in the journal, and items in a batch that is not collected yet.
+        answered, under_way (`int`): Items with an answer in the journal, and items in a batch that has not been collected yet.
         prompt_tokens, completion_tokens (`int`): Estimates for the missing requests.
         counted_with (`str`): What counted them.
         cost (`float`, *optional*): Estimate; None where the price is unknown.
@@ -83,14 +83,14 @@ class Plan:
             lines += [f"[{message['role']}]\n{message['content']}\n" for message in messages]
         lines += self.notes
         known = f"{self.total} items, {self.answered} answers in the journal"
-        known += f", {self.under_way} under way in a batch" if self.under_way else ""
+        known += f", {self.under_way} in progress in a batch" if self.under_way else ""
         lines.append(
             f"{self.missing} requests to send ({known}), about {self.prompt_tokens} prompt tokens and "
             f"{self.completion_tokens} answer tokens ({self.counted_with})."
         )
         if self.cost is None:
             lines.append(
-                f"The price of {self.model} is unknown: name it in a file given with --prices to see the cost."
+                f"The price of {self.model} is unknown: add it to a file and pass that with --prices to see the cost."
             )
         else:
             lines.append(f"Estimated cost: {self.cost:.4f} {self.currency}, repeated requests not counted.")

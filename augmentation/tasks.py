@@ -1,4 +1,4 @@
-"""What the two generating commands share: dry run, journal, run, output files and summary."""
+"""Code shared by the two generating commands: dry run, journal, run, output files and summary."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ SHOWN_PROMPTS = 5
 
 
 def provenance(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Where a row comes from: the last answer, with the usage of all answers that the item took."""
+    """The provenance of a row: that of the last answer, with the total usage of all answers for the item."""
     last = entries[-1]
     return {
         "model": last["model"],
@@ -55,20 +55,20 @@ def run_task(
     inputs: tuple[str | Path, ...] = (),
 ) -> RunSummary | Plan:
     """
-    Answers every item and writes the task's file, or counts only (`dry_run`).
+    Answers every item and writes the task's file, or only counts (`dry_run`).
 
-    The output is written when every item is answered or has failed; with `partial` also before. Nothing that leaves
-    this function, to a file or to the caller, holds a key.
+    The output is written when every item is answered or has failed; with `partial`, also before. Nothing that this function writes or
+    returns contains a key.
 
     Args:
         task (`Task`): The task.
         settings (`RequestSettings`): Model, endpoint and limits.
         output_dir: Folder of the output and the journal.
         dry_run, partial (`bool`): See above.
-        inputs: Files that were read, which no output may replace.
+        inputs: Input files, which the output must not replace.
 
     Raises:
-        AugmentationError: with the reason, after everything that was answered is safe in the journal.
+        AugmentationError: with the reason, after all received answers are stored in the journal.
     """
     output_dir = Path(output_dir)
     redact = Redactor.of_environment(settings.api_key_env)
@@ -133,7 +133,7 @@ def _runner(task: Task, settings: RequestSettings, journal: Journal) -> Any:
 
 
 def _settle(task: Task, settings: RequestSettings, journal: Journal) -> list[str]:
-    """Collects batches of an earlier run with `batch`; their requests must not be sent singly and paid twice."""
+    """Collects batches of an earlier run with `batch`, so that their requests are not sent individually and paid for twice."""
     if not any_open(journal):
         return []
     from .batch import BatchRunner
@@ -154,7 +154,7 @@ class Origins:
         self.old += row["provenance"]["request_key"] != request.key
 
     def notes(self, host: str) -> list[str]:
-        """Warns if answers come from another endpoint than `host` or from version 0.1."""
+        """Notes and warnings about answers from an endpoint other than `host` or from version 0.1."""
         if self.old:
             warnings.warn(
                 f"{self.old} answers in the journal are in the form of version 0.1; the next version will ask for them again.",
@@ -166,7 +166,7 @@ class Origins:
 
 
 def plan(task: Task, settings: RequestSettings, journal: Journal, redact: Redactor) -> Plan:
-    """Counts what a run would send; sends nothing."""
+    """Counts what a run would send, without sending anything."""
     count, name = token_counter(settings.model)
     batches = open_batches(journal, (task.request(index) for index in range(len(task))))
     missing: dict[str, int] = {}
@@ -217,7 +217,7 @@ def _rows(task: Task, journal: Journal, may_lack: set[int], origins: Origins) ->
 
 
 def output_row(task: Task, journal: Journal, index: int) -> dict[str, Any] | None:
-    """The output row of an item, from the journal alone; None if an answer is missing or not usable."""
+    """The output row of an item, from the journal only; None if an answer is missing or not usable."""
     request = task.request(index)
     entry = journal.answer(request)
     if entry is None:
@@ -239,7 +239,7 @@ def _write_failed(path: Path, task: Task, state: RunState, redact: Redactor) -> 
     if path.exists():
         try:
             others = [row for _, row in read_rows(path) if row.get("command") not in names]
-        except AugmentationError:  # a list that cannot be read is written anew
+        except AugmentationError:  # an unreadable list is rewritten
             pass
     own = [
         {"command": task.name, **task.identity(index), "reason": reason}

@@ -1,4 +1,4 @@
-"""Texts as they may be sent."""
+"""Cleans texts before they are sent."""
 
 import re
 

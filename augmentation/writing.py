@@ -15,12 +15,12 @@ from .errors import AugmentationError
 
 def check_output(path: str | Path, inputs: Iterable[str | Path] = (), special: bool = True) -> None:
     """
-    Checks that an output may be written, before anything is done for it.
+    Checks that an output may be written, before any work is done.
 
     Args:
         path: The output.
-        inputs: Files that are read, none of which it may be.
-        special (`bool`): Whether it may be a pipe or a device, which is then written to.
+        inputs: Input files, which the output must not be.
+        special (`bool`): Whether it may be a pipe or a device, which is then written to directly.
 
     Raises:
         AugmentationError: if it may not.
@@ -29,7 +29,7 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = (), special: b
         is_other = is_special(path)
     except IsADirectoryError:
         is_other, special = True, False
-    except OSError:  # not accessible: writing reports why
+    except OSError:  # not accessible: writing will report why
         return
     if is_other and not special:
         raise AugmentationError(f"the output {path} must be a file, but is something else; choose another path.")
@@ -44,7 +44,7 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = (), special: b
 @contextmanager
 def replace_whole(path: str | Path) -> Iterator[IO[bytes]]:
     """
-    A stream of bytes that takes the place of `path` only when the block ends without an error.
+    A byte stream that replaces `path` only if the block ends without an error.
 
     Raises:
         AugmentationError: if the file cannot be written; what was there before stays.

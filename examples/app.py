@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """
-A page to try a trained model: paste or upload a document, see its labels as bars, move the threshold, see which words matter.
+A demo page for a trained model: paste or upload a document, see its labels as bars, move the threshold, see which words matter.
 
     python examples/app.py --model outputs/quickstart
-    python examples/app.py --audit findings.csv      # decide about findings of audit_labels.py; with --model, both in tabs
+    python examples/app.py --audit findings.csv      # review findings of audit_labels.py; with --model, both in tabs
 
 Also runs as a Gradio Space of the Hub: copy this file as `app.py`, list `torch` and `transformers` in `requirements.txt`, and name the
 model in the variable SEP_MLDC_MODEL of the Space. Needs the extra `demo`.
@@ -32,10 +32,13 @@ SHOWN_LABELS = 20
 HIGHLIGHTED_WORDS = 25
 ATTENDED_LABELS = 5
 LISTED_WORDS = 8
-# What the two colors of words mean.
-FOR, AGAINST = "speaks for the label", "speaks against the label"
+# Meanings of the two colors of words.
+FOR, AGAINST = "supports the label", "contradicts the label"
 COLORS = {FOR: "#2563eb", AGAINST: "#d97706"}
-ON, OFF = "One threshold for all labels", "One threshold for all labels (off: each label's tuned threshold counts)"
+ON, OFF = (
+    "One threshold for all labels",
+    "One threshold for all labels (off: the tuned threshold of each label is used)",
+)
 MAX_CHARACTERS = 100_000
 NUM_EXAMPLES = 3
 CSS = """
@@ -76,8 +79,8 @@ def classify(pipe: Pipeline, text: str) -> list[dict[str, Any]]:
     """
     The best labels of a text, `{"label", "score", "threshold", "assigned"}` each, best first; none for an empty text.
 
-    `threshold` is the label's own, 0.5 in a model without tuned ones, and None if the model only ranks labels. `assigned` tells whether the label
-    is in the label set that the pipeline returns, where a hierarchy or constraints decide too; otherwise it is None.
+    `threshold` is the label's own threshold, 0.5 for a model without tuned thresholds, and None if the model only ranks labels. With a hierarchy
+    or constraints, `assigned` says whether the label is in the label set that the pipeline returns; otherwise, it is None.
     """
     found = pipe(text[:MAX_CHARACTERS], top_k=SHOWN_LABELS)
     config = pipe.model.config
@@ -97,7 +100,7 @@ def classify(pipe: Pipeline, text: str) -> list[dict[str, Any]]:
 
 
 def letters(text: str) -> str:
-    """A text that comes with a checkpoint or a file as HTML that is shown letter by letter, in a component for Markdown, too."""
+    """Text from a checkpoint or a file as HTML that is shown literally, even in components that render Markdown."""
     return "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in text)
 
 
@@ -137,9 +140,9 @@ def explain(pipe: Pipeline, text: str, labels: list[dict[str, Any]], label: str 
     if label not in names:
         return [], ""
     text = text[:MAX_CHARACTERS]
-    # The pipeline explains the labels that it returns: all down to this one.
+    # The pipeline explains the labels that it returns, so all labels down to this one are requested.
     found = pipe(text, top_k=names.index(label) + 1, return_explanation=True, explanation_size=HIGHLIGHTED_WORDS)
-    if "explanations" not in found:  # in a Space, code of a checkpoint that an older version saved
+    if "explanations" not in found:  # in a Space, with the code of a checkpoint saved by an older version
         return (
             [],
             "<p>The code in this checkpoint does not explain labels. Save it again with sep-mldc 0.2 or newer.</p>",
@@ -191,8 +194,7 @@ def draw_attention(attended: list[dict[str, Any]]) -> str:
 
 def examples_of(config) -> list[str]:
     """
-    Texts to try the page with: those under `widget` in the model's card, or else the descriptions of the first labels that have
-    one.
+    Example texts: those under `widget` in the model card, or else the descriptions of the first labels that have one.
     """
     texts = [entry.get("text") for entry in card_data(config).get("widget") or [] if isinstance(entry, dict)]
     descriptions = config.label_descriptions or {}
@@ -201,7 +203,7 @@ def examples_of(config) -> list[str]:
 
 
 def card_data(config) -> dict[str, Any]:
-    """What the model's card says at its top; nothing without a card, or without a connection."""
+    """The metadata of the model card; empty without a card or a connection."""
     name = config._name_or_path
     if not name or (os.path.isdir(name) and not os.path.exists(os.path.join(name, "README.md"))):
         return {}
@@ -311,7 +313,7 @@ def build_page(pipe: Pipeline):
 
 
 def build_tabs(pipe: Pipeline | None, findings: str | None):
-    """The page of a model, the page to decide about findings, or both in tabs."""
+    """The demo page of a model, the page for reviewing findings, or both in tabs."""
     gr = import_gradio()
     pages = {} if pipe is None else {"Labels of a document": build_page(pipe)}
     if findings is not None:
@@ -332,7 +334,7 @@ def main() -> None:
         default=os.environ.get("SEP_MLDC_MODEL"),
         help="folder or Hub name of a trained model; defaults to SEP_MLDC_MODEL",
     )
-    parser.add_argument("--audit", default=None, help="findings of audit_labels.py, a csv file, to decide about")
+    parser.add_argument("--audit", default=None, help="csv file with findings of audit_labels.py to review")
     parser.add_argument(
         "--port", type=int, default=None, help="defaults to GRADIO_SERVER_PORT, or the first free port from 7860"
     )

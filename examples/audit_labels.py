@@ -45,7 +45,9 @@ class AuditArguments:
         default_factory=lambda: ["labels"],
         metadata={"help": "A column of label lists or joined labels, or several 0/1 columns."},
     )
-    label_delimiter: str | None = field(default=None, metadata={"help": "Separator of labels joined in one text."})
+    label_delimiter: str | None = field(
+        default=None, metadata={"help": "Separator of labels that are joined in one string."}
+    )
     label_list_file: str | None = field(
         default=None, metadata={"help": "Labels to audit, one per line. Defaults to those of the documents."}
     )
@@ -62,7 +64,7 @@ class AuditArguments:
     on_bad_rows: str = field(
         default="error",
         metadata={
-            "help": "What to do with rows that are no documents: 'error' lists the first twenty, 'skip' leaves them out, of the corrected "
+            "help": "What to do with invalid rows: 'error' lists the first twenty, 'skip' leaves them out, also of the corrected "
             "documents too.",
             "choices": ["error", "skip"],
         },
@@ -70,16 +72,17 @@ class AuditArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Encoder: Hub name, folder, or package:NAME/FOLDER. It is not trained."}
     )
-    findings_file: str = field(default="findings.csv", metadata={"help": "Where the findings go, a csv file."})
+    findings_file: str = field(default="findings.csv", metadata={"help": "The csv file to write findings to."})
     overwrite: bool = field(default=False, metadata={"help": "Replace findings, and the decisions about them."})
-    max_findings: int = field(default=1000, metadata={"help": "How many findings about documents are listed."})
+    max_findings: int = field(default=1000, metadata={"help": "Maximum number of findings about documents."})
     min_documents: int = field(default=5, metadata={"help": "A label with fewer documents is listed as too rare."})
-    num_folds: int = field(default=5, metadata={"help": "Parts, each scored by models of the others."})
+    num_folds: int = field(default=5, metadata={"help": "Number of folds, each scored by models of the other folds."})
     max_length: int | None = field(default=None, metadata={"help": "Maximum number of tokens per document."})
-    seed: int = field(default=0, metadata={"help": "Of the folds and of the training."})
+    seed: int = field(default=0, metadata={"help": "Random seed of the folds and of training."})
     use_cpu: bool = field(default=False, metadata={"help": "Use the CPU even if there is an accelerator."})
     apply: str | None = field(
-        default=None, metadata={"help": "Findings, a csv file: write the documents with the accepted ones applied."}
+        default=None,
+        metadata={"help": "A csv file of findings: write the documents with the accepted findings applied."},
     )
     output_file: str | None = field(
         default=None,
@@ -106,7 +109,7 @@ def audit(options: AuditArguments) -> None:
         if not getattr(options, name):
             raise ValueError(f"`--{name}` is not given, but an audit needs documents and an encoder. Name it.")
     path = options.findings_file
-    description = description_path(path)  # a wrong ending is told before files are looked for
+    description = description_path(path)  # a wrong extension is reported before files are searched
     others = [name for name in (options.label_list_file, options.label_descriptions_file) if name]
     check_findings_file(path, [*expand_files(options.train_file), *others])
     if os.path.exists(path) and not options.overwrite:
@@ -148,7 +151,7 @@ def audit(options: AuditArguments) -> None:
     write_findings(path, found.findings, source)
     print(f"\n{found}\n")
     print(
-        f"{path} lists {len(found.findings):,} findings. Decide about them in the page (python examples/app.py --audit {path}) or in a "
+        f"{path} lists {len(found.findings):,} findings. Review them on the page (python examples/app.py --audit {path}) or in a "
         f"spreadsheet (column `decision`: accept or reject), then run python examples/audit_labels.py --apply {path}."
     )
 

@@ -5,8 +5,8 @@ Make a fast student of a trained checkpoint: its encoder is a table of token emb
     python examples/distill.py --teacher outputs/aapd --train_file unlabeled.jsonl --validation_file dev.jsonl \
         --test_file test.jsonl --output_dir outputs/aapd-student
 
-Training documents need no labels. Validation documents do: lexical scores are weighed and thresholds are tuned on them. Test
-documents compare the student with the teacher. All arguments: `python examples/distill.py --help`.
+Training documents need no labels. Validation documents do: the weight of lexical scores and the thresholds are tuned on them.
+Student and teacher are compared on the test documents. All arguments: `python examples/distill.py --help`.
 """
 
 import os
@@ -41,16 +41,20 @@ class DistillArguments:
             "help": "Documents, with labels or without: csv, tsv, json, jsonl or parquet, each also .gz or .zst."
         },
     )
-    validation_file: list[str] | None = field(default=None, metadata={"help": "Documents with labels, to tune on."})
-    test_file: list[str] | None = field(default=None, metadata={"help": "Documents with labels, to compare on."})
+    validation_file: list[str] | None = field(default=None, metadata={"help": "Documents with labels, for tuning."})
+    test_file: list[str] | None = field(
+        default=None, metadata={"help": "Documents with labels, to compare student and teacher."}
+    )
     text_columns: list[str] = field(
-        default_factory=lambda: ["text"], metadata={"help": "Columns of the text, joined by a blank."}
+        default_factory=lambda: ["text"], metadata={"help": "Columns of the text, joined by a space."}
     )
     label_column: str = field(default="labels", metadata={"help": "Column of label lists or joined labels."})
-    label_delimiter: str | None = field(default=None, metadata={"help": "Separator of labels joined in one text."})
+    label_delimiter: str | None = field(
+        default=None, metadata={"help": "Separator of labels that are joined in one string."}
+    )
     max_length: int | None = field(
         default=None,
-        metadata={"help": "Maximum number of tokens per document, those that only lexical scores read included."},
+        metadata={"help": "Maximum number of tokens per document, including those that only lexical scores use."},
     )
     hidden_size: int | None = field(
         default=None, metadata={"help": "Size of the token embeddings. Defaults to that of the teacher."}
@@ -109,7 +113,7 @@ def read_documents(options: DistillArguments, config, tokenizer) -> dict[str, An
 
 
 def compare(teacher, trainer: DistillationTrainer, documents) -> None:
-    """Print and write the metrics of teacher and student, and the documents per second of their models, tokenization apart."""
+    """Print and write the metrics of teacher and student, and the documents per second of their models without tokenization."""
     rows = {}
     for name, model in (("teacher", teacher), ("student", trainer.model)):
         evaluator = SepMldcTrainer(

@@ -18,7 +18,7 @@ from trainer.inference import load_trained
 
 
 def texts_to_compare(options, config) -> list[str]:
-    """Documents of the file, or, without one, the label texts of the checkpoint."""
+    """The documents of the file or, without a file, the label texts of the checkpoint."""
     if options.documents is None:
         return config.label_texts[: options.max_documents]
     documents = load_splits(test_file=options.documents, label_column=None, text_columns=[options.text_column])["test"]
@@ -45,7 +45,12 @@ def parse_arguments() -> argparse.Namespace:
         "--documents", help="file of documents to compare on; defaults to the label texts of the checkpoint"
     )
     parser.add_argument("--text_column", default="text", help="defaults to %(default)s")
-    parser.add_argument("--max_documents", type=int, default=128, help="number to compare on (default %(default)s)")
+    parser.add_argument(
+        "--max_documents",
+        type=int,
+        default=128,
+        help="maximum number of documents to compare on (default %(default)s)",
+    )
     parser.add_argument("--max_length", type=int, default=128, help="tokens per document (default %(default)s)")
     options = parser.parse_args()
     for name in ("max_documents", "max_length"):

@@ -7,9 +7,9 @@ Label documents with a trained SEP-MLDC model: files in, JSON Lines out, in the 
     cat texts.txt | python examples/predict.py --model_name_or_path outputs/aapd --input_file - --output_file - --top_k 5
 
 Each line of the output is `{"id"?, "index", "labels": [{"label", "score"}, ...], "abstained"}`; `index` counts documents from 0, and `abstained`
-says whether no label reaches its threshold. The end of the run says how many there are; `--abstained_file` lists them. Lines go to
-OUTPUT.partial, which becomes OUTPUT when the last one is written: a file of that name is complete. OUTPUT.journal records what
-they depend on. After a crash, a kill or a full disk, the same command with `--resume` continues after the last whole block.
+is true if no label reaches its threshold. The number of abstained documents is reported at the end; `--abstained_file` lists them. Lines are
+written to OUTPUT.partial, which is renamed to OUTPUT after the last one: a file of that name is always complete. OUTPUT.journal records what
+they depend on. After a crash, a kill or a full disk, the same command with `--resume` continues after the last complete block.
 See docs/prediction.md.
 """
 
@@ -44,9 +44,9 @@ from trainer.resumable_lines import ResumableLines
 
 FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet")
 STREAMED_FORMATS = ("txt", "jsonl", "csv", "tsv")
-# A look-ahead block also ends here, so that a few huge documents do not fill the memory.
+# Maximum size of a look-ahead block, so that a few huge documents do not fill the memory.
 MAX_BLOCK_CHARACTERS = 16_000_000
-# Arguments that decide what the lines hold; a resumed prediction must have the same.
+# Arguments that affect the output. They must be the same when a prediction is resumed.
 RESULT_ARGUMENTS = (
     "input_format",
     "text_columns",
@@ -86,7 +86,7 @@ class PredictArguments:
         default=None, metadata={"help": "Columns that make up the text, joined by a space. Defaults to `text`."}
     )
     id_column: str | None = field(
-        default=None, metadata={"help": "Column copied to `id`. Defaults to `id` where there is such a column."}
+        default=None, metadata={"help": "Column copied to `id`. Defaults to `id` if there is such a column."}
     )
 
     top_k: int | None = field(
@@ -103,8 +103,8 @@ class PredictArguments:
     min_expected_f1: float | None = field(
         default=None,
         metadata={
-            "help": "Also abstain from documents whose expected F1, by the probabilities, is lower; from 0 to 1. The report of run_mldc.py says which "
-            "value leaves how many documents to people."
+            "help": "Also abstain from documents whose expected F1, according to the probabilities, is lower; from 0 to 1. The report of "
+            "run_mldc.py shows how many documents each value sends to human review."
         },
     )
     abstained_file: str | None = field(
@@ -123,7 +123,7 @@ class PredictArguments:
     window_merge: str = field(
         default="max",
         metadata={
-            "help": "How the scores of the windows become one; 'first' reads only the first window.",
+            "help": "How the scores of the windows are combined; 'first' reads only the first window.",
             "choices": ["max", "mean", "attention", "first"],
         },
     )
@@ -131,7 +131,9 @@ class PredictArguments:
     batch_size: int = field(default=32, metadata={"help": "Windows per forward pass."})
     look_ahead: int = field(
         default=1024,
-        metadata={"help": "Documents per block: sorted by length within it, and lost at most by a kill."},
+        metadata={
+            "help": "Documents per block. They are sorted by length within a block, and a kill loses at most one block."
+        },
     )
     num_workers: int | None = field(
         default=None,
@@ -142,7 +144,7 @@ class PredictArguments:
     )
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16, which is faster on some hardware."})
     device: str | None = field(
-        default=None, metadata={"help": "cpu, cuda, cuda:1, ... Defaults to the best that is available."}
+        default=None, metadata={"help": "cpu, cuda, cuda:1, ... Defaults to the best available device."}
     )
     resume: bool = field(default=False, metadata={"help": "Continue an interrupted prediction."})
     overwrite_output_file: bool = field(default=False, metadata={"help": "Replace an existing output."})
@@ -232,7 +234,7 @@ def read_documents(paths: list[str], args: PredictArguments) -> Iterator[Documen
 
 
 def id_of(record: dict[str, Any], column: str | None) -> int | str | None:
-    """A whole number as it is, anything else as text; half a surrogate pair, which is no character, becomes a question mark."""
+    """A whole number as it is, anything else as text; an unpaired surrogate, which is not a character, becomes a question mark."""
     value = None if column is None else record[column]
     if value is None or isinstance(value, int):
         return value
@@ -355,7 +357,7 @@ def open_output(args: PredictArguments, paths: list[str]) -> DirectOutput | Resu
 
 
 def check_abstained_file(args: PredictArguments, paths: list[str]) -> None:
-    """The list can be written, and overwrites nothing that is not a former list."""
+    """Checks that the list can be written, and overwrites nothing but an existing list."""
     path = str(args.abstained_file)
     written = [args.output_file, f"{args.output_file}.partial", f"{args.output_file}.journal"]
     if os.path.realpath(path) in map(os.path.realpath, written):
@@ -371,7 +373,7 @@ def check_abstained_file(args: PredictArguments, paths: list[str]) -> None:
 
 
 def check_apart(output: str, others: list[str], argument: str = "--output_file") -> None:
-    """No file that is read may be written."""
+    """Checks that no input file is also an output."""
     target = os.path.realpath(output)
     for written in (target, f"{target}.partial", f"{target}.journal"):
         for other in others:
@@ -410,7 +412,7 @@ def make_pipeline(args: PredictArguments) -> MultiLabelDocumentClassificationPip
 
 
 def fingerprint_of(classify: MultiLabelDocumentClassificationPipeline, args: PredictArguments) -> dict[str, Any]:
-    """All that the lines depend on, the documents apart."""
+    """Everything that the output depends on, except the documents."""
     model, weights = classify.model, []
     if is_onnx_export(args.model_name_or_path):
         for path in sorted(Path(args.model_name_or_path).glob("*.onnx*")):
@@ -479,7 +481,7 @@ def label_blocks(
 
 
 def has_several(blocks: Iterator[list[Document]]) -> tuple[bool, Iterator[list[Document]]]:
-    """Whether there are at least two blocks, and all of them."""
+    """Whether there are at least two blocks, and an iterator over all of them."""
     first, error = [], None
     try:
         for block in blocks:
@@ -499,7 +501,7 @@ def has_several(blocks: Iterator[list[Document]]) -> tuple[bool, Iterator[list[D
 
 
 class Worker:
-    """What a worker process has to know, and the pipeline once the first block has come."""
+    """State of a worker process: its arguments, and the pipeline, which is loaded for the first block."""
 
     args: PredictArguments
     fingerprint: dict[str, Any]
@@ -522,18 +524,18 @@ def label_in_worker(block: list[Document]) -> list[bytes]:
 
 
 def skip_done(documents: Iterator[Document], output: DirectOutput | ResumableLines, seen: DocumentDigest) -> None:
-    """Read past the documents whose lines are written, and check that they are the same ones."""
+    """Skip the documents whose lines are already written, and check that they have not changed."""
     for number in range(output.num_done):
         document = next(documents, None)
         if document is None:
             raise ValueError(
-                f"{output.path} has {output.num_done} lines, but the input has only {number} documents. Resume with the former input, "
+                f"{output.path} has {output.num_done} lines, but the input has only {number} documents. Resume with the same input, "
                 "or start again with `--overwrite_output_file`."
             )
         so_far = seen.add([document])
     if output.num_done and so_far != output.input_digest:
         raise ValueError(
-            f"The first {output.num_done} documents are not those that {output.path} was begun with. Resume with the former input, "
+            f"The first {output.num_done} documents are not those that {output.path} was begun with. Resume with the same input, "
             "or start again with `--overwrite_output_file`."
         )
 
@@ -608,8 +610,8 @@ def report_abstained(args: PredictArguments, paths: list[str], num_documents: in
 
 def open_closed_streams() -> None:
     """
-    Give closed standard streams to the null device. Otherwise the next file that is opened gets their number, and what a
-    library prints goes into it.
+    Open the null device in place of closed standard streams. Otherwise, the next file to be opened gets their file descriptor and receives
+    what libraries print.
     """
     for number in (0, 1, 2):
         try:

@@ -5,8 +5,8 @@ Label more documents than one machine can: `predict.py` over a Ray cluster.
     ray start --head                                   # on one machine; `ray start --address=...` on the others
     python examples/predict_ray.py --model_name_or_path outputs/aapd --input_file '/shared/new/*.jsonl.zst' --output_file /shared/labels.jsonl
 
-Same arguments, same lines in the same order, same `--resume` as `predict.py`. The files are read, and the documents labeled, on
-all machines of the cluster by Ray Data; the lines are written by this process. The input files and the model must have the same path, or the model a Hub
+The arguments, the output and `--resume` are the same as for `predict.py`. Ray Data reads files and labels documents on all machines of the
+cluster; this process writes the output. The input files and the model must have the same path, or the model a Hub
 name, on every machine, and `sep-mldc` must be installed there. If a worker or a machine is lost, its documents are labeled again by
 another. Without a cluster, one is started on this machine. See docs/deploy.md.
 """
@@ -32,24 +32,26 @@ except ImportError:
     sys.exit('predict_ray.py needs Ray, which is not installed. Install it with `pip install "sep-mldc[ray]"`.')
 
 
-# Files that are read at the same time.
+# Maximum number of files that are read at the same time.
 MOST_READERS = 8
 
 
 @dataclass
 class ClusterArguments(predict.PredictArguments):
-    """The arguments of `predict.py`, and what each worker gets of the cluster."""
+    """The arguments of `predict.py`, and the resources of each worker."""
 
     num_workers: int | None = field(
         default=None,
         metadata={
-            "help": "Processes in the whole cluster, each with its own copy of the model. Defaults to as many as its processors (or, with "
-            "`--gpus_per_worker`, its GPUs) are enough for."
+            "help": "Number of worker processes in the cluster, each with its own copy of the model. Defaults to as many as fit, given its "
+            "CPUs (or, with `--gpus_per_worker`, its GPUs)."
         },
     )
     address: str | None = field(
         default=None,
-        metadata={"help": "Of the cluster. Defaults to RAY_ADDRESS, then to a cluster that runs on this machine."},
+        metadata={
+            "help": "Address of the cluster. Defaults to RAY_ADDRESS, then to a cluster running on this machine."
+        },
     )
     cpus_per_worker: int = field(default=1, metadata={"help": "Processors, and threads of PyTorch, per worker."})
     gpus_per_worker: float = field(
@@ -87,7 +89,7 @@ def read_file(rows: dict[str, Any], args: ClusterArguments) -> Iterator[Rows]:
         for block in predict.blocks_of(documents, args.look_ahead):
             yield {"block": [pickle.dumps([tuple(document) for document in block])]}
     except (ValueError, OSError) as error:
-        # Raised here, it would end the workers that still label the documents before.
+        # If raised here, it would end the workers that are still labeling preceding documents.
         yield {"block": [pickle.dumps(str(error))]}
 
 
@@ -167,7 +169,7 @@ def labeled_blocks(
     """What `Labeler.label` returns, in the order of the documents."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
-    # Every row is sent to a worker by itself. By default rows are sent together, up to 128 MiB of them.
+    # Send each row to a worker separately. By default, up to 128 MiB of rows are sent together.
     context.target_max_block_size = 1
     args = dataclasses.replace(args)
     if os.path.isdir(args.model_name_or_path):

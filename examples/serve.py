@@ -6,8 +6,8 @@ Serve a trained model over HTTP: JSON in, labels out, with dynamic batching.
     curl localhost:8000/predict -H "Content-Type: application/json" \
         -d '{"inputs": ["A new proof of an old theorem."], "parameters": {"top_k": 3}}'
 
-Requests and answers are those of Inference Endpoints (`handler.py` in the checkpoint). Documents of requests that come at the same time
-share batches. Needs the extra `serve`. See docs/deploy.md.
+Requests and responses have the same format as for Inference Endpoints (`handler.py` in the checkpoint). Documents of concurrent requests are
+batched together. Needs the extra `serve`. See docs/deploy.md.
 """
 
 import asyncio
@@ -53,14 +53,22 @@ class ServeArguments:
     port: int = field(default=8000, metadata={"help": "Port to listen on; 0 for a free one."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ... Defaults to the best available."})
     batch_size: int = field(default=32, metadata={"help": "Documents per batch, and windows per forward pass."})
-    max_wait_ms: float = field(default=5.0, metadata={"help": "How long a batch waits for further documents."})
-    max_documents: int = field(default=256, metadata={"help": "Documents per request; more are answered with 422."})
-    max_body_bytes: int = field(default=4_000_000, metadata={"help": "Size of a request; more is answered with 413."})
+    max_wait_ms: float = field(
+        default=5.0, metadata={"help": "How long a batch waits for more documents, in milliseconds."}
+    )
+    max_documents: int = field(
+        default=256, metadata={"help": "Maximum number of documents per request; exceeding it gives status 422."}
+    )
+    max_body_bytes: int = field(
+        default=4_000_000, metadata={"help": "Maximum size of a request in bytes; exceeding it gives status 413."}
+    )
     max_waiting: int = field(
-        default=2048, metadata={"help": "Documents that wait; a request that would exceed them is answered with 429."}
+        default=2048,
+        metadata={"help": "Maximum number of waiting documents; a request that would exceed it gets status 429."},
     )
     timeout_s: float = field(
-        default=60.0, metadata={"help": "Seconds until a request is answered with 504; also the limit of a shutdown."}
+        default=60.0,
+        metadata={"help": "Seconds after which a request gets status 504; also the time limit for a shutdown."},
     )
 
     def __post_init__(self):
@@ -100,7 +108,7 @@ class PredictRequest(BaseModel):
 
 
 class Refused(Exception):
-    """An answer other than 200, in one sentence."""
+    """An error response, with a one-sentence message."""
 
     def __init__(self, status: int, message: str, **headers: str):
         super().__init__(message)
@@ -118,8 +126,8 @@ class Waiting:
 
 class Batcher:
     """
-    Labels documents in batches, in the order in which they came. A batch holds documents with the same parameters; it is begun when the
-    one before is done and is full, or the oldest document has waited `max_wait_ms`.
+    Labels documents in batches, in the order in which they arrived. The documents of a batch have the same parameters. A batch starts when the
+    previous one is done and either it is full or its oldest document has waited `max_wait_ms`.
     """
 
     def __init__(self, classify: Any, args: ServeArguments, batch_sizes: Histogram):
@@ -135,7 +143,7 @@ class Batcher:
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Label what waits, then stop."""
+        """Label the waiting documents, then stop."""
         self.closing = True
         self._came.set()
         if self._task is not None:
@@ -145,13 +153,15 @@ class Batcher:
     async def label(self, texts: list[str], parameters: dict[str, Any]) -> list[list[dict[str, Any]]]:
         """
         Raises:
-            Refused: too many documents wait, it takes too long, or the model cannot answer with these parameters.
+            Refused: too many documents are waiting, the request takes too long, or the parameters are invalid for this model.
         """
         if self.closing:
             raise Refused(503, "The server is shutting down.")
         if len(self.waiting) + self.num_running + len(texts) > self.args.max_waiting:
             raise Refused(
-                429, f"{len(self.waiting)} documents wait already. Try again in a second.", **{"Retry-After": "1"}
+                429,
+                f"{len(self.waiting)} documents are already waiting. Try again in a second.",
+                **{"Retry-After": "1"},
             )
         key, loop = tuple(sorted(parameters.items())), asyncio.get_running_loop()
         answers = [loop.create_future() for _ in texts]
@@ -173,7 +183,7 @@ class Batcher:
             await self._answer(self._next_batch())
 
     def _next_batch(self) -> list[Waiting]:
-        """The oldest documents with the same parameters; the others keep their places. Whoever left is skipped."""
+        """The oldest documents with the same parameters; the others keep their positions. Canceled requests are skipped."""
         batch, others = [], []
         while self.waiting and len(batch) < self.args.batch_size:
             one = self.waiting.popleft()
@@ -191,7 +201,7 @@ class Batcher:
             return
         self.num_running = len(batch)
         self.batch_sizes.observe(len(batch))
-        # By length, so that the passes hold little padding.
+        # Sorted by length, to reduce padding.
         batch.sort(key=lambda one: len(one.text))
         texts, parameters = [one.text for one in batch], dict(batch[0].parameters)
         try:
@@ -245,7 +255,7 @@ class BodyLimit:
 
 
 def create_app(classify: Any, args: ServeArguments) -> FastAPI:
-    """The application for a pipeline; `classify` may be any callable with the pipeline's arguments and its `model.config`."""
+    """The ASGI application for a pipeline; `classify` may be any callable with the pipeline's arguments and a `model.config`."""
     registry = CollectorRegistry()
     requests = Counter("sep_mldc_requests", "Requests by path and status", ["path", "status"], registry=registry)
     seconds = Histogram("sep_mldc_request_seconds", "Time to answer /predict", registry=registry)
@@ -289,7 +299,7 @@ def create_app(classify: Any, args: ServeArguments) -> FastAPI:
 
     @app.post("/predict")
     async def predict(request: PredictRequest) -> list[Any]:
-        """Labels and scores of each document, best first; of a single text, those of this text."""
+        """Labels and scores of each document, best first; for a single text, just its labels and scores."""
         started = time.perf_counter()
         texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
         if len(texts) > args.max_documents:
@@ -338,7 +348,7 @@ def main(arguments: list[str] | None = None) -> None:
         classify = load_pipeline(args.model_name_or_path, args.model_revision, args.device)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"serve.py: {error}")
-    # Requests are read in one thread while the model computes in another.
+    # Requests are handled in one thread, while the model runs in another.
     torch.set_grad_enabled(False)
     app = create_app(classify, args)
     uvicorn.run(

@@ -1,12 +1,12 @@
-"""Labels that were added to a trained model: what scores them before the model is trained again."""
+"""Scores of labels that were added to a trained model, before the model is trained again."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 
-# Mean and standard deviation of the scale and the bias of a calibrated cosine before any document was seen: wide, for samples that
-# determine neither.
+# Normal priors (mean, standard deviation) of the scale and the bias of a calibrated cosine. They are wide, and matter only for samples
+# that determine neither.
 SCALE_PRIOR, BIAS_PRIOR = (10.0, 10.0), (-4.0, 10.0)
 # A label never scores lower the closer its text is to the document.
 SMALLEST_SCALE = 1.0
@@ -19,8 +19,8 @@ def fit_cosine_calibration(cosines: torch.Tensor, targets: torch.Tensor) -> dict
     Scale a and bias b with which $\sigma(a \cos + b)$ is the probability of a label: logistic regression (Platt, 1999).
 
     Args:
-        cosines (`torch.Tensor`): of document and label text, one per pair of both.
-        targets (`torch.Tensor` of the same shape): 1 where the document has the label and 0 elsewhere, or the probability of that.
+        cosines (`torch.Tensor`): cosine similarities, one per pair of a document and a label text.
+        targets (`torch.Tensor` of the same shape): 1 if the document has the label, else 0; or the probability of it.
 
     Returns:
         `dict[str, float]`: `{"scale": a, "bias": b}`, with a scale of at least 1.
@@ -72,15 +72,15 @@ def _logistic_weights(
 
 class AddedLabelScores(nn.Module):
     r"""
-    Logits of the labels that were added to a trained model, which are its last n: one linear classifier per label on the direction
-    of the document embedding,
+    Logits of the labels that were added to a trained model, which are its last n: one linear classifier per label on the normalized
+    document embedding,
 
     $$z_l = w_l \cdot \frac{e_x}{\lVert e_x \rVert} + b_l$$
 
     `add_labels` sets $w_l$ to a multiple of the direction of the label text's embedding, so that the logit is a calibrated cosine.
     `fit_new_labels` of `trainer` moves it toward the first documents that have the label.
 
-    The scale and bias of that cosine are kept in `prior`, (n, 2), so that it can be computed again.
+    The scale and bias of the calibrated cosine are kept in `prior`, of shape `(n, 2)`, so that it can be recomputed.
 
     Args:
         num_labels (`int`): n.
@@ -101,10 +101,10 @@ class AddedLabelScores(nn.Module):
         self, logits: torch.Tensor, document_embeds: torch.Tensor, labels: slice = slice(None)
     ) -> torch.Tensor:
         """
-        Logits (B, L') with those of the added labels in the last columns.
+        The logits (B, L') with the columns of the added labels, the last ones, filled in.
 
         Args:
-            logits (`torch.Tensor` of shape `(B, L')`): of all labels, or of some neighboring ones.
+            logits (`torch.Tensor` of shape `(B, L')`): of all labels, or of a slice of them.
             document_embeds (`torch.Tensor` of shape `(B, d)`): e_x.
             labels (`slice`, *optional*): which of the added labels are the last columns of `logits`. All by default.
         """

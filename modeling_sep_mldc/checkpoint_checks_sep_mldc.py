@@ -1,4 +1,4 @@
-"""What makes a checkpoint whole: checks of loaded weights, and errors that say what is wrong with it."""
+"""Checks of loaded weights, with error messages that say what is wrong with a checkpoint."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from torch import nn
 @contextmanager
 def explained_loading_errors(name: str | os.PathLike | None, kwargs: dict[str, Any]) -> Iterator[None]:
     """
-    Errors of loading the weights of `name`, in one sentence each. `kwargs` are those of `from_pretrained`.
+    Context manager that turns errors of loading the weights of `name` into one-sentence errors. `kwargs` are those of `from_pretrained`.
 
     Raises:
         OSError: there are no weights in safetensors, or a file of them is damaged.
@@ -74,10 +74,10 @@ def check_finite(name: str | os.PathLike | None, model: nn.Module) -> None:
     for tensors in (model.named_parameters(), model.named_buffers()):
         for tensor_name, tensor in tensors:
             tensor = tensor.detach()
-            # Offloaded weights are on the meta device, 8-bit ones have no sum.
+            # Offloaded weights are on the meta device; 8-bit weights do not support `sum`.
             if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() < 2:
                 continue
-            # A sum needs no memory. It may overflow, so only tensors with a suspicious sum are checked in full.
+            # Unlike `isfinite`, a sum needs no memory. It may overflow, so tensors with a sum that is not finite are checked in full.
             if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
                 raise ValueError(
                     f"`{tensor_name}` of {name} holds NaN or infinite values, so its scores would mean nothing; the training "

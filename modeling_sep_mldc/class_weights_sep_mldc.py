@@ -16,8 +16,8 @@ def class_weights(label_counts: Sequence[int], num_documents: int, kind: str) ->
 
     - `"balanced"`: $(N - n_l) / n_l$, so that documents with and without the label count the same in total.
     - `"effective"`: $\propto (1 - \beta) / (1 - \beta^{n_l})$ with β = 0.99, one over the effective number of documents (Cui et al.,
-      2019, Class-balanced loss based on effective number of samples, CVPR, Eq. 2). The weights of all positives have a mean of 1, so
-      that learning rates stay right.
+      2019, Class-balanced loss based on effective number of samples, CVPR, Eq. 2). The weights have a mean of 1 over all positives, so
+      that learning rates need not be changed.
 
     A label without documents is treated as one with a single document.
 

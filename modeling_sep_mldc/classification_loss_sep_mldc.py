@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 
-# A loss over more scores than this reads them in chunks of this size (4 MiB in float32).
+# A loss over more scores than this is computed in chunks of this size (4 MiB in float32).
 LOSS_CHUNK_SIZE = 2**20
 
 
@@ -26,12 +26,12 @@ def multi_label_loss(
 
     $$\text{decoupled\_softmax}: -\frac1B \sum_{i,l} y_{il} \log \frac{\exp z_{il}}{\exp z_{il} + \sum_{k: y_{ik} = 0} \exp z_{ik}}$$
 
-    More than `LOSS_CHUNK_SIZE` scores are read in chunks of labels. That keeps the logits themselves for backward and writes one tensor
-    of their size, the gradient. Value and gradient are the same.
+    If there are more than `LOSS_CHUNK_SIZE` scores, the loss is computed in chunks of labels: only the logits are kept for the backward
+    pass, which writes one tensor of their size, the gradient. Value and gradient are the same.
 
     Args:
         logits (`torch.Tensor` of shape `(B, L)`): scores.
-        labels (`torch.Tensor` of shape `(B, L)`): multi-hot targets of any dtype. One byte per label is the smallest.
+        labels (`torch.Tensor` of shape `(B, L)`): multi-hot targets of any dtype; `torch.uint8` needs the least memory.
         kind (`str`): `"bce"`, `"softmax"`, `"decoupled_softmax"`, or a sum: `"bce+softmax"`, `"bce+decoupled_softmax"`.
         positive_weights (`torch.Tensor` of shape `(L,)`, *optional*): weight of $\log\sigma(z_{il})$ of each label in `"bce"`, see
             `class_weights_sep_mldc`.
@@ -52,7 +52,7 @@ def multi_label_loss(
     if "softmax" in terms:
         loss = loss - (labels * F.log_softmax(logits, dim=-1)).sum()
     if "decoupled_softmax" in terms:
-        # A document that has every label has no negatives: the smallest float stands for log(0), whose gradient would be NaN.
+        # A document that has every label has no negatives: log(0) would give NaN gradients, so the smallest float is used instead.
         negatives = logits.masked_fill(labels > 0, torch.finfo(logits.dtype).min).logsumexp(dim=-1, keepdim=True)
         loss = loss + (labels * F.softplus(negatives - logits)).sum()
     return loss / max(len(logits), 1)
@@ -120,7 +120,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _log_sum_exp(logits: torch.Tensor, labels: torch.Tensor, negatives_only: bool) -> torch.Tensor:
-    """log Σ exp of the scores of each document (B, 1), over all labels or over those that it does not have."""
+    """Log-sum-exp of the scores of each document (B, 1), over all labels or only over its negatives."""
     largest = logits.new_full((len(logits), 1), torch.finfo(torch.float32).min, dtype=torch.float32)
     total = torch.zeros_like(largest)
     for scores, targets in _chunks(logits, labels):

@@ -19,16 +19,16 @@ from .label_texts_sep_mldc import label_text
 
 logger = logging.get_logger(__name__)
 
-# The recommended head. `trainer.recommend_settings` reads these: a model made in Python and a run of the command get the same one.
+# The recommended head. `trainer.recommend_settings` also reads these, so `from_backbone` and `run_mldc.py` use the same values.
 # From this number of labels on, the classifier is label similarity alone.
 MANY_LABELS = 1000
 # Each label attends to the tokens above this number of training documents and up to this number of labels.
 FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION = 1500
 MOST_LABELS_FOR_TOKEN_ATTENTION = 5000
-# Dimensions that it projects states to, at most.
+# Maximum number of dimensions that token attention projects hidden states to.
 TOKEN_ATTENTION_SIZE = 128
 
-# Names of fields in version 0.1 and their names now. The former ones are accepted for one release.
+# Old names of fields (version 0.1) and their current names. The old ones are accepted for one release.
 FORMER_FIELDS = {"label_support": "label_counts", "lexical_features": "num_lexical_features"}
 
 
@@ -38,27 +38,27 @@ def recommended_classifier(num_labels: int) -> Literal["mlp+similarity", "simila
 
 
 def recommended_dropout(classifier: str, token_attention: bool) -> float:
-    """The recommended `classifier_dropout`. Similarities alone need less, unless token attention is added to them."""
+    """The recommended `classifier_dropout`. `"similarity"` alone needs less, unless token attention is added."""
     return 0.2 if classifier == "similarity" and not token_attention else 0.5
 
 
 def recommended_token_attention(num_labels: int, num_documents: int | None) -> bool:
     """
-    Whether label-wise attention is recommended: few documents do not determine its weights, and its cost grows with the labels.
-    Not if the number of training documents is unknown.
+    Whether label-wise attention is recommended: it needs enough documents to learn its weights, and its cost grows with the number of
+    labels. `False` if the number of training documents is unknown.
     """
     enough = num_documents is not None and num_documents > FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION
     return enough and num_labels <= MOST_LABELS_FOR_TOKEN_ATTENTION
 
 
 def recommended_token_attention_size(hidden_size: int) -> int:
-    """The recommended `token_attention_size`: fewer weights per label than the encoder's states have dimensions are learned better."""
+    """The recommended `token_attention_size`, below the hidden size: fewer weights per label generalize better."""
     return min(TOKEN_ATTENTION_SIZE, hidden_size)
 
 
 def rename_former_fields(values: dict[str, Any], warn: bool = False) -> dict[str, Any]:
     """
-    A copy of `values` with the former names of fields replaced by today's, with one `FutureWarning` if `warn`.
+    A copy of `values` in which old names of fields are replaced by the current ones, with one `FutureWarning` if `warn`.
 
     Raises:
         ValueError: a field is given under both names.
@@ -73,7 +73,7 @@ def rename_former_fields(values: dict[str, Any], warn: bool = False) -> dict[str
     if former and warn:
         changes = ", ".join(f"`{name}` is now called `{FORMER_FIELDS[name]}`" for name in former)
         warnings.warn(
-            f"{changes}. The former name will stop working in version 0.3. Use the new one.",
+            f"{changes}. The old name will stop working in version 0.3. Use the new one.",
             FutureWarning,
             stacklevel=2,
         )
@@ -96,7 +96,7 @@ def _check_label_names(id2label: dict[int, str]) -> None:
 class SepMldcConfig(PreTrainedConfig):
     r"""
     Configuration of [`SepMldcForMultiLabelClassification`]: a text encoder (`backbone_config`) with a label-guided
-    classification head. Label names are in `id2label`, what they mean in `label_descriptions`.
+    classification head. Label names are in `id2label`, label descriptions in `label_descriptions`.
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
@@ -122,17 +122,18 @@ class SepMldcConfig(PreTrainedConfig):
         classifier_hidden_size (`int`, *optional*):
             Width of the hidden layer of the MLP. Defaults to the encoder's hidden size.
         classifier_bias_init (`str`, *optional*, defaults to `"zero"`):
-            `"prior"` if the output bias started at the log-odds of each label in the training set.
+            `"prior"` if the output biases were initialized to the log-odds of the labels in the training set.
         similarity_scale_init (`float`, *optional*, defaults to 10.0):
             Initial value of the learned scale of the similarity classifier.
         label_attention (`bool`, *optional*, defaults to `True`):
             Whether to use label-guided feature selection (Eq. 16-18). If `False`, the head sees the document embedding alone.
         token_attention (`bool`, *optional*):
             Whether each label also attends to the tokens of the document (label-wise attention). Defaults to `True` if
-            `num_train_documents` is above 1,500, for up to 5,000 labels. `False` in checkpoints that do not say.
+            `num_train_documents` is above 1,500, for up to 5,000 labels. `False` for checkpoints saved without this field.
         token_attention_size (`int`, *optional*):
-            Dimensions that token attention projects the states of tokens to, up to the encoder's hidden size, which means no projection.
-            Defaults to 128, or to a smaller hidden size. The hidden size in checkpoints that do not say.
+            Number of dimensions that token attention projects hidden states to. The encoder's hidden size is the maximum and means no
+            projection. Defaults to 128, or to the hidden size if that is smaller. The hidden size for checkpoints saved without this
+            field.
         encoder_max_length (`int`, *optional*):
             Maximum number of tokens of a document that the encoder reads. Lexical scores read all tokens. Defaults to no
             limit but the encoder's own.
@@ -141,7 +142,7 @@ class SepMldcConfig(PreTrainedConfig):
             document that is added to the logits outside training (see `SepMldcTrainer.fit_lexical_scores`). `None` if there
             are none.
         num_lexical_bigrams (`int`, *optional*, defaults to 0):
-            Number of hash buckets for pairs of neighboring tokens among the features of the lexical scores. 0 for tokens alone.
+            Number of hash buckets for pairs of neighboring tokens, which are further features of the lexical scores. 0 for tokens only.
         lexical_info (`dict`, *optional*):
             How the lexical scores were fitted: scale, number of documents, metrics without and with them.
         label_descriptions (`dict[str, str]`, *optional*):
@@ -151,10 +152,11 @@ class SepMldcConfig(PreTrainedConfig):
         parents_in_label_texts (`bool`, *optional*, defaults to `True`):
             Whether the names of a label's ancestors are part of its label text.
         hierarchy (`str`, *optional*):
-            How label sets follow `label_parents`: `"closure"` adds the ancestors of each label, `"leaves"` leaves out the labels of
-            which a descendant is assigned. In both, a label has the largest score of itself and its descendants. `None` for neither.
+            How label sets are made consistent with `label_parents`: `"closure"` adds the ancestors of each label, `"leaves"` removes labels
+            that have an assigned descendant. In both cases, the score of a label is the maximum over itself and its descendants. `None`
+            for neither.
         label_constraints (`list[dict]`, *optional*):
-            Groups `{"labels": [names], "at_least": n, "at_most": m}` that label sets keep (see [`check_label_constraints`]).
+            Groups `{"labels": [names], "at_least": n, "at_most": m}` that label sets satisfy (see [`check_label_constraints`]).
         thresholds (`list[float]` of length `num_labels`, *optional*):
             Decision threshold of each label on its probability.
         threshold_info (`dict`, *optional*):
@@ -162,9 +164,9 @@ class SepMldcConfig(PreTrainedConfig):
         score_calibration (`dict`, *optional*):
             `{"scale": a, "bias": b}`: the probability of a label is `sigmoid(a * logit + b)` for uncalibrated logits.
         calibrate_logits (`bool`, *optional*, defaults to `True`):
-            Whether the model applies `score_calibration` to its logits outside training, so that their sigmoid is the
-            probability for every client, such as the pipeline `text-classification`. `False` in checkpoints of version 0.1,
-            whose logits stay as they were.
+            Whether the model applies `score_calibration` to its logits in evaluation mode, so that their sigmoid is the calibrated
+            probability wherever the model is used, for example in the pipeline `text-classification`. `False` for checkpoints of
+            version 0.1, whose logits are not changed.
         label_counts (`list[int]` of length `num_labels`, *optional*):
             Number of training documents that have each label, without pseudo-documents.
         num_train_documents (`int`, *optional*):
@@ -173,7 +175,7 @@ class SepMldcConfig(PreTrainedConfig):
             Number of labels, the last ones, that were added to the trained model (see `add_labels`).
         cosine_calibration (`dict`, *optional*):
             `{"scale": a, "bias": b}`: on documents that the model was not trained on, the probability of a label was
-            `sigmoid(a * cosine + b)` for the cosine of document and label text. What added labels start from.
+            `sigmoid(a * cosine + b)` for the cosine similarity of document and label text. Used to score added labels.
 
     Raises:
         ValueError: a value is out of its range, has the wrong length, or two labels have the same name.
@@ -285,10 +287,10 @@ class SepMldcConfig(PreTrainedConfig):
 
     def check_values(self) -> None:
         """
-        Check the values that no type can check: ranges, lengths, finiteness.
+        Check what type annotations cannot express: ranges, lengths, finiteness.
 
         Raises:
-            ValueError: a value would make the model's answers meaningless, such as a threshold above 1.
+            ValueError: a value is invalid, such as a threshold above 1.
         """
         for field in ("classifier_hidden_size", "encoder_max_length", "num_lexical_features", "token_attention_size"):
             value = getattr(self, field)
@@ -381,13 +383,13 @@ class SepMldcConfig(PreTrainedConfig):
             )
         if self.label_counts is None or not self.num_train_documents:
             raise ValueError(
-                f"`class_weights` is {self.class_weights!r}, but it is not known how many documents have each label. Give "
+                f"`class_weights` is {self.class_weights!r}, but the number of documents per label is unknown. Give "
                 '`label_counts` and `num_train_documents`, or use `class_weights="none"`.'
             )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "SepMldcConfig":
-        """As in transformers. Former names of fields are accepted: silently in `config_dict`, with a warning in `kwargs`."""
+        """As in transformers. Old names of fields are accepted: silently in `config_dict`, with a warning in `kwargs`."""
         values = rename_former_fields(config_dict)
         values.setdefault("token_attention", False)  # saved before there was one
         if values.get("score_calibration") is not None:
@@ -401,10 +403,10 @@ class SepMldcConfig(PreTrainedConfig):
 
     def drop_guarantee(self, why: str = "the scores of the model have changed") -> None:
         """
-        Remove the guarantee of the thresholds, with a warning: it holds neither for other scores nor for other labels.
+        Remove the guarantee of the thresholds, with a warning, because it holds only for the scores and labels that it was given for.
 
         Args:
-            why (`str`): for the warning. Nothing is said if there is no guarantee.
+            why (`str`): the reason, for the warning. There is no warning if there is no guarantee.
         """
         info = self.threshold_info or {}
         if not info.get("guarantee"):
@@ -418,8 +420,7 @@ class SepMldcConfig(PreTrainedConfig):
 
     def check_guarantee(self) -> None:
         """
-        Remove the guarantee if `thresholds` or `score_calibration` are not those that it was given for. Loading and saving do
-        this too.
+        Remove the guarantee if `thresholds` or `score_calibration` have changed since it was given. Called on loading and saving.
         """
         info = self.threshold_info or {}
         if not info.get("guarantee"):
@@ -434,17 +435,17 @@ class SepMldcConfig(PreTrainedConfig):
 
     @property
     def drops_or_adds_labels(self) -> bool:
-        """Whether label sets differ from what thresholds and closure make them, so that a guarantee of thresholds does not hold."""
+        """Whether label sets are changed after thresholds and closure, so that a guarantee of the thresholds does not hold."""
         return self.hierarchy == "leaves" or bool(self.label_constraints)
 
     @property
     def label_support(self) -> list[int] | None:
-        """Former name of `label_counts`."""
+        """Old name of `label_counts`."""
         return self._former_field("label_support")
 
     @property
     def lexical_features(self) -> int | None:
-        """Former name of `num_lexical_features`."""
+        """Old name of `num_lexical_features`."""
         return self._former_field("lexical_features")
 
     def _former_field(self, name: str) -> Any:
@@ -453,21 +454,21 @@ class SepMldcConfig(PreTrainedConfig):
     @property
     def is_ranking(self) -> bool:
         """
-        Whether the logits only rank labels: after training with the softmax loss alone and without calibration, they say nothing
-        about the probability of a single label.
+        Whether the logits only rank labels. This is so after training with the softmax loss alone and without calibration: the logits then
+        do not determine the probability of a single label.
         """
         return "bce" not in self.classification_loss and self.score_calibration is None
 
     @property
     def logit_calibration(self) -> tuple[float, float]:
-        """Scale and bias that the model applies to its logits outside training; 1 and 0 if it applies none."""
+        """Scale and bias that the model applies to its logits in evaluation mode; 1 and 0 for no calibration."""
         if self.score_calibration is None or not self.calibrate_logits:
             return 1.0, 0.0
         return self.score_calibration["scale"], self.score_calibration["bias"]
 
     @property
     def usual_threshold(self) -> float:
-        """The threshold of a label of which nothing is known: the one that is best for all labels together, or the median."""
+        """The threshold for a label without data of its own: the best common threshold for all labels, or else the median."""
         usual = (self.threshold_info or {}).get("global_threshold")
         return float(median(self.thresholds or [0.5]) if usual is None else usual)
 
@@ -496,7 +497,7 @@ class SepMldcConfig(PreTrainedConfig):
         """
         Number of tokens of a document that the encoder reads, special tokens included. Lexical scores read all tokens.
 
-        It is the least of the encoder's positions, `encoder_max_length` and the tokenizer's `model_max_length`, and 512 where
+        It is the minimum of the encoder's number of positions, `encoder_max_length` and the tokenizer's `model_max_length`, or 512 if
         none of them sets a limit.
         """
         return max_tokens(self.backbone_config, tokenizer, self.encoder_max_length)

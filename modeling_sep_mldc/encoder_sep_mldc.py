@@ -1,4 +1,4 @@
-"""The text encoder of a SEP-MLDC model: which class it has, how many tokens it reads, and how its states become embeddings."""
+"""The text encoder of a SEP-MLDC model: its class, its maximum length, and the pooling of its hidden states."""
 
 import inspect
 import json
@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 from .static_encoder_sep_mldc import StaticEncoder
 
 
-# Tokens that an encoder reads if neither its configuration nor its tokenizer states a limit (XLNet, T5).
+# Maximum length if neither the encoder's configuration nor the tokenizer states a limit (XLNet, T5).
 DEFAULT_MAX_TOKENS = 512
 
 
@@ -81,7 +81,7 @@ def load_encoder(backbone: str, **kwargs: Any) -> PreTrainedModel:
 
 
 def new_encoder(backbone_config: PreTrainedConfig) -> PreTrainedModel:
-    """An encoder with random weights, without pooler: one that never runs would stop `DistributedDataParallel`."""
+    """An encoder with random weights and without a pooler: its unused parameters would make `DistributedDataParallel` fail."""
     found = encoder_class(backbone_config)
     takes_it = "add_pooling_layer" in inspect.signature(found.__init__).parameters
     return found(backbone_config, **({"add_pooling_layer": False} if takes_it else {}))
@@ -112,8 +112,8 @@ def max_tokens(
     encoder_max_length: int | None = None,
 ) -> int:
     """
-    Number of tokens of a text that an encoder reads, special tokens included: the least of its positions, the tokenizer's
-    `model_max_length` and `encoder_max_length`; 512 where none of them sets a limit.
+    Number of tokens of a text that an encoder reads, special tokens included: the minimum of its number of positions, the tokenizer's
+    `model_max_length` and `encoder_max_length`; 512 if none of them sets a limit.
     """
     limits = [_num_positions_of(backbone_config.model_type, backbone_config.to_json_string()), encoder_max_length]
     # Tokenizers without a limit state 1e30.
@@ -124,7 +124,7 @@ def max_tokens(
 
 def set_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
     """
-    Give a tokenizer without padding token (GPT-2, Llama) one that it has: padding is masked, so any token does.
+    Set an existing token as the padding token of a tokenizer that has none (GPT-2, Llama). Padding is masked, so any token will do.
 
     Raises:
         ValueError: the tokenizer has no end-of-text, separator or unknown token either.
@@ -158,8 +158,8 @@ def padding_last(attention_mask: torch.Tensor, *values: torch.Tensor | None) -> 
     """
     The attention mask (B, T) and tensors (B, T, ...) with each row rotated so that its first attended token comes first.
 
-    Encoders count positions from the left and `"cls"` is the first token, so padding on the left would change what a document
-    scores. The steps are the same for every batch: no data-dependent shape, no device sync.
+    Encoders count positions from the left and `"cls"` is the first token, so padding on the left would change the scores of a
+    document. The operations do not depend on the data: no dynamic shapes, no device sync.
     """
     length = attention_mask.shape[1]
     first = (attention_mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
@@ -192,7 +192,7 @@ class TextEncodingMixin:
         **encoder_kwargs: Any,
     ) -> tuple[torch.Tensor, ModelOutput]:
         """
-        Encode and pool texts, f of Eq. 1-5. Scores do not depend on the side of the padding.
+        Encode and pool texts (f in Eq. 1-5). The result does not depend on the padding side.
 
         Args:
             input_ids, attention_mask, token_type_ids (`torch.Tensor` of shape `(B, T)`), inputs_embeds (`torch.Tensor` of shape
@@ -219,8 +219,8 @@ class TextEncodingMixin:
         **encoder_kwargs: Any,
     ) -> tuple[torch.Tensor, ModelOutput, torch.Tensor]:
         """
-        As [`encode`], and the attention mask (B, T') of the tokens that were read. With `with_states=False`, an encoder that needs
-        no states of tokens may leave `last_hidden_state` out.
+        Like [`encode`], but also returns the attention mask (B, T') of the tokens that were read. With `with_states=False`, an encoder that
+        can pool without token states may omit `last_hidden_state`.
         """
         if attention_mask is None:
             tokens: Any = input_ids if input_ids is not None else inputs_embeds
@@ -229,7 +229,7 @@ class TextEncodingMixin:
             token_type_ids = None
         attention_mask, *values = padding_last(attention_mask, input_ids, token_type_ids, inputs_embeds)
         if max_length is not None and torch.compiler.is_exporting():
-            # A graph of any length has no min(T, n): there the rest is masked instead of cut.
+            # A graph exported for any length cannot compute min(T, n), so the remaining tokens are masked instead of cut off.
             positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
             attention_mask = attention_mask * (positions < max_length)
         elif max_length is not None:
@@ -250,7 +250,7 @@ class TextEncodingMixin:
         return total / mask.sum(dim=1, dtype=torch.float32).clamp_min(1.0), output, attention_mask
 
     def _is_one_bag(self, input_ids: torch.Tensor | None, encoder_kwargs: dict[str, Any]) -> bool:
-        """Whether the encoder gives the embeddings of texts without the states of tokens, which ONNX has no operator for."""
+        """Whether the encoder computes text embeddings directly, without token states. Not in exports: ONNX has no operator for it."""
         return (
             isinstance(self.backbone, StaticEncoder)
             and self.config.pooling == "mean"

@@ -1,4 +1,4 @@
-"""Why a label: parts of its logit by word, from the encoder's attention to words and from the lexical scores."""
+"""Explanations: the contribution of each word to a label's logit, from the encoder's attention to words and from lexical scores."""
 
 import re
 from contextlib import AbstractContextManager, nullcontext
@@ -10,18 +10,18 @@ import torch
 from .encoder_sep_mldc import cpu_computes_bfloat16
 
 
-# Weights of all words, as logarithms, at which the derivative by the weight of each word is taken; the first is the window as it is.
+# Log weights of all words at which the derivative with respect to each word's log weight is taken; 0 leaves the window as it is.
 FADES = (0.0, -3.0)
-# A word with this weight is one that is not there.
+# At this log weight, a word counts as masked.
 GONE = -30.0
-# The attention weights of a longer window may not fit into memory with their gradients: it is read by copies.
+# For longer windows, attention weights and their gradients may not fit into memory, so masked copies are used instead.
 MOST_FADED_TOKENS = 1024
-# Tokens that are read for one explanation in copies: 32 copies of 256 tokens.
+# Maximum number of tokens in all masked copies for one explanation: 32 copies of 256 tokens.
 EXPLANATION_BUDGET = 8192
-# Groups of words per window at least, however long the document is.
+# Minimum number of groups of words per window, however long the document is.
 FEWEST_GROUPS = 4
 TOKENS_PER_BATCH = 4096
-# Shorter windows are read fast enough in float32.
+# Shorter windows are fast enough in float32.
 BFLOAT16_FROM = 64
 # Chinese, Japanese, Thai, Lao, Khmer and Burmese are written without spaces between words.
 WITHOUT_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
@@ -31,17 +31,17 @@ EDGES = re.compile(r"^\W+|\W+$")
 @dataclass
 class WindowParts:
     r"""
-    Parts of the logits of n labels for one window with W words. For each label
+    Decomposition of the logits of n labels for one window with W words. For each label,
     `logit = bias + lexical.sum() + encoder.sum() + remainder`.
 
     Attributes:
-        logit (`torch.Tensor` of shape `(n,)`): as the model returns them.
+        logit (`torch.Tensor` of shape `(n,)`): the logits, as the model returns them.
         bias (`torch.Tensor` of shape `(n,)`): the logit of a window without words.
         lexical (`torch.Tensor` of shape `(W, n)`): what each word adds to the lexical scores, exactly.
-        encoder (`torch.Tensor` of shape `(W, n)`): by how much the encoder's part falls without the word: an estimate by
-            derivatives, or the word's share of that of its group.
-        remainder (`torch.Tensor` of shape `(n,)`): what all words together add to the encoder's part, less the sum of `encoder`.
-        words_per_group (`int`): words that were left out together, at most.
+        encoder (`torch.Tensor` of shape `(W, n)`): by how much the encoder's part drops without the word: an estimate from
+            derivatives, or the word's share of the drop for its group.
+        remainder (`torch.Tensor` of shape `(n,)`): what all words together add to the encoder's part, minus the sum of `encoder`.
+        words_per_group (`int`): maximum number of words that were masked together.
     """
 
     logit: torch.Tensor
@@ -57,9 +57,9 @@ def words_of_tokens(
 ) -> tuple[list[tuple[int, int]], list[int]]:
     """
     The words of a text that tokens belong to: characters `(start, end)` of each, without punctuation at its ends, and for each
-    token the position of its word in that list, -1 for special tokens and blanks.
+    token the position of its word in that list, -1 for special tokens and whitespace.
 
-    A word is a run of characters without space; in scripts without spaces, it is a token.
+    Words are separated by whitespace; in scripts without spaces, each token is a word.
 
     Args:
         text (`str`): the document.
@@ -106,27 +106,27 @@ def explain_window(
     pad_token_id: int,
 ) -> WindowParts:
     r"""
-    Parts of the logits of some labels for one window.
+    Decompose the logits of some labels for one window.
 
     The lexical part is exact. For the encoder's part, a weight $m_w$ for each word multiplies the attention to its tokens in all layers,
     and their weight in pooling and token attention (AtMan: Deiseroth et al., 2023): 1 is the window as it is, 0 masks the
-    word. A word's part is $\partial \text{logit} / \partial \ln m_w$, the mean of where all words have the weight 1 and
-    where all have $e^{-3}$: integrated gradients (Sundararajan et al., 2017) with two points. The first alone is what masking the
-    word changes, to first order; if there are `num_groups` copies for all words, masking takes its place. In the second, words
-    that others repeat count as well. Positions stay: without a word, all tokens behind it would move, which changes logits more
-    than the word does.
+    word. A word's part is $\partial \text{logit} / \partial \ln m_w$, averaged over two points, all words at weight 1 and all words at
+    $e^{-3}$: integrated gradients (Sundararajan et al., 2017) with two points. At the first point, this is the effect of masking the
+    word, to first order; if `num_groups` copies are enough to mask every word, the measured effect replaces it. At the second point,
+    words that other words repeat get a share, too. Tokens keep their positions: deleting a word would shift all later tokens, which
+    changes logits more than the word does.
 
-    Encoders that take no such weights, exports and windows of more than 1,024 tokens read copies of the window instead, with the
-    tokens of a group of neighboring words masked (occlusion: Zeiler & Fergus, 2014). Groups are single words if there are
-    `num_groups` copies for all of them. Words of a larger group share its effect by the inverse document frequencies of their
-    tokens, or by their numbers of tokens without lexical scores.
+    For encoders that do not accept such weights, exports, and windows of more than 1,024 tokens, the model reads copies of the window
+    instead, each with the tokens of a group of neighboring words masked (occlusion: Zeiler & Fergus, 2014). Groups are single words if
+    `num_groups` copies are enough. In a larger group, the effect is divided among the words in proportion to the inverse document
+    frequencies of their tokens or, without lexical scores, to their numbers of tokens.
 
     Args:
-        model: returns `logits`; anything else of it, such as lexical scores, may be missing.
+        model: returns `logits`; other parts, such as lexical scores, are optional.
         inputs (`dict[str, torch.Tensor]`): `input_ids`, `attention_mask`, ... of shape `(1, T)`, without padding.
         owners (`list[int]`): the word of each token, see [`words_of_tokens`].
         labels (`list[int]`): n labels.
-        num_groups (`int`): copies to make, if any are.
+        num_groups (`int`): maximum number of masked copies.
         pad_token_id (`int`): of the tokenizer.
     """
     window = _Window(model, inputs, owners, labels, pad_token_id)
@@ -196,7 +196,7 @@ def masked_copies(inputs: dict[str, torch.Tensor], masks: torch.Tensor, pad_toke
     Copies (K, T) of a window (1, T) in which the attention mask is 0 for the tokens `masks` (K, T). All others keep their positions.
     """
     copies = {name: value.expand(len(masks), -1) for name, value in inputs.items()}
-    # Encoders need a token to attend to. Other token ids stay: some encoders count positions by them.
+    # Encoders need at least one token to attend to. Token ids stay the same, because some encoders count positions by them.
     padding = masks.all(dim=1, keepdim=True) & (torch.arange(masks.shape[1], device=masks.device) == 0)
     copies["input_ids"] = copies["input_ids"].masked_fill(padding, pad_token_id)
     copies["attention_mask"] = (~masks | padding).to(copies["attention_mask"].dtype)
@@ -205,8 +205,8 @@ def masked_copies(inputs: dict[str, torch.Tensor], masks: torch.Tensor, pad_toke
 
 def _by_attention(window: _Window, ends: torch.Tensor) -> torch.Tensor | None:
     """
-    Derivatives of logits by the logarithm of the weight of each word at each of `FADES`, (F, W, n); `None` if the encoder does
-    not take weights of tokens.
+    Derivatives of the logits with respect to the log weight of each word at each of `FADES`, (F, W, n); `None` if the encoder does not
+    accept token weights.
 
     Args:
         ends (`torch.Tensor` of shape `(2, n)`): the encoder's part of the logits of the window, and of the window without words.
@@ -227,7 +227,7 @@ def _by_attention(window: _Window, ends: torch.Tensor) -> torch.Tensor | None:
         raise
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None  # an encoder that takes masks of shape (B, T) only
-    # Other encoders ignore what they do not know, or use it differently.
+    # Other encoders ignore such a mask or use it differently.
     tolerance = max(1e-3, 16 * torch.finfo(model.dtype).eps)
     found = torch.cat([logits[:1].detach(), gone])
     if not torch.allclose(found, ends, rtol=tolerance, atol=tolerance):
@@ -278,12 +278,12 @@ def _by_copies(window: _Window, num_groups: int) -> torch.Tensor:
     groups = torch.arange(num_read, device=device) * num_groups // num_read
     outside = groups.new_full((window.num_words - num_read + 1,), -1)  # words that are not read, and no word
     copies = torch.arange(num_groups, device=device).unsqueeze(1) == torch.cat([groups, outside])[of_token]
-    # Differences between copies in bfloat16, where the processor has it: a rounding of all alike, at a third of the time.
+    # In bfloat16 if the CPU supports it, in a third of the time. All copies are rounded alike, so their differences stay meaningful.
     with _bfloat16(model, length):
         logits, of_lexical = window.read(torch.cat([torch.zeros_like(copies[:1]), copies]))
     of_encoder = logits - of_lexical
     effects = of_encoder[0] - of_encoder[1:]
-    # Rare words say more than frequent ones; without lexical scores nothing is known of frequencies.
+    # Rare words are more informative than frequent ones; without lexical scores, frequencies are unknown.
     ids = window.inputs["input_ids"][0]
     of_tokens = torch.ones(length, device=device)
     if window.lexical is not None:
@@ -298,7 +298,7 @@ def _by_copies(window: _Window, num_groups: int) -> torch.Tensor:
 def _bfloat16(model: Any, length: int) -> AbstractContextManager:
     """Autocast to bfloat16 for a float32 model of PyTorch on a processor that has the instructions."""
     is_float32 = isinstance(model, torch.nn.Module) and model.device.type == "cpu" and model.dtype == torch.float32
-    # Of a table of static embeddings there is nothing to speed up.
+    # A static encoder is a table lookup, which bfloat16 does not speed up.
     has_layers = getattr(model.config.backbone_config, "num_hidden_layers", None)
     if length < BFLOAT16_FROM or not is_float32 or not has_layers:
         return nullcontext()

@@ -8,7 +8,7 @@ from transformers import pipeline
 
 TASK = "multi-label-document-classification"
 MAX_DOCUMENTS = 1000
-# Written beside this file: what the endpoint has to install.
+# The content of `requirements.txt`, which is saved next to this file: what the endpoint has to install.
 REQUIREMENTS = "transformers>=5.24,<6\ntokenizers\nsafetensors\n"
 
 
@@ -28,11 +28,11 @@ class EndpointHandler:
     def __call__(self, data: dict[str, Any]) -> list[Any]:
         """
         Args:
-            data (`dict`): `inputs`, a text, a dictionary with a `text`, or a list of up to 1,000 of them; and optionally `parameters`,
-                a dictionary of those of the pipeline and `batch_size`.
+            data (`dict`): `inputs`: a text, a dictionary with a `text`, or a list of up to 1,000 of them; and optionally `parameters`:
+                a dictionary of parameters of the pipeline and `batch_size`.
 
         Returns:
-            `list`: labels and scores, best first, of each document; of a single text, those of this text.
+            `list`: for each document, labels and scores, best first; for a single text, just its labels and scores.
 
         Raises:
             ValueError: a request that cannot be answered. The endpoint answers with status 400 and this message.

@@ -1,4 +1,4 @@
-"""Label hierarchy: parents of labels, checks, and scores and label sets that agree with it."""
+"""Label hierarchy: checks of label parents, and scores and label sets that are consistent with them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,18 +9,17 @@ import torch
 
 def check_label_parents(label_parents: Any, labels: Sequence[str] | None = None) -> dict[str, list[str]]:
     """
-    The parents of labels in one form, checked.
+    Check the parents of labels and return them in a normalized form.
 
     Args:
-        label_parents (`dict[str, str | list[str]]`): the parent, or the parents, of each label that has one, by name.
+        label_parents (`dict[str, str | list[str]]`): the parent or parents of each label that has any, by name.
         labels (`list[str]`, *optional*): the names that may occur; any if not given.
 
     Returns:
         `dict[str, list[str]]`: the distinct parents of each label that has one, with names in Unicode normalization form NFC.
 
     Raises:
-        ValueError: it is no such dictionary, a name is not among `labels`, a label is its own parent, or labels are parents of each
-            other in a circle.
+        ValueError: it is not such a dictionary, a name is not among `labels`, a label is its own parent, or there is a cycle.
 
     Example:
 
@@ -56,14 +55,12 @@ def check_label_parents(label_parents: Any, labels: Sequence[str] | None = None)
             checked[child] = distinct
     circle = find_circle(checked)
     if circle:
-        raise ValueError(
-            f"`label_parents` goes in a circle: {' > '.join(map(repr, circle))}. Remove one of these parents."
-        )
+        raise ValueError(f"`label_parents` has a cycle: {' > '.join(map(repr, circle))}. Remove one of these parents.")
     return checked
 
 
 def find_circle(parents: Mapping[str, Sequence[str]]) -> list[str]:
-    """Labels of which each is a parent of the next, the first one again at the end; empty if there is no circle."""
+    """Labels each of which is a parent of the next, with the first one repeated at the end; empty if there is no cycle."""
     done: set[str] = set()
     for start in parents:
         path: dict[str, Any] = {}  # in order; each with an iterator over its parents
@@ -84,7 +81,7 @@ def find_circle(parents: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def ancestors_of(parents: Mapping[Any, Iterable[Any]], names: Iterable[Any]) -> dict[Any, None]:
-    """The ancestors of some labels as the keys of a dictionary, nearest first; a label of `names` only if it is an ancestor of another."""
+    """The ancestors of some labels as dictionary keys, nearest first; labels of `names` only if they are ancestors of others."""
     found: dict[Any, None] = {}
     queue = list(names)
     for name in queue:  # grows as it goes
@@ -96,7 +93,7 @@ def ancestors_of(parents: Mapping[Any, Iterable[Any]], names: Iterable[Any]) -> 
 
 
 def without_labels(label_parents: Mapping[str, Sequence[str]], gone: set[str]) -> dict[str, list[str]]:
-    """The parents of the other labels. Children of a label that goes get its parents, so that they keep their other ancestors."""
+    """The parents of the remaining labels. Children of a removed label get its parents, so that they keep their other ancestors."""
 
     def kept(names: Iterable[str]) -> list[str]:
         found: dict[str, None] = {}
@@ -110,8 +107,8 @@ def without_labels(label_parents: Mapping[str, Sequence[str]], gone: set[str]) -
 
 class LabelHierarchy:
     """
-    Parents of labels as edges, sorted so that scores and label sets of a batch are closed level by level. Its size is that of the
-    number of parents; there is no matrix of labels by labels.
+    Label parents as edges, sorted so that scores and label sets of a batch are closed level by level. Memory is proportional to the
+    number of edges; there is no labels × labels matrix.
 
     Args:
         labels (`list[str]` of length `num_labels`): names, in the order of the ids.
@@ -169,8 +166,8 @@ class LabelHierarchy:
 
     def close_scores(self, scores: torch.Tensor) -> torch.Tensor:
         """
-        Scores (B, L) in which a label has the largest score of itself and its descendants: a parent never has less than a child.
-        Works for probabilities and for logits.
+        Scores (B, L) in which the score of a label is the maximum over itself and its descendants, so that a parent never scores lower
+        than a child. Works for probabilities and for logits.
         """
         closed = scores.clone()
         for parents, children in self._on(scores.device):
@@ -189,7 +186,7 @@ class LabelHierarchy:
         return spread.bool()
 
     def leaves(self, label_sets: torch.Tensor) -> torch.Tensor:
-        """Label sets (B, L) without the labels of which a descendant is assigned."""
+        """Label sets (B, L) without labels that have an assigned descendant."""
         closed, covered = self.close(label_sets).to(torch.uint8), torch.zeros_like(label_sets, dtype=torch.uint8)
         for parents, children in self._on(label_sets.device):
             covered = self._lift(covered, parents, closed[:, children])

@@ -1,4 +1,4 @@
-"""Labels of a trained model: encoding and storing label embeddings; adding, removing and renaming labels."""
+"""Editing the labels of a model: encoding and storing label embeddings; adding, removing and renaming labels."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,14 +20,14 @@ logger = logging.get_logger(__name__)
 
 # Maximum number of existing labels that a new label starts from.
 NUM_NEIGHBORS = 5
-# Documents and labels whose scores tell what a cosine means, and documents that are scored together.
+# Maximum numbers of documents and labels on which cosines are calibrated, and the batch size.
 MAX_CALIBRATION_DOCUMENTS, MAX_CALIBRATION_LABELS, CALIBRATION_BATCH = 256, 256, 16
 
 
 def neighbor_weights(embeds: torch.Tensor, others: torch.Tensor, num_neighbors: int = NUM_NEIGHBORS) -> torch.Tensor:
     """
-    Weights of the nearest `others` of each embedding, proportional to how far their cosine is above the mean cosine to all
-    others: the cosines of an encoder's texts are in a narrow range far from zero.
+    Weights of the nearest `others` of each embedding, proportional to how far their cosine exceeds the mean cosine to all others, because
+    the cosines of an encoder's embeddings lie in a narrow range far from zero.
 
     Args:
         embeds (`torch.Tensor` of shape `(n, d)`): embeddings.
@@ -39,7 +39,7 @@ def neighbor_weights(embeds: torch.Tensor, others: torch.Tensor, num_neighbors: 
     """
     cosines = F.normalize(embeds.float(), dim=-1) @ F.normalize(others.float(), dim=-1).t()
     best, indices = cosines.topk(min(num_neighbors, len(others)), dim=-1)
-    # The smallest positive number keeps a row whose cosines are all equal (a single label, say) from 0/0.
+    # The smallest positive number avoids 0/0 if all cosines of a row are equal, as for a single label.
     above = (best - cosines.mean(dim=-1, keepdim=True)).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.zeros_like(cosines).scatter_(1, indices, above / above.sum(dim=-1, keepdim=True))
 
@@ -93,7 +93,7 @@ class LabelEditingMixin:
     @torch.no_grad()
     def set_label_embeddings(self, rows: torch.Tensor, indices: torch.Tensor | None = None) -> None:
         """
-        Store label embeddings. Not to be called between a forward and its backward.
+        Store label embeddings. Do not call it between a forward pass and its backward pass.
 
         Args:
             rows (`torch.Tensor` of shape `(L, d)` or `(C, d)`): embeddings of all labels, or of the labels `indices`.
@@ -117,21 +117,23 @@ class LabelEditingMixin:
         Add labels that the model can score before any training on them (zero-shot).
 
         The logit of a new label is a calibrated cosine of the document embedding and the embedding of the label's text (Eq. 1-2, 5):
-        $a \cos(e_x, e_l) + b$ (see [`AddedLabelScores`]). a and b are such that the cosine of a trained label predicts the
-        probability that the model gives to it, so that new labels score neither higher nor lower than trained ones. They
-        come from `documents`; without them from `config.cosine_calibration`, which `SepMldcTrainer.tune_thresholds` measures on the validation
-        documents; without both from the texts of the trained labels, which are unlike documents, so that new labels score low. The
-        threshold of a new label is the one that is best for all labels together, if it is known, or the median of all thresholds.
+        $a \cos(e_x, e_l) + b$ (see [`AddedLabelScores`]). a and b are fitted so that the cosine of a trained label predicts the
+        probability that the model gives it; new labels thus score neither higher nor lower than trained ones. They are fitted on
+        `documents`, if given; otherwise, they are `config.cosine_calibration`, which `SepMldcTrainer.tune_thresholds` measures on the
+        validation documents. If neither is available, they are fitted on the texts of the trained labels; these are unlike documents, so
+        new labels then score too low. The threshold of a new label is the best common threshold for all labels, if known, or the median
+        of all thresholds.
 
-        Scores of the other labels stay as they are: label attention (Eq. 16-17) does not select new labels. Create trainers and optimizers
-        afterwards: the extended weights are new parameters. With the first documents of the new labels, see `trainer.fit_new_labels`.
+        Scores of the other labels do not change, because label attention (Eq. 16-17) does not use new labels. Create trainers and
+        optimizers afterwards: the extended weights are new parameters. To learn new labels from their first documents, see
+        `trainer.fit_new_labels`.
 
         Args:
             labels (`dict[str, str]`): label description by new label name; `None` or `""` for labels without one.
             tokenizer (`PreTrainedTokenizerBase`): the model's tokenizer.
             max_label_length (`int`, *optional*, defaults to 64): maximum number of tokens per label text.
-            documents (`Sequence[str]`, *optional*): documents like those that the model will read, without labels. A hundred are
-                enough; of more than 256, the first 256 are read.
+            documents (`Sequence[str]`, *optional*): unlabeled documents like those that the model will read. A hundred are
+                enough; at most the first 256 are read.
             label_parents (`dict[str, str | list[str]]`, *optional*): parents of new labels, which may be new labels too.
 
         Raises:
@@ -179,7 +181,7 @@ class LabelEditingMixin:
     def _moves_of_neighbors(
         self, encoded: torch.Tensor, old: torch.Tensor, tokenizer: PreTrainedTokenizerBase, max_label_length: int
     ) -> torch.Tensor:
-        """How far the stored embeddings of the closest labels are from their encoded texts, because they were trained, (n, d)."""
+        """How far training has moved the stored embeddings of the closest labels away from their encoded texts, (n, d)."""
         weights = neighbor_weights(encoded, old)
         used = weights.any(dim=0).nonzero().flatten()
         texts = self.config.label_texts
@@ -189,12 +191,12 @@ class LabelEditingMixin:
     def _cosine_logits(
         self, tokenizer: PreTrainedTokenizerBase, max_label_length: int, documents: Sequence[str] | None
     ) -> tuple[float, float]:
-        """Scale and bias that make a logit, before the calibration of logits, of the cosine of a document and a label text."""
+        """Scale and bias that map the cosine of a document and a label text to an uncalibrated logit."""
         config = self.config
         calibration = config.cosine_calibration
         if documents is None and calibration is None:
             logger.warning(
-                "Nothing is known of the cosines of documents and labels, so new labels score low. Pass some `documents` to `add_labels`, or "
+                "The cosines of documents and labels are not calibrated, so new labels score low. Pass some `documents` to `add_labels`, or "
                 "tune thresholds with `SepMldcTrainer.tune_thresholds` first."
             )
         if documents is not None or calibration is None:
@@ -205,7 +207,7 @@ class LabelEditingMixin:
     def _measure_cosines(
         self, tokenizer: PreTrainedTokenizerBase, max_label_length: int, documents: Sequence[str] | None
     ) -> dict[str, float]:
-        """The calibration of cosines by the scores of trained labels on documents, or on label texts."""
+        """Calibrate cosines with the scores of trained labels on documents or, without documents, on label texts."""
         config, trained = self.config, self.config.num_labels - self.config.num_added_labels
         if not trained:
             return {"scale": SCALE_PRIOR[0], "bias": BIAS_PRIOR[0]}
@@ -241,7 +243,7 @@ class LabelEditingMixin:
     def remove_labels(self, labels: list[str]) -> None:
         """
         Remove labels and everything that the model stores about them. The other labels keep their order. Children of a removed label
-        get its parents. Constraints on labels keep their other labels.
+        get its parents. Removed labels are also dropped from label constraints.
 
         Scores of the remaining labels change only through label attention, which can no longer select a removed label. Create
         trainers and optimizers afterwards: the shortened weights are new parameters.
@@ -250,7 +252,7 @@ class LabelEditingMixin:
             labels (`list[str]`): names of labels of the model.
 
         Raises:
-            ValueError: there are no labels, one is unknown, or they are all labels of the model.
+            ValueError: no labels are given, one is unknown, or no label would remain.
         """
         config = self.config
         if isinstance(labels, str) or not labels:
@@ -362,7 +364,7 @@ class LabelEditingMixin:
 
 
 def _fit_line(cosines: torch.Tensor, scores: torch.Tensor) -> dict[str, float]:
-    """Scale and bias of the least squares line of scores, which are no logits of probabilities, on cosines."""
+    """Scale and bias of a least-squares fit of scores on cosines, for models whose scores are not calibrated logits."""
     cosines, scores = cosines.flatten().double(), scores.flatten().double()
     deviations = cosines - cosines.mean()
     scale = float((deviations * scores).sum() / deviations.square().sum().clamp_min(1e-9))
@@ -406,12 +408,12 @@ def _like(parameter: nn.Parameter, values: torch.Tensor) -> nn.Parameter:
 def _with_parents(
     former: dict[str, list[str]] | None, added: dict[str, str | list[str]] | None, new: Any, names: list[str]
 ) -> dict[str, list[str]]:
-    """All parents, checked, of a model that gets `new` labels."""
+    """The checked parents of all labels of a model to which `new` labels are added."""
     added = {} if added is None else added
     old = [name for name in added if normalize("NFC", name) not in new] if isinstance(added, dict) else []
     if old:
         raise ValueError(
-            f"`label_parents` names parents of {old[0]!r}, which is no new label. Name parents of new labels only."
+            f"`label_parents` names parents of {old[0]!r}, which is not a new label. Name parents of new labels only."
         )
     return {**(former or {}), **check_label_parents(added, names)}
 

@@ -15,7 +15,8 @@ BOUNDS = ("at_least", "at_most")
 
 def expected_f1(probabilities: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
     r"""
-    The F1 that the probabilities promise for a label set S of each document, $2 \sum_{l \in S} p_l / (|S| + \sum_l p_l)$: 0 for an empty set.
+    Expected F1 of each document's label set S, computed from the probabilities, $2 \sum_{l \in S} p_l / (|S| + \sum_l p_l)$; 0 for an
+    empty set.
 
     Args:
         probabilities (`torch.Tensor` of shape `(B, L)`): of the labels.
@@ -41,11 +42,11 @@ def check_label_constraints(
     constraints: Any, labels: Sequence[str], ancestors: Mapping[str, Sequence[str]] | None = None
 ) -> list[dict[str, Any]]:
     """
-    Constraints on label sets, checked.
+    Check constraints on label sets and return them in a normalized form.
 
     Args:
-        constraints (`list[dict]`): groups of labels, `{"labels": [names], "at_least": n, "at_most": m}` with one bound or both. Labels
-            of which a document has one at most (an exclusive group) are a group with `"at_most": 1`.
+        constraints (`list[dict]`): groups of labels, `{"labels": [names], "at_least": n, "at_most": m}` with one or both bounds. For
+            mutually exclusive labels, use `"at_most": 1`.
         labels (`list[str]`): the names that may occur.
         ancestors (`dict[str, list[str]]`, *optional*): the parents of labels, if label sets are closed.
 
@@ -53,8 +54,8 @@ def check_label_constraints(
         `list[dict]`: the same, with names in Unicode normalization form NFC.
 
     Raises:
-        ValueError: a group has another form, an unknown label, no bound or bounds that cannot be kept, or, in a closed label set, a
-            label could never be assigned because it would bring along more of its group than `at_most`.
+        ValueError: a group has another form, an unknown label, no bound, or bounds that cannot be satisfied; or, with a hierarchy, a label
+            could never be assigned because its ancestors are in the same group and exceed `at_most`.
 
     Example:
 
@@ -117,7 +118,7 @@ def _checked_group(group: Any, known: set[str], parents: Mapping[str, Sequence[s
 
 
 def constraints_without(constraints: Sequence[Mapping[str, Any]], gone: set[str]) -> list[dict[str, Any]]:
-    """The constraints on the other labels; those that bind nothing any more are left out."""
+    """The constraints on the remaining labels, without those that no longer have an effect."""
     kept = []
     for group in constraints:
         names = [name for name in group["labels"] if name not in gone]
@@ -132,14 +133,14 @@ def constraints_without(constraints: Sequence[Mapping[str, Any]], gone: set[str]
 
 
 class LabelSetsMixin:
-    """The decisions of models: the same for trained models and for exports."""
+    """Decides which labels documents get; shared by trained models and exports."""
 
     config: Any
     _label_hierarchy: tuple[Any, Any, LabelHierarchy | None] = (None, None, None)
 
     @property
     def label_hierarchy(self) -> LabelHierarchy | None:
-        """`config.label_parents` for batches; `None` if there are none."""
+        """`config.label_parents` as a [`LabelHierarchy`]; `None` without parents."""
         config = self.config
         names, parents, hierarchy = self._label_hierarchy
         if names is not config.id2label or parents is not config.label_parents:
@@ -156,8 +157,8 @@ class LabelSetsMixin:
         label_constraints: list[dict[str, Any]] | None = None,
     ) -> None:
         """
-        Replace `label_parents`, `hierarchy` and `label_constraints` of a trained model, for its decisions. Its label texts stay as they
-        are, and so do its logits. Tune thresholds afterwards: a guarantee of the former ones is dropped.
+        Replace `label_parents`, `hierarchy` and `label_constraints` of a trained model. This changes its decisions, but not its label texts
+        and logits. Tune thresholds again afterwards; a guarantee of the old thresholds is removed.
 
         Args:
             label_parents, hierarchy, label_constraints: as in [`SepMldcConfig`].
@@ -189,8 +190,8 @@ class LabelSetsMixin:
 
     def close_scores(self, scores: torch.Tensor) -> torch.Tensor:
         """
-        Scores (B, L), probabilities or logits, that agree with the label hierarchy: a label has the largest score of itself and its
-        descendants. Unchanged if `config.hierarchy` is `None`.
+        Scores (B, L), probabilities or logits, made consistent with the label hierarchy: the score of a label becomes the maximum over
+        itself and its descendants. Unchanged if `config.hierarchy` is `None`.
         """
         hierarchy = self.label_hierarchy if self.config.hierarchy is not None else None
         return scores if hierarchy is None else hierarchy.close_scores(scores)
@@ -199,13 +200,13 @@ class LabelSetsMixin:
         self, scores: torch.Tensor, threshold: float | None = None, leaves: bool | None = None
     ) -> torch.Tensor:
         """
-        The labels of each document. The one place where they are decided:
+        The labels of each document, decided in these steps:
 
-        1. labels whose closed score ([`close_scores`]) reaches their threshold, with `config.hierarchy` also their ancestors;
-        2. of each group with `at_least`, the best further labels until there are enough, and their ancestors;
-        3. of each group with `at_most`, only the best labels; those of step 2 come first, and with `config.hierarchy` a label that
-           is left out takes its descendants along. So `at_most` always holds, and `at_least` wherever no `at_most` forbids it;
-        4. with `config.hierarchy="leaves"`, only the labels of which no descendant is assigned.
+        1. labels whose closed score ([`close_scores`]) reaches their threshold; with `config.hierarchy`, also their ancestors;
+        2. for each group with `at_least`, the best remaining labels until there are enough, and their ancestors;
+        3. for each group with `at_most`, only the best labels are kept, those of step 2 first; with `config.hierarchy`, the descendants
+           of a removed label are removed, too. Thus `at_most` always holds, and `at_least` holds unless an `at_most` prevents it;
+        4. with `config.hierarchy="leaves"`, labels that have an assigned descendant are removed.
 
         Args:
             scores (`torch.Tensor` of shape `(B, L)`): probabilities.
@@ -266,7 +267,7 @@ class LabelSetsMixin:
 
 
 def _ranks(scores: torch.Tensor, *first: torch.Tensor) -> torch.Tensor:
-    """Rank from 0 of each column (B, n): those of the last mask come first, then those of the one before, then by score."""
+    """Rank of each column (B, n), from 0: first columns of the last mask, then those of the previous mask, then the others by score."""
     order = scores.argsort(dim=1, descending=True, stable=True)
     for mask in first:
         order = order.gather(1, mask.gather(1, order).to(torch.uint8).argsort(dim=1, descending=True, stable=True))

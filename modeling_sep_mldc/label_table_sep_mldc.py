@@ -1,4 +1,4 @@
-"""The label embeddings of one forward, and what the head reads from them: inner products and attention (Eq. 16-17)."""
+"""The label embeddings of one forward pass, and the inner products and attention that the head computes with them (Eq. 16-17)."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ import torch
 import torch.nn.functional as F
 
 
-# Smallest log of an attention weight, relative to the largest weight: far below what a float32 sum of a million weights
-# notices, and far above subnormal numbers, which CPUs multiply ten times slower.
+# Smallest log attention weight, relative to the largest weight: too small to affect a float32 sum of a million weights, but far above
+# subnormal numbers, which CPUs multiply ten times slower.
 SMALLEST_LOG_WEIGHT = -60.0
 SMALLEST_NORM = 1e-6
 
 
 class LabelTable:
     """
-    The label embeddings of one forward: the stored rows, some of them replaced out of place by fresh ones.
+    The label embeddings of one forward pass: the stored rows, some of them replaced out of place by freshly encoded ones.
 
-    Columns are replaced in the (B, L) products, not in the (L, d) table: nothing of the table's size is copied, and no gradient
-    of its size is made when the stored rows are constants.
+    Columns are replaced in the (B, L) products, not in the (L, d) table: no copy of the table is made, and no gradient
+    of its size if the stored rows are constants.
 
     Args:
         stored (`torch.Tensor` of shape `(L, d)`): stored label embeddings.
@@ -30,7 +30,7 @@ class LabelTable:
         self._converted: dict[torch.dtype, torch.Tensor] = {}
 
     def products(self, queries: torch.Tensor, cosine: bool = False) -> torch.Tensor:
-        """Inner products (B, L) of queries (B, d) with each label embedding, or with its direction (`cosine=True`)."""
+        """Inner products (B, L) of queries (B, d) with each label embedding, normalized if `cosine=True`."""
         rows = self._rows(queries)
         scores = F.linear(queries, rows)
         if cosine:
@@ -51,8 +51,8 @@ class LabelTable:
 
     def _rows(self, other: torch.Tensor) -> torch.Tensor:
         """
-        The stored rows in the dtype in which they are multiplied with `other`. They are converted once per forward, and their gradient
-        once per backward: with 20,000 labels, a conversion takes as long as the product.
+        The stored rows in the dtype in which they are multiplied with `other`. They are converted once per forward pass, and their gradient
+        once per backward pass, because with 20,000 labels a conversion takes as long as the product.
         """
         kind = other.device.type
         has_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -76,8 +76,8 @@ class LabelTable:
 
 class _RowNorms(torch.autograd.Function):
     """
-    The norms of rows (L, d), whose gradient is that of the converted rows. PyTorch's own gradient of a norm reads and writes an (L, d)
-    matrix three times, this one once.
+    The norms of rows (L, d), with a gradient in the dtype of the converted rows. PyTorch's own gradient of a norm reads and writes an
+    (L, d) matrix three times, this one only once.
     """
 
     @staticmethod

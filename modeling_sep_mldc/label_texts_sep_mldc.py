@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 def label_text(label: str, label_parents: Mapping[str, Sequence[str]], descriptions: Mapping[str, str]) -> str:
     """
-    The text of a label: `"{label}: {description}"`, or the bare name if it has no description (Eq. 1-2). The name follows the names of its
-    ancestors, `"{grandparent} > {parent} > {label}"`; of several parents, the first one.
+    The text of a label: `"{label}: {description}"`, or the bare name if it has no description (Eq. 1-2). The name is
+    preceded by the names of its ancestors, `"{grandparent} > {parent} > {label}"`; if there are several parents, by the first one.
     """
     path = [label]
     while above := label_parents.get(path[0]):
@@ -22,7 +22,7 @@ def label_text(label: str, label_parents: Mapping[str, Sequence[str]], descripti
 def tokenize_label_texts(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int = 64
 ) -> dict[str, list[list[int]]]:
-    """Token ids of label texts, cut after `max_length` tokens and not padded, with what padding needs later."""
+    """Token ids of label texts, truncated to `max_length` tokens and not padded, with the information needed for padding."""
     max_length = min(max_length, tokenizer.model_max_length)
     input_ids = tokenizer(texts, truncation=True, max_length=max_length, padding=False)["input_ids"]
     return {"input_ids": input_ids, "pad_token_id": tokenizer.pad_token_id or 0, "max_length": max_length}
@@ -31,7 +31,7 @@ def tokenize_label_texts(
 def pad_label_inputs(label_inputs: dict, indices: list[int], device: torch.device | str = "cpu") -> dict:
     """`{"input_ids", "attention_mask"}` (n, T) of the label texts `indices`, padded to the longest of them."""
     rows = [label_inputs["input_ids"][index] for index in indices]
-    # Multiples of eight keep the number of distinct shapes small (matrix units, compiled graphs), within the encoder's limit.
+    # Multiples of eight, within the encoder's limit, suit tensor cores and keep the number of compiled graphs small.
     longest = max(len(row) for row in rows)
     length = min(8 * math.ceil(longest / 8), max(longest, label_inputs.get("max_length", 8 * longest)))
     input_ids = torch.full((len(rows), length), label_inputs["pad_token_id"])

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 
 
-# The margin of a linear classifier for a label that it has never seen.
+# The margin for a label without training documents.
 UNSEEN_MARGIN = -1.0
-# Documents whose terms are looked up together on a CPU.
+# Number of documents whose terms are looked up together on a CPU.
 CPU_BATCH = 64
 
 
@@ -20,9 +20,9 @@ def term_weights(
     input_ids: torch.Tensor, attention_mask: torch.Tensor | None, idf: torch.Tensor, num_bigrams: int = 0
 ) -> torch.Tensor:
     r"""
-    TF-IDF of the terms of documents: $(1 + \ln n_t) \cdot \text{idf}_t$, scaled to length 1. Terms are the tokens and, behind
-    them, the buckets of pairs of neighboring tokens. A token that was in no training document, and every special token, has an
-    idf of 0 and belongs to no pair.
+    TF-IDF of the terms of documents: $(1 + \ln n_t) \cdot \text{idf}_t$, L2-normalized. Terms are the tokens, followed by the hash buckets
+    of pairs of neighboring tokens. Special tokens and tokens that occur in no training document have an idf of 0 and are not part of
+    pairs.
 
     Args:
         input_ids, attention_mask (`torch.Tensor` of shape `(B, T)`): the documents.
@@ -41,11 +41,11 @@ def present_term_weights(
     input_ids: torch.Tensor, attention_mask: torch.Tensor | None, idf: torch.Tensor, num_bigrams: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    What [`term_weights`] returns, for the K terms that occur in the documents alone.
+    Like [`term_weights`], but only for the K terms that occur in the documents.
 
     Returns:
-        `tuple(torch.Tensor, torch.Tensor)`: the weights, `(K + 1, B)`, and the row in it of each of all terms, int32 of shape
-        `(V + num_bigrams,)`; row 0, of zeros, for a term of no document.
+        `tuple(torch.Tensor, torch.Tensor)`: the weights, `(K + 1, B)`, and the row of each term in it, int32 of shape
+        `(V + num_bigrams,)`. Row 0, which is zero, stands for terms that do not occur.
     """
     terms, attended = _terms(input_ids, attention_mask, idf, num_bigrams)
     rows = torch.zeros(len(idf), dtype=torch.int32, device=idf.device)
@@ -58,7 +58,7 @@ def present_term_weights(
 def _terms(
     input_ids: torch.Tensor, attention_mask: torch.Tensor | None, idf: torch.Tensor, num_bigrams: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Terms of documents and whether they count, (B, T'): tokens, and behind them the buckets of pairs."""
+    """Terms of documents, and whether they count, (B, T') each: tokens, followed by the buckets of pairs."""
     vocab_size = idf.shape[0] - num_bigrams
     terms = input_ids.clamp_max(vocab_size - 1)
     attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -72,7 +72,7 @@ def _terms(
 
 def _tf_idf(terms: torch.Tensor, attended: torch.Tensor, idf: torch.Tensor) -> torch.Tensor:
     """Weights (len(idf), B) of the terms (B, T'), see [`term_weights`]."""
-    # One column per document, which is how a bag of features reads it; logarithms only of the terms that occur.
+    # One column per document, as `embedding_bag` needs it; logarithms are computed only for terms that occur.
     terms, attended = terms.t(), attended.t().float()
     empty = torch.zeros(idf.shape[0], terms.shape[1], device=terms.device)
     counts = empty.scatter_add(0, terms, attended).gather(0, terms)
@@ -87,9 +87,9 @@ class LexicalScores(nn.Module):
     Margins of one linear classifier per label on the TF-IDF of tokens and pairs of neighboring tokens, times a scale, plus a
     bonus for rare labels. Both weights are chosen on validation data.
 
-    Of each label only the largest weights are stored, `num_features` of them: 8 bytes per weight, not a row as long as the
-    vocabulary. The encoder reads the first tokens of a document, lexical scores read all of them, which
-    helps with many rare labels. `SepMldcTrainer.fit_lexical_scores` fits it.
+    Only the `num_features` largest weights of each label are stored, at 8 bytes per weight, instead of a row as long as the vocabulary.
+    Lexical scores use all tokens of a document, while the encoder may read only the first ones. They help most with many rare labels.
+    `SepMldcTrainer.fit_lexical_scores` fits them.
 
     Args:
         vocab_size, num_labels, num_features (`int`): V, L, F.
@@ -105,7 +105,7 @@ class LexicalScores(nn.Module):
         self.bias: torch.Tensor
         self.scale: torch.Tensor
         self.lift: torch.Tensor
-        # Buffers: saved with the model, but not optimized.
+        # Buffers, because they are saved with the model but not trained by gradient descent.
         self.register_buffer("idf", torch.zeros(vocab_size + num_bigrams))
         self.register_buffer("feature_ids", torch.zeros(num_labels, num_features, dtype=torch.int32))
         self.register_buffer("feature_weights", torch.zeros(num_labels, num_features))
@@ -117,18 +117,18 @@ class LexicalScores(nn.Module):
     def margins(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, labels: slice = slice(None)
     ) -> torch.Tensor:
-        """Margins (B, L) of documents (B, T), or of the `labels` of a slice; float32, without gradient."""
+        """Margins (B, L) of documents (B, T), for all labels or the slice `labels`; float32, without gradient."""
         ids, weights = self.feature_ids[labels], self.feature_weights[labels].float()
         bias = self.bias[labels].float()
-        if torch.compiler.is_exporting():  # ONNX has no bags
+        if torch.compiler.is_exporting():  # ONNX has no `embedding_bag`
             terms = term_weights(input_ids, attention_mask, self.idf, self.num_bigrams)
             of_features = terms.index_select(1, ids.flatten()).unflatten(1, ids.shape)
             return (of_features * weights).sum(dim=-1) + bias
-        # Bags are labels and the table is the batch: one pass over the stored weights, nothing of B x L x features.
+        # Each label is a bag, and the batch is the embedding table: one pass over the stored weights, and no B x L x features tensor.
         if input_ids.device.type != "cpu" or torch.compiler.is_compiling():
             terms = term_weights(input_ids, attention_mask, self.idf, self.num_bigrams)
             return F.embedding_bag(ids, terms.t().contiguous(), mode="sum", per_sample_weights=weights).t() + bias
-        # Few of all terms occur in a batch: their table fits into the cache of a processor. An accelerator would have to wait for
+        # Only a few terms occur in a batch, so their table fits into the CPU cache. An accelerator would have to synchronize to learn
         # their number.
         sums = []
         for start in range(0, len(input_ids), CPU_BATCH):
@@ -172,8 +172,8 @@ class LexicalScores(nn.Module):
     @torch.no_grad()
     def change_label_rows(self, rows: torch.Tensor, num_added: int = 0) -> None:
         """
-        Keep the labels `rows` (n,) in this order and append `num_added` labels that no training document had. The bonus of these makes
-        up for their margin: words say nothing about them, and add nothing to their logits.
+        Keep the labels `rows` (n,) in this order and append `num_added` labels without training documents. Their bonus cancels their
+        margin, so that lexical scores add nothing to their logits.
         """
         width = self.feature_ids.shape[1]
         ids, weights, bias = self.feature_ids[rows], self.feature_weights[rows], self.bias[rows]

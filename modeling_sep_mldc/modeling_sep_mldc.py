@@ -33,7 +33,7 @@ from .top_k_sep_mldc import TopKMixin
 
 logger = logging.get_logger(__name__)
 
-# What a checkpoint's config.json says about its code, so that it loads without this package (`trust_remote_code=True`).
+# `auto_map` of a checkpoint's config.json, with which it loads without this package (`trust_remote_code=True`).
 AUTO_MAP = {
     "AutoConfig": "configuration_sep_mldc.SepMldcConfig",
     "AutoModel": "modeling_sep_mldc.SepMldcForMultiLabelClassification",
@@ -56,7 +56,7 @@ class SepMldcOutput(ModelOutput):
         document_embeds (`torch.FloatTensor` of shape `(B, d)`):
             e_x.
         label_embeds (`torch.FloatTensor` of shape `(L, d)`, *optional*):
-            e_y; never the stored parameter itself. See `return_label_embeds` of the model's forward.
+            e_y; never the stored parameter itself. See `return_label_embeds` in the model's `forward`.
         candidate_embeds (`torch.FloatTensor` of shape `(C, d)`, *optional*):
             The freshly encoded rows of `label_embeds`, with gradient, when candidates were given.
         hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
@@ -133,7 +133,7 @@ class SepMldcForMultiLabelClassification(
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # The loss is a mean over the batch's documents: the Trainer must divide it by the accumulation steps.
+    # The loss is a mean over the documents of a batch, so the Trainer must divide it by the accumulation steps.
     accepts_loss_kwargs = False
     _auto_class = "AutoModel"
 
@@ -196,10 +196,10 @@ class SepMldcForMultiLabelClassification(
         Args:
             backbone (`str`): any text encoder that `AutoModel` loads, a Hub name or a folder.
             tokenizer (`PreTrainedTokenizerBase`): encodes the label texts, once. If it has no padding token, it gets one, and
-                its `model_max_length` is lowered to what the encoder has positions for.
+                its `model_max_length` is lowered to the encoder's number of positions.
             labels (`list[str]`): label names, in the order of the logits.
             label_descriptions (`dict[str, str]`, *optional*): label description by label name, for labels that have one.
-            label_frequencies (`torch.Tensor` of shape `(L,)`, *optional*): share of the training documents that have
+            label_frequencies (`torch.Tensor` of shape `(L,)`, *optional*): fraction of the training documents that have
                 each label. Defaults to `label_counts / num_train_documents` if both are given.
             max_label_length (`int`, defaults to 64): maximum number of tokens per label text.
             backbone_kwargs (`dict`, *optional*): passed on to `AutoModel.from_pretrained` (`revision`, `token`, ...).
@@ -235,7 +235,7 @@ class SepMldcForMultiLabelClassification(
             **config_kwargs,
         )
         model = cls(config)
-        # Loading and copying drops the pooler and other heads without a warning about missing weights.
+        # Loading the encoder separately and copying it drops the pooler and other heads without warnings about unused weights.
         report = model.backbone.load_state_dict(encoder.state_dict(), strict=False)
         if report.missing_keys:
             raise ValueError(
@@ -264,12 +264,12 @@ class SepMldcForMultiLabelClassification(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
     ) -> Any:
         """
-        Load a trained model, as in transformers, and check it as a whole. The label embeddings load as constants.
+        Load a trained model, as in transformers, and check that it is complete. The label embeddings are loaded as constants.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): a Hub name or a folder.
-            args, kwargs: as in transformers. With `ignore_mismatched_sizes=True`, weights that are missing, left over or of another
-                shape are accepted: they start as in a new model.
+            args, kwargs: as in transformers. With `ignore_mismatched_sizes=True`, missing and unexpected weights and those of
+                another shape are accepted; missing ones are initialized as in a new model.
 
         Raises:
             OSError: there are no weights in safetensors, or a file of them is damaged.
@@ -292,10 +292,10 @@ class SepMldcForMultiLabelClassification(
     @torch.no_grad()
     def init_prior_bias(self, label_frequencies: torch.Tensor) -> None:
         """
-        Start each output bias at its label's log-odds, and the MLP's output weights at a tenth, so that the first steps
+        Initialize each output bias to its label's log-odds, and scale the MLP's initial output weights by a tenth, so that the first steps
         are not spent on learning how rare the labels are.
 
-        With the similarity classifier an untrained cosine of about zero is assumed.
+        For the similarity classifier, this assumes that cosines are about zero before training.
 
         Args:
             label_frequencies (`torch.Tensor` of shape `(L,)`): share of the training documents of each label.
@@ -332,25 +332,26 @@ class SepMldcForMultiLabelClassification(
 
     def calibrate(self, logits: torch.Tensor) -> torch.Tensor:
         """
-        Logits of any shape as forward returns them outside training: calibrated, so that for every client their sigmoid is the
-        probability (see `config.logit_calibration`). In training they stay as they are.
+        Apply `config.logit_calibration` to logits of any shape, as `forward` does in evaluation mode, so that their sigmoid is the
+        calibrated probability. In training mode, logits are returned unchanged.
         """
         scale, bias = self.config.logit_calibration
         return logits if self.training or (scale, bias) == (1.0, 0.0) else scale * logits + bias
 
     def probabilities(self, logits: torch.Tensor, all_logits: torch.Tensor | None = None) -> torch.Tensor:
         r"""
-        Probabilities of labels from the logits that the model returns outside training.
+        Probabilities of labels from the logits that the model returns in evaluation mode.
 
-        Each label has its own probability, so any selection of labels may be passed: $\sigma(z)$, as logits are already
-        calibrated ($\sigma(a z + b)$ for checkpoints of version 0.1, see `config.calibrate_logits`). A model that only ranks labels
-        (`config.is_ranking`) has no such probabilities; it returns each label's share of the softmax over all labels.
+        Each label's probability is $\sigma(z)$, as logits are already calibrated ($\sigma(a z + b)$ for checkpoints of version 0.1, see
+        `config.calibrate_logits`). It depends only on the label's own logit, so the logits of any subset of labels can be passed. A model
+        that only ranks labels (`config.is_ranking`) has no such probabilities; the result is then each label's share of the softmax over
+        all labels.
 
         Args:
             logits (`torch.Tensor` of shape `(B, L)` or `(B, k)`): logits of all labels, or of some, such as those that
                 `predict_top_k` returns.
-            all_logits (`torch.Tensor` of shape `(B, L)`, *optional*): the logits of all labels, of which `logits` is a selection.
-                Only read for a ranking, where without them the shares of `logits` sum to 1.
+            all_logits (`torch.Tensor` of shape `(B, L)`, *optional*): the logits of all labels, if `logits` is a subset.
+                Only used for a model that ranks labels; without it, the shares within `logits` sum to 1.
 
         Returns:
             `torch.Tensor`: of the shape of `logits`, in float32, between 0 and 1.
@@ -380,7 +381,7 @@ class SepMldcForMultiLabelClassification(
         table = LabelTable(self.label_embeddings) if table is None else table
         features, attention = document_embeds, None
         if self.config.label_attention:
-            # Not of added labels: the classifier was trained with mixtures of the others.
+            # Added labels are left out, because the classifier was trained with mixtures of the others.
             scores, num_added = table.products(document_embeds), self.config.num_added_labels
             attention = attention_weights(scores[:, : scores.shape[1] - num_added])  # Eq. 16
             if num_added:
@@ -398,7 +399,7 @@ class SepMldcForMultiLabelClassification(
         attention_mask: torch.Tensor,
         table: LabelTable | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As [`score_documents`], with token attention, of what `encode_tokens` returns."""
+        """Like [`score_documents`], but with token attention, for the output of `encode_tokens`."""
         logits, attention = self.score_documents(document_embeds, table)
         if self.token_attention is not None:
             logits = logits + self.token_attention(encoder_output.last_hidden_state, attention_mask)
@@ -422,16 +423,16 @@ class SepMldcForMultiLabelClassification(
         r"""
         Args:
             input_ids, attention_mask, token_type_ids (`torch.Tensor` of shape `(B, T)`): the documents;
-                `token_type_ids` goes only to encoders that know segments.
-            inputs_embeds (`torch.FloatTensor` of shape `(B, T, d)`, *optional*): instead of `input_ids`; gives no lexical
-                scores, which need tokens.
+                `token_type_ids` is passed only to encoders that accept it.
+            inputs_embeds (`torch.FloatTensor` of shape `(B, T, d)`, *optional*): instead of `input_ids`; lexical scores, which
+                need token ids, are then left out.
             labels (`torch.Tensor` of shape `(B, L)`, *optional*): multi-hot; gives `loss`.
             candidate_input_ids, candidate_attention_mask (`torch.Tensor` of shape `(C, T')`, *optional*):
-                texts of labels to encode with gradient in this forward, used out of place for their stored rows.
+                label texts to encode with gradient in this forward pass; they replace the stored embeddings of their labels.
             candidate_indices (`torch.LongTensor` of shape `(C,)`, *optional*): which labels these are, each once.
-            return_label_embeds (`bool`, *optional*): whether to return `label_embeds`, which with candidates is an L x d copy. In
-                training and wherever there are `labels` by default: in prediction alone, an output without a batch
-                dimension breaks transformers' batched pipelines.
+            return_label_embeds (`bool`, *optional*): whether to return `label_embeds`, which with candidates is an L x d copy. By
+                default, they are returned in training mode and if `labels` are given; for prediction they are not, because an output
+                without a batch dimension breaks transformers' batched pipelines.
         """
         if labels is not None and labels.shape[-1] != self.config.num_labels:
             raise ValueError(
@@ -440,7 +441,7 @@ class SepMldcForMultiLabelClassification(
             )
         if "return_table" in kwargs:
             warnings.warn(
-                "`return_table` is now called `return_label_embeds`. The former name will stop working in version 0.3. Use the new "
+                "`return_table` is now called `return_label_embeds`. The old name will stop working in version 0.3. Use the new "
                 "one.",
                 FutureWarning,
                 stacklevel=2,
@@ -467,7 +468,7 @@ class SepMldcForMultiLabelClassification(
         table = LabelTable(self.label_embeddings, fresh, candidate_indices)
 
         logits, attention = self.score_texts(document_embeds, encoder_output, token_mask, table)
-        # Their margins are near 1 for the labels of training documents: added during training, they would leave nothing to learn.
+        # Lexical margins of training documents are near 1 for their labels, so if added during training, they would leave nothing to learn.
         if self.lexical is not None and not self.training and input_ids is not None:
             logits = logits + self.lexical(input_ids, attention_mask).to(logits.dtype)
 
@@ -484,10 +485,10 @@ class SepMldcForMultiLabelClassification(
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """
-        As in transformers; the checkpoint also names, and carries, the code of the model, of its pipeline and of the handler of
-        Inference Endpoints.
+        As in transformers; the checkpoint also includes, and refers to, the code of the model, its pipeline and the handler for Inference
+        Endpoints.
         """
-        # transformers copies the files of relative imports, so these two also take their files along.
+        # transformers also copies relatively imported files, so these two classes are saved with everything that they need.
         from .handler import REQUIREMENTS
         from .pipeline_sep_mldc import custom_pipelines
 

@@ -18,7 +18,7 @@ from .label_sets_sep_mldc import DEFAULT_THRESHOLD, expected_f1
 logger = logging.get_logger(__name__)
 
 TASK = "multi-label-document-classification"
-# A ranking has no natural end; it stops here unless `top_k` or `min_score` says otherwise.
+# Default number of labels of a ranking, which has no thresholds to end it.
 DEFAULT_RANKING_SIZE = 10
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 MERGES = ("max", "mean", "attention", "first")
@@ -40,10 +40,10 @@ PARAMETERS = (
 
 def is_abstained(labels: list[dict[str, Any]]) -> bool:
     """
-    Whether the model abstains from labeling a document: no label reaches its threshold, so a person should read it.
+    Whether the model abstains from labeling a document because no label reaches its threshold, so that a person should review it.
 
     Args:
-        labels (`list[dict]`): the pipeline's answer for the document.
+        labels (`list[dict]`): the pipeline's output for the document.
 
     Example:
 
@@ -59,7 +59,7 @@ def is_abstained(labels: list[dict[str, Any]]) -> bool:
 
 
 def custom_pipelines() -> dict[str, dict[str, Any]]:
-    """What a checkpoint's config.json says about its pipeline; a new dictionary, because `pipeline()` writes into it."""
+    """The `custom_pipelines` entry of a checkpoint's config.json; a new dictionary each time, because `pipeline()` modifies it."""
     return {
         TASK: {
             "impl": f"pipeline_sep_mldc.{MultiLabelDocumentClassificationPipeline.__name__}",
@@ -73,18 +73,18 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
     r"""
     Labels of documents of any length.
 
-    A text that is longer than what the model reads is split into overlapping windows that together cover every token. Windows of
-    several documents share batches. Each document gets a list of `{"label": str, "score": float}`, best first:
+    A text that exceeds the model's maximum length is split into overlapping windows that together cover every token. Windows of
+    several documents are batched together. Each document gets a list of `{"label": str, "score": float}`, best first:
 
     - `score` is the probability of the label, `model.probabilities(logits)`.
     - Returned are the labels that reach their threshold: `config.thresholds`, or 0.5. The list is empty if none does: the model abstains
       (see [`is_abstained`]). With `min_labels`, the best labels are added, with `"below_threshold": True`.
-    - A label hierarchy and constraints change these sets as `model.label_sets` says; with a hierarchy, a label has the largest score of
-      itself and its descendants.
+    - A label hierarchy and constraints change these sets as described in `model.label_sets`; with a hierarchy, the score of a label is
+      the maximum over itself and its descendants.
     - A model that only ranks labels (`config.is_ranking`: trained with the softmax loss, not calibrated) returns
       `{"label", "score", "rank"}`. `score` is the logit, which can be compared within one document only; `rank` counts from 1. The
-      10 best labels are returned unless `top_k` or `min_score` is given. A warning says so once.
-    - A text without tokens (empty, or only blanks) has no labels, whatever the parameters.
+      10 best labels are returned unless `top_k` or `min_score` is given. This causes one warning.
+    - A text without tokens (empty or only whitespace) has no labels, regardless of the parameters.
 
     Args:
         model, tokenizer, device, batch_size, ...: as in every pipeline. The tokenizer must be a fast one.
@@ -93,15 +93,15 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         threshold (`float`, *optional*): one threshold from 0 to 1 for all labels, instead of the stored ones.
         min_score (`float`, *optional*): leave out labels with a lower score.
         min_labels (`int`, defaults to 0): if fewer labels reach their threshold, add the best of the others, as far as `top_k` and
-            `min_score` allow, without regard to a hierarchy and to constraints. They have `"below_threshold": True`; a document with
+            `min_score` allow, ignoring hierarchy and constraints. They have `"below_threshold": True`; a document with
             no other labels still counts as abstained.
         min_expected_f1 (`float`, *optional*): the model also abstains from documents whose expected F1 is lower, as if no label reached its
-            threshold: what the probabilities promise for the labels S that would be returned, 2 Σ_{l in S} p_l / (|S| + Σ_l p_l). The report of
-            `run_mldc.py` and `StreamingMetrics.f1_of_kept` say which value leaves how many documents to people, and the F1 of the rest.
+            threshold. The expected F1 of the labels S that would be returned is 2 Σ_{l in S} p_l / (|S| + Σ_l p_l). The report of
+            `run_mldc.py` and `StreamingMetrics.f1_of_kept` show how many documents each value sends to human review, and the F1 of the rest.
         max_length (`int`, *optional*): tokens per window, special tokens included. Defaults to as many as the model reads.
         stride (`int`, *optional*): tokens shared by neighboring windows. Defaults to an eighth of `max_length`.
-        window_merge (`str`, defaults to `"max"`): how the scores of a label in the windows become one. `"max"`: its best
-            window. `"mean"`: mean over tokens, where a token in two windows counts half in each. `"attention"`: mean weighted by the
+        window_merge (`str`, defaults to `"max"`): how the scores of a label in the windows are combined. `"max"`: the
+            maximum. `"mean"`: mean over tokens, where a token in two windows counts half in each. `"attention"`: mean weighted by the
             attention to the label in each window (Eq. 16). `"first"`: only the first window is read.
         return_explanation (`bool`, defaults to `False`): return a dictionary instead, with `labels` as above; `attended_labels`, the
             `{"label", "weight"}` with the largest attention, averaged over tokens (empty for a model without label attention);
@@ -110,21 +110,21 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             - `logit`: the label's own, of its best window; with another `window_merge`, the mean over windows with the weights of their scores.
             - `bias`: the logit of a document without words.
             - `lexical`: the sum over words of what they add to the lexical scores, exact.
-            - `encoder`: the sum over words of what attention to them adds to the encoder's part of the logit: an estimate, by
-              derivatives, of what masking each word by itself changes.
-            - `remainder`: what the encoder gets from words together, beyond the sum of single ones.
+            - `encoder`: the sum over words of what attention to them adds to the encoder's part of the logit: an estimate, from
+              derivatives, of how much the logit would change if that word alone were masked.
+            - `remainder`: the effect of words in combination, beyond the sum of their individual effects.
             - `words`: the `{"word", "start", "end", "score", "lexical", "encoder"}` with the largest absolute `score`, which is
               `lexical` + `encoder`. `start` and `end` count characters of the text.
-            - `words_per_group`: 1 if each word was measured by itself. More where an encoder does not take weights of tokens (an
-              export, DeBERTa) and the document is long: as many neighboring words as this were masked together, and share the effect
-              by the inverse document frequencies of their tokens.
+            - `words_per_group`: 1 if each word was measured by itself. Larger if the encoder does not accept token weights (an export,
+              DeBERTa) and the document is long: up to this many neighboring words were masked together, and the effect is divided among
+              them in proportion to the inverse document frequencies of their tokens.
 
             `tokens`, for each label the same words as `{"token", "start", "end", "score"}` with `score` as a share of all words'
-            absolute scores, is the former form of the answer and stays until version 0.3.
+            absolute scores, is the old format, which is kept until version 0.3.
         explanation_size (`int`, defaults to 5): number of `attended_labels`, and of `words` per label.
-        explanation_budget (`int`, defaults to 8,192): tokens to read for an explanation in copies of the document with masked words,
-            in all copies together. They are read if there is a copy for every word, or if the encoder does not take weights of
-            tokens. The same copies serve all labels.
+        explanation_budget (`int`, defaults to 8,192): maximum number of tokens in all masked copies of the document together.
+            Masked copies are used if the budget allows one per word, or if the encoder does not accept token weights. The same copies are
+            used for all labels.
         text_column (`str`, defaults to `"text"`): the key of the text in documents that are dictionaries.
 
     Raises:
@@ -361,7 +361,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
             scores = self.model.close_scores((weights * window_scores).sum(dim=0, keepdim=True))[0]
             chosen = self._choose(scores, top_k, threshold, min_score)
             if min_expected_f1 is not None and self._expected_f1(scores, chosen) < min_expected_f1:
-                # As if no label reached its threshold.
+                # Treated as if no label reached its threshold.
                 chosen, threshold = [], math.inf
             num_accepted = len(chosen)
             wanted = min(min_labels or 0, len(scores) if top_k is None else top_k)
@@ -432,7 +432,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         threshold: float | None,
         min_score: float | None,
     ) -> list[int]:
-        """The chosen ids, and behind them the best of those below their thresholds, until there are `min_labels`."""
+        """The chosen ids, followed by the best of those below their thresholds, until there are `min_labels`."""
         config = self.model.config
         if len(chosen) >= min_labels or config.is_ranking:
             return chosen

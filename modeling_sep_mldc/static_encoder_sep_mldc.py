@@ -61,7 +61,7 @@ class StaticEncoder(PreTrainedModel):
 
     @torch.no_grad()
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """As in transformers. Tokens that the former table did not have get the mean of the logarithms of the weights."""
+        """As in transformers. The log weights of new tokens are set to the mean of the existing ones."""
         self.token_embeddings = value
         weights, size = self.token_log_weights, value.num_embeddings
         if size != len(weights):
@@ -69,7 +69,7 @@ class StaticEncoder(PreTrainedModel):
             self.token_log_weights = nn.Parameter(torch.cat([weights[:size], added]))
 
     def token_shares(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Share (B, T) of each token in the embedding of its text, in float32: 0 for padding, and 1 in all."""
+        """Share (B, T) of each token in the embedding of its text, in float32; 0 for padding, and the shares of a text sum to 1."""
         weights = self.token_log_weights[input_ids].float()
         return torch.softmax(weights.masked_fill(attention_mask == 0, -1e9), dim=-1) * (attention_mask > 0)
 

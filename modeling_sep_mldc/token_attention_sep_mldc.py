@@ -1,4 +1,4 @@
-"""Label-wise attention over the tokens of a document: each label reads the tokens that matter to it."""
+"""Label-wise attention over the tokens of a document: each label attends to the tokens that matter to it."""
 
 import math
 from typing import Any
@@ -8,12 +8,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-# Scores (documents x tokens x labels) that are held at once: on a CPU what fits into its cache, else what fits into memory.
+# Maximum number of scores (documents x tokens x labels) that are held at once: on a CPU they fit into its cache, else into memory.
 MAX_SCORES = {"cpu": 2**19}
 MAX_SCORES_ELSEWHERE = 2**25
-# On a CPU, gradients of the states are summed over so many chunks of labels at a time: a sum takes as long as the rest of a chunk.
+# On a CPU, gradients of the states are summed over this many chunks of labels at a time, because a sum takes as long as the rest of a
+# chunk.
 CHUNKS_PER_SUM = 8
-# Standard deviation of the initial output weights: at first, the logits are those of the rest of the classifier.
+# Standard deviation of the initial output weights, small so that token attention hardly contributes to the logits at first.
 INIT_STD = 0.02
 
 
@@ -23,9 +24,9 @@ class TokenAttention(nn.Module):
 
     $$z_l = w_l \cdot \sum_t \text{softmax}_t(K h_t \cdot q_l / \sqrt{d}) \, V h_t$$
 
-    for the states h of a document's tokens. K and V project them to s dimensions, or are left out if s = d. Queries q and output weights w
-    have one row per label. The cost of a document of T tokens is 4 T (L + d) s multiplications and additions, and some operations on
-    T L scores that do not depend on s.
+    for the hidden states h of a document's tokens. K and V project them to s dimensions; they are the identity if s = d.
+    Queries q and output weights w have one row per label. The cost of a document of T tokens is 4 T (L + d) s multiplications and
+    additions, plus some operations on T L scores that do not depend on s.
 
     Args:
         num_labels (`int`): L.
@@ -47,8 +48,8 @@ class TokenAttention(nn.Module):
     @torch.no_grad()
     def start_from(self, label_embeds: torch.Tensor) -> None:
         """
-        Let each label attend to tokens that are similar to it: queries become the label embeddings (L, d), in the s dimensions in which
-        most of them lies, which K and V project to.
+        Initialize so that each label attends to tokens that are similar to it: K and V project to the s principal dimensions of the label
+        embeddings (L, d), and the queries are the projected label embeddings.
         """
         if self.key is not None and self.value is not None:
             embeds = label_embeds.double()
@@ -65,7 +66,7 @@ class TokenAttention(nn.Module):
     def scores_and_products(
         self, states: torch.Tensor, labels: Any = slice(None)
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores before the softmax, and products of states and output weights, of states (B, T, d): (B, T, n) each."""
+        """Attention scores before the softmax, and products of values and output weights, for states (B, T, d): (B, T, n) each."""
         keys, values, queries, weights = self._projected(states, labels)
         return keys @ queries.t(), values @ weights.t()
 
@@ -97,7 +98,7 @@ class TokenAttention(nn.Module):
             dtype = torch.get_autocast_dtype(kind)
             keys, values, queries, weights = (t.to(dtype) for t in (keys, values, queries, weights))
         rows = max(MAX_SCORES.get(kind, MAX_SCORES_ELSEWHERE) // max(mask.numel(), 1), 1)
-        with torch.autocast(kind, enabled=False):  # everything has its dtype
+        with torch.autocast(kind, enabled=False):  # all tensors already have the right dtype
             return _InChunks.apply(keys, values, mask, queries, weights, rows)
 
 
@@ -109,8 +110,8 @@ def token_attention_weights(num_labels: int, hidden_size: int, size: int) -> int
 
 def weighted_sums(scores: torch.Tensor, products: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """
-    Softmax over tokens of scores (B, T, L), times products of states and output weights (B, T, L), summed: (B, L) in float32. The mask
-    (B, T) is Boolean.
+    Softmax over tokens of the scores (B, T, L), multiplied by the products of states and output weights (B, T, L) and summed over tokens:
+    (B, L) in float32. The mask (B, T) is Boolean.
     """
     return (_attention(scores, mask) * products).sum(dim=1, dtype=torch.float32) * mask.any(dim=1, keepdim=True)
 
@@ -124,8 +125,8 @@ def _with_kept_scores(
     states: torch.Tensor, mask: torch.Tensor, queries: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
     """
-    What [`_InChunks`] returns, with scores and products kept for the backward pass as far as they fit into memory: in d dimensions, the products
-    cost more than it takes to read them.
+    Same result as [`_InChunks`], but scores and products are kept for the backward pass as far as they fit into memory: with d dimensions,
+    recomputing the products costs more than reading them.
     """
     chunks = min(max(math.ceil(mask.numel() * len(queries) / MAX_SCORES_ELSEWHERE), 1), max(len(queries), 1))
     if chunks == 1:
@@ -141,8 +142,8 @@ def _attend(states: torch.Tensor, mask: torch.Tensor, queries: torch.Tensor, wei
 
 class _WeightedSum(torch.autograd.Function):
     r"""
-    $z_{bl} = \sum_t \text{softmax}_t(s_{btl}) \, v_{btl}$ with its gradients in closed form. The tensors have a value per token and label:
-    autograd would keep twice as many of them and take half as long again.
+    $z_{bl} = \sum_t \text{softmax}_t(s_{btl}) \, v_{btl}$ with its gradients in closed form. The tensors have one value per document, token
+    and label; autograd would keep twice as many of them and take 1.5 times as long.
     """
 
     @staticmethod
@@ -164,9 +165,9 @@ class _WeightedSum(torch.autograd.Function):
 
 class _InChunks(torch.autograd.Function):
     r"""
-    The logits (B, L) and their gradients in closed form, for some labels at a time. A value per document, token and label is written and
-    read a few times: this takes longer than the products unless the chunk stays in the cache. So none of them is kept for the backward
-    pass, which computes them again.
+    The logits (B, L) and their gradients in closed form, for a chunk of labels at a time. Values per document, token and label are written
+    and read a few times, which takes longer than the products unless the chunk stays in the cache. They are therefore not kept for the
+    backward pass, but recomputed.
     """
 
     @staticmethod
@@ -182,7 +183,7 @@ class _InChunks(torch.autograd.Function):
         shape, num_labels = mask.shape, len(queries)
         keys, values = keys.reshape(mask.numel(), -1), values.reshape(mask.numel(), -1)
         padding = None
-        if mask.device.type != "cpu" or not mask.all():  # on a GPU, to ask would be to wait
+        if mask.device.type != "cpu" or not mask.all():  # on a GPU, checking would force a device sync
             padding = keys.new_zeros(shape).masked_fill_(~mask, _least(keys.dtype))
         ones = keys.new_ones(shape[1])
         largest = keys.new_empty(num_labels, shape[0], 1)
@@ -230,7 +231,7 @@ class _InChunks(torch.autograd.Function):
 
 
 def _least(dtype: torch.dtype) -> float:
-    """A score of padding. Finite, so that a document without tokens gives no NaN, also where another score is added to it."""
+    """The score of padding. Finite, so that a document without tokens gives no NaN, even if another score is added to it."""
     return torch.finfo(dtype).min / 2
 
 

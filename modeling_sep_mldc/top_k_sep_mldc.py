@@ -34,11 +34,11 @@ class TopKMixin:
         chunk_size: int = 16_384,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         r"""
-        The best `k` labels of each document, `forward(...).logits.topk(k)`, from `chunk_size` labels at a time.
+        The best `k` labels of each document, as `forward(...).logits.topk(k)`, computed for `chunk_size` labels at a time.
 
-        For label sets whose logits (B, L) and attention weights (B, L) do not fit into memory. Label attention (Eq. 16-17) is
-        summed up over a first pass through the labels with a running maximum, the logits are ranked in a second one.
-        Without gradient and without dropout.
+        Use it if there are so many labels that logits (B, L) and attention weights (B, L) do not fit into memory. A first pass over the
+        labels accumulates label attention (Eq. 16-17) with a running maximum; a second one ranks the logits. Without gradient and
+        without dropout.
 
         Args:
             input_ids, attention_mask, token_type_ids, inputs_embeds: the documents, as in `forward`.
@@ -124,7 +124,7 @@ class TopKMixin:
         return mixed / total.clamp_min(torch.finfo(total.dtype).tiny)
 
     def _logits_of(self, chunk: slice, features: torch.Tensor) -> torch.Tensor:
-        """The classifier's logits (B, n) of the n labels of a chunk: its own forward with these rows for weights."""
+        """The classifier's logits (B, n) for the n labels of a chunk: its `forward` with only these rows of its weights."""
         classifier = self.classifier
         rows = {"bias": classifier.bias[chunk]}
         if hasattr(classifier, "out_proj"):

@@ -297,11 +297,11 @@ def test_a_batch_that_is_not_known_stops_the_run_until_the_user_abandons_it(tmp_
 
 def test_requests_under_way_in_a_batch_are_not_paid_again_without_batch(tmp_path, under_way):
     with pytest.raises(
-        AugmentationError, match="9 requests are under way in the batch batch_0 .*in_progress.*paid twice"
+        AugmentationError, match="9 requests are in progress in the batch batch_0 .*in_progress.*paid for twice"
     ):
         describe_labels(LABELS, tmp_path, settings(under_way))
     plan = describe_labels([*LABELS, "new"], tmp_path, settings(under_way), dry_run=True)
-    assert (plan.missing, plan.under_way) == (1, 9) and "9 under way in a batch" in str(plan)
+    assert (plan.missing, plan.under_way) == (1, 9) and "9 in progress in a batch" in str(plan)
     assert not under_way.headers
     under_way.polls = 0
     assert describe_labels([*LABELS, "new"], tmp_path, settings(under_way)).sent == 1

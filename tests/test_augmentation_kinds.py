@@ -190,8 +190,8 @@ def test_a_near_miss_is_no_relative_of_any_label_of_its_demonstration(server, la
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("child,parent\nalgebra,trade\ntrade,algebra\n", "goes in a circle: 'algebra' > 'trade' > 'algebra'; remove"),
-        ("child,parent\nalgebra,algebra\n", "goes in a circle: 'algebra' > 'algebra'"),
+        ("child,parent\nalgebra,trade\ntrade,algebra\n", "has a cycle: 'algebra' > 'trade' > 'algebra'; remove"),
+        ("child,parent\nalgebra,algebra\n", "has a cycle: 'algebra' > 'algebra'"),
         ("child,above\nalgebra,trade\n", "but `child` and `parent` are needed"),
         ("child,parent\nalgebra,\n", "names no parent of any label"),
     ],

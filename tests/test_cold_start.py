@@ -204,7 +204,7 @@ def test_training_goes_on_from_a_cold_checkpoint(monkeypatch, files, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"do_eval": True, "validation_file": "validation.jsonl"}, "or read from label texts"),
+        ({"do_eval": True, "validation_file": "validation.jsonl"}, "training documents or label texts"),
         ({}, "There is nothing to do"),
         ({"label_descriptions_file": "labels.csv", "do_train": True}, "needs training documents"),
         ({"label_descriptions_file": "labels.csv", "labels_per_document": 0}, "must be above 0"),

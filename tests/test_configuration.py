@@ -25,7 +25,7 @@ WRONG = [
     ({"label_counts": [1, -2, 3]}, "`label_counts` is -2 for label 1"),
     ({"label_counts": [1, 2, 30], "num_train_documents": 10}, "from 0 to `num_train_documents`, which is 10"),
     ({"num_train_documents": -1}, "`num_train_documents` is -1"),
-    ({"class_weights": "balanced"}, "it is not known how many documents have each label"),
+    ({"class_weights": "balanced"}, "the number of documents per label is unknown"),
     ({"class_weights": "balanced", "classification_loss": "softmax"}, "has no binary cross-entropy to weight"),
     ({"classifier_dropout": 1.5}, "`classifier_dropout` is 1.5, but it is a probability"),
     ({"classifier_dropout": NAN}, "`classifier_dropout` is nan"),

@@ -274,7 +274,7 @@ def test_a_malformed_line_is_named_by_file_and_line_also_in_a_compressed_file(tm
         ("t.jsonl", GOOD + '{"text": "x", "labels": [1, 0]}\n', r"line 2: `labels` is \[1, 0\], but a list"),
         ("t.jsonl", GOOD + '{"text": "x", "labels": [""]}\n', r"line 2: `labels` is \[''\], but a list"),
         ("t.jsonl", GOOD + '{"text": "x"}\n', "line 2: `labels` is None, but a list"),
-        ("t.jsonl", GOOD + '{"text": "\\ud800", "labels": []}\n', "line 2: the text holds half a surrogate pair"),
+        ("t.jsonl", GOOD + '{"text": "\\ud800", "labels": []}\n', "line 2: the text holds an unpaired surrogate"),
         ("t.jsonl", GOOD.encode() + b'{"text": "caf\xe9", "labels": []}\n', "line 2: byte 0xe9 is not UTF-8"),
         (
             "t.jsonl",

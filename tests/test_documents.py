@@ -261,7 +261,7 @@ def test_the_report_counts_what_is_there(tmp_path):
     page = str(report)
     assert len(page.splitlines()) < 40
     report.alike_labels = [[f"A{i}", f"a{i}"] for i in range(8)]
-    assert "labels that differ by case or blanks only: 3 further groups." in str(report)
+    assert "labels that differ only in case or whitespace: 3 further groups." in str(report)
     for words in ("'A', 'a'", "'NaN'", "'new' (1)", "1 documents of test are also in train", "line 24"):
         assert words in page
     assert json.loads(json.dumps(report.to_dict()))["splits"]["train"]["labels"] == 6

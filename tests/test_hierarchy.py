@@ -50,11 +50,11 @@ def model_with(**fields):
     [
         (
             {"biology": "science", "science": "biology"},
-            "goes in a circle: 'biology' > 'science' > 'biology'. Remove one",
+            "has a cycle: 'biology' > 'science' > 'biology'. Remove one",
         ),
         (
             {"genetics": "biology", "biology": "science", "science": "genetics"},
-            "goes in a circle: 'genetics' > 'science'",
+            "has a cycle: 'genetics' > 'science'",
         ),
         ({"biology": ["science", "biology"]}, "makes 'biology' its own parent. Remove"),
         ({"biology": "knowledge"}, "names the parent 'knowledge', which is not among the 6 labels. Add it"),
@@ -364,7 +364,7 @@ def test_parents_of_new_labels_are_checked_before_anything_changes():
     model = model_with()
     for parents, message in (
         ({"botany": "knowledge"}, "names the parent 'knowledge'"),
-        ({"sports": "science"}, "'sports', which is no new label"),
+        ({"sports": "science"}, "'sports', which is not a new label"),
         ({"botany": "botany"}, "its own parent"),
     ):
         with pytest.raises(ValueError, match=message):

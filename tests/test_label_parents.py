@@ -65,7 +65,7 @@ def test_parents_are_read_from_every_form(tmp_path, name, text):
         ("p.csv", "child,parent\n,b\n", "line 2: `child` is ''"),
         ("p.csv", "child,parent\na,\n", "names no parent of any label. Write"),
         ("p.csv", "child,parent\na,a\n", "p.csv: `label_parents` makes 'a' its own parent"),
-        ("p.json", '{"a": "b", "b": "a"}', "p.json: `label_parents` goes in a circle: 'a' > 'b' > 'a'"),
+        ("p.json", '{"a": "b", "b": "a"}', "p.json: `label_parents` has a cycle: 'a' > 'b' > 'a'"),
         ("p.json", '{"a": 3}', "`parent` is 3"),
         ("p.ttl", "this is no turtle", "p.ttl: is not turtle that rdflib can read"),
         ("p.ttl", "@prefix ex: <http://e.org/> . ex:a ex:b ex:c .", "has neither `skos:broader` nor `skos:narrower`"),
@@ -269,7 +269,7 @@ def test_a_guarantee_is_refused_where_label_sets_are_changed_further(tmp_path, f
 def test_a_wrong_hierarchy_leaves_a_trained_model_as_it_was_and_a_right_one_leaves_its_label_texts():
     model = model_with(hierarchy="closure", threshold_info={"guarantee": "On average ..."})
     before = model.config.to_dict()
-    with pytest.raises(ValueError, match="goes in a circle"):
+    with pytest.raises(ValueError, match="has a cycle"):
         model.set_hierarchy({"biology": ["science"], "science": ["biology"]}, "closure")
     assert model.config.to_dict() == before
     texts = model.config.label_texts
@@ -286,7 +286,7 @@ def test_a_wrong_hierarchy_leaves_a_trained_model_as_it_was_and_a_right_one_leav
 def test_the_model_card_tells_the_hierarchy_and_the_constraints():
     constraints = [{"labels": ["genetics", "sports"], "at_least": 1}]
     text = build_model_card(model_with(hierarchy="leaves", label_constraints=constraints).config).text
-    assert "4 labels have parents" in text and "ancestors of an assigned label are left out" in text
+    assert "4 labels have parents" in text and "without ancestors of assigned labels" in text
     assert "- at least 1 of genetics, sports" in text
     assert "Label sets are closed" in build_model_card(model_with(hierarchy="closure").config).text
     plain = build_model_card(model_with(label_parents=None).config).text

@@ -257,7 +257,9 @@ def test_slopes_are_those_of_classifiers_of_all_documents():
 
 
 def test_labels_that_say_nothing_are_refused_by_the_common_line():
-    with pytest.raises(ValueError, match="None of 2 labels is on some of the 3 documents and not on others. Check"):
+    with pytest.raises(
+        ValueError, match="None of the 2 labels is on some of the 3 documents but not on others. Check"
+    ):
         fit_common_line(lambda labels: np.zeros((3, len(labels))), [[], [0, 1, 2]], 3)
 
 

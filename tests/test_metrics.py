@@ -382,7 +382,7 @@ def update(scores=None, labels=None, **kwargs):
         ({"labels": torch.zeros(2, 4), "label_indices": [[0], [1]]}, "not both"),
         ({"label_indices": [[0], [4]]}, "`label_indices` holds 4.*between 0 and 3"),
         ({"label_indices": [[0], [-1]]}, "`label_indices` holds -1"),
-        ({"thresholds": 1.2}, "`thresholds` holds values that are no probabilities"),
+        ({"thresholds": 1.2}, "`thresholds` holds values that are not probabilities"),
         ({"thresholds": [0.5, 0.5]}, r"`thresholds` has shape \(2,\).*4 labels"),
         ({"label_counts": [1, 2, 3]}, r"`label_counts` has shape \(3,\)"),
         ({"label_counts": [1, 2, 3, 30], "num_documents": 20}, "between 0 and `num_documents` .20."),

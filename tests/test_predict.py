@@ -746,7 +746,7 @@ def test_bytes_that_are_not_utf8_are_named_with_their_line(model_folder, tmp_pat
         ('{"body": "star"}\n', "line 1: no column 'text'. The columns are 'body'"),
         ('{"text": "star"\n', "line 1: not valid JSON"),
         ("[1]\n", "line 1: .* is not a JSON object"),
-        ('{"text": "\\ud800"}\n', "half a surrogate pair"),
+        ('{"text": "\\ud800"}\n', "an unpaired surrogate"),
         ('{"text": ["a"]}\n', "line 1: `text` is \\['a'\\], but a text is needed"),
     ],
 )

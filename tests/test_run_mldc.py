@@ -619,7 +619,7 @@ def test_a_cache_of_frozen_layers_leaves_space_for_the_model(monkeypatch, files,
     monkeypatch.setattr("trainer.frozen_layers.shutil.disk_usage", lambda folder: usage)
     if cached:
         with pytest.raises(
-            ValueError, match="states of the frozen layers need 0.01 GiB of disk space beside 0.01 GiB"
+            ValueError, match="states of the frozen layers need 0.01 GiB of disk space in addition to 0.01 GiB"
         ):
             run(monkeypatch, files, tmp_path, **changes)
         assert not list(tmp_path.glob("*.safetensors"))
@@ -640,7 +640,7 @@ def test_validation_documents_are_measured_while_the_states_of_frozen_layers_are
 
 def test_lexical_scores_that_do_not_fit_into_memory_are_refused_before_training(monkeypatch, files, tmp_path):
     monkeypatch.setattr(run_plan, "kernel_bytes", lambda num_documents: 2**50)
-    with pytest.raises(ValueError, match="Lexical scores need 1048576.0 GiB of memory after the training"):
+    with pytest.raises(ValueError, match="Lexical scores need 1048576.0 GiB of memory after training"):
         run(monkeypatch, files, tmp_path, lexical_scores=True)
     assert not list(tmp_path.glob("*.safetensors"))
 

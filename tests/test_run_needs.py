@@ -62,10 +62,12 @@ def test_a_run_that_cannot_fit_is_refused(memory, disk, word):
 
 def test_the_kernel_of_lexical_scores_must_fit_beside_the_weights_or_into_main_memory():
     needs = RunNeeds(1, 1, state_bytes=4 * GIB, batch_bytes=0, disk_bytes=0, kernel_bytes=2 * GIB)
-    with pytest.raises(ValueError, match="2.0 GiB of memory after the training, beside 4.0 GiB .* but 5.0 GiB are"):
+    with pytest.raises(
+        ValueError, match="2.0 GiB of memory after training, in addition to 4.0 GiB .* but 5.0 GiB are"
+    ):
         check_fits(needs, 5 * GIB, GIB)
     check_fits(needs, 6 * GIB, GIB)
-    with pytest.raises(ValueError, match="2.0 GiB of memory after the training, but 1.0 GiB are free"):
+    with pytest.raises(ValueError, match="2.0 GiB of memory after training, but 1.0 GiB are free"):
         check_fits(needs, 5 * GIB, GIB, main_memory=GIB)
     check_fits(needs, 5 * GIB, GIB, main_memory=2 * GIB)
 
@@ -97,7 +99,7 @@ def test_the_time_is_told_once_after_a_few_steps(tmp_path, capsys):
     seconds = iter(range(0, 10_000, 20))
     estimate = TimeEstimate(clock=lambda: next(seconds))
     make_trainer(tmp_path, callbacks=[estimate], max_steps=12).train()
-    told = [line for line in capsys.readouterr().out.splitlines() if "of training to go" in line]
+    told = [line for line in capsys.readouterr().out.splitlines() if "of training left" in line]
     assert len(told) == 1
     # 20 seconds per step; 40 seconds have passed since the first step.
     assert told[0].startswith("Step 3 of 12: about 3 minutes") and "of memory in use" in told[0]
@@ -105,7 +107,7 @@ def test_the_time_is_told_once_after_a_few_steps(tmp_path, capsys):
 
 def test_short_runs_tell_no_time(tmp_path, capsys):
     make_trainer(tmp_path, callbacks=[TimeEstimate()], max_steps=2).train()
-    assert "training to go" not in capsys.readouterr().out
+    assert "of training left" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("size", [32, 8])

@@ -156,7 +156,11 @@ def test_too_many_waiting_documents_and_too_slow_answers_are_refused(classify, f
 
     settings = arguments(folder, max_waiting=3, timeout_s=0.3)
     full, late, after = asyncio.run(talk(serve.create_app(slow, settings), talker))
-    assert full.status_code == 429 and full.headers["retry-after"] == "1" and "wait already" in full.json()["error"]
+    assert (
+        full.status_code == 429
+        and full.headers["retry-after"] == "1"
+        and "are already waiting" in full.json()["error"]
+    )
     assert late.status_code == 504 and "within 0.3 seconds" in late.json()["error"]
     assert after.status_code == 200
 

@@ -443,7 +443,7 @@ def test_wrong_set_ups_are_refused(tmp_path):
     trainer = make_trainer(tmp_path)
     with pytest.raises(ValueError, match="have no `labels` or `label_indices`"):
         trainer.compute_loss(model, {"input_ids": torch.ones(1, 3, dtype=torch.long)})
-    with pytest.raises(ValueError, match="no whole checkpoint to resume from"):
+    with pytest.raises(ValueError, match="no complete checkpoint to resume from"):
         trainer.train(resume_from_checkpoint=True)
 
 

@@ -18,7 +18,7 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]
         from .streaming import StreamingMetrics
     ```
 
-    So every name is listed once, where linters and type checkers check it.
+    Thus each name is listed only once, where linters and type checkers see it.
 
     Args:
         package (`str`): `__name__` of the package.
@@ -48,6 +48,6 @@ def _source(module: Any) -> str:
     source = module.__spec__.loader.get_source(module.__name__)
     if source is None:
         raise ImportError(
-            f"The source of {module.__name__} is missing, which lists its names. Install the package again."
+            f"The source file of {module.__name__}, which lists its names, is missing. Install the package again."
         )
     return str(source)

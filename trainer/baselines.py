@@ -20,7 +20,7 @@ BATCH_SIZE = 256
 
 def fit_majority(labels: Sequence[Sequence[int]], num_labels: int) -> Callable[[Sequence[str]], torch.Tensor]:
     """
-    Ranks the labels of every document by training frequency; a label is predicted if half of the training documents have it.
+    Baseline that ranks the labels of every document by training frequency. A label is predicted if half of the training documents have it.
 
     Args:
         labels (`Sequence[Sequence[int]]` of length `N`): label ids of each training document.
@@ -59,7 +59,7 @@ def fit_linear_svm(
     binarizer = MultiLabelBinarizer(classes=range(num_labels), sparse_output=True)
     targets = sparse.csc_matrix(binarizer.fit_transform(labels))
     learned = np.flatnonzero(np.asarray(targets.sum(axis=0)).ravel())
-    # scikit-learn takes a single column for class numbers, so a single label is fitted twice.
+    # scikit-learn would interpret a single column as class numbers, so a single label is duplicated.
     columns: np.ndarray = np.resize(learned, max(2, len(learned)))
     with warnings.catch_warnings():
         # The report on the data names them.

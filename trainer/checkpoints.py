@@ -1,4 +1,4 @@
-"""Complete checkpoints: a manifest with a digest of each file is written last, and a resume accepts only what matches it."""
+"""Complete checkpoints: a manifest with a digest of each file is written last, and resuming requires that the files match it."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ CHECKPOINT_FOLDER = re.compile(rf"^{PREFIX_CHECKPOINT_DIR}-(\d+)$")
 
 def write_manifest(folder: str | os.PathLike) -> None:
     """
-    Record name, size and SHA-256 of every file of a finished checkpoint, after each of them has reached the disk.
+    Record name, size and SHA-256 of every file of a finished checkpoint, after all of them have been synced to disk.
     """
     folder = Path(folder)
     files = {}
@@ -70,7 +70,7 @@ def last_whole_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
     The newest checkpoint of a run that is complete and undamaged, or `None`.
 
-    `transformers.trainer_utils.get_last_checkpoint` takes the highest number, even a folder that a kill left half-written.
+    `transformers.trainer_utils.get_last_checkpoint` returns the checkpoint with the highest number, even if a kill left it half-written.
     """
     if not os.path.isdir(output_dir):
         return None
@@ -81,8 +81,8 @@ def last_whole_checkpoint(output_dir: str | os.PathLike) -> str | None:
 
 class CheckpointGuard(TrainerCallback):
     """
-    Completes each checkpoint with its manifest, and deletes older ones (`save_total_limit`) only afterwards, so that at any time
-    there is a whole one.
+    Writes the manifest of each checkpoint, and only then deletes older checkpoints (`save_total_limit`), so that there is always a complete
+    one.
     """
 
     def __init__(self):
@@ -90,7 +90,7 @@ class CheckpointGuard(TrainerCallback):
         self._postponed = contextlib.ExitStack()
 
     def begin(self, folder: str, args: Any) -> None:
-        """Before the first file of a checkpoint is written."""
+        """Called before the first file of a checkpoint is written."""
         self.close()
         self._folder = folder
         if args.should_save:
@@ -98,7 +98,7 @@ class CheckpointGuard(TrainerCallback):
         self._postponed.enter_context(args.postponed_rotation())
 
     def close(self) -> None:
-        """Also where a save failed: `save_total_limit` of the arguments is as before."""
+        """Restores `save_total_limit` of the arguments; also called if saving failed."""
         self._folder = None
         self._postponed.close()
 

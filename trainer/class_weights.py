@@ -1,4 +1,4 @@
-"""Class weights that are chosen on validation documents, with classifiers over embeddings that are computed once."""
+"""Choosing class weights on validation documents, with classifiers on embeddings that are computed once."""
 
 from typing import Any
 
@@ -25,15 +25,15 @@ def choose_class_weights(
     The kind of class weights with the best F1 on validation documents.
 
     The encoder stays frozen and reads each document once. One classifier for each kind is trained on its embeddings with the settings of
-    the recipe `"fast"`, thresholds are tuned, and their cross-fitted F1 is compared. `"none"` wins unless another kind is better by more
-    than the noise of N validation documents, $1 / (10 \sqrt{N})$.
+    the recipe `"fast"`, thresholds are tuned, and the cross-fitted F1 scores are compared. `"none"` wins unless another kind is better by
+    more than $1 / (10 \sqrt{N})$, the noise level with N validation documents.
 
     Args:
         train ([`LabeledDocuments`]), validation ([`LabeledDocuments`]): with the same labels.
         model_name_or_path (`str`): Hub name or folder of an encoder.
         label_descriptions (`dict[str, str]`, *optional*): by label name.
-        objective (`str`, defaults to `"f1"`): what is compared: micro F1 (`"micro"`), macro F1 (`"macro"`), or their mean (all else).
-        classification_loss (`str`, *optional*): with `"bce"` in it; that of the recipe if not given.
+        objective (`str`, defaults to `"f1"`): metric to compare: micro F1 (`"micro"`), macro F1 (`"macro"`), or else their mean.
+        classification_loss (`str`, *optional*): must include `"bce"`; the recipe's loss if not given.
         settings: `max_length`, `seed`, `use_cpu` and `hide_progress`, as in [`~trainer.audit.out_of_fold_scores`].
 
     Returns:

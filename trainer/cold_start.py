@@ -1,4 +1,4 @@
-"""Models before the first document with labels: the cosine of document and label text as classifier."""
+"""Models without labeled documents: the cosine similarity of document and label text as the classifier."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from .data.readers import expand_files, read_records
 from .data.text_lines import DataFileError
 
 
-# The scale of the cosine, times the standard deviation of the cosines of documents and labels: 1.0 to 1.3 is best for MiniLM on the
+# Product of the scale and the standard deviation of the cosines of documents and labels. For MiniLM, 1.0 to 1.3 is best on the
 # validation documents of debtags and arxiv_mlc.
 SCALE_IN_DEVIATIONS = 1.2
 # The scale without documents.
@@ -36,21 +36,21 @@ def start_from_cosines(
     hide_progress: bool = False,
 ) -> None:
     r"""
-    Let a model that was not trained score labels by the cosine of document and label text, $a \cos(e_x, e_l) + b$.
+    Initialize an untrained model to score labels by the cosine similarity of document and label text, $a \cos(e_x, e_l) + b$.
 
     The projection of the similarity classifier becomes the identity on the document embedding, and the output weights of the MLP and of token
-    attention become 0. Training goes on from there.
+    attention become 0. Training can start from there.
 
-    With documents, without labels, a and b are such that a document has `labels_per_document` labels in expectation, and the
-    threshold, one for all labels, such that it gets as many on average. Without documents, the scale of the cosines is unknown:
-    the model ranks labels (`config.is_ranking`) and has no probabilities.
+    With (unlabeled) documents, a and b are chosen so that the expected number of labels per document is `labels_per_document`, and one
+    threshold for all labels so that documents get that many labels on average. Without documents, the scale of the cosines is unknown:
+    the model then only ranks labels (`config.is_ranking`) and has no probabilities.
 
     Args:
         model ([`SepMldcForMultiLabelClassification`]): new, from `from_backbone`, with `classifier="similarity"` or `"mlp+similarity"`; changed in
             place.
         tokenizer (`PreTrainedTokenizerBase`): the model's tokenizer.
-        documents (`Sequence[str]`, *optional*): texts like those that the model will read; of more than 1,000, the first 1,000.
-        labels_per_document (`float`, defaults to 1.0): how many labels a document has on average.
+        documents (`Sequence[str]`, *optional*): texts like those that the model will read; at most the first 1,000 are used.
+        labels_per_document (`float`, defaults to 1.0): average number of labels per document.
         batch_size (`int`, defaults to 16): documents that are encoded together.
         hide_progress (`bool`, defaults to `False`): no progress bar.
 
@@ -108,7 +108,7 @@ def labels_without_documents(
         return read_label_list(label_list_file)
     if label_descriptions_file is None:
         raise ValueError(
-            "Labels are learned from training documents, or read from label texts. Name training documents with `--train_file`, or labels "
+            "There are no labels. They come from training documents or label texts: name training documents with `--train_file`, or labels "
             "with `--label_descriptions_file` or `--label_list_file`."
         )
     (path,) = expand_files(label_descriptions_file)
@@ -154,7 +154,7 @@ def check_labels_per_document(labels_per_document: float, num_labels: int | None
 
 def cardinality_threshold(probabilities: Iterable[torch.Tensor], labels_per_document: float) -> float:
     """
-    The threshold that documents reach with `labels_per_document` labels on average.
+    The common threshold that, on average, `labels_per_document` labels of a document reach.
 
     Args:
         probabilities (iterable of `torch.Tensor` of shape `(B, L)`): of all labels, in batches.
@@ -194,7 +194,7 @@ def _cosines(model: Any, tokenizer: Any, documents: list[str], batch_size: int, 
 
 
 def _expecting(cosines: torch.Tensor, labels_per_document: float) -> tuple[float, float]:
-    """Scale and bias of cosines (N, L) with which a document has this number of labels in expectation."""
+    """Scale and bias for cosines (N, L) so that the expected number of labels per document is as given."""
     scale = SCALE_IN_DEVIATIONS / max(float(cosines.std()), 1e-3) if cosines.numel() > 1 else USUAL_SCALE
     scaled = scale * cosines.double()
     share = min(labels_per_document / cosines.shape[1], 0.99)

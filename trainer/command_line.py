@@ -1,4 +1,4 @@
-"""Arguments from the command line and from a file, and errors as one sentence."""
+"""Arguments from the command line and from a file, and one-sentence error messages."""
 
 import contextlib
 import dataclasses
@@ -24,8 +24,8 @@ class Arguments(NamedTuple):
     """
     Attributes:
         groups (`tuple`): an instance of each dataclass.
-        named (`dict[str, Any]`): the arguments that the user named, in a file or on the command line. All others are defaults,
-            which a recommendation may change.
+        named (`dict[str, Any]`): the arguments that the user specified, in a file or on the command line. All others are defaults, which
+            recommended settings may override.
     """
 
     groups: tuple[Any, ...]
@@ -33,7 +33,7 @@ class Arguments(NamedTuple):
 
 
 class _Parser(HfArgumentParser):
-    """Raises one sentence instead of printing the usage of 200 arguments."""
+    """Raises a one-sentence error instead of printing the usage of 200 arguments."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message[:1].upper()}{message[1:]}. All arguments: `--help`.")
@@ -47,16 +47,17 @@ def parse_arguments(
     **kwargs: Any,
 ) -> Arguments:
     """
-    Arguments of a program: of a file, if the first word names a JSON or YAML file, then of the command line, which wins.
+    Parse the arguments of a program: from a JSON or YAML file, if the first word names one, and from the command line, which takes
+    precedence.
 
-    In a file `null` means "not given", a dictionary and an empty list reach the argument as they are, and numbers, booleans and
-    texts are read as on the command line.
+    In a file, `null` means "not given", dictionaries and empty lists are passed as they are, and numbers, Booleans and strings are parsed
+    as on the command line.
 
     Args:
         groups (sequence of dataclasses): as for `HfArgumentParser`. No field may be required.
         argv (`list[str]`): the words after the program's name.
-        former_names (`dict[str, str]`, *optional*): names of the version before; they work with a `FutureWarning`.
-        defaults (callable, *optional*): takes the named arguments, returns other defaults than those of the dataclasses.
+        former_names (`dict[str, str]`, *optional*): old names of arguments, which still work with a `FutureWarning`.
+        defaults (callable, *optional*): takes the specified arguments and returns defaults that override those of the dataclasses.
         kwargs: for `argparse.ArgumentParser` (`prog`, `description`, ...).
 
     Returns:
@@ -135,7 +136,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _value(parser: HfArgumentParser, name: str, value: Any, hint: Any) -> Any:
-    """A value of a file as argparse would make it from the command line."""
+    """A value from a file, parsed as argparse would parse it on the command line."""
     kinds = {getattr(kind, "__origin__", kind) for kind in (hint, *get_args(hint))}
     if isinstance(value, dict):
         if dict not in kinds:
@@ -187,7 +188,7 @@ def _unknown(name: str, fields: set[str], dashes: str) -> str:
     return f"There is no argument `{dashes}{name}`. {remedy}"
 
 
-# ---- The border ----
+# ---- Running a program ----
 
 
 class _TolerantStream:
@@ -217,8 +218,8 @@ class _TolerantStream:
 
 def keep_standard_streams() -> None:
     """
-    Make sure that the numbers 0, 1 and 2 belong to the standard streams, so that no file that is opened later takes the number
-    of a closed one and gets what is printed; and that a broken one does not end the program.
+    Make sure that file descriptors 0, 1 and 2 belong to the standard streams, so that a file opened later cannot get the descriptor of a
+    closed stream and receive what is printed; and that a broken stream does not end the program.
     """
     for number in range(3):
         try:
@@ -235,8 +236,8 @@ def keep_standard_streams() -> None:
 
 def run_program(main: Callable[[], None], name: str) -> None:
     """
-    Run a program. Errors that the user can fix end it with one sentence on standard error: wrong input with exit code 2, others
-    (full disk, memory, network) with exit code 1. `SEP_MLDC_DEBUG=1` shows the traceback.
+    Run a program. For errors that the user can fix, print one sentence to standard error and exit: with code 2 for invalid input, with
+    code 1 for others (full disk, memory, network). `SEP_MLDC_DEBUG=1` shows the traceback.
 
     Args:
         main (callable): the program.
@@ -259,7 +260,7 @@ def run_program(main: Callable[[], None], name: str) -> None:
 
 
 def one_sentence(error: BaseException) -> str | None:
-    """The message for the user, or `None` for a bug. A list after the first line stays a list."""
+    """The message for the user, or `None` for a bug. A list after the first line is kept as a list."""
     first, *others = str(error).splitlines() or [""]
     is_list = bool(others) and all(line.startswith("- ") for line in others)
     text = "\n".join(" ".join(line.split()) for line in (first, *others)) if is_list else " ".join(str(error).split())

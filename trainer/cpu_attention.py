@@ -11,10 +11,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 @contextmanager
 def float32_attention() -> Iterator[None]:
     """
-    A context in which the encoders of transformers compute `sdpa` attention of bfloat16 tensors on a CPU in float32, if its gradient is
-    needed and there is no dropout. Everything else stays as it is.
+    Context manager in which the encoders of transformers compute `sdpa` attention for bfloat16 tensors on a CPU in float32, if gradients
+    are needed and there is no dropout. Everything else is unchanged.
 
-    PyTorch's kernel for the backward pass is slower in bfloat16 than in float32, also on processors that compute in bfloat16: forward and
+    PyTorch's kernel for the backward pass is slower in bfloat16 than in float32, even on CPUs with native bfloat16: forward and
     backward take 1.3 to 4.3 times as long (PyTorch 2.13, 32 to 512 tokens, `benchmarks/cpu_attention.py`).
     """
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]

@@ -1,4 +1,4 @@
-"""What the machine can do: whether there is an accelerator, and whether bfloat16 is fast on it."""
+"""Capabilities of the machine: whether there is an accelerator, and whether it computes in bfloat16 natively."""
 
 import ctypes
 import time
@@ -28,12 +28,12 @@ def is_bfloat16_native(use_cpu: bool = False) -> bool:
 
 def bfloat16_slowdown(size: int = 512, repeats: int = 7) -> float:
     """
-    Measure how many times as long as in float32 a product of two matrices takes in bfloat16 on this processor: below 1 where
-    it has the instructions, far above where it emulates them. Takes milliseconds, or up to some seconds where it is slow.
+    Measure how many times as long a matrix product takes in bfloat16 as in float32 on this CPU: below 1 if the CPU has bfloat16
+    instructions, far above 1 if it emulates them. Takes milliseconds, or up to a few seconds with emulation.
 
     Args:
         size (`int`, defaults to 512): rows and columns of the matrices.
-        repeats (`int`, defaults to 7): measurements of each; the fastest counts, because other programs only slow one down.
+        repeats (`int`, defaults to 7): measurements of each; the fastest one counts, because other programs can only slow it down.
     """
     matrices = {dtype: torch.ones(size, size, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
     fastest = dict.fromkeys(matrices, float("inf"))
@@ -41,7 +41,7 @@ def bfloat16_slowdown(size: int = 512, repeats: int = 7) -> float:
         for dtype, matrix in matrices.items():
             start = time.perf_counter()
             matrix @ matrix
-            if repeat:  # the first one prepares
+            if repeat:  # the first one is a warm-up
                 fastest[dtype] = min(fastest[dtype], time.perf_counter() - start)
     return fastest[torch.bfloat16] / fastest[torch.float32]
 

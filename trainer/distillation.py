@@ -1,4 +1,4 @@
-"""A student without layers: a static table of token embeddings that learns the answers of a trained model."""
+"""Distillation: trains a student without layers, a static table of token embeddings, to reproduce the predictions of a trained model."""
 
 import tempfile
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ from .training_arguments import SepMldcTrainingArguments
 
 logger = logging.get_logger(__name__)
 
-# Of the SIF weights a / (a + p) (Arora et al., 2017, ICLR).
+# The constant a of the SIF weights a / (a + p) (Arora et al., 2017, ICLR).
 SIF = 1e-3
-# Weight of a special token: it is in every document.
+# Weight of special tokens, which are uninformative because they occur in every document.
 SPECIAL_WEIGHT = 1e-4
-# Ridge penalty of the map from mean token embeddings to document embeddings, in units of the mean variance of the former.
+# Ridge penalty of the map from mean token embeddings to document embeddings, relative to the mean variance of the token embeddings.
 ALIGNMENT_PENALTY = 0.01
 CLASSIFIER_DROPOUT = 0.1
-# Documents that are added up together.
+# Number of documents that are summed together.
 CHUNK = 4096
 DEFAULTS = {
     "num_train_epochs": 6,
@@ -51,8 +51,8 @@ DEFAULTS = {
 
 def distillation_arguments(output_dir: str = "outputs/student", **overrides: Any) -> SepMldcTrainingArguments:
     """
-    [`SepMldcTrainingArguments`] for [`distill`]: more epochs and a higher learning rate than a transformer is trained with, no
-    contrastive losses. `overrides` are any training arguments.
+    [`SepMldcTrainingArguments`] for [`distill`], with more epochs and a higher learning rate than for a transformer, and no contrastive
+    losses. `overrides` are any training arguments.
     """
     return SepMldcTrainingArguments(output_dir, **{**DEFAULTS, **overrides})
 
@@ -66,23 +66,23 @@ def distill(
     hidden_size: int | None = None,
 ) -> SepMldcForMultiLabelClassification:
     r"""
-    A model whose encoder is a table of token embeddings, trained to give the answers of `teacher`. It keeps the labels, the
-    classifier, the lexical scores and the tokenizer of the teacher, and is saved, loaded and used like any other checkpoint.
+    Train a student model, whose encoder is a table of token embeddings, to reproduce the predictions of `teacher`. It keeps the labels,
+    the classifier, the lexical scores and the tokenizer of the teacher, and is saved, loaded and used like any other checkpoint.
 
-    1. The table starts as in model2vec (https://github.com/MinishLab/model2vec): what the teacher's encoder returns for each
-       token alone; a token with the frequency p counts a / (a + p). A linear map, by ridge regression, takes the means over
-       documents as close as it can to the document embeddings of the teacher, whose classifier therefore works from the start.
-    2. Table, token weights and classifier are trained: binary cross-entropy with the probabilities of the teacher, before lexical
-       scores, summed over labels.
-    3. With `eval_dataset`, lexical scores are weighed and thresholds are tuned again. Without it, both stay as they are, but for a
-       guarantee of the thresholds, which is left out.
+    1. The table is initialized as in model2vec (https://github.com/MinishLab/model2vec): with the output of the teacher's encoder for
+       each single token; a token with frequency p gets the weight a / (a + p). A linear map, fitted by ridge regression, maps the means
+       over documents to the document embeddings of the teacher, so that the teacher's classifier works from the start.
+    2. The table, the token weights and the classifier are trained with binary cross-entropy, summed over labels. The targets are the
+       teacher's probabilities without lexical scores.
+    3. With `eval_dataset`, the weight of the lexical scores and the thresholds are tuned again. Without it, both are kept, but a
+       guarantee of the thresholds is removed.
 
     Args:
         teacher ([`SepMldcForMultiLabelClassification`]): a trained model; it is not changed.
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
-        train_dataset (`Dataset`): tokenized documents (`input_ids`). Labels are not read, so documents without labels can be used, and
-            those that the teacher was not trained on are the better ones. Some thousands are needed: the more, the better.
-        eval_dataset (`Dataset`, *optional*): tokenized documents with `label_indices` that nothing was trained on.
+        train_dataset (`Dataset`): tokenized documents (`input_ids`). Labels are not used, so the documents can be unlabeled.
+            Preferably, the teacher was not trained on them. At least a few thousand are needed; the more, the better.
+        eval_dataset (`Dataset`, *optional*): tokenized documents with `label_indices` that were not used in training.
         args ([`SepMldcTrainingArguments`], *optional*): [`distillation_arguments`] if not given.
         hidden_size (`int`, *optional*): size of the embeddings; that of the teacher if not given. A smaller one keeps the
             directions in which document and label embeddings of the teacher are largest (PCA without centering).
@@ -91,7 +91,7 @@ def distill(
         [`SepMldcForMultiLabelClassification`]: the student, in evaluation mode.
 
     Raises:
-        ValueError: there are no documents, or a stream, or `hidden_size` is out of range.
+        ValueError: there are no documents, they are streamed, or `hidden_size` is out of range.
 
     Example:
 
@@ -113,8 +113,8 @@ def distill(
 
 class DistillationTrainer(SepMldcTrainer):
     """
-    The trainer behind [`distill`]: takes the same arguments, makes the student (`trainer.model`), and trains it to the teacher's
-    probabilities. All else is as in [`SepMldcTrainer`]: `evaluate`, `save_model`, `push_to_hub`, several processes.
+    The trainer behind [`distill`]: takes the same arguments, creates the student (`trainer.model`), and trains it to reproduce the
+    teacher's probabilities. Everything else is as in [`SepMldcTrainer`]: `evaluate`, `save_model`, `push_to_hub`, several processes.
     """
 
     further_columns: tuple[str, ...] = ("label_indices", "document_index")
@@ -136,7 +136,7 @@ class DistillationTrainer(SepMldcTrainer):
         self._logits_folder: tempfile.TemporaryDirectory | None = None
         logits: np.ndarray | None = None
         if teacher.token_attention is not None:
-            # The embeddings alone do not give these logits. They are too large for memory where labels are many.
+            # These logits cannot be computed from the embeddings alone. With many labels, they are too large to be stored.
             self._logits_folder = tempfile.TemporaryDirectory()
             shape = (len(train_dataset), teacher.config.num_labels)
             logits = np.memmap(Path(self._logits_folder.name, "logits.bin"), np.float16, "w+", shape=shape)
@@ -151,7 +151,7 @@ class DistillationTrainer(SepMldcTrainer):
         self.data_collator: Any = _Collator(self.data_collator, embeds, logits)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross-entropy with the probabilities of the teacher, summed over labels, less their entropy: 0 at the best."""
+        """Cross-entropy with the teacher's probabilities, summed over labels, minus their entropy, so that the minimum is 0."""
         embeds, wanted = inputs.pop("teacher_embeds", None), inputs.pop("teacher_logits", None)
         if embeds is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -165,7 +165,7 @@ class DistillationTrainer(SepMldcTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def tune_scores(self) -> None:
-        """Weigh the teacher's lexical scores for the student, and tune its thresholds, on the evaluation documents."""
+        """Tune the weight of the teacher's lexical scores and the thresholds for the student on the evaluation documents."""
         model = self.bare_model()
         if model.lexical is not None:
             kept = ("solver", "penalty", "calibrate", "cost", "num_documents")
@@ -176,7 +176,7 @@ class DistillationTrainer(SepMldcTrainer):
 
 
 class _Collator:
-    """Adds the teacher's embeddings of the documents, and its logits where they are stored, to what another collator makes."""
+    """Wraps a collator to add the teacher's document embeddings and, if they are stored, its logits to the batch."""
 
     def __init__(self, collator: Any, embeds: torch.Tensor, logits: np.ndarray | None):
         self.collator, self.embeds, self.logits = collator, embeds, logits
@@ -222,14 +222,14 @@ def document_embeddings(
     description: str = "Reading with the teacher",
 ) -> torch.Tensor:
     """
-    Document embeddings (N, d) of a teacher in float16, on the CPU: the N documents of a tokenized data set, in their order. Writes
-    their logits without lexical scores and calibration into `logits` (N, L), if it is given. `description` is that of the progress bar.
+    A teacher's document embeddings (N, d) for a tokenized data set, in its order; float16, on the CPU. If `logits` (N, L) is given, the
+    logits without lexical scores and calibration are written into it. `description` is shown in the progress bar.
     """
     collator = SepMldcDataCollator(tokenizer)
     documents = dataset["input_ids"]
     limit = teacher.config.encoder_max_length
     lengths = np.array([len(ids) for ids in documents])
-    order = np.argsort(-lengths, kind="stable")  # the longest first: memory that is short is short at once
+    order = np.argsort(-lengths, kind="stable")  # the longest first, so that out-of-memory errors occur immediately
     embeds = torch.zeros(len(order), teacher.config.hidden_size, dtype=torch.float16)
     with tqdm(total=len(order), desc=description, disable=hide_progress, unit="document") as bar:
         for rows in np.array_split(order, range(batch_size, len(order), batch_size)):
@@ -250,7 +250,7 @@ def document_embeddings(
 def token_embeddings(
     teacher: SepMldcForMultiLabelClassification, tokenizer: Any, batch_size: int = 1024, hide_progress: bool = False
 ) -> torch.Tensor:
-    """What a teacher's encoder returns for each token alone, (V, d): the embedding of the text of this token."""
+    """Embeddings (V, d) of all single tokens by the teacher's encoder."""
     size = teacher.get_input_embeddings().num_embeddings
     table = torch.zeros(size, teacher.config.hidden_size, device=teacher.device)
     before, after = special_tokens_around(tokenizer)
@@ -276,7 +276,7 @@ def new_student(
 
     Args:
         teacher, tokenizer, hidden_size: as in [`distill`].
-        documents (`N` lists of token ids): what the embeddings are of.
+        documents (`N` lists of token ids): the documents.
         embeds (`torch.Tensor` of shape `(N, d)`): document embeddings of the teacher.
     """
     dimensions = teacher.config.hidden_size
@@ -289,7 +289,7 @@ def new_student(
     table = token_embeddings(teacher, tokenizer, hide_progress=hide_progress)
     log_weights = sif_weights(documents, len(table), tokenizer.all_special_ids).log().to(table.device)
     config = _student_config(teacher.config, len(table), hidden_size, tokenizer.pad_token_id)
-    config.drop_guarantee("a student has other scores than its teacher")
+    config.drop_guarantee("the scores of a student differ from those of its teacher")
     student = SepMldcForMultiLabelClassification(config).to(table.device).eval()
     encoder = student.backbone
     encoder.token_log_weights.copy_(log_weights)
@@ -312,7 +312,7 @@ def new_student(
 
 def sif_weights(documents: Sequence[Sequence[int]], vocab_size: int, special_ids: Sequence[int]) -> torch.Tensor:
     """
-    Weight a / (a + p) of each token, (V,), for its frequency p in the documents; special tokens count next to nothing.
+    Weights a / (a + p) of all tokens, (V,), for frequencies p in the documents; special tokens get a weight close to 0.
 
     Example:
 
@@ -341,7 +341,7 @@ def _student_config(
     values |= {
         "backbone_config": encoder,
         "pooling": "mean",
-        "token_attention": False,  # slower than all the rest of a student; it learns the logits that it gives the teacher
+        "token_attention": False,  # slower than the rest of a student; the student learns its effect from the teacher's logits
         "token_attention_size": None,
         "classifier_dropout": CLASSIFIER_DROPOUT,
         "classifier_hidden_size": config.classifier_hidden_size or config.hidden_size,
@@ -359,7 +359,7 @@ def _align(
     embeds: torch.Tensor,
     limit: int,
 ) -> torch.Tensor:
-    """The table (V, d) mapped so that its weighted means over documents are as close as possible to their `embeds` (N, d)."""
+    """The table (V, d), mapped linearly so that its weighted means over documents are as close as possible to `embeds` (N, d)."""
     columns = table.shape[1]
     gram, cross = table.new_zeros(2, columns, columns, dtype=torch.float64)
     means, targets = table.new_zeros(2, columns, dtype=torch.float64)

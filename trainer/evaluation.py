@@ -30,8 +30,8 @@ class LogitBatch(NamedTuple):
     Attributes:
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`): float32.
         labels (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): multi-hot; `None` for documents without labels.
-        inputs (`dict[str, torch.Tensor]`): what the model read: `input_ids` and `attention_mask`, `(batch_size, length)` each; and
-            `document_embeds`, `(batch_size, d)`, where asked for.
+        inputs (`dict[str, torch.Tensor]`): the model's inputs `input_ids` and `attention_mask`, `(batch_size, length)` each; and, if
+            requested, `document_embeds`, `(batch_size, d)`.
     """
 
     logits: torch.Tensor
@@ -41,9 +41,9 @@ class LogitBatch(NamedTuple):
 
 class EvaluationMixin(TransformersInternals):
     """
-    For a `Trainer`: metrics are accumulated batch by batch, and `predict` returns the best labels of each document.
+    Mixin for a `Trainer`: accumulates metrics batch by batch, and lets `predict` return the best labels of each document.
 
-    A subclass computes losses and refreshes label embeddings.
+    Subclasses compute losses and refresh label embeddings.
     """
 
     args: Any
@@ -61,14 +61,14 @@ class EvaluationMixin(TransformersInternals):
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def refresh_label_embeddings(self) -> None:
-        """Called before an evaluation; for a subclass to override."""
+        """Called before each evaluation; subclasses may override it."""
 
     # ---- Documents ----
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As in transformers, but no document is left out of an evaluation, regardless of `dataloader_drop_last`."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
-            # With persistent workers, transformers would return the loader of an earlier data set.
+            # With persistent workers, transformers would return the cached loader of an earlier data set.
             return self.get_test_dataloader(eval_dataset)
         with self._every_document():
             return super().get_eval_dataloader(eval_dataset)
@@ -80,7 +80,7 @@ class EvaluationMixin(TransformersInternals):
 
     @contextmanager
     def _every_document(self) -> Iterator[None]:
-        """Loaders made inside give all documents in their order: what `predict` returns must line up with them."""
+        """Within this context, data loaders return all documents in order, so that predictions are aligned with them."""
         names = ("dataloader_drop_last", "train_sampling_strategy")
         former = {name: getattr(self.args, name) for name in names}
         self.args.dataloader_drop_last, self.args.train_sampling_strategy = False, "random"
@@ -97,7 +97,7 @@ class EvaluationMixin(TransformersInternals):
         config = self.model.config
         thresholds = config.thresholds if config.thresholds is not None else self.args.prediction_threshold
         if config.is_ranking:
-            thresholds = None  # no probabilities of single labels, so no decisions
+            thresholds = None  # no per-label probabilities, so no decisions
         settings = {
             "ks": self.args.cutoffs(config.num_labels),
             "label_counts": config.label_counts,
@@ -149,8 +149,8 @@ class EvaluationMixin(TransformersInternals):
     @property
     def last_label_sets(self) -> list[np.ndarray] | None:
         """
-        Label ids of the label set of each document of the last `predict`, best first, at most `prediction_top_k` per document; `None` for a
-        model that only ranks labels.
+        Label ids of the predicted label set of each document of the last `predict`, best first, at most `prediction_top_k` per document;
+        `None` for a model that only ranks labels.
         """
         return self._label_sets
 
@@ -208,7 +208,7 @@ class EvaluationMixin(TransformersInternals):
         return loss, found if bare.config.is_ranking else (*found, self._assigned(logits, *found)), None
 
     def _decided(self, logits: torch.Tensor, leaves: bool = False) -> torch.Tensor | None:
-        """Label sets (B, L), closed unless `leaves`, where a hierarchy or constraints decide with the thresholds; else `None`."""
+        """Label sets (B, L) if there is a hierarchy or there are constraints, closed unless `leaves`; else `None`."""
         bare = self.bare_model()
         config = bare.config
         if config.is_ranking or (config.hierarchy is None and not config.label_constraints):
@@ -217,7 +217,7 @@ class EvaluationMixin(TransformersInternals):
         return bare.label_sets(bare.probabilities(logits), threshold, leaves=leaves and config.hierarchy == "leaves")
 
     def _assigned(self, logits: torch.Tensor, scores: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """Ids (B, k) of the assigned labels, best first, then -1, of logits (B, L), and probabilities and ids (B, k) of the best ones."""
+        """For logits (B, L): ids (B, k) of the assigned labels, best first, padded with -1; and probabilities and ids (B, k) of the best labels."""
         decided = self._decided(logits, leaves=True)
         if decided is not None:
             best = torch.where(decided, logits, -torch.inf).topk(indices.shape[1], dim=-1)
@@ -233,9 +233,8 @@ class EvaluationMixin(TransformersInternals):
         self, dataset: Any = None, description: str = "Evaluation", with_embeds: bool = False
     ) -> Iterator[LogitBatch]:
         """
-        Logits of all documents of a data set in their order, batch by batch: the input of thresholds, lexical scores and custom
-        metrics. Label embeddings are refreshed first, and the model is in evaluation mode. With several processes,
-        each one gets the documents of all.
+        Logits of all documents of a data set, in order, batch by batch; used for thresholds, lexical scores and custom metrics. Label
+        embeddings are refreshed first, and the model is in evaluation mode. With several processes, each process gets all documents.
 
         Args:
             dataset (`Dataset` or `str`, *optional*): encoded documents, with labels or without; `eval_dataset` if not given, or
@@ -263,7 +262,7 @@ class EvaluationMixin(TransformersInternals):
                     outputs = model(**inputs)
                 logits = outputs["logits"].float()
                 batch = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
-                if self.args.world_size > 1:  # processes pad to lengths of their own
+                if self.args.world_size > 1:  # each process pads to a different length
                     batch = {
                         name: self.accelerator.pad_across_processes(value, dim=1, pad_index=pad.get(name, 0))
                         for name, value in batch.items()
@@ -276,7 +275,7 @@ class EvaluationMixin(TransformersInternals):
                 batch = self.accelerator.gather_for_metrics(batch)
                 yield LogitBatch(batch.pop("logits"), batch.pop("labels", None), batch)
         finally:
-            loader.end()  # accelerate would consider a loop that was left early as still running
+            loader.end()  # otherwise, accelerate considers a loop that was left early as still running
             model.train(was_training)
 
     def _one_eval_dataset(self, dataset=None):
@@ -299,10 +298,10 @@ class EvaluationMixin(TransformersInternals):
 
     def check_metric_for_best_model(self) -> None:
         """
-        Check `metric_for_best_model` and early stopping before the training; transformers does so after the first evaluation.
+        Check `metric_for_best_model` and early stopping before training; transformers checks them only after the first evaluation.
 
         Raises:
-            ValueError: no evaluation measures this metric, or early stopping has no metric.
+            ValueError: evaluations do not measure this metric, or early stopping has no metric.
         """
         args = self.args
         early = any(isinstance(callback, EarlyStoppingCallback) for callback in self.callback_handler.callbacks)
@@ -327,7 +326,7 @@ class EvaluationMixin(TransformersInternals):
             )
 
     def metric_names(self) -> list[str]:
-        """Names of what `evaluate` measures on documents with labels, without the prefix `eval_`."""
+        """Names of the metrics that `evaluate` computes on labeled documents, without the prefix `eval_`."""
         args, metrics = self.args, self.new_streaming_metrics()
         names = ["loss", "classification_loss"]
         if args.label_loss_weight > 0:
@@ -339,8 +338,8 @@ class EvaluationMixin(TransformersInternals):
 
     def compute_objective(self, metrics: dict[str, float]) -> float:
         """
-        What `hyperparameter_search` maximizes by default: `metric_for_best_model` if it is given, else nDCG at the largest k of
-        `metric_ks`, for several evaluation sets the mean over them. transformers would add up all metrics, losses included.
+        The default objective of `hyperparameter_search`, to be maximized: `metric_for_best_model` if given, else nDCG at the largest k of
+        `metric_ks`; the mean over all evaluation sets. (transformers would add up all metrics, including losses.)
         """
         name = self.args.metric_for_best_model
         if name is not None:
@@ -371,4 +370,4 @@ class EvaluationMixin(TransformersInternals):
         try:
             return super().hyperparameter_search(hp_space, objective, n_trials, direction, *more, **kwargs)
         finally:
-            self.__dict__.pop("compute_objective", None)  # transformers keeps the last one
+            self.__dict__.pop("compute_objective", None)  # transformers keeps it from the last search

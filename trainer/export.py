@@ -31,14 +31,14 @@ from modeling_sep_mldc.label_sets_sep_mldc import LabelSetsMixin
 
 
 TOLERANCE = 1e-4
-# Batch size and length of what an export is checked on: one token, one document, and shapes unlike the traced one.
+# Batch sizes and lengths for checking an export: a single token, a single document, and shapes that differ from the traced one.
 TRACED_SHAPE = (2, 9)
 CHECKED_SHAPES = ((1, 1), (1, 24), (5, 7), (3, 48))
-# 2 * 255 * 64 < 2**15: two products of a uint8 and such a weight add up in 16 bits, which is all that AVX2 has for them.
+# 2 * 255 * 64 < 2**15: the sum of two products of a uint8 and such a weight fits into 16 bits, in which AVX2 adds them.
 MAX_INT8_WEIGHT = 64
-# Tokens of one run and thread: activations of more do not stay in the caches of a core.
+# Tokens per run and thread. With more, the activations do not fit into the caches of a core.
 TOKENS_PER_RUN = 512
-# Processor features that decide which integer kernels ONNX Runtime uses, as Linux spells them.
+# CPU features that determine which integer kernels ONNX Runtime uses, as spelled by Linux.
 INTEGER_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 README = """\
 # ONNX export, {precision}
@@ -68,9 +68,9 @@ With 8-bit weights, processors without VNNI instructions (most x86 desktops and 
 
 class OnnxSepMldc(LabelSetsMixin, ExportedModel):
     """
-    A model in ONNX Runtime: called like the model it was exported from, it returns a `SepMldcOutput`, and
-    `MultiLabelDocumentClassificationPipeline(model=..., tokenizer=...)` takes it. Explanations do not tell
-    lexical scores from the encoder, because the graph returns their sum.
+    A model in ONNX Runtime. It is called like the original model, returns a `SepMldcOutput`, and can be passed to
+    `MultiLabelDocumentClassificationPipeline(model=..., tokenizer=...)`. Explanations cannot separate lexical scores from the encoder,
+    because the graph returns only their sum.
     """
 
     probabilities = SepMldcForMultiLabelClassification.probabilities
@@ -80,7 +80,7 @@ class OnnxSepMldc(LabelSetsMixin, ExportedModel):
         """
         `SepMldcOutput` of documents (B, T). Other inputs from tokenizers and pipelines are ignored.
 
-        On a CPU, documents of similar length run together, `TOKENS_PER_RUN` tokens per thread, without padding that none of them needs.
+        On a CPU, documents of similar length are run together, `TOKENS_PER_RUN` tokens per thread, to avoid padding.
         """
         if self.device.type != "cpu" or not len(input_ids):
             return super().__call__(input_ids=input_ids, attention_mask=attention_mask)
@@ -107,25 +107,25 @@ def export_onnx(
     batches: Iterable[dict[str, torch.Tensor]] | None = None,
 ) -> ExportedModel:
     """
-    Write a model as ONNX, for any number of documents of any length, and check it in ONNX Runtime.
+    Export a model to ONNX, for batches of any size and length, and check it in ONNX Runtime.
 
     The graph takes `input_ids` and `attention_mask` of shape `(B, T)` (int64, T up to the encoder's limit) and returns
     `logits` (B, L), `label_attention` (B, L; absent without label attention) and `document_embeds` (B, d) in float32.
     The folder holds `model.onnx`, its weights `model.onnx.data`, `config.json` with the label names and thresholds, the
-    tokenizer, and `README.md`, which says how much the export differs from the model, on which documents and which processor. The
-    folder appears when all of it is written and checked, or not at all.
+    tokenizer, and `README.md`, which reports how much the export differs from the model, on which documents and which CPU. The folder is
+    created only after everything has been written and checked.
 
     Args:
         model ([`SepMldcForMultiLabelClassification`]): a model in float32.
         folder (`str` or path): where to write; must not exist, or be empty.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): saved with the model.
         int8 (`bool`, defaults to `False`): quantize with [`quantize_int8`] after the check in float32.
-        tolerance (`float`, defaults to 1e-4): largest difference from a logit of PyTorch, before quantization.
-        batches (iterable of `dict`, *optional*): documents to compare on for `README.md`, as `input_ids` and `attention_mask` of
-            shape `(B, T)`; random tokens if not given.
+        tolerance (`float`, defaults to 1e-4): maximum allowed difference from PyTorch's logits, before quantization.
+        batches (iterable of `dict`, *optional*): documents for the comparison in `README.md`, as `input_ids` and `attention_mask`
+            of shape `(B, T)`; random tokens if not given.
 
     Returns:
-        [`~transformers.exporters.ExportedModel`]: the export, called like the model; as [`load_onnx`] returns it.
+        [`~transformers.exporters.ExportedModel`]: the export, as returned by [`load_onnx`]; it is called like the model.
 
     Raises:
         ImportError: onnx, onnxruntime or onnxscript is not installed.
@@ -193,15 +193,15 @@ def check_folder(folder: str | os.PathLike) -> Path:
 
 def quantize_int8(exported: ExportedModel) -> ExportedModel:
     """
-    A copy of an export with int8 weights, one scale per output channel, and activations that are quantized at run time
-    (dynamic quantization of ONNX Runtime). Its logits differ: see [`compare_logits`]. A guarantee of the thresholds is left out.
+    Create a copy of an export with int8 weights, one scale per output channel, and activations that are quantized at run time (dynamic
+    quantization of ONNX Runtime). The logits change; see [`compare_logits`]. A guarantee of the thresholds is removed.
 
-    Weights use 7 of the 8 bits. Processors without VNNI add two products of an activation (uint8) and a weight (int8) in 16
-    bits, which full 8-bit weights overflow: logits would be wrong there, though right on the machine that exports. With 7 bits no
-    sum can overflow, and every processor computes the same integers.
+    Weights use only 7 of the 8 bits. CPUs without VNNI add two products of an activation (uint8) and a weight (int8) in 16 bits. With 8-bit
+    weights, these sums could overflow, and logits would be wrong on such CPUs, even if they are correct on the exporting machine. With 7
+    bits, no sum can overflow, and all CPUs compute the same integers.
     See https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html#when-and-why-do-i-need-to-try-u8u8.
 
-    Layer normalization is written as elementary operators, which are faster in ONNX Runtime than its own operator for it.
+    Layer normalization is exported as elementary operators, which are faster in ONNX Runtime than its fused operator.
 
     Raises:
         RuntimeError: the installed version of ONNX Runtime left weights outside the 7-bit range.
@@ -224,9 +224,9 @@ def quantize_int8(exported: ExportedModel) -> ExportedModel:
 
 def _spread_layer_norms(program: Any) -> None:
     """
-    Write layer normalization as elementary operators. ONNX Runtime computes those with vector instructions, but its own operator
-    for CPUs without them, which takes a tenth of the time of an int8 model. With `Reciprocal` instead of a division it does
-    not put its operator back.
+    Replace layer normalization by elementary operators. ONNX Runtime computes those with vector instructions, but its fused operator for
+    CPUs without them, which takes a tenth of the run time of an int8 model. `Reciprocal` is used instead of a division, so that ONNX
+    Runtime does not recognize the pattern and fuse it again.
     """
     from onnx_ir.tape import Tape
 
@@ -266,16 +266,16 @@ def integer_weights(program: Any) -> dict[str, Any]:
 
 def load_onnx(folder: str, num_threads: int | None = None, **kwargs: Any) -> OnnxSepMldc:
     """
-    An export, ready to run; called with what a tokenizer returns as PyTorch tensors, or given to the pipeline.
+    Load an export. Call it with a tokenizer's output as PyTorch tensors, or pass it to the pipeline.
 
     Args:
         folder (`str`): a folder that [`export_onnx`] wrote, or a Hub name.
-        num_threads (`int`, *optional*): threads for one operation; ONNX Runtime takes every core of the machine if not given.
+        num_threads (`int`, *optional*): number of threads per operation; by default, ONNX Runtime uses all cores of the machine.
         kwargs: passed on to `ExportedModel.from_pretrained` (`device`, `revision`, `token`, ...).
 
     Raises:
         ImportError: onnx, onnxruntime or onnxscript is not installed.
-        OSError: there is no export.
+        OSError: the folder or repository has no export.
     """
     _check_packages()
     if num_threads is not None:
@@ -315,7 +315,7 @@ def compare_logits(
         expected = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits.cpu()
         logits = exported(**batch).logits.cpu()
         difference = (logits - expected).abs()
-        # A NaN is the largest difference there is; `max` of Python would lose it.
+        # NaN must count as the largest difference, but Python's `max` would lose it.
         largest = torch.maximum(torch.tensor(largest), difference.max()).item()
         total, size = total + difference.sum().item(), size + difference.numel()
         same_best += (logits.argmax(dim=1) == expected.argmax(dim=1)).sum().item()
@@ -360,7 +360,7 @@ def _readme(found: dict[str, Any], kind: str, int8: bool) -> str:
 
 
 def processor_features() -> str:
-    """The architecture of this machine and those of its features that decide how integers are multiplied."""
+    """The architecture of this machine, with the CPU features that determine how integers are multiplied."""
     try:
         words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
     except OSError:
@@ -390,7 +390,7 @@ def _random_documents(model: SepMldcForMultiLabelClassification, size: int, leng
 
 @contextlib.contextmanager
 def _quiet():
-    """torch prints its progress to stdout, where the caller's results go, and warns about operators that no encoder uses."""
+    """Silences torch, which prints its progress to stdout, where the caller's results go, and warns about operators that no encoder uses."""
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     registration.setLevel(logging.ERROR)

@@ -20,7 +20,7 @@ def atomic_write(
     path: str | os.PathLike, mode: str = "w", encoding: str | None = None, newline: str | None = None
 ) -> Iterator[IO]:
     """
-    Open a file for writing that appears under its name, complete and synced, when the block ends without an error.
+    Open a file for writing. It appears under its name, complete and synced, only when the block ends without an error.
 
     Until then, and after an error, an existing file of that name is unchanged. Data is written to a temporary file in the same
     folder. A symbolic link is followed. FIFOs and character devices are written to directly.
@@ -70,7 +70,7 @@ def is_special(path: str | os.PathLike) -> bool:
     Whether a path, links followed, is a FIFO or character device, which is written to directly and cannot be replaced.
 
     Raises:
-        OSError: it is a directory, a socket or a block device, or a circle of links.
+        OSError: it is a directory, a socket or a block device, or a loop of symbolic links.
     """
     try:
         kind = os.stat(path).st_mode
@@ -99,7 +99,7 @@ def make_writable_folder(folder: str | os.PathLike) -> None:
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
-    """Sync new and renamed entries of a folder to disk, where the system supports it."""
+    """Sync new and renamed entries of a folder to disk, if the system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder or ".", os.O_RDONLY)
         try:
@@ -131,7 +131,7 @@ def harmless_cell(value: Any) -> Any:
 
 
 def digest(*parts: str | bytes | memoryview) -> str:
-    """SHA-256 of some texts and byte strings, in hexadecimal; depends on where one ends and the next begins."""
+    """SHA-256, in hexadecimal, of a sequence of texts and byte strings; the boundaries between them matter."""
     total = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part

@@ -1,8 +1,8 @@
 """
 A disk cache of the hidden states after the frozen lower layers of an encoder.
 
-Frozen layers without dropout give the same states for a document in every epoch. Computing them once and reading them afterwards
-leaves only the upper layers to compute in each step.
+Frozen layers without dropout compute the same hidden states for a document in every epoch. They are computed once and read from disk
+afterwards, so that each step computes only the upper layers.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ from .backbones import encoder_layers, states_after_layers
 
 logger = logging.get_logger(__name__)
 
-# In the output folder. The underscore keeps it out of pushes to the Hub.
+# Name of the cache in the output folder. Because of the underscore, it is not pushed to the Hub.
 FOLDER = "_frozen_layers"
-# Disk space to leave free.
+# Disk space in bytes to leave free.
 SPARE_BYTES = 2**30
 KEY_SIZE = 16
-# Of an encoder's states when those of frozen layers are read, compared with the largest one.
+# Maximum relative difference of an encoder's states with and without reading the states of frozen layers.
 PRECISION = 1e-3
 INDEX_ENTRY = np.dtype([("key", f"V{KEY_SIZE}"), ("start", "<i8"), ("length", "<i4")])
 
 
 def num_frozen_layers(backbone: nn.Module) -> int:
     """
-    The number of leading layers of an encoder whose states cannot change in training, because they depend on no trainable
+    The number of lowest layers of an encoder whose hidden states cannot change in training, because they do not depend on any trainable
     parameter. 0 if the embeddings are trained or the encoder has no stack of layers.
     """
     return sum(not states.requires_grad for states in states_after_layers(backbone))
@@ -46,20 +46,20 @@ def num_frozen_layers(backbone: nn.Module) -> int:
 
 class FrozenLayersCache:
     """
-    The states of documents after the first `num_layers` layers of an encoder, in a file.
+    A file with the hidden states of documents after the first `num_layers` layers of an encoder.
 
-    `fill` computes and stores the states of documents that are not stored yet; within `attached`, the encoder reads the states of
-    stored documents instead of computing them. Batches with a document that is not stored (label texts, say) are computed as
-    usual, so results do not depend on what is stored, up to the rounding of `dtype`. Documents are recognized by their token ids.
+    `fill` computes and stores the states of documents that are not stored yet. Within `attached`, the encoder reads the states of stored
+    documents instead of computing them. Batches that contain a document that is not stored (such as label texts) are computed as usual, so
+    results do not depend on what is stored, up to the rounding of `dtype`. Documents are identified by their token ids.
 
-    What `fill` stores is complete after each batch: after a kill, a new cache over the same folder goes on from there. The cache
-    belongs to the weights of the frozen layers; a folder written with other weights is emptied.
+    `fill` is resumable: after a kill, a new cache in the same folder continues after the last complete batch. The cache is valid only for
+    the weights of the frozen layers; a folder written with other weights is emptied.
 
     Args:
         folder (path): where the states are stored. Created if missing.
         backbone (`torch.nn.Module`): the encoder. Its modules stay registered, so saving during training works as usual.
         num_layers (`int`, *optional*): the number of layers. Defaults to [`num_frozen_layers`].
-        dtype (`str`, defaults to `"float32"`): `"float32"` or `"float16"`, which needs half of the space and rounds states to
+        dtype (`str`, defaults to `"float32"`): `"float32"`, or `"float16"`, which needs half the space and rounds states to
             11 bits.
 
     Raises:
@@ -81,9 +81,9 @@ class FrozenLayersCache:
         self.hidden_size = backbone.config.hidden_size
         self.states_path, self.index_path = self.folder / "states.bin", self.folder / "index.bin"
         self._rows: dict[bytes, tuple[int, int]] = {}
-        # States of the batch that runs now, if all of its documents are stored.
+        # States of the current batch, if all of its documents are stored.
         self._stored: torch.Tensor | None = None
-        # How many values a layer returns in a tuple; 0 for a bare tensor.
+        # Number of values that a layer returns as a tuple; 0 if it returns a tensor.
         self._tuple_size = 0
         self._embeddings = _embeddings(backbone, self.layers[0])
 
@@ -95,8 +95,8 @@ class FrozenLayersCache:
 
     def has_space_for(self, documents: Iterable[Sequence[int]], reserved_bytes: int = 0) -> bool:
         """
-        Whether the disk has room for the states of documents (lists of token ids), for `reserved_bytes`, and 1 GiB to spare. What
-        the folder holds already counts as room.
+        Whether the disk has room for the states of documents (lists of token ids) plus `reserved_bytes` plus 1 GiB. Space that the folder
+        already uses counts as free.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
@@ -109,8 +109,8 @@ class FrozenLayersCache:
         self, documents: Iterable[Sequence[int]], batch_size: int = 32, hide_progress: bool = False
     ) -> "FrozenLayersCache":
         """
-        Compute and store the states of the documents (lists of token ids) that are not stored yet. To be called by one process;
-        others call `load` afterwards.
+        Compute and store the states of the documents (lists of token ids) that are not stored yet. Call it in one process only; the others
+        call `load` afterwards.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._drop_states_of_other_weights()
@@ -133,7 +133,7 @@ class FrozenLayersCache:
                         entries[row] = (np.void(key), end, len(ids))
                         end += len(ids)
                     states.flush()
-                    index.write(entries.tobytes())  # after the states: an entry has its states
+                    index.write(entries.tobytes())  # after the states, so that every entry has its states
                     index.flush()
                     bar.update(len(batch))
         finally:
@@ -200,7 +200,7 @@ class FrozenLayersCache:
         return len(self._rows)
 
     def load(self) -> "FrozenLayersCache":
-        """Read which documents are stored, as another process wrote them."""
+        """Read the index of stored documents that another process wrote."""
         content = self.index_path.read_bytes() if self.index_path.exists() else b""
         entries = np.frombuffer(content[: len(content) // INDEX_ENTRY.itemsize * INDEX_ENTRY.itemsize], INDEX_ENTRY)
         self._rows = {bytes(entry["key"]): (int(entry["start"]), int(entry["length"])) for entry in entries}
@@ -212,7 +212,7 @@ class FrozenLayersCache:
         """Within this context, the encoder reads the states of stored documents instead of computing them."""
         handle = self.backbone.register_forward_pre_hook(self._remember_batch, with_kwargs=True)
         frozen = self.layers[: self.num_layers]
-        # Replaced on the instances: the modules and their weights stay where saving and DDP look for them.
+        # `forward` is replaced on the instances, so that modules and weights stay where saving and DDP look for them.
         for position, layer in enumerate(frozen):
             layer.forward = self._reader(layer, layer.forward, last=position == len(frozen) - 1)
         self._embeddings.forward = self._skipped(self._embeddings.forward)
@@ -237,7 +237,7 @@ class FrozenLayersCache:
         if any(key not in self._rows for key in keys):
             return
         states = np.zeros((*ids.shape, self.hidden_size), self.dtype)
-        # Read, not mapped into memory: the pages of a mapping count as memory of the process.
+        # Read instead of memory-mapped, because the pages of a mapping count towards the memory of the process.
         with self.states_path.open("rb", buffering=0) as file:
             for position, key in enumerate(keys):
                 start, length = self._rows[key]
@@ -250,7 +250,7 @@ class FrozenLayersCache:
         def read(*args: Any, **kwargs: Any) -> Any:
             states = args[0] if args else kwargs["hidden_states"]
             if self._stored is None or self._stored.shape != states.shape:
-                # Frozen layers have no dropout, whether their states are stored or not.
+                # Frozen layers run without dropout, whether or not their states are stored.
                 training = layer.training
                 layer.eval()
                 try:
@@ -264,12 +264,12 @@ class FrozenLayersCache:
         return read
 
     def _skipped(self, forward: Any) -> Any:
-        """Embeddings that no frozen layer reads: zeros of the same shape, known from the first batch."""
+        """Zeros in place of embeddings, because frozen layers are skipped; the shape is known from the first batch."""
         like: list[torch.Tensor] = []
 
         def skip(*args: Any, **kwargs: Any) -> Any:
             ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0] if args else None
-            # An encoder that pads documents by itself computes its layers, too.
+            # If an encoder changes the padding itself, the layers are computed.
             if self._stored is None or not like or ids is None or ids.shape != self._stored.shape[:2]:
                 found = forward(*args, **kwargs)
                 like[:] = [found.new_empty(0, found.shape[-1])] if isinstance(found, torch.Tensor) else []
@@ -285,7 +285,7 @@ class FrozenLayersCache:
 
 
 def _embeddings(backbone: nn.Module, first_layer: nn.Module) -> nn.Module:
-    """What computes the input of the layers: the largest module around the word embeddings that holds no layer."""
+    """The module that computes the input of the layers: the largest one that contains the word embeddings but no layer."""
     words = backbone.get_input_embeddings()
     (path,) = (name for name, module in backbone.named_modules() if module is words)
     parts = path.split(".")
@@ -294,14 +294,14 @@ def _embeddings(backbone: nn.Module, first_layer: nn.Module) -> nn.Module:
 
 
 class _Reached(Exception):
-    """The forward pass has reached the last frozen layer."""
+    """Raised when the forward pass has reached the last frozen layer."""
 
 
 @torch.no_grad()
 def can_store_states(backbone: nn.Module) -> bool:
     """
-    Whether an encoder gives the same result when the states of its frozen layers are read. Not so for T5, whose first layer computes
-    the position biases of all layers, and for XLNet, whose states have another order of dimensions.
+    Whether an encoder gives the same result if the states of its frozen layers are read instead of computed. Not true for T5, whose first
+    layer computes the position biases of all layers, and for XLNet, whose states have another order of dimensions.
     """
     documents = (torch.arange(16).view(2, 8) % backbone.config.vocab_size).to(next(backbone.parameters()).device)
     inputs = {"input_ids": documents, "attention_mask": torch.ones_like(documents)}
@@ -323,8 +323,8 @@ def can_store_states(backbone: nn.Module) -> bool:
 
 def caches_states(args: Any) -> bool:
     """
-    Whether the states of frozen layers are to be cached, by [`SepMldcTrainingArguments`]: if `cache_frozen_layers` says so, else if
-    documents are read repeatedly. `torch_compile` does not read them.
+    Whether to cache the states of frozen layers, according to [`SepMldcTrainingArguments`]: `cache_frozen_layers` if it is set, else if
+    documents are read repeatedly. Never with `torch_compile`, which cannot read them.
     """
     if args.cache_frozen_layers is False or args.torch_compile:
         return False
@@ -340,9 +340,8 @@ def cached_frozen_layers(
     reserved_bytes: int = 0,
 ) -> Iterator[FrozenLayersCache | None]:
     """
-    Within this context, training reads the states of frozen layers from a cache in the output folder, if
-    `args.cache_frozen_layers` allows it and it saves time. The cache is deleted at the end of training. After a kill
-    or an error it stays, and the resumed run reads it.
+    Within this context, training reads the states of frozen layers from a cache in the output folder, if `args.cache_frozen_layers`
+    allows it and it saves time. The cache is deleted at the end of training. After a kill or an error, it is kept for the resumed run.
 
     Args:
         backbone (`torch.nn.Module`): the encoder.
@@ -352,7 +351,7 @@ def cached_frozen_layers(
         reserved_bytes (`int`, defaults to 0): disk space to leave for checkpoints and the model.
 
     Raises:
-        ValueError: `args.cache_frozen_layers=True`, but the disk has no room for the states, or the upper layers depend on more than them.
+        ValueError: `args.cache_frozen_layers=True`, but the disk has no room for the states, or the upper layers need more than these states.
     """
     if not caches_states(args) or not num_frozen_layers(backbone):
         yield None
@@ -361,7 +360,7 @@ def cached_frozen_layers(
         kind = backbone.config.model_type
         if args.cache_frozen_layers:
             raise ValueError(
-                f"The states of frozen layers of {kind!r} cannot be stored: its upper layers depend on more than them. Leave out "
+                f"The states of frozen layers of {kind!r} cannot be stored: its upper layers need more than these states. Leave out "
                 "`cache_frozen_layers`."
             )
         logger.warning(f"The states of frozen layers of {kind!r} cannot be stored: they are computed in each step.")
@@ -379,7 +378,7 @@ def cached_frozen_layers(
     if not cache.has_space_for(documents, reserved_bytes):
         if args.cache_frozen_layers:
             raise ValueError(
-                f"The states of the frozen layers need {size} in {args.output_dir!r}, and the disk has not that much space left. Free "
+                f"The states of the frozen layers need {size} in {args.output_dir!r}, but the disk does not have that much space left. Free "
                 "some, name another `output_dir`, or set `cache_frozen_layers=False`."
             )
         logger.warning(
@@ -390,7 +389,7 @@ def cached_frozen_layers(
     logger.info(f"The states of {cache.num_layers} frozen layers are computed once and take {size} of disk space.")
     with args.main_process_first(local=True, desc="frozen layers"):
         if args.local_process_index == 0:
-            # In the precision of the training: on a CPU with bfloat16, this takes less than half of the time.
+            # In the precision of training: with bfloat16 on a CPU, this takes less than half the time.
             half = torch.bfloat16 if args.bf16 else torch.float16
             with torch.autocast(args.device.type, half, enabled=args.bf16 or args.fp16):
                 cache.fill(documents, args.eval_batch_size, hide_progress=args.disable_tqdm)

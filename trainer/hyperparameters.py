@@ -1,4 +1,4 @@
-"""What a search with Optuna tries."""
+"""Search space for hyperparameter search with Optuna."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ def search_space(trial: "Trial") -> dict[str, Any]:
     | `num_train_epochs` | 2 to 20, on a logarithmic scale |
     | `per_device_train_batch_size` | 16, 32 |
 
-    Settings of the model, such as its dropout, are suggested in `model_init(trial)`.
+    Hyperparameters of the model, such as its dropout, can be suggested in `model_init(trial)`.
 
     Args:
         trial (`optuna.Trial`): suggests the values.

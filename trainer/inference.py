@@ -24,14 +24,13 @@ def load_pipeline(
     **parameters: Any,
 ) -> MultiLabelDocumentClassificationPipeline:
     """
-    The pipeline of a trained model; of a student of [`~trainer.distill`], one that labels lists of short texts much faster.
+    Load the pipeline of a trained model. For a student of [`~trainer.distill`], it labels lists of short texts much faster.
 
     Args:
         name_or_path (`str`): folder or Hub name of a checkpoint, or folder of an ONNX export ([`~trainer.export_onnx`]).
         revision (`str`, defaults to `"main"`): branch, tag or commit of a Hub model.
-        device (`str`, *optional*): `"cpu"`, `"cuda"`, `"cuda:1"`, ...; the best that is available if not given. An ONNX export runs on the
-            CPU.
-        parameters: of the pipeline, such as `top_k` or `threshold`.
+        device (`str`, *optional*): `"cpu"`, `"cuda"`, `"cuda:1"`, ...; by default, the best available device. ONNX exports run on the CPU.
+        parameters: parameters of the pipeline, such as `top_k` or `threshold`.
 
     Raises:
         ValueError: the model is not a SEP-MLDC model, the checkpoint is damaged, the device cannot be used, or a parameter is
@@ -61,7 +60,7 @@ def load_pipeline(
         check_vocabulary(tokenizer, name)
     except (ImportError, OSError, ValueError):
         raise
-    except Exception as error:  # libraries raise many kinds of errors for damaged checkpoints
+    except Exception as error:  # libraries raise many types of exceptions for damaged checkpoints
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{name} cannot be loaded ({type(error).__name__}: {reason}). Save or download the checkpoint again."
@@ -74,10 +73,10 @@ def load_pipeline(
 
 def load_trained(name_or_path: str) -> tuple[SepMldcForMultiLabelClassification, Any]:
     """
-    Model, in float32, and tokenizer of a trained checkpoint.
+    Load the model, in float32, and the tokenizer of a trained checkpoint.
 
     Raises:
-        ValueError: it is no SEP-MLDC checkpoint, or a damaged one.
+        ValueError: it is not a SEP-MLDC checkpoint, or it is damaged.
         OSError: there is no such checkpoint.
     """
     _trained_config(name_or_path)
@@ -89,8 +88,8 @@ def load_trained(name_or_path: str) -> tuple[SepMldcForMultiLabelClassification,
 
 def check_vocabulary(tokenizer: Any, name: str) -> None:
     """
-    Check that a tokenizer has words. `AutoTokenizer` makes one of special tokens alone where the file of the vocabulary is missing, and
-    every word is unknown to it.
+    Check that a tokenizer has a vocabulary. If the vocabulary file is missing, `AutoTokenizer` silently creates a tokenizer with only
+    special tokens, to which every word is unknown.
 
     Raises:
         ValueError: there are only special tokens.

@@ -1,4 +1,4 @@
-"""Which label texts are encoded in a training step, and when the stored label embeddings are out of date."""
+"""Schedules which label texts are encoded in a training step, and tracks whether the stored label embeddings are up to date."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,10 +16,10 @@ from .losses.contrastive import present_labels
 
 class LabelSchedule:
     r"""
-    Label embeddings under `label_encoding="encoder"`: at most `labels_per_step` label texts are encoded with gradient in each
-    step, all other labels keep their stored embeddings, and all of them are encoded again before evaluation and saving.
+    Manages label embeddings with `label_encoding="encoder"`: at most `labels_per_step` label texts are encoded with gradient in each step,
+    all other labels use their stored embeddings, and all label texts are encoded again before evaluation and saving.
 
-    In each (micro-)step of a training, in this order:
+    Call, in each (micro-)step of training:
 
     ```python
     candidates = schedule.select(labels, step)                  # label ids (C,)
@@ -29,15 +29,15 @@ class LabelSchedule:
     ```
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): of the label texts.
+        tokenizer (`PreTrainedTokenizerBase`): tokenizes the label texts.
         labels_per_step (`int`): maximum number of label texts encoded per step.
         max_label_length (`int`, defaults to 64): maximum number of tokens per label text.
-        seed (`int`, defaults to 0): of the random choice.
+        seed (`int`, defaults to 0): seed of the random choice of labels.
 
     Attributes:
-        label_inputs (`dict`, *optional*): token ids of all label texts, as `tokenize_label_texts` returns them; made by
-            `prepare`. Can also be set directly.
-        is_fresh (`bool`): whether the stored embeddings are those of the encoder as it is now.
+        label_inputs (`dict`, *optional*): token ids of all label texts, as `tokenize_label_texts` returns them; set by
+            `prepare`, or directly.
+        is_fresh (`bool`): whether the stored embeddings are up to date with the encoder's weights.
     """
 
     def __init__(
@@ -51,31 +51,31 @@ class LabelSchedule:
         self._last_draw = (-1, 0)
 
     def prepare(self, label_texts: list[str]) -> None:
-        """Tokenize the label texts, unless they are the ones tokenized last."""
+        """Tokenize the label texts, unless they have not changed since the last call."""
         if label_texts != self._texts:
             self.label_inputs = tokenize_label_texts(self.tokenizer, label_texts, self.max_label_length)
             self._texts = list(label_texts)
             self.is_fresh = False
 
     def restart(self) -> None:
-        """At the start of a training: the first draw of a step is its first micro-step again."""
+        """Reset at the start of training: the first selection for a step counts as its first micro-step again."""
         self._last_draw = (-1, 0)
         self.invalidate()
 
     def invalidate(self) -> None:
-        """The weights have changed: the next `refresh` encodes the label texts again."""
+        """Mark the stored embeddings as out of date, so that the next `refresh` encodes the label texts again."""
         self.is_fresh = False
 
     def select(self, labels: torch.Tensor, step: int, present: torch.Tensor | None = None) -> torch.Tensor:
         """
-        The labels to encode in this step: those of the batch first (a random choice where they exceed `labels_per_step`), then
-        random others. A pure function of the seed, the step, the micro-step and the batch, so the same on every process and
-        after a resume. Calls with the same `step` one after another are its micro-steps.
+        Select the labels to encode in this step: first those of the batch (a random subset if they exceed `labels_per_step`), then random
+        others. A pure function of the seed, the step, the micro-step and the batch, and thus the same on every process and after resuming.
+        Consecutive calls with the same `step` count as its micro-steps.
 
         Args:
             labels (`torch.Tensor` of shape `(batch_size, num_labels)`): multi-hot, of the documents of all processes.
             step (`int`): global step.
-            present (`torch.Tensor`, *optional*): ids of the labels in the batch, ascending, where they are known already.
+            present (`torch.Tensor`, *optional*): ascending ids of the labels in the batch, if already known.
 
         Returns:
             `torch.Tensor` of shape `(C,)`, int64, on the CPU: ascending label ids, C <= `labels_per_step`.
@@ -91,7 +91,7 @@ class LabelSchedule:
         if len(present) >= cap:
             chosen = present[torch.randperm(len(present), generator=generator)[:cap]]
         else:
-            # Drawn with spares, because some are present already: no permutation of all labels.
+            # More than needed are drawn, because some may be present already. This avoids a permutation of all labels.
             spare = torch.randint(num_labels, (cap + 4 * len(present),), generator=generator)
             rest = list(dict.fromkeys(spare[~torch.isin(spare, present)].tolist()))[: cap - len(present)]
             chosen = torch.cat([present, torch.tensor(rest, dtype=torch.long)])
@@ -111,8 +111,8 @@ class LabelSchedule:
 
     def commit(self, model: nn.Module, candidates: torch.Tensor, embeds: torch.Tensor) -> None:
         """
-        Store the embeddings (C, d) of the encoded labels in the model. Call it after backward: a write before it would change
-        a tensor that autograd has saved. Every process stores the rows of the first one, because dropout differs.
+        Store the embeddings (C, d) of the encoded labels in the model. Call it after the backward pass: an earlier write would modify a
+        tensor that autograd has saved. Every process stores the rows of the first process, because dropout differs between processes.
         """
         embeds = embeds.detach()
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -129,13 +129,13 @@ class LabelSchedule:
         progress: Callable[[int], Any] | None = None,
     ) -> None:
         """
-        Encode all label texts with the encoder as it is now, and store the embeddings, unless they are fresh.
+        Encode all label texts with the current weights and store the embeddings, unless they are up to date.
 
         Args:
             model (`SepMldcForMultiLabelClassification`): encodes and stores.
-            batch_size (`int`, defaults to 64): label texts per forward.
-            autocast (*optional*): makes the context of mixed precision.
-            progress (*optional*): called with the number of texts after each forward.
+            batch_size (`int`, defaults to 64): number of label texts per forward pass.
+            autocast (*optional*): returns a context manager for mixed precision.
+            progress (*optional*): called after each forward pass with its number of texts.
         """
         self.prepare(model.config.label_texts)
         if self.is_fresh:

@@ -1,4 +1,4 @@
-"""Label sets of many documents, for models that are faster than their tokenizer."""
+"""Fast labeling of many documents, for models that are faster than their tokenizer."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -14,27 +14,26 @@ from .data.word_cache import WordCache
 
 
 ALL_TOKENS = 2**30
-# Of a token id in a packed document.
+# Data type of token ids in packed documents.
 BYTES = 4
-# Of the pipeline, those that a student's labels are chosen by without the pipeline.
+# Parameters of the pipeline that are supported without calling the pipeline.
 FAST_PARAMETERS = ("top_k", "threshold", "min_score", "max_length", "window_merge")
 
 
 class FastLabeler:
     """
-    Labels of many documents: the answers of the pipeline with `window_merge="first"`, several times as fast for a student of
-    [`~trainer.distill`]. The words of a document are looked up in a [`~trainer.data.word_cache.WordCache`], and only the first
-    `max_length` tokens are read.
+    Labels many documents like the pipeline with `window_merge="first"`, but several times as fast for a student of [`~trainer.distill`].
+    The words of a document are looked up in a [`~trainer.data.word_cache.WordCache`], and only the first `max_length` tokens are read.
 
     Args:
         model ([`SepMldcForMultiLabelClassification`]): a trained model.
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
-        max_length (`int`, *optional*): tokens per document, special tokens included; as many as the encoder reads if not given.
+        max_length (`int`, *optional*): tokens per document, special tokens included; by default, as many as the encoder reads.
         batch_size (`int`, defaults to 64): documents that go through the model together.
         block_size (`int`, defaults to 1024): documents that are read ahead and sorted by length.
         top_k (`int`, *optional*), threshold (`float`, *optional*), min_score (`float`, *optional*): which labels, as in the
             pipeline.
-        words ([`~trainer.data.word_cache.WordCache`], *optional*): the words of `tokenizer`, to share them between labelers.
+        words ([`~trainer.data.word_cache.WordCache`], *optional*): a word cache for `tokenizer`, to share it between labelers.
 
     Example:
 
@@ -67,7 +66,7 @@ class FastLabeler:
 
     def __call__(self, texts: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
         """
-        Labels of texts, in their order, read as they are taken.
+        Label texts, in order. The texts are read lazily, as results are consumed.
 
         Raises:
             ValueError: the model computes scores that are not finite.
@@ -80,7 +79,7 @@ class FastLabeler:
         return self.label_packed(self.words.packed(texts, self.max_length))
 
     def label_packed(self, documents: list[bytes]) -> list[list[dict[str, Any]]]:
-        """Labels of documents of which the token ids are known, as [`~trainer.data.word_cache.WordCache.packed`] returns them."""
+        """Label documents given as token ids, as [`~trainer.data.word_cache.WordCache.packed`] returns them."""
         order = np.argsort([len(ids) for ids in documents], kind="stable")
         results: list[list[dict[str, Any]]] = [[] for _ in documents]
         for start in range(0, len(order), self.batch_size):
@@ -91,7 +90,7 @@ class FastLabeler:
 
     @torch.inference_mode()
     def label_windows(self, documents: list[list[bytes]]) -> list[list[dict[str, Any]]]:
-        """Labels of documents of several windows, by the best window of each label: `window_merge="max"` of the pipeline."""
+        """Label documents of several windows by the maximum over windows, like the pipeline with `window_merge="max"`."""
         answers = []
         for start in range(0, len(documents), self.batch_size):
             some = documents[start : start + self.batch_size]
@@ -126,7 +125,7 @@ class FastLabeler:
             found = self._ranking(self.model.close_scores(logits))
         else:
             found = self._label_sets(self.model.close_scores(self.model.probabilities(logits)))
-        # A text without tokens has no labels.
+        # A text without tokens gets no labels.
         return [
             labels if length > self.num_special else [] for labels, length in zip(found, map(_num_tokens, documents))
         ]
@@ -153,7 +152,7 @@ class FastLabeler:
     def _best_first(
         self, scores: torch.Tensor, accepted: torch.Tensor, top_k: int | None
     ) -> list[list[dict[str, Any]]]:
-        """The accepted labels (B, L) of each document, best first; ties as in the pipeline."""
+        """The labels of each document for the mask `accepted` (B, L), best first, with ties broken as in the pipeline."""
         names, hierarchy = self.model.config.id2label, self.model.label_hierarchy
         found: list[list[dict[str, Any]]] = [[] for _ in scores]
         rows, labels = accepted.nonzero(as_tuple=True)
@@ -167,7 +166,7 @@ class FastLabeler:
 
 
 def _best(scores: torch.Tensor, top_k: int | None) -> torch.Tensor:
-    """Which labels have one of the `top_k` best scores (B, L): more of them where scores are equal."""
+    """Mask (B, L) of the labels with the `top_k` best scores; more than `top_k` if scores are tied."""
     if top_k is None or top_k >= scores.shape[1]:
         return torch.ones_like(scores, dtype=torch.bool)
     return scores >= scores.topk(top_k, dim=1).values[:, -1:]
@@ -179,9 +178,9 @@ def _minus_score(entry: dict[str, Any]) -> float:
 
 class StudentPipeline(MultiLabelDocumentClassificationPipeline):
     """
-    The pipeline of a student of [`~trainer.distill`]: same parameters and answers. A [`FastLabeler`] labels the documents of a
-    list, as long as no parameter but `top_k`, `threshold`, `min_score`, `max_length` and `window_merge` is given. Documents of
-    several windows go through the pipeline if windows are averaged or the tokenizer needs whole texts.
+    A pipeline for a student of [`~trainer.distill`], with the same parameters and results. It uses a [`FastLabeler`] for lists of
+    documents, as long as only the parameters `top_k`, `threshold`, `min_score`, `max_length` and `window_merge` are given. Documents of
+    several windows are passed to the regular pipeline if windows are averaged or the tokenizer needs whole texts.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -199,7 +198,7 @@ class StudentPipeline(MultiLabelDocumentClassificationPipeline):
         max_length = chosen.pop("max_length", None) or self.model_max_length
         merge = chosen.pop("window_merge", "max")
         stride, is_exact = max_length // 8, self._words.is_exact
-        # All tokens, or one more than a window, which tells that a document is longer.
+        # All tokens, or one more than a window, which is enough to see that a document is longer.
         limit = max_length if merge == "first" else ALL_TOKENS if is_exact and merge == "max" else max_length + 1
         documents = self._words.packed(inputs, limit)
         short: list[int] = []

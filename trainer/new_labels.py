@@ -1,4 +1,4 @@
-"""Learning the labels that were added to a trained model from their first documents, in seconds."""
+"""Learns labels that were added to a trained model from their first few documents, in seconds."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ from modeling_sep_mldc.lexical_sep_mldc import present_term_weights
 
 # Chosen on debtags with 1, 5 and 20 documents per label: see `benchmarks/new_labels.py`.
 PENALTY, LEXICAL_PENALTY = 0.2, 0.2
-# The documents with a label count as this share of all: in a handful that was collected for it they are far more frequent than among
-# all documents, and with their real share nothing would reach a threshold.
+# Documents with a label are weighted as this share of all documents. In the few documents collected for a label, its share is far too
+# high; with its true share, no document would reach the threshold.
 POSITIVE_SHARE = 0.1
 MAX_LEXICAL_TOKENS = 512
-# Documents and labels whose cosines are compared with the truth.
+# Maximum numbers of documents and labels for the calibration of cosines.
 MAX_SAMPLE_DOCUMENTS, MAX_SAMPLE_LABELS = 1000, 256
 
 
@@ -38,31 +38,31 @@ def fit_new_labels(
     hide_progress: bool = False,
 ) -> dict[str, int]:
     r"""
-    Learn labels that were added with `model.add_labels` from the first documents that have them.
+    Learn labels that were added with `model.add_labels` from their first documents.
 
-    Per label, a logistic regression on the direction of the document embedding is shrunk toward the calibrated cosine
+    For each label, a logistic regression on the normalized document embedding is shrunk towards the calibrated cosine
     $w_0 \cdot e + b_0$ that the label started from:
 
     $$\min_w \sum_i c_i \, \ell(w \cdot e_i + b_0, y_i) + \frac{\lambda}{2} \lVert w - w_0 \rVert^2$$
 
-    with the binary cross-entropy ℓ, λ = 0.2, and $c_i$ so that documents without the label count nine times as much as those with it,
-    together. A model with lexical scores also gets weights of words, shrunk toward 0. The encoder and all other labels stay as they
-    are: the logits of the other labels are the same to the last bit. The thresholds of the learned labels become the one that is best for all labels together.
-    Every call starts from the cosine, so pass all documents that there are. With hundreds of documents per label,
-    train the model again instead.
+    with the binary cross-entropy ℓ, λ = 0.2, and weights $c_i$ such that documents without the label have nine times the total weight of
+    those with it. A model with lexical scores also gets weights for words, shrunk towards 0. The encoder and all other labels do not
+    change: the logits of the other labels stay bit-identical. The thresholds of the learned labels are set to the best common threshold
+    for all labels. Every call starts from the cosine again, so pass all available documents. With hundreds of documents per label, train
+    the model again instead.
 
     Args:
         model ([`SepMldcForMultiLabelClassification`]): with added labels; changed in place.
         tokenizer (`PreTrainedTokenizerBase`): the model's tokenizer.
         documents (iterable of `dict`): `{"text": str, "labels": list of str}`, such as the rows of a `Dataset`; about five for each label.
-            All added labels of a document must be named: one that is not counts as absent. Other labels are ignored.
-        other_documents (`Sequence[str]`, *optional*): texts that have none of the new labels, or hardly any, such as a few hundred
-            training documents. Fewer new labels are predicted with them, and they are needed where every document has the same label.
+            All added labels of a document must be listed: a label that is not listed counts as absent. Other labels are ignored.
+        other_documents (`Sequence[str]`, *optional*): texts with none, or hardly any, of the new labels, such as a few hundred training
+            documents. They reduce false predictions of new labels, and are required if all `documents` have the same label.
         batch_size (`int`, defaults to 16): documents that are encoded together.
         hide_progress (`bool`, defaults to `False`): no progress bar.
 
     Returns:
-        `dict[str, int]`: the number of documents of each label that was learned. Added labels without documents keep the cosine.
+        `dict[str, int]`: the number of documents of each label that was learned. Added labels without documents are still scored by the cosine.
 
     Raises:
         ValueError: the model has no added labels, a document is not of that form or has a label that the model does not know, or no document
@@ -92,7 +92,7 @@ def fit_encoded_documents(
     targets: np.ndarray,
 ) -> dict[str, int]:
     """
-    The steps of [`fit_new_labels`] after the encoder.
+    The steps of [`fit_new_labels`] after encoding the documents.
 
     Args:
         model, tokenizer: as in [`fit_new_labels`].
@@ -123,11 +123,11 @@ def fit_encoded_documents(
 
 class CosineSample:
     """
-    Cosines of documents and the texts of trained labels, and which of these labels the documents have.
+    Collects cosines of documents and the texts of trained labels, and whether the documents have these labels.
 
     Args:
-        model ([`SepMldcForMultiLabelClassification`]): in the state in which it is evaluated.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): without one nothing is collected.
+        model ([`SepMldcForMultiLabelClassification`]): the model, with its final weights.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): without a tokenizer, nothing is collected.
     """
 
     def __init__(self, model: Any, tokenizer: Any):
@@ -138,7 +138,7 @@ class CosineSample:
         self.targets: list[torch.Tensor] = []
 
     def collect(self, batches: Iterable[Any]) -> Iterable[Any]:
-        """The batches, [`~trainer.LogitBatch`] with embeddings, of which those of the first 1,000 documents are kept."""
+        """Yield the batches ([`~trainer.LogitBatch`] with embeddings) unchanged, and record those of the first 1,000 documents."""
         for batch in batches:
             wanted = self.tokenizer is not None and self.model.config.num_added_labels < self.model.config.num_labels
             if wanted and batch.labels is not None and len(self) < MAX_SAMPLE_DOCUMENTS:
@@ -164,7 +164,7 @@ class CosineSample:
         self.targets.append(labels[:, self.labels].cpu())
 
     def calibration(self) -> dict[str, float] | None:
-        """What is stored as `config.cosine_calibration`; `None` if none of the documents has one of the labels."""
+        """The value for `config.cosine_calibration`; `None` if no document has any of the labels."""
         if not any(rows.any() for rows in self.targets):
             return None
         return fit_cosine_calibration(torch.cat(self.cosines), torch.cat(self.targets))
@@ -173,7 +173,7 @@ class CosineSample:
 @dataclass
 class EncodedDocuments:
     """
-    What new labels are learned from.
+    Encoded documents from which new labels are learned.
 
     Attributes:
         directions (`np.ndarray` of shape `(N, d)`): document embeddings of length 1.
@@ -189,7 +189,7 @@ class EncodedDocuments:
 def encode_documents(
     model: Any, tokenizer: Any, texts: list[str], batch_size: int = 16, hide_progress: bool = False
 ) -> EncodedDocuments:
-    """Encode N texts, without gradient and without dropout; of long ones, the tokens that the encoder reads."""
+    """Encode N texts without gradient and without dropout. Long texts are truncated to what the encoder reads."""
     embeds, terms = [], []
     lexical, limit, training = model.lexical, model.config.max_tokens(tokenizer), model.training
     model.eval()
@@ -253,7 +253,7 @@ def _fit(
 
 
 def _store_term_weights(lexical: Any, label: int, used_terms: np.ndarray, of_terms: np.ndarray) -> None:
-    """The largest weights of a label. Margins are multiplied by the scale of the lexical scores, which may be small."""
+    """Keep the largest weights of a label, divided by the scale of the lexical scores, with which margins are multiplied."""
     width, scale = lexical.feature_ids.shape[1], float(lexical.scale)
     kept = np.argsort(-np.abs(of_terms), kind="stable")[:width]
     ids, weights = np.zeros(width, dtype=np.int32), np.zeros(width, dtype=np.float32)

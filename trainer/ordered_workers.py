@@ -1,4 +1,4 @@
-"""Work that several processes share, with the results in the order of the work."""
+"""Parallel map over several processes, with results in the order of the items."""
 
 import multiprocessing
 import os
@@ -28,10 +28,10 @@ def map_in_order(
     initargs: tuple[Any, ...] = (),
 ) -> Iterator[tuple[Item, Result]]:
     """
-    Each item with its result, in the order of the items. Processes are spawned, so `function` and `initializer` must be importable.
-    At most `num_workers + 1` items are read ahead. Results of the items before an error come before it.
+    Yield each item with its result, in the order of the items. Processes are spawned, so `function` and `initializer` must be importable.
+    At most `num_workers + 1` items are read ahead. If an item fails, the results of all preceding items are yielded first.
 
-    Workers end with this process, also if it is killed, and when the iterator is closed.
+    Workers exit when the iterator is closed or this process ends, even if it is killed.
 
     Args:
         function: called in a worker with an item.

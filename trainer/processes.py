@@ -13,13 +13,13 @@ _kept: set[int] = set()
 
 def keep_process_group() -> None:
     """
-    Keep the process group of gloo alive until the process has ended, and wait for its worker threads first. Call it in each process
-    that trains; further calls do nothing.
+    Keep the gloo process group alive until the process ends, and wait for its worker threads before that. Call it in each training
+    process; repeated calls have no effect.
 
-    The destructor of `ProcessGroupGloo` joins its worker threads. Python runs it while holding the interpreter lock (when the last
-    model that communicates through the group is freed), and a worker that has just finished its last collective may need that lock
-    to free a tensor: on a busy machine, the process then hangs at exit. A group that is never freed joins nothing. A worker that
-    needs the lock after the interpreter has ended would abort the process, hence the wait.
+    The destructor of `ProcessGroupGloo` joins its worker threads. Python runs it while holding the GIL (when the last model that
+    communicates through the group is freed), but a worker that has just finished its last collective may need the GIL to free a tensor.
+    On a busy machine, the process can then deadlock at exit. A group that is never freed does not join its threads. A worker that needs the
+    GIL after the interpreter has ended would abort the process, hence the wait.
     """
     if not (dist.is_available() and dist.is_initialized()) or "gloo" not in dist.get_backend():
         return
@@ -35,11 +35,11 @@ def wait_for_workers(timeout: float = 60.0) -> None:
     """
     Wait until all worker threads of gloo are idle, for at most `timeout` seconds.
 
-    PyTorch does not tell; on Linux the kernel does, elsewhere this is a short pause.
+    PyTorch does not report this. On Linux, thread states are read from the kernel; elsewhere, this is just a short pause.
     """
     end, at_rest = time.monotonic() + timeout, 0
     while at_rest < 3 and time.monotonic() < end:
-        time.sleep(0.01)  # without the interpreter lock
+        time.sleep(0.01)  # releases the GIL
         at_rest = 0 if _a_worker_runs() else at_rest + 1
 
 

@@ -1,4 +1,4 @@
-"""Progress of a run in short lines: an evaluation has about fifty values, of which four are shown."""
+"""Short progress logs: of the about fifty values of an evaluation, only four are shown."""
 
 import re
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ TRAINING = ("loss", "learning_rate", "epoch", "train_runtime", "train_loss")
 
 def short_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
     """
-    The values of a log that are shown: loss, P@1, nDCG@5 (or of the largest k below), micro and macro F1 of an evaluation;
-    loss, learning rate and epoch of a training step. Other logs are returned as they are.
+    The values of a log entry to show: for an evaluation, loss, P@1, nDCG@5 (or the largest k below 5), micro and macro F1; for a training
+    step, loss, learning rate and epoch. Other logs are returned unchanged.
 
     Example:
 

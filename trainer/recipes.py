@@ -1,8 +1,8 @@
 """
 Recommended settings, chosen from the data.
 
-What does not depend on the data is read from the defaults of `SepMldcConfig` and `SepMldcTrainingArguments`. The rules come from
-`benchmarks/recipe_sweep.py`: many short runs over three data sets at 300 to 6,000 documents, chosen on validation data. See
+Settings that do not depend on the data come from the defaults of `SepMldcConfig` and `SepMldcTrainingArguments`. The rules are based on
+`benchmarks/recipe_sweep.py`: many short runs on three data sets with 300 to 6,000 documents, compared on validation data. See
 docs/settings.md for the measurements.
 """
 
@@ -32,10 +32,10 @@ SMALL = 2000
 # Several devices share a batch, but each gets at least this many documents.
 FEWEST_PER_DEVICE = 8
 FEWEST_STEPS = 300
-# With fewer documents than `FEWEST_STEPS` need for this many epochs, a run is shorter.
+# Maximum number of epochs: with very few documents, a run has fewer than `FEWEST_STEPS` steps.
 MOST_EPOCHS = 40
 EVALUATIONS = 6
-# With fewer validation documents, choosing a checkpoint by them is noise.
+# With fewer validation documents, selecting a checkpoint is mostly noise.
 ENOUGH_VALIDATION = 300
 LORA_LEARNING_RATE = 5e-4
 NAMED = "named by the user"
@@ -106,7 +106,7 @@ class RecommendedSettings(Mapping[str, Any]):
         return [f"  {name:<{widths[0]}}  {value:<{widths[1]}}  {why}" for name, value, why in rows]
 
     def without(self, *names: str) -> "RecommendedSettings":
-        """The same settings but these."""
+        """The settings without the given ones."""
         return RecommendedSettings(self.recipe, {k: v for k, v in self.settings.items() if k not in names})
 
 
@@ -141,7 +141,8 @@ def recommend_settings(
         bf16 (`bool`, defaults to `False`): whether the device computes in bfloat16 without emulation.
         recipe (`str`, defaults to `"best"`): `"best"`; `"fast"`, which trains the classifier on embeddings that are computed once; or
             `"paper"`, the settings of the SEP-MLDC paper.
-        named (`dict[str, Any]`, *optional*): settings that the user named. They win, and what depends on them follows.
+        named (`dict[str, Any]`, *optional*): settings that the user specified. They take precedence, and settings that depend on them are
+            adapted.
 
     Returns:
         [`RecommendedSettings`]: values and reasons. Its `model` and `training` are keyword arguments of `from_backbone` and
@@ -184,7 +185,7 @@ def recommend_settings(
         (num_documents + num_pseudo_documents) / (settings["per_device_train_batch_size"].value * num_devices)
     )
     settings |= _with_named(_validation_settings(batches, num_validation_documents, settings, named), named)
-    if named.get("max_steps", -1) > 0:  # takes the place of the epochs
+    if named.get("max_steps", -1) > 0:  # overrides the number of epochs
         del settings["num_train_epochs"]
         settings["max_steps"] = Setting(named["max_steps"], NAMED)
     why = "the device computes in bfloat16" if bf16 else "the device would emulate bfloat16"
@@ -207,7 +208,7 @@ def _model_settings(num_documents: int, num_labels: int, recipe: str, named: Map
             "label_attention": Setting(True, f"{PAPER}, Eq. 16-18"),
             "token_attention": Setting(False, "not in the paper"),
             "label_encoding": Setting("encoder", f"{PAPER}, Eq. 5"),
-            # The paper's 0.01 goes with a loss that is averaged over labels; here it is summed.
+            # The paper's 0.01 is for a loss that is averaged over labels; here it is summed.
             "label_loss_weight": Setting(0.01 * num_labels, f"{PAPER} β of Eq. 21, 0.01 per label"),
             "document_loss_weight": Setting(0.01 * num_labels, f"{PAPER} γ of Eq. 21, 0.01 per label"),
             "lexical_scores": Setting(False, "not in the paper"),
@@ -218,7 +219,7 @@ def _model_settings(num_documents: int, num_labels: int, recipe: str, named: Map
     elif classifier.value == "similarity":
         classifier = Setting("similarity", f"from {MANY_LABELS:,} labels: +0.5 to +2 points of nDCG@5")
     kind = named.get("classifier", classifier.value)
-    token_attention = Setting(True, "+0.2 to +6 points of nDCG@5, the more the more labels")
+    token_attention = Setting(True, "+0.2 to +6 points of nDCG@5, more with more labels")
     if not recommended_token_attention(num_labels, num_documents):
         few = num_documents <= FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION
         why = (
@@ -237,7 +238,7 @@ def _model_settings(num_documents: int, num_labels: int, recipe: str, named: Map
             SepMldcConfig.class_weights, "thresholds are tuned anyway, and probabilities stay calibrated"
         ),
         "classifier_dropout": Setting(recommended_dropout(kind, attends), _goes_with(kind, attends)),
-        "classifier_bias_init": Setting("prior", "no step is spent on learning how rare the labels are"),
+        "classifier_bias_init": Setting("prior", "no steps are spent on learning how rare the labels are"),
         "label_attention": Setting(SepMldcConfig.label_attention, "+0.8 points of PSP@5 and +1.3 of macro F1"),
         "token_attention": token_attention,
         "label_encoding": Setting(
@@ -254,7 +255,7 @@ def _model_settings(num_documents: int, num_labels: int, recipe: str, named: Map
 
 
 def _goes_with(classifier: str, token_attention: bool) -> str:
-    return f"goes with `{classifier}`{' and token attention' if token_attention else ''}"
+    return f"suits `{classifier}`{' and token attention' if token_attention else ''}"
 
 
 def _encoder_settings(
@@ -262,9 +263,9 @@ def _encoder_settings(
 ) -> dict[str, Setting]:
     limit = min(max_tokens, 256 if device == "cpu" else 512)
     if lengths is None or not len(lengths):
-        length = Setting(limit, "the lengths of the documents are not known")
+        length = Setting(limit, "the document lengths are unknown")
     else:
-        # Multiples of 32: nearby data sets get the same shapes.
+        # Rounded to multiples of 32, so that similar data sets get the same shapes.
         needed = 32 * math.ceil(float(np.quantile(np.asarray(lengths), 0.95)) / 32)
         why = f"95% of the documents have at most {needed} tokens"
         length = Setting(max(min(needed, limit), 32), why if needed <= limit else f"the limit on {device}; {why}")
@@ -311,7 +312,7 @@ def _optimizer_settings(
     if recipe == "fast":
         epochs = min(max(850 / math.sqrt(num_documents), 5), 40)
     else:
-        # Below 3 epochs only for more documents than were measured.
+        # Fewer than 3 epochs only if there are more documents than were measured.
         fewest = min(3.0, max(1.0, 90_000 / num_documents))
         epochs = min(max(350 / math.sqrt(num_documents) * (num_labels / 400) ** 0.25, fewest), 20)
         epochs = max(epochs, min(FEWEST_STEPS * batch / num_documents, MOST_EPOCHS))
@@ -342,7 +343,7 @@ def _validation_settings(
         steps = named["max_steps"]
     logging = {"logging_steps": Setting(max(steps // 50, 1), "2% of the run")}
     if any(name in named for name in VALIDATION_SETTINGS):
-        return logging  # when to evaluate and save is the user's decision
+        return logging  # the user has decided when to evaluate and save
     if num_validation_documents < ENOUGH_VALIDATION:
         why = f"with fewer than {ENOUGH_VALIDATION} validation documents, the last weights are as good as the best"
         return {"eval_strategy": Setting("no", why), "save_strategy": Setting("no", why), **logging}

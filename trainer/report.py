@@ -1,4 +1,4 @@
-"""The report at the end of a run: a comparison with simple models, the worst labels and why, and what to do next."""
+"""The report at the end of a run: comparison with simple baselines, the worst labels with likely reasons, and next steps."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ from .metrics.ranking import ratio
 
 
 RESAMPLES = 200
-# Number of training documents from which labels are learned reasonably well.
+# Number of training documents above which labels are learned reasonably well.
 FEW_DOCUMENTS = 10
-# Seconds of processor time of the linear baseline per word of the training documents and label, measured on arxiv_mlc and debtags.
+# CPU seconds of the linear baseline per word of the training documents and per label, measured on arxiv_mlc and debtags.
 SVM_SECONDS = 2.5e-8
 
 
@@ -32,10 +32,10 @@ class Predictions(NamedTuple):
 
 class DocumentResults:
     """
-    What each document adds to the metrics, so that they can be computed for any sample of the documents.
+    The contributions of each document to the metrics, from which metrics of any resample of the documents can be computed.
 
     Args:
-        predictions ([`Predictions`]): of one system.
+        predictions ([`Predictions`]): predictions of one system.
         gold (sequence of `Sequence[int]`): label ids of each document.
         num_labels (`int`): L.
         ks (`Sequence[int]`): the k of the ranking metrics; those above the number of predicted labels are left out.
@@ -63,8 +63,7 @@ class DocumentResults:
 
     def measure(self, weights: np.ndarray | None = None) -> dict[str, float]:
         """
-        Metrics of the documents, each counted as often as `weights` (num_documents,) says: `p@k`, `ndcg@k`, `f1_micro` and
-        `f1_macro`, in [0, 1].
+        Metrics with each document counted `weights` (num_documents,) times: `p@k`, `ndcg@k`, `f1_micro` and `f1_macro`, in [0, 1].
         """
         weights = np.ones(self.num_documents) if weights is None else np.asarray(weights, dtype=float)
         result = {name: float(weights @ values / weights.sum()) for name, values in self.per_document.items()}
@@ -84,13 +83,13 @@ def _matrix(rows: np.ndarray, columns: np.ndarray, num_labels: int, num_document
 
 def bootstrap(results: Mapping[str, DocumentResults], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
     """
-    How much the metrics would vary with other documents: 95% intervals of each system, and of the difference between the first
-    system and each other one, from the same resamples (a paired bootstrap).
+    95% bootstrap intervals of the metrics of each system, and of the difference between the first system and each other one on the same
+    resamples (paired bootstrap).
 
     Args:
         results (`dict[str, DocumentResults]`): by the name of the system, over the same documents.
         resamples (`int`, defaults to 200): number of bootstrap samples of the documents.
-        seed (`int`, defaults to 0): of the samples.
+        seed (`int`, defaults to 0): random seed of the samples.
 
     Returns:
         `dict`: `"intervals"` and `"differences"`, by system and metric: `(low, high)`.
@@ -122,11 +121,11 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 def comparison_lines(compared: Mapping[str, Any], metric: str = "ndcg@5") -> list[str]:
     """
-    One sentence for each other system: whether the first one is ahead of it.
+    One sentence for each other system, saying whether the first one is ahead of it.
 
     Args:
         compared (`dict`): what [`bootstrap`] returned.
-        metric (`str`, defaults to `"ndcg@5"`): by which systems are compared.
+        metric (`str`, defaults to `"ndcg@5"`): metric to compare.
     """
     lines = []
     for name, metrics in compared["differences"].items():
@@ -164,7 +163,7 @@ def worst_labels(
     results: DocumentResults, labels: Sequence[str], label_counts: Sequence[int] | None = None
 ) -> list[WorstLabel]:
     """
-    Labels with mistakes, worst F1 first; of equal F1 the one with more documents.
+    Labels with errors, worst F1 first; ties are ordered by descending number of documents.
 
     Args:
         results ([`DocumentResults`]): of the model.
@@ -215,7 +214,7 @@ def _most_frequent(row: sparse.csr_matrix) -> tuple[int, int]:
 
 
 def write_worst_labels(folder: str | os.PathLike, worst: Sequence[WorstLabel], num_drawn: int = 20) -> None:
-    """Write `worst_labels.csv`, and with matplotlib (extra `plot`) the picture `worst_labels.png` of the first ones."""
+    """Write `worst_labels.csv` and, with matplotlib (extra `plot`), the plot `worst_labels.png` of the worst ones."""
     rows = [[round(value, 4) if isinstance(value, float) else value for value in row] for row in worst]
     write_csv(Path(folder) / "worst_labels.csv", WorstLabel._fields, rows)
     try:
@@ -241,19 +240,19 @@ def write_worst_labels(folder: str | os.PathLike, worst: Sequence[WorstLabel], n
 
 def abstention_lines(share_abstained: float, num_documents: int, kept: Sequence[Mapping[str, float]]) -> list[str]:
     """
-    How many documents the model abstains from, and the F1 of the rest if more of them are left to people.
+    Number of documents from which the model abstains, and F1 of the rest if more documents are sent to human review.
 
     Args:
         share_abstained (`float`): share of the documents none of whose labels reaches its threshold.
         num_documents (`int`): number of documents.
-        kept (`list[dict]`): what `StreamingMetrics.f1_of_kept` returned.
+        kept (`list[dict]`): the result of `StreamingMetrics.f1_of_kept`.
     """
     count = round(share_abstained * num_documents)
     return [
         f"The model abstains from {count:,} of {num_documents:,} documents: none of their labels reaches its threshold."
         if count
         else "The model abstains from no document: each has a label that reaches its threshold.",
-        "Micro F1 if documents with a low expected F1 are left to people (`predict.py --min_expected_f1`):",
+        "Micro F1 if documents with a low expected F1 are sent to human review (`predict.py --min_expected_f1`):",
         "  documents kept   " + "".join(f"{row['share_kept']:>7.0%}" for row in kept),
         "  micro F1         " + "".join(f"{100 * row['f1_micro']:>7.1f}" for row in kept),
         "  min_expected_f1  " + "".join(f"{row['min_expected_f1']:>7.3f}" for row in kept),
@@ -282,17 +281,17 @@ def next_steps(
     count: int = 3,
 ) -> list[str]:
     """
-    What is most likely to help, the most important first.
+    Suggestions for improving the model, the most important first.
 
     Args:
         label_counts (`Sequence[int]`, *optional*): training documents of each label.
-        num_steps (`int`, *optional*): steps that were trained.
-        share_cut (`float`): share of the training documents that are longer than what the encoder reads.
-        has_validation, has_descriptions, has_lexical_scores (`bool`): what the run had.
+        num_steps (`int`, *optional*): number of training steps.
+        share_cut (`float`): share of the training documents that exceed the encoder's maximum length.
+        has_validation, has_descriptions, has_lexical_scores (`bool`): whether the run had these.
         behind_linear (`bool`): whether the linear baseline is ahead.
         has_mistakes (`bool`): whether worst_labels.csv lists any label.
-        train_file (`str`): for the commands.
-        count (`int`, defaults to 3): number of lines.
+        train_file (`str`): file name for suggested commands.
+        count (`int`, defaults to 3): maximum number of suggestions.
     """
     lines = []
     if not has_validation:
@@ -306,7 +305,7 @@ def next_steps(
         lines.append(f"Only {num_steps} steps were trained: try more with `--num_train_epochs` or `--max_steps`.")
     if share_cut > 0.2:
         lines.append(
-            f"{share_cut:.0%} of the documents are longer than what the encoder reads: raise `--max_length` or `--encoder_max_length`."
+            f"{share_cut:.0%} of the documents are longer than the encoder's limit: raise `--max_length` or `--encoder_max_length`."
         )
     rare = 0 if label_counts is None else int((np.asarray(label_counts) < FEW_DOCUMENTS).sum())
     if rare:
@@ -321,7 +320,7 @@ def next_steps(
         )
     if has_mistakes:
         lines.append(
-            "Read worst_labels.csv: labels that are confused with each other may need clearer rules for annotators."
+            "Read worst_labels.csv: labels that are confused with each other may need clearer annotation guidelines."
         )
     return lines[:count]
 

@@ -1,4 +1,4 @@
-"""Output that a later process can continue: lines in blocks, and a journal of what they depend on."""
+"""Resumable output: lines written in blocks, and a journal that records what they depend on."""
 
 import contextlib
 import hashlib
@@ -26,20 +26,20 @@ class ResumableLines:
     """
     A file of lines that are written in blocks, one block after another, each on disk before the next begins.
 
-    Blocks go to `PATH.partial`, which becomes `PATH` when the last one is written: a file of that name is complete.
-    `PATH.journal` is kept next to it. Its first line is the fingerprint of the result: all that it depends on. Each further line
-    records a block: how many items are done, how long the output is, and digests of the output and of the input so far. So a
-    process that resumes knows which blocks are whole, and that its input and settings are those of the process before. The
-    journal is locked while a process writes: two processes never share one output.
+    Blocks are written to `PATH.partial`, which is renamed to `PATH` after the last one: a file of that name is always complete.
+    `PATH.journal` is kept next to it. Its first line is the fingerprint of the result: everything that it depends on. Each further line
+    records a block: how many items are done, how long the output is, and digests of the output and of the input so far. A process that
+    resumes thus knows which blocks are complete, and whether its input and settings are the same as before. The journal is locked during
+    writing, so that two processes never write to the same output.
 
     Args:
-        path (`str`): the output. A symbolic link is followed.
-        resume (`bool`, defaults to `False`): continue what an earlier process began.
+        path (`str`): the output. Symbolic links are followed.
+        resume (`bool`, defaults to `False`): continue the output of an earlier process.
         overwrite (`bool`, defaults to `False`): replace a complete output, and drop a partial one unless it is resumed.
 
     Attributes:
-        num_done (`int`): items whose lines are written.
-        input_digest (`str`, *optional*): of the input up to there.
+        num_done (`int`): number of items whose lines are written.
+        input_digest (`str`, *optional*): digest of the input up to there.
         is_complete (`bool`): whether there is nothing left to write.
 
     Raises:
@@ -91,7 +91,7 @@ class ResumableLines:
         if fcntl is not None:
             try:
                 fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                locked = os.fstat(journal.fileno()).st_nlink > 0  # the other process may just have removed it
+                locked = os.fstat(journal.fileno()).st_nlink > 0  # another process may just have removed it
             except BlockingIOError:
                 locked = False
             except OSError:
@@ -124,17 +124,17 @@ class ResumableLines:
 
     def begin(self, fingerprint: dict[str, Any]) -> None:
         """
-        Start, or go to the end of the last whole block of the run that is resumed.
+        Start the output or, when resuming, move to the end of the last complete block.
 
         Args:
-            fingerprint (`dict`): names and JSON values of all that the result depends on, the input apart.
+            fingerprint (`dict`): names and JSON values of everything that the result depends on, except the input.
 
         Raises:
-            ValueError: the run that is resumed has another fingerprint, or none.
+            ValueError: the run to resume has another fingerprint, or none.
         """
         self._fingerprint = fingerprint = json.loads(json.dumps(fingerprint))
         if self._resumed is None:
-            return  # the first block opens the files: until there is one, former ones stay as they are
+            return  # files are opened for the first block; until then, existing files are not changed
         stored, blocks = self._read_journal()
         if stored is None:
             raise ValueError(
@@ -144,7 +144,7 @@ class ResumableLines:
         changes = _differences(stored, fingerprint)
         if changes:
             raise ValueError(
-                f"{self._resumed} was made with other settings: {'; '.join(changes)}. Resume with the former settings, or overwrite "
+                f"{self._resumed} was made with other settings: {'; '.join(changes)}. Resume with the same settings, or overwrite "
                 "it to start from the beginning."
             )
         last = self._last_whole_block(blocks)
@@ -168,14 +168,14 @@ class ResumableLines:
 
     def _open_partial(self, mode: str) -> IO[bytes]:
         try:
-            # Without a buffer a failed write leaves nothing behind that fails again when the file is closed.
+            # Unbuffered, so that after a failed write, closing the file does not fail again.
             self._stream = open(self.partial, mode, buffering=0)
             return self._stream
         except OSError as error:
             raise ValueError(f"{self.partial} cannot be written ({error.strerror}). Name another output.") from None
 
     def _read_journal(self) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-        """The fingerprint and the records of blocks, each with where its line ends; up to the first damaged line."""
+        """The fingerprint and the records of blocks, each with the end position of its line, up to the first damaged line."""
         fingerprint, blocks, end = None, [], 0
         self._journal.seek(0)
         for line in self._journal.read().splitlines(keepends=True):
@@ -196,7 +196,7 @@ class ResumableLines:
         return fingerprint, blocks
 
     def _last_whole_block(self, blocks: list[dict[str, Any]]) -> dict[str, Any]:
-        """The last block up to which the output has the recorded digest."""
+        """The last block up to which the output matches the recorded digest."""
         last = blocks[0]
         with open(str(self._resumed), "rb") as stream:
             for block in blocks[1:]:
@@ -214,15 +214,15 @@ class ResumableLines:
 
     def write(self, lines: list[bytes], num_items: int, input_digest: str) -> None:
         """
-        Write a block and wait until it is on disk.
+        Write a block and sync it to disk.
 
         Args:
-            lines (`list[bytes]`): each with its line end.
-            num_items (`int`): how many items of the input they are for.
-            input_digest (`str`): of the input up to the last of them.
+            lines (`list[bytes]`): lines, each with its line end.
+            num_items (`int`): number of input items that the lines are for.
+            input_digest (`str`): digest of the input up to the last of these items.
 
         Raises:
-            OSError: the disk is full, for example. What was written before can be resumed.
+            OSError: for example, the disk is full. The output can be resumed from the last block.
         """
         stream = self._stream or self._start()
         data = b"".join(lines)
@@ -258,7 +258,7 @@ class ResumableLines:
             ) from None
 
     def finish(self) -> None:
-        """Give the output its name; an output that is replaced keeps its permissions."""
+        """Rename the output to its final name. If it replaces an existing file, the permissions of that file are kept."""
         if self.is_complete:
             return
         stream = self._stream or self._start()
@@ -271,7 +271,7 @@ class ResumableLines:
         self.is_complete = True
 
     def close(self) -> None:
-        """Release the output to other processes. A journal in which nothing was written is removed."""
+        """Unlock the output for other processes. An empty journal is removed."""
         if self._stream is not None:
             self._stream.close()
         if not self._journal.closed:
@@ -294,7 +294,7 @@ def _pieces(stream: IO[bytes], size: int) -> Iterator[bytes]:
 
 
 def _differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """What differs, in words; of digests only that they do."""
+    """The differences in words. For digests, only that they differ."""
     changes = []
     for name in sorted(stored.keys() | current.keys()):
         former, now = stored.get(name), current.get(name)

@@ -33,7 +33,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "A text encoder (Hub name, folder, or package:NAME/FOLDER for one inside a Python package), or a trained "
-            "SEP-MLDC checkpoint to train further, evaluate or run. Required."
+            "SEP-MLDC checkpoint to continue training, evaluate or run. Required."
         },
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub model."})
@@ -72,16 +72,16 @@ class ModelArguments:
     token_attention_size: int | None = field(
         default=None,
         metadata={
-            "help": "Dimensions in which labels attend to tokens, up to those of the encoder's states. Defaults to 128."
+            "help": "Dimensions in which labels attend to tokens, up to the encoder's hidden size. Defaults to 128."
         },
     )
     freeze_layers: int = field(
-        default=0, metadata={"help": "Number of lowest encoder layers, with the embeddings, that are not trained."}
+        default=0, metadata={"help": "Number of lowest encoder layers to freeze, together with the embeddings."}
     )
     lora_rank: int | None = field(
         default=None,
         metadata={
-            "help": "Train LoRA adapters of this rank in the place of the encoder's weights. They are saved merged. Needs the package "
+            "help": "Train LoRA adapters of this rank instead of the encoder's weights. They are saved merged. Needs the package "
             "peft."
         },
     )
@@ -115,25 +115,23 @@ class DataArguments:
     validation_split: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the training documents that is set aside for validation where there is no validation file. "
+            "help": "Share of the training documents that is set aside for validation if there is no validation file. "
             "Defaults to 0.1 in training; 0 sets none aside."
         },
     )
     test_split: float | None = field(
         default=None,
-        metadata={
-            "help": "Share of the training documents that is set aside for testing where there is no test file."
-        },
+        metadata={"help": "Share of the training documents that is set aside for testing if there is no test file."},
     )
     on_bad_rows: str = field(
         default="error",
         metadata={
-            "help": "What to do with rows that are no documents: 'error' lists the first twenty, 'skip' leaves them out and writes "
+            "help": "What to do with invalid rows: 'error' lists the first twenty, 'skip' leaves them out and writes "
             "them to bad_rows.jsonl.",
             "choices": ["error", "skip"],
         },
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "A data set of the Hub, instead of files."})
+    dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub, instead of files."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     data_format: str = field(
         default="auto",
@@ -146,20 +144,20 @@ class DataArguments:
     )
     id_column: str | None = field(default=None, metadata={"help": "Column of document ids, for predictions.jsonl."})
     max_length: int | None = field(default=None, metadata={"help": "Maximum number of tokens per document."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first documents only."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train only on the first documents."})
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate and predict the first documents only."}
+        default=None, metadata={"help": "Evaluate and predict only the first documents."}
     )
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Read the training documents from their files whenever they are needed, for files larger than memory and "
+            "help": "Stream the training documents from their files instead of loading them, for files larger than memory and "
             "disk cache. They are read once before training to count labels. Needs `max_steps`."
         },
     )
     shuffle_buffer_size: int = field(
         default=10_000,
-        metadata={"help": "Number of documents among which a stream is shuffled. 0 keeps its order."},
+        metadata={"help": "Size of the buffer in which streamed documents are shuffled. 0 keeps their order."},
     )
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Number of tokenizing processes."})
 
@@ -174,7 +172,9 @@ class LabelArguments:
         default_factory=lambda: ["labels"],
         metadata={"help": "A column of label lists or joined labels, or several 0/1 columns."},
     )
-    label_delimiter: str | None = field(default=None, metadata={"help": "Separator of labels joined in one text."})
+    label_delimiter: str | None = field(
+        default=None, metadata={"help": "Separator of labels that are joined in one string."}
+    )
     label_list_file: str | None = field(
         default=None, metadata={"help": "Label names, one per line. Defaults to those of the training documents."}
     )
@@ -191,15 +191,15 @@ class LabelArguments:
     hierarchy: str | None = field(
         default=None,
         metadata={
-            "help": "Label sets follow the parents: 'closure' adds all ancestors, also to the labels of the documents; 'leaves' then "
-            "leaves out the ancestors of assigned labels.",
+            "help": "Make label sets consistent with the parents: 'closure' adds all ancestors, also to the labels of the documents; "
+            "'leaves' then leaves out the ancestors of assigned labels.",
             "choices": ["closure", "leaves"],
         },
     )
     label_constraints_file: str | None = field(
         default=None,
         metadata={
-            "help": 'json or jsonl of groups {"labels": [names], "at_least": n, "at_most": m} that label sets keep. "at_most": 1 is an '
+            "help": 'json or jsonl of groups {"labels": [names], "at_least": n, "at_most": m} that label sets satisfy. "at_most": 1 is an '
             "exclusive group."
         },
     )
@@ -208,19 +208,19 @@ class LabelArguments:
     )
     pseudo_documents_file: str | None = field(
         default=None,
-        metadata={"help": "jsonl of `text` and `labels`: documents written by a language model for rare labels."},
+        metadata={"help": "jsonl with `text` and `labels`: documents written by a language model, for rare labels."},
     )
     unlabeled_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Documents without labels, as `train_file`, for a model without training documents: they tell what similarities are "
-            "common, so that it can choose thresholds."
+            "help": "Documents without labels, in the format of `train_file`, for a model without training documents. They show which "
+            "similarities are typical, so that thresholds can be chosen."
         },
     )
     labels_per_document: float | None = field(
         default=None,
         metadata={
-            "help": "How many labels a document has on average, for the thresholds of a model without training documents. Defaults to that "
+            "help": "Average number of labels per document, for the thresholds of a model without training documents. Defaults to that "
             "of the pseudo-documents, or 1."
         },
     )
@@ -228,7 +228,7 @@ class LabelArguments:
 
 @dataclass
 class ThresholdArguments:
-    """Which of the ranked labels are assigned."""
+    """How ranked labels become label sets."""
 
     _argument_group_name = "Thresholds"
 
@@ -238,8 +238,8 @@ class ThresholdArguments:
     threshold_objective: str = field(
         default="f1",
         metadata={
-            "help": "What thresholds maximize: 'f1' (mean of micro and macro F1), 'macro', 'micro', or 'precision:0.9'; or what one "
-            "threshold guarantees: 'recall:0.9' or 'fdr:0.1' (false discoveries)."
+            "help": "Objective of the thresholds: 'f1' (mean of micro and macro F1), 'macro', 'micro', or 'precision:0.9'; or a "
+            "guarantee for one common threshold: 'recall:0.9' or 'fdr:0.1' (false discovery rate)."
         },
     )
     score_calibration: str | None = field(
@@ -249,14 +249,14 @@ class ThresholdArguments:
 
 @dataclass
 class LexicalArguments:
-    """Scores of words, added to those of the encoder."""
+    """Lexical scores, which are added to those of the encoder."""
 
     _argument_group_name = "Lexical scores"
 
     lexical_scores: bool = field(
         default=False,
         metadata={
-            "help": "After training, add a sparse linear classifier on the tokens of a document, weighted on the validation "
+            "help": "After training, add the scores of a sparse linear classifier on tokens, with a weight chosen on the validation "
             "documents. Time and memory grow with training documents times labels."
         },
     )
@@ -269,8 +269,8 @@ class LexicalArguments:
     lexical_class_weights: str = field(
         default="none",
         metadata={
-            "help": "'balanced': errors on a label's documents cost more, the rarer it is; 'auto': the better of the two on the validation "
-            "documents. Both fit support vector machines instead of ridge regressions, which takes longer.",
+            "help": "'balanced': the rarer a label, the more errors on its documents cost; 'auto': the better of 'none' and 'balanced' on "
+            "the validation documents. Both fit support vector machines instead of ridge regressions, which takes longer.",
             "choices": ["none", "balanced", "auto"],
         },
     )
@@ -285,7 +285,7 @@ class ReportArguments:
     baselines: bool | None = field(
         default=None,
         metadata={
-            "help": "Also train and report a majority and a linear TF-IDF baseline. Defaults to yes where that takes less than "
+            "help": "Also train and report a majority and a linear TF-IDF baseline. Defaults to yes if that takes less than "
             "a tenth of the training time."
         },
     )
@@ -307,12 +307,12 @@ class RunArguments:
     recipe: str = field(
         default="best",
         metadata={
-            "help": "Where the settings that are not named come from: 'best' and 'fast' are chosen from the data, 'paper' are the "
-            "paper's. See `trainer.recommend_settings`.",
+            "help": "How settings that you do not specify are chosen: 'best' and 'fast' choose them from the data, 'paper' uses those of the "
+            "paper. See `trainer.recommend_settings`.",
             "choices": list(RECIPES),
         },
     )
-    dry_run: bool = field(default=False, metadata={"help": "Check everything, say what would be done, and stop."})
+    dry_run: bool = field(default=False, metadata={"help": "Check the input, print what would be done, and stop."})
     early_stopping_patience: int | None = field(
         default=None,
         metadata={"help": "Stop after this number of evaluations without a better `metric_for_best_model`."},
@@ -320,11 +320,13 @@ class RunArguments:
     refit_on_all: bool = field(
         default=False,
         metadata={
-            "help": "After everything was chosen on the validation documents, train again on training and validation documents, for "
+            "help": "After everything has been chosen on the validation documents, train again on training and validation documents, for "
             "the chosen number of steps. Thresholds and the weights of lexical scores are kept."
         },
     )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Allow an output folder that holds a run."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Allow an output folder that already contains a run."}
+    )
 
 
 ARGUMENT_GROUPS = (
@@ -362,11 +364,11 @@ class RunSettings(NamedTuple):
 
 def run_defaults(named: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Defaults of a run that depend on the machine and on what the user named: the device, the precision, how often the loss is
-    logged, and what early stopping needs.
+    Defaults of a run that depend on the machine and on the arguments that the user specified: the device, the precision, how often the
+    loss is logged, and what early stopping needs.
 
     Args:
-        named (`dict[str, Any]`): the arguments that the user named; they win.
+        named (`dict[str, Any]`): the arguments that the user specified, which take precedence.
     """
     use_cpu = named.get("use_cpu", not has_accelerator())
     defaults: dict[str, Any] = {"use_cpu": use_cpu, "logging_steps": 0.02}
@@ -393,10 +395,10 @@ def check_arguments(
     args: SepMldcTrainingArguments,
 ) -> None:
     """
-    Check what can be checked without reading any file.
+    Check everything that can be checked without reading files.
 
     Raises:
-        ValueError: a value out of its range, or arguments that exclude each other.
+        ValueError: a value is out of range, or arguments contradict each other.
     """
     if not model.model_name_or_path:
         raise ValueError("No encoder is named. Name a Hub model or a folder with `--model_name_or_path`.")
@@ -464,7 +466,7 @@ def check_arguments(
         _check_streaming(model, data, labels, lexical, report, run, args)
 
 
-# Settings that a trained checkpoint has for good.
+# Settings that cannot be changed in a trained checkpoint.
 OF_THE_CHECKPOINT = (
     "pooling",
     "classification_loss",
@@ -479,7 +481,7 @@ OF_THE_CHECKPOINT = (
 
 def check_named_of_checkpoint(named: Mapping[str, Any], checkpoint: Any) -> None:
     """
-    Check what the user named against a trained checkpoint that is trained further, evaluated or run.
+    Check the arguments that the user specified against a trained checkpoint.
 
     Args:
         named (`dict[str, Any]`): the arguments that the user named.

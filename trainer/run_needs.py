@@ -1,4 +1,4 @@
-"""What a training run takes: steps, tokens, memory, disk space and minutes, reported before or soon after it starts."""
+"""Resources that a training run needs: steps, tokens, memory, disk space and time, reported before or soon after it starts."""
 
 import contextlib
 import os
@@ -22,22 +22,22 @@ from .backbones import encoder_layers
 
 GIB = 2**30
 CGROUP = Path("/sys/fs/cgroup")
-# The time of a run is reported after this number of steps, or after the number of seconds, whichever comes first, but not before the third.
+# The time of a run is estimated after this number of steps or seconds, whichever comes first, but not before the third step.
 TOLD_AFTER_STEPS, TOLD_AFTER_SECONDS = 20, 30.0
 
 
 @dataclass(frozen=True)
 class RunNeeds:
     """
-    What [`estimate_run`] returns.
+    The result of [`estimate_run`].
 
     Attributes:
         num_steps (`int`): optimizer steps.
         num_tokens (`int`): tokens read in all steps, without padding.
-        state_bytes (`int`): memory of weights, gradients and optimizer, which no setting of the batch lowers.
+        state_bytes (`int`): memory of weights, gradients and optimizer states, which does not depend on the batch size.
         batch_bytes (`int`): memory of one batch, estimated.
         disk_bytes (`int`): checkpoints and the final model.
-        kernel_bytes (`int`): main memory of the kernel on which lexical scores are fitted after the training.
+        kernel_bytes (`int`): main memory of the kernel matrix for fitting lexical scores after training.
         cache_bytes (`int`): disk space of the states of frozen layers, if they are cached.
     """
 
@@ -68,14 +68,14 @@ def estimate_run(
     num_cached_tokens: int = 0,
 ) -> RunNeeds:
     r"""
-    What a training run takes, from its settings alone; no weights are loaded.
+    Estimate the resources of a training run from its settings; no weights are loaded.
 
     A trained weight takes 16 bytes (weight, gradient and two moments of AdamW in float32), a frozen one 4. A token takes
     $34 H$ bytes in each trained layer with hidden size H in 16 bits (Korthikanti et al., 2022, Eq. 2 without the attention
-    matrix), twice as many in 32 bits. An estimate: libraries and documents come on top.
+    matrix), twice as many in 32 bits. Libraries and documents are not included.
 
     Args:
-        backbone_config (`PreTrainedConfig`): of the encoder.
+        backbone_config (`PreTrainedConfig`): configuration of the encoder.
         num_labels (`int`): L.
         num_steps (`int`), num_tokens (`int`): steps, and tokens in all of them.
         batch_size (`int`): documents per device and step.
@@ -84,10 +84,10 @@ def estimate_run(
         train_label_embeds (`bool`, defaults to `True`): whether the label embeddings are trained.
         half_precision (`bool`, defaults to `False`): autocast to 16 bits.
         num_lexical_features (`int`, defaults to 0): weights of the lexical scores per label.
-        token_attention_size (`int`, *optional*): dimensions in which labels attend to tokens. `None` if they do not.
-        num_checkpoints (`int`, defaults to 0): checkpoints that are on the disk at the same time.
+        token_attention_size (`int`, *optional*): dimensions in which labels attend to tokens. `None` without token attention.
+        num_checkpoints (`int`, defaults to 0): number of checkpoints on the disk at the same time.
         kernel_bytes (`int`, defaults to 0): memory of the kernel of the lexical scores, see [`~trainer.lexical.solvers.kernel_bytes`].
-        num_cached_tokens (`int`, defaults to 0): tokens whose states after the frozen layers are cached.
+        num_cached_tokens (`int`, defaults to 0): number of tokens whose states after the frozen layers are cached.
 
     Returns:
         [`RunNeeds`]
@@ -105,7 +105,7 @@ def estimate_run(
     trained += classifier + (table if train_label_embeds else 0)
     weights = 4 * (total + classifier + table)
     lexical = 8 * num_labels * num_lexical_features
-    # Scores and products of all tokens and labels, up to the size of a chunk. On a CPU chunks are smaller.
+    # Scores and products of all tokens and labels, up to the size of a chunk. On a CPU, chunks are smaller.
     attention = 0
     if token_attention_size is not None:
         attention = 8 * min(batch_size * max_length * num_labels, MAX_SCORES_ELSEWHERE)
@@ -115,7 +115,7 @@ def estimate_run(
         num_tokens,
         state_bytes=weights + 12 * trained + lexical,
         batch_bytes=batch_size * (max_length * per_token + 32 * num_labels) + attention,
-        # The final model is written beside the former one before it replaces it.
+        # The final model is written next to the existing one before it replaces it.
         disk_bytes=num_checkpoints * (weights + 8 * trained) + 2 * (weights + lexical),
         kernel_bytes=kernel_bytes,
         cache_bytes=num_cached_tokens * width * (2 if half_precision else 4),
@@ -123,7 +123,7 @@ def estimate_run(
 
 
 def available_memory(device: str | torch.device = "cpu") -> int | None:
-    """Bytes that a process can still take, of the machine, the container or the GPU; `None` where that is not known."""
+    """Bytes of memory that are still available on the machine, in the container or on the GPU; `None` if unknown."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -150,12 +150,12 @@ def check_fits(
     needs: RunNeeds, memory: int | None, disk: int, main_memory: int | None = None, must_cache: bool = False
 ) -> None:
     """
-    Refuse a run that cannot fit, before anything is computed. Only what is certain counts: the weights and the optimizer in
-    memory, the kernel of the lexical scores, and what is saved on the disk.
+    Refuse a run that cannot fit, before anything is computed. Only certain requirements count: memory of the weights and the optimizer, of
+    the kernel matrix of the lexical scores, and disk space for what is saved.
 
     Args:
-        needs ([`RunNeeds`]): of the run.
-        memory (`int`, *optional*), disk (`int`): free bytes, of the device and of the disk.
+        needs ([`RunNeeds`]): what the run needs.
+        memory (`int`, *optional*), disk (`int`): free bytes on the device and on the disk.
         main_memory (`int`, *optional*): free bytes of main memory if the device has memory of its own.
         must_cache (`bool`, defaults to `False`): whether the states of frozen layers must be cached.
 
@@ -170,8 +170,8 @@ def check_fits(
     free, beside = (memory, needs.state_bytes) if main_memory is None else (main_memory, 0)
     if needs.kernel_bytes and free is not None and needs.kernel_bytes + beside > free:
         raise ValueError(
-            f"Lexical scores need {gib(needs.kernel_bytes)} of memory after the training"
-            + (f", beside {gib(beside)} of weights and optimizer" if beside else "")
+            f"Lexical scores need {gib(needs.kernel_bytes)} of memory after training"
+            + (f", in addition to {gib(beside)} of weights and optimizer" if beside else "")
             + f", but {gib(free)} are free. Free some memory, train on fewer documents, or leave them out with `--lexical_scores false`."
         )
     if needs.disk_bytes > disk:
@@ -181,7 +181,7 @@ def check_fits(
         )
     if must_cache and needs.disk_bytes + needs.cache_bytes > disk:
         raise ValueError(
-            f"The states of the frozen layers need {gib(needs.cache_bytes)} of disk space beside {gib(needs.disk_bytes)} of checkpoints and "
+            f"The states of the frozen layers need {gib(needs.cache_bytes)} of disk space in addition to {gib(needs.disk_bytes)} of checkpoints and "
             f"model, but {gib(disk)} are free. Free some, name another `output_dir`, or leave `cache_frozen_layers` out."
         )
 
@@ -203,8 +203,8 @@ def gib(count: float) -> str:
 
 class TimeEstimate(TrainerCallback):
     """
-    Says once, after a few steps, how long the rest of the training takes and how much memory is in use. The first step, which
-    also prepares and has the longest documents, does not count.
+    Reports once, after a few steps, how long the rest of training will take and how much memory is in use. The first step, which
+    includes setup and has the longest documents, does not count.
 
     Args:
         clock (callable, defaults to `time.monotonic`): returns seconds.
@@ -229,8 +229,8 @@ class TimeEstimate(TrainerCallback):
         if state.is_world_process_zero:
             remaining = seconds / steps * (state.max_steps - state.global_step)
             tqdm.write(
-                f"Step {state.global_step} of {state.max_steps}: about {_minutes(remaining)} of training to go"
-                f"{', evaluations come on top' if args.eval_strategy != 'no' else ''}; "
+                f"Step {state.global_step} of {state.max_steps}: about {_minutes(remaining)} of training left"
+                f"{', plus evaluations' if args.eval_strategy != 'no' else ''}; "
                 f"{gib(_memory_in_use(args.device))} of memory in use."
             )
 

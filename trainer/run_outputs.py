@@ -13,15 +13,15 @@ from .files import atomic_write, make_writable_folder, write_csv
 
 def check_output_folder(folder: str | os.PathLike, files: Iterable[str] = ()) -> None:
     """
-    Check that a folder takes output, before anything is computed for it. It is made if it is missing.
+    Check that output can be written to a folder, before anything is computed. The folder is created if it is missing.
 
     Args:
         folder (path): the output folder.
         files (`Iterable[str]`): names that will be written into it.
 
     Raises:
-        OSError: the folder is a file or cannot be written, one of `files` is a directory, or anything in the folder is a pipe or
-            a device, which would block the writer.
+        OSError: the folder is a file or not writable, one of `files` is a directory, or the folder contains a pipe or a device, which
+            would block writing.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
@@ -38,7 +38,7 @@ def check_output_folder(folder: str | os.PathLike, files: Iterable[str] = ()) ->
     for entry in path.iterdir():
         try:
             mode = entry.stat().st_mode
-        except OSError:  # a dangling link: writing creates its target
+        except OSError:  # a dangling link, whose target is created by writing
             continue
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise OSError(
@@ -48,14 +48,14 @@ def check_output_folder(folder: str | os.PathLike, files: Iterable[str] = ()) ->
 
 def save_model_whole(trainer: Any) -> None:
     """
-    Save the model into `args.output_dir`. It is written to a temporary folder first, so that an existing model stays until the new
-    one is complete. Must be called by every process.
+    Save the model to `args.output_dir`. It is written to a temporary folder first, so that an existing model is kept until the new one is
+    complete. Must be called by every process.
 
     Args:
         trainer ([`SepMldcTrainer`]): its model, tokenizer, arguments and card are saved.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written; a former model is unchanged.
+        OSError: the disk is full or the folder is not writable. An existing model is unchanged.
     """
     folder = Path(trainer.args.output_dir)
     staged = folder / "_unfinished_model"  # "_*" is never pushed
@@ -71,7 +71,7 @@ def save_model_whole(trainer: Any) -> None:
                 if path.name != "README.md":  # a card that a user has written is kept
                     os.replace(path, folder / path.name)
             for path in [*folder.glob("model*.safetensors"), *folder.glob("model*.index.json")]:
-                if path.name not in new:  # parts of a former model that had more of them
+                if path.name not in new:  # shards of a previous model that had more of them
                     path.unlink()
     finally:
         if trainer.args.should_save:
@@ -88,7 +88,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 def save_metrics(folder: str | os.PathLike, split: str, metrics: Mapping[str, Any], combined: bool = True) -> None:
     """
     Write `{split}_results.json` and add the metrics to `all_results.json`, as `Trainer.save_metrics` does, but
-    atomically. An `all_results.json` that holds no JSON object (cut by a full disk or a kill) is replaced.
+    atomically. An `all_results.json` without a valid JSON object (truncated by a full disk or a kill) is replaced.
 
     Args:
         folder (path): the output folder.
@@ -140,10 +140,10 @@ def write_predictions(
         path (path): the file.
         scores, indices (arrays of shape `(num_documents, k)`): probabilities and label ids, best first, as `predict` returns them.
         labels (`list[str]` of length `num_labels`): names.
-        label_sets (sequence of `Sequence[int]`, *optional*): label ids of the label set of each document; without them nothing is
+        label_sets (sequence of `Sequence[int]`, *optional*): label ids of the label set of each document; if not given, no labels are
             assigned.
-        ids (`list`, *optional*): of the documents; their numbers from 0 on if not given.
-        gold (iterable of `list[str]`, *optional*): labels of each document.
+        ids (`list`, *optional*): document ids; by default, numbers starting at 0.
+        gold (iterable of `list[str]`, *optional*): gold labels of each document.
         top_k (`int`, *optional*): number of labels in `labels`; all k if not given.
     """
     ids = range(len(scores)) if ids is None else list(ids)

@@ -1,4 +1,4 @@
-"""What a checkpoint records of its run: the sum of its losses, and a fingerprint that a resume compares."""
+"""What a checkpoint records of its run: the sum of its losses, and a fingerprint that is compared when a run is resumed."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ from .adapters import lora_rank
 
 logger = logging.get_logger(__name__)
 
-# A resume with other values of these fields of the configuration is refused.
+# Resuming is refused if these fields of the configuration differ.
 MODEL_FIELDS = ("pooling", "classification_loss", "class_weights", "classifier", "label_attention", "token_attention")
-# Other values of these arguments cause a warning.
+# Resuming causes a warning if these arguments differ.
 ARGUMENTS = (
     "seed",
     "data_seed",
@@ -47,8 +47,8 @@ class RunRecord(TrainerCallback, ExportableState):
     Saved with each checkpoint as part of `trainer_state.json`.
 
     Attributes:
-        loss_sum (`float`): sum of the losses of all steps so far, over interruptions.
-        fingerprint (`dict`): what the run depends on, see [`run_fingerprint`].
+        loss_sum (`float`): sum of the losses of all steps so far, across interruptions.
+        fingerprint (`dict`): see [`run_fingerprint`].
     """
 
     def __init__(self):
@@ -56,7 +56,7 @@ class RunRecord(TrainerCallback, ExportableState):
         self.fingerprint: dict[str, Any] = {}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        # Here, because `model_init` makes a new model when training begins.
+        # Set here, because `model_init` creates a new model when training begins.
         model.config.drop_guarantee("the model is trained")
 
     def state(self) -> dict[str, Any]:
@@ -65,10 +65,10 @@ class RunRecord(TrainerCallback, ExportableState):
 
 class RestoreCallbacks(TrainerCallback):
     """
-    Continues the counts of the callbacks of a resumed run, such as the patience of early stopping.
+    Restores the counters of callbacks in a resumed run, such as the patience counter of early stopping.
 
-    `restore_callback_states_from_checkpoint` of transformers replaces the callbacks by new ones with the checkpoint's arguments,
-    so a patience that was raised for the resume would be ignored. Here they keep the arguments they were made with.
+    `restore_callback_states_from_checkpoint` of transformers replaces the callbacks by new ones with the checkpoint's arguments, so that a
+    patience that was increased for the resumed run would be ignored. Here, callbacks keep the arguments they were created with.
     """
 
     def __init__(self):
@@ -78,7 +78,7 @@ class RestoreCallbacks(TrainerCallback):
         for callback in self.callbacks:
             if not isinstance(callback, ExportableState):
                 continue
-            # transformers fails to save a callback that the checkpoint does not know.
+            # transformers cannot save a callback that is not in the checkpoint.
             stored = state.stateful_callbacks.setdefault(type(callback).__name__, {})
             if not isinstance(stored, dict) or isinstance(callback, (RunRecord, TrainerControl)):
                 continue
@@ -88,8 +88,8 @@ class RestoreCallbacks(TrainerCallback):
 
 class EpochOrder(TrainerCallback):
     """
-    Tells a sampler the epoch, counted from the global step: accelerate's loader does not pass it on when it skips the batches
-    of a resumed epoch.
+    Sets the epoch of a sampler, computed from the global step: accelerate's loader does not pass it on when it skips the batches of a
+    resumed epoch.
     """
 
     def __init__(self):
@@ -108,12 +108,12 @@ class EpochOrder(TrainerCallback):
 
 def run_fingerprint(model: Any, args: Any, train_dataset: Any) -> dict[str, Any]:
     """
-    What the result of a run depends on.
+    A fingerprint of everything that the result of a run depends on.
 
     Args:
         model (`SepMldcForMultiLabelClassification`): its label texts and settings.
         args (`SepMldcTrainingArguments`): see `ARGUMENTS`; the batch size counts all processes and accumulated batches.
-        train_dataset (`Dataset`, *optional*): its length and up to 1,000 evenly spaced documents; nothing of a stream.
+        train_dataset (`Dataset`, *optional*): its length and up to 1,000 evenly spaced documents; ignored for a stream.
 
     Returns:
         `dict`: `"label_texts"` (digest), `"model"`, `"arguments"` (values by name), `"documents"` (number and digest).
@@ -144,12 +144,12 @@ def read_record(checkpoint: str | os.PathLike) -> dict[str, Any]:
 
 def check_same_run(checkpoint: str | os.PathLike, labels: list[str], fingerprint: dict[str, Any]) -> None:
     """
-    Compare a checkpoint with the run that resumes from it. Other documents or arguments cause a warning.
+    Compare a checkpoint with the run that resumes from it. Different documents or arguments cause a warning.
 
     Args:
-        checkpoint (`str`): folder.
-        labels (`list[str]`): names of this run's labels, in order.
-        fingerprint (`dict`): of this run, see [`run_fingerprint`].
+        checkpoint (`str`): folder of the checkpoint.
+        labels (`list[str]`): label names of this run, in order.
+        fingerprint (`dict`): fingerprint of this run, see [`run_fingerprint`].
 
     Raises:
         ValueError: the checkpoint has other labels, another order of them, other label texts or other model settings.
@@ -158,26 +158,26 @@ def check_same_run(checkpoint: str | os.PathLike, labels: list[str], fingerprint
     stored = read_record(checkpoint).get("fingerprint", {})
     if stored.get("label_texts", fingerprint["label_texts"]) != fingerprint["label_texts"]:
         raise ValueError(
-            f"{checkpoint} was trained with other label descriptions than this run has. Resume with the former descriptions, or "
+            f"{checkpoint} was trained with other label descriptions than those of this run. Resume with the same descriptions, or "
             "start a new run without `resume_from_checkpoint`."
         )
     settings = _differences(stored.get("model", {}), fingerprint["model"])
     if settings:
         raise ValueError(
-            f"{checkpoint} belongs to a model with other settings than this run: {settings}. Resume with the former settings, or "
+            f"{checkpoint} belongs to a model with other settings than this run: {settings}. Resume with the same settings, or "
             "start a new run without `resume_from_checkpoint`."
         )
-    # Through JSON, as the stored ones went.
+    # Converted through JSON, like the stored ones.
     arguments = _differences(
         stored.get("arguments", {}), json.loads(json.dumps(fingerprint["arguments"], default=str))
     )
     if arguments:
         logger.warning(
-            f"{checkpoint} was trained with other arguments than this run: {arguments}. The run goes on with the new ones."
+            f"{checkpoint} was trained with other arguments than this run: {arguments}. The run continues with the new ones."
         )
     if stored.get("documents", fingerprint["documents"]) != fingerprint["documents"]:
         logger.warning(
-            f"{checkpoint} was trained on other documents than this run has. The run goes on with the new ones, at the same place."
+            f"{checkpoint} was trained on other documents than those of this run. The run continues with the new ones, at the same position."
         )
 
 
@@ -186,7 +186,7 @@ def _check_labels(checkpoint: str | os.PathLike, labels: list[str]) -> None:
         with open(os.path.join(checkpoint, CONFIG_NAME), encoding="utf-8") as file:
             stored = json.load(file).get("id2label")
     except (OSError, ValueError):
-        return  # loading the weights says what is wrong
+        return  # loading the weights will report what is wrong
     if not isinstance(stored, dict):
         return
     names = [name for _, name in sorted(stored.items(), key=lambda item: int(item[0]))]

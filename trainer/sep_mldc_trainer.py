@@ -54,7 +54,7 @@ def _is_sharded(model: nn.Module) -> bool:
 
 
 def _checked_arguments(args: SepMldcTrainingArguments | None, processing_class: Any) -> SepMldcTrainingArguments:
-    """The arguments of a trainer, which must be of this package and fit its tokenizer."""
+    """Check the arguments of a trainer: their class, and that there is a tokenizer if one is needed."""
     args = args if args is not None else SepMldcTrainingArguments(output_dir="outputs")
     if not isinstance(args, SepMldcTrainingArguments):
         raise ValueError(
@@ -73,24 +73,24 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
     r"""
     `Trainer` for [`SepMldcForMultiLabelClassification`]: L = L_ce + β L1 + γ L2 (Eq. 21).
 
-    It decides which labels are encoded in a step, stores their embeddings after backward, encodes all of them before
-    evaluation and saving, and logs every term. With several processes it gathers embeddings and labels, so that N
-    processes with batches of b documents compute what one computes with N·b.
+    It decides which labels are encoded in a step, stores their embeddings after the backward pass, encodes all labels before evaluation
+    and saving, and logs every loss term. With several processes, it gathers embeddings and labels, so that N processes with batches of b
+    documents compute the same as one process with N·b.
 
     Evaluation and prediction never hold an N x L matrix: `evaluate` accumulates counts, `predict` returns the best
     `prediction_top_k` labels per document, `(probabilities, label ids)`, in the order of the documents. A custom
     `compute_metrics` switches to the protocol of transformers' `batch_eval_metrics`.
 
     Args:
-        model (`SepMldcForMultiLabelClassification`): to train.
-        args ([`SepMldcTrainingArguments`]): settings.
-        data_collator (`Callable`, *optional*): a [`SepMldcDataCollator`] by default.
+        model (`SepMldcForMultiLabelClassification`): the model to train.
+        args ([`SepMldcTrainingArguments`]): the training arguments.
+        data_collator (`Callable`, *optional*): defaults to a [`SepMldcDataCollator`].
         train_dataset, eval_dataset (`Dataset`, *optional*): documents with `input_ids`, ... and `label_indices` (ids of the
             labels) or `labels` (multi-hot). `eval_dataset` may be a dictionary of data sets.
         processing_class (`PreTrainedTokenizerBase`, *optional*): the tokenizer; needed for `label_encoding="encoder"`.
         model_init (`Callable`, *optional*): as in `Trainer`.
-        compute_loss_func (`Callable`, *optional*): `(outputs, labels, num_items_in_batch)` to a loss that takes the place of the
-            classification loss L_ce; the contrastive terms are added. As in `Trainer`, it is not divided by
+        compute_loss_func (`Callable`, *optional*): maps `(outputs, labels, num_items_in_batch)` to a loss that replaces the
+            classification loss L_ce; the contrastive terms are added to it. As in `Trainer`, it is not divided by
             `gradient_accumulation_steps`.
         compute_metrics, callbacks, optimizers, kwargs: as in `Trainer`.
 
@@ -192,25 +192,25 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         return model
 
     def _configure_label_table(self, model: nn.Module) -> None:
-        # A trained table that no loss reaches would be a parameter without gradient, which stops DDP.
+        # A trainable table that does not contribute to the loss would have no gradient, which makes DDP fail.
         used = model.uses_label_embeds or self.args.label_loss_weight > 0
         if used and getattr(model, "peft_config", None):
-            # A saved adapter does not contain the table.
+            # A saved PEFT adapter does not contain the table of label embeddings.
             if self.args.label_encoding == "encoder":
                 raise ValueError(
                     '`label_encoding="encoder"` changes the label embeddings, which a PEFT adapter does not save. Choose '
                     '`label_encoding="embedding"`, which then keeps the label embeddings of the base model, or train without PEFT.'
                 )
             logger.warning(
-                "A PEFT adapter does not save label embeddings: those of the base model are kept, untrained."
+                "A PEFT adapter does not save label embeddings, so those of the base model are used and not trained."
             )
             used = False
         model.label_embeddings.requires_grad_(self.args.label_encoding == "embedding" and used)
 
     def refresh_label_embeddings(self) -> None:
         """
-        Encode all label texts with the encoder as it is now and store the embeddings; nothing to do under
-        `label_encoding="embedding"`. Evaluation, prediction and saving call it.
+        Encode all label texts with the current weights and store the embeddings. Does nothing with `label_encoding="embedding"`. Called
+        by evaluation, prediction and saving.
         """
         if self.label_schedule is None:
             return
@@ -221,7 +221,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         with tqdm(total=model.config.num_labels, desc="Encoding labels", disable=hidden, leave=False) as bar:
             batch_size = max(self.args.eval_batch_size, 64)
             self.label_schedule.refresh(model, batch_size, self.accelerator.autocast, bar.update)
-        # More than the rounding of another precision: a label was renamed or described anew.
+        # More than rounding errors of another precision: a label was renamed or its description was changed.
         if former is not None and cosine_similarity(former.float(), model.label_embeddings.float()).min() < 0.99:
             model.config.drop_guarantee("label texts were changed and encoded again")
 
@@ -244,18 +244,20 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         distributed = model.training and args.world_size > 1
         all_labels = self.accelerator.gather(labels.to(torch.uint8)) if distributed else labels
         contrastive = args.label_loss_weight > 0 or args.document_loss_weight > 0
-        present = present_labels(all_labels) if contrastive else None  # once per step: it forces a device sync
+        present = (
+            present_labels(all_labels) if contrastive else None
+        )  # only once per step, because it forces a device sync
 
         candidates = None
         uses_labels = self.model.uses_label_embeds or args.label_loss_weight > 0
         if model.training and self.label_schedule is not None and uses_labels:
-            # A hyperparameter search may have changed them.
+            # A hyperparameter search may have changed the weights.
             self.label_schedule.seed, self.label_schedule.labels_per_step = args.seed, args.labels_per_step
             candidates = self.label_schedule.select(all_labels, self.state.global_step, present)
             inputs = {**inputs, **self.label_schedule.inputs(candidates, labels.device)}
             candidates = inputs["candidate_indices"]
         if model.training and _is_sharded(model):
-            # The label loss reads `label_embeds` after forward: the root's parameters must not be freed before backward.
+            # The label loss uses `label_embeds` after the forward pass, so FSDP must not free the root's parameters before the backward pass.
             model.set_reshard_after_forward(False, recurse=False)
         outputs = model(**inputs, return_label_embeds=candidates is None)
         if candidates is not None:
@@ -273,7 +275,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         if contrastive:
             added = sum(term for name, term in weighted.items() if name != "classification")
             if self.compute_loss_func is not None and model.training:
-                added = added / self.current_gradient_accumulation_steps  # transformers leaves that to a custom loss
+                added = added / self.current_gradient_accumulation_steps  # transformers does not divide custom losses
             loss = loss + added
         self._terms.add(terms)
         return (loss, outputs) if return_outputs else loss
@@ -287,9 +289,9 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         distributed: bool,
         terms: dict[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """β L1 and γ L2 of the documents of all processes, by name; `terms` gets what is logged."""
+        """β L1 and γ L2 over the documents of all processes, by name. Values to be logged are added to `terms`."""
         args = self.args
-        # Both losses are the same without the labels that no document of the batch has: nothing of size B x L is made.
+        # Labels that no document of the batch has do not change the losses, so they are left out, and no B x L tensor is created.
         labels = labels.index_select(1, present)
         weighted = {}
         if args.label_loss_weight > 0:
@@ -304,18 +306,18 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             terms["document_contrastive_loss"] = term.detach()
             terms["anchors_with_positive"] = share_of_anchors_with_positive(labels)
             if distributed:
-                # DDP averages gradients over N processes, each of which has the gradient of its own documents only.
+                # DDP averages gradients over N processes, but each process only has the gradient for its own documents.
                 term = args.world_size * term - (args.world_size - 1) * term.detach()
             weighted["document_contrastive"] = args.document_loss_weight * term
         return weighted
 
     def _logs_gradient_norms(self) -> bool:
-        """Whether this is a step whose losses are logged next, of a run that asks for them."""
+        """Whether gradient norms are to be logged in this step."""
         asked = self.args.log_gradient_norms and self.model.training
         return asked and (self.state.global_step + 1) % max(self.state.logging_steps, 1) == 0
 
     def _label_rows(self, outputs: Any, candidates: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor:
-        """Embeddings of the present labels: encoded ones with gradient where there are any, stored ones elsewhere."""
+        """Embeddings of the present labels: freshly encoded ones, with gradient, if available, else stored ones."""
         if candidates is None:
             return outputs["label_embeds"].index_select(0, present)
         rows = self.bare_model().label_embeddings.detach().index_select(0, present).float()
@@ -408,18 +410,18 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         calibration: str | None = None,
     ) -> dict:
         """
-        Choose each label's decision threshold on documents that were not trained on, and store them in the model's
-        configuration (`thresholds`, `threshold_info`, `score_calibration`); with a tokenizer also what the cosine of a document and a
-        label text is worth (`cosine_calibration`), which labels that are added later start from.
+        Choose each label's decision threshold on held-out documents, and store the thresholds in the model's configuration (`thresholds`,
+        `threshold_info`, `score_calibration`). With a tokenizer, also calibrate the cosine similarity of documents and label texts
+        (`cosine_calibration`), with which labels that are added later are scored.
 
         Args:
-            dataset (`Dataset` or `str`, *optional*): as in `logit_batches`; its documents need labels.
+            dataset (`Dataset` or `str`, *optional*): as in `logit_batches`; must be labeled.
             objective, shrinkage, calibration: as in [`~trainer.thresholds.tune_thresholds_from_batches`]. A model trained with
                 the softmax loss alone has no per-label probabilities and always gets `"platt"`; one with lexical scores gets
                 it unless another calibration is named.
 
         Returns:
-            `dict`: what is stored as `threshold_info`, see [`~trainer.thresholds.TunedThresholds`].
+            `dict`: the value of `threshold_info`, see [`~trainer.thresholds.TunedThresholds`].
 
         Raises:
             ValueError: no documents or none with labels, an unknown objective or calibration, or a guarantee (`"recall:R"`, `"fdr:Q"`)
@@ -466,12 +468,12 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         self, train_dataset: Any = None, eval_dataset: Any = None, num_features: int | None = None, **kwargs: Any
     ) -> dict:
         """
-        Give the model lexical scores fitted on training documents and weighted on validation documents. Call `tune_thresholds`
-        afterwards, because thresholds and calibration of the former scores are dropped.
+        Add lexical scores to the model, fitted on training documents, with a weight chosen on validation documents. Call `tune_thresholds`
+        afterwards, because thresholds and calibration of the previous scores are dropped.
 
         Args:
             train_dataset, eval_dataset (`Dataset`, *optional*): tokenized documents with `label_indices`; the trainer's own if
-                not given. Pseudo-documents among the training documents count like others.
+                not given. Pseudo-documents in the training documents are used like other documents.
             num_features, kwargs: as in [`~trainer.lexical.fit_lexical_scores`].
 
         Returns:
@@ -496,9 +498,9 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
 
     def keep_tuning_of(self, tuned: nn.Module, train_dataset: Any = None) -> None:
         """
-        Give the model what was tuned for another one on validation documents: thresholds, calibration, and the weights of the
-        lexical scores, whose classifiers are fitted again. For a model that was trained again on validation documents too; a guarantee of the
-        thresholds does not hold for it and is left out.
+        Copy what was tuned for another model on validation documents: thresholds, calibration, and the weights of the lexical scores, whose
+        classifiers are refitted. For a model that was then also trained on the validation documents. A guarantee of the thresholds does not
+        hold for this model and is removed.
 
         Args:
             tuned (`SepMldcForMultiLabelClassification`): a model with the same labels.
@@ -527,7 +529,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
     # ---- Logging ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in transformers, with every term of the loss; `train_loss` is the mean over the whole run, also after a resume."""
+        """As in transformers, but with every loss term. `train_loss` is the mean over the whole run, even if it was resumed."""
         if "loss" in logs and self.is_in_train:
             self._stop_if_not_finite(logs["loss"])
             self._record.loss_sum += self._mean_of_processes(self._unlogged_loss)
@@ -547,8 +549,8 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         if not torch.isfinite(torch.tensor(loss)):
             whole = last_whole_checkpoint(self.args.output_dir)
             raise FloatingPointError(
-                f"The loss became {loss} between steps {self._last_logged_step + 1} and {self.state.global_step}, and a model "
-                "trained on it is lost; no checkpoint of it was written. Lower the learning rate or use bf16 instead of fp16, and "
+                f"The loss became {loss} between steps {self._last_logged_step + 1} and {self.state.global_step}, so the model "
+                "is unusable; no checkpoint of it was written. Lower the learning rate or use bf16 instead of fp16, and "
                 f"{'resume from ' + whole if whole else 'start again'}."
             )
 
@@ -561,15 +563,15 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        As in transformers. `resume_from_checkpoint=True` takes the newest checkpoint that is complete and undamaged.
-        A resumed run has the `train_loss` and the patience of early stopping of the whole run.
+        As in transformers. `resume_from_checkpoint=True` uses the newest checkpoint that is complete and undamaged. In a resumed run,
+        `train_loss` and the patience of early stopping cover the whole run.
 
         Raises:
-            ValueError: there is no whole checkpoint, it is damaged or belongs to another run (other labels, label descriptions
+            ValueError: there is no complete checkpoint, it is damaged or belongs to another run (other labels, label descriptions
                 or model settings), or `metric_for_best_model` is unknown.
             FloatingPointError: the loss became NaN or infinite.
         """
-        if self.model is None:  # a search frees the model of the trial before
+        if self.model is None:  # a hyperparameter search frees the model of the previous trial
             self.model = self.call_model_init(trial)
         self.check_metric_for_best_model()
         checkpoint = self._checked_checkpoint(resume_from_checkpoint)
@@ -596,13 +598,13 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
     def cached_frozen_layers(self, evaluates: bool = True, reserved_bytes: int = 0) -> Iterator[None]:
         """
         Within this context, training and evaluation read the states of frozen layers from the disk (see `cache_frozen_layers`).
-        `train` enters it by itself. Enter it before, where `eval_dataset` is read after training too, for thresholds say.
+        `train` enters it automatically. Enter it yourself if `eval_dataset` is read again after training, for example to tune thresholds.
 
         Args:
             evaluates (`bool`, defaults to `True`): also keep the states of `eval_dataset`.
             reserved_bytes (`int`, defaults to 0): disk space to leave for checkpoints and the model.
         """
-        # Layers of sharded parameters cannot be run one by one; with `model_init`, training makes a new model.
+        # Layers with sharded parameters cannot be run individually; with `model_init`, training creates a new model.
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or _is_sharded(self.model)
         if self._caches_layers or sharded or self.model_init is not None:
             yield
@@ -619,11 +621,11 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
 
     @property
     def _record(self) -> RunRecord:
-        # Looked up, because `restore_callback_states_from_checkpoint` replaces it.
+        # Looked up each time, because `restore_callback_states_from_checkpoint` replaces it.
         return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, RunRecord))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """As in transformers, but nothing after the last step: a resume of a finished run would train one step more."""
+        """As in transformers, but does nothing after the last step, because resuming a finished run would train one more step."""
         if self.state.global_step >= self.state.max_steps:
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -635,19 +637,19 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         if resume_from_checkpoint is True:
             if whole is None:
                 raise ValueError(
-                    f"{self.args.output_dir} holds no whole checkpoint to resume from. Start without `resume_from_checkpoint`."
+                    f"{self.args.output_dir} has no complete checkpoint to resume from. Start without `resume_from_checkpoint`."
                 )
             return whole
         damaged = damaged_files(resume_from_checkpoint)
         if damaged and damaged != [MANIFEST_NAME]:  # a folder of another trainer has no manifest
             remedy = f"Resume from {whole}." if whole else "Start without `resume_from_checkpoint`."
             raise ValueError(
-                f"{resume_from_checkpoint} is damaged: {', '.join(damaged)} is missing or not as it was saved. {remedy}"
+                f"{resume_from_checkpoint} is damaged: {', '.join(damaged)} is missing or has changed since it was saved. {remedy}"
             )
         return resume_from_checkpoint
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in transformers, with the label embeddings of the encoder as it is now."""
+        """As in transformers, with label embeddings that are up to date."""
         if self.is_in_train and _internal_call and output_dir is not None:
             self._begin_checkpoint(output_dir)
         self.refresh_label_embeddings()
@@ -656,7 +658,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             save_adapters(self.bare_model(), output_dir)
 
     def _begin_checkpoint(self, folder: str) -> None:
-        # Each process looks at its own part of sharded weights; all stop if one of them must.
+        # Each process checks its own shard of the weights. If one of them has to stop, all stop.
         parts = (getattr(weight, "to_local", lambda weight=weight: weight)() for weight in self.model.parameters())
         weights = sum(part.detach().float().sum() for part in parts)
         pending = self._mean_of_processes(self._unlogged_loss + 0 * weights)
@@ -666,6 +668,6 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         self._checkpoint_guard.begin(folder, self.args)
 
     def end(self) -> None:
-        """As in transformers, after a barrier: a process that ends earlier would abort the others."""
+        """As in transformers, but after a barrier, because a process that ends earlier would abort the others."""
         self.accelerator.wait_for_everyone()
         super().end()

@@ -17,7 +17,7 @@ SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
 
 def recommended_head_learning_rate(classifier: str, token_attention: bool) -> float:
-    """The recommended `head_learning_rate`. Similarities alone need a larger one, unless token attention is added to them."""
+    """The recommended `head_learning_rate`. `"similarity"` alone needs a larger one, unless token attention is added."""
     return 3e-3 if classifier == "similarity" and not token_attention else 1e-3
 
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 else:
 
     def Cutoff(text: str) -> int | str:
-        """Reads one value of `--metric_ks`; "1,3,5", the former form, is taken apart by the arguments."""
+        """Parses one value of `--metric_ks`. The deprecated form "1,3,5" is split later."""
         return text if "," in text else int(text)
 
 
 @dataclass
 class SepMldcTrainingArguments(TrainingArguments):
     r"""
-    `TrainingArguments` with what SEP-MLDC adds: the weights of the two contrastive losses (Eq. 21), the training of label
+    `TrainingArguments` with additional arguments for SEP-MLDC: the weights of the two contrastive losses (Eq. 21), the training of label
     embeddings, the order of documents, and the settings of evaluation and prediction.
 
     These defaults differ from transformers: `learning_rate=1e-4`, `warmup_steps=0.1` (a tenth of the steps), `weight_decay=0.01`,
@@ -89,7 +89,7 @@ class SepMldcTrainingArguments(TrainingArguments):
         default=8,
         metadata={
             "help": "Maximum number of label texts encoded per step: the positive labels of the batch first, then random "
-            "ones. All other labels use their stored embeddings, which are slightly out of date."
+            "ones. All other labels use their stored embeddings, which may be slightly out of date."
         },
     )
     max_label_length: int = field(default=64, metadata={"help": "Maximum number of tokens per label text."})
@@ -126,14 +126,14 @@ class SepMldcTrainingArguments(TrainingArguments):
     cache_frozen_layers: bool | None = field(
         default=None,
         metadata={
-            "help": "Compute the states of frozen layers once and read them from disk in each epoch. By default, if layers are frozen, "
-            "there is more than one epoch and the disk has room. True makes a full disk an error."
+            "help": "Compute the states of frozen layers once and read them from disk in each epoch. By default, this is done if layers "
+            "are frozen, there is more than one epoch and the disk has room. With True, too little disk space is an error."
         },
     )
     group_by_label_set: bool = field(
         default=False,
         metadata={
-            "help": "Put pairs of documents with the same label set into one batch, so that L2 has positives (Eq. 14)."
+            "help": "Put pairs of documents with the same label set into the same batch, so that L2 has positives (Eq. 14)."
         },
     )
 
@@ -164,7 +164,7 @@ class SepMldcTrainingArguments(TrainingArguments):
     log_gradient_norms: bool = field(
         default=False,
         metadata={
-            "help": "At each logged step, log the norm of the gradient of each term of the loss over the encoder, the label embeddings "
+            "help": "At each logging step, log the gradient norm of each loss term with respect to the encoder, the label embeddings "
             "and the head. Not with FSDP or DeepSpeed."
         },
     )
@@ -174,7 +174,7 @@ class SepMldcTrainingArguments(TrainingArguments):
         self._check_ranges()
         super().__post_init__()
         if self.accelerator_config is not None and self.accelerator_config.dispatch_batches is None:
-            # Streams only: dispatching would concatenate batches that are padded to different lengths.
+            # For streams: dispatching would concatenate batches that are padded to different lengths.
             self.accelerator_config.dispatch_batches = False
         self._check_combinations()
 
@@ -283,8 +283,8 @@ class SepMldcTrainingArguments(TrainingArguments):
     @contextmanager
     def postponed_rotation(self) -> Iterator[int | None]:
         """
-        Inside, `save_total_limit` is `None`, so that transformers deletes no older checkpoint; yields the limit. A copy
-        that is pickled inside (`training_args.bin`) has the limit.
+        Within this context, `save_total_limit` is `None`, so that transformers deletes no older checkpoints; yields the limit. A copy that is
+        pickled within the context (`training_args.bin`) contains the limit.
         """
         limit: int | None = vars(self)["save_total_limit"]
         self.save_total_limit, self._postponed_limit = None, limit
@@ -303,7 +303,7 @@ class SepMldcTrainingArguments(TrainingArguments):
 
 
 def _checked_ks(value: Any) -> list[int] | None:
-    """`metric_ks` as ascending whole numbers; takes the former form "1,3,5" as well."""
+    """`metric_ks` as ascending integers; also accepts the deprecated form "1,3,5"."""
     if value is None:
         return None
     parts = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
@@ -329,7 +329,7 @@ def _checked_ks(value: Any) -> list[int] | None:
 
 
 def _without_secrets(values: dict[str, Any]) -> dict[str, Any]:
-    """A copy in which values that are, or are named like, a token or a password are `None`."""
+    """A copy in which tokens and passwords, recognized by value or by name, are `None`."""
     clean: dict[str, Any] = {}
     for name, value in values.items():
         secret = SECRET_NAME.search(str(name)) and isinstance(value, str)

@@ -1,8 +1,6 @@
 """
-The private parts of transformers' `Trainer` that this project overrides, each with its reason; nothing else in `trainer/`
-overrides or reads one.
-
-Everything else uses public interfaces: callbacks, `save_model`, `log`, `training_step`, `evaluation_loop`.
+The private parts of transformers' `Trainer` that this project overrides or reads, each with the reason. All other code in `trainer/` uses
+public interfaces: callbacks, `save_model`, `log`, `training_step`, `evaluation_loop`.
 `tests/test_transformers_internals.py` fails when the installed transformers no longer has one of these, or with other arguments.
 """
 
@@ -25,13 +23,13 @@ ATTRIBUTES = ("_signature_columns", "push_in_progress")
 
 
 class TransformersInternals(Trainer):
-    """A `Trainer` with public names for what is private in transformers."""
+    """A `Trainer` with public names for private parts of transformers."""
 
     # Columns that the data collator needs although the model's forward has no such argument.
     further_columns: tuple[str, ...] = ()
 
     def train_sampler(self, dataset: Any) -> Sampler | None:
-        """The order of the training documents; for a subclass to override."""
+        """Returns the sampler of the training documents; subclasses may override it."""
         return super()._get_train_sampler(dataset)
 
     # Reason: `get_train_dataloader` is public, but builds loader and sampler in one; overriding it would copy how transformers
@@ -47,7 +45,7 @@ class TransformersInternals(Trainer):
         self._signature_columns = [*columns, *(name for name in self.further_columns if name not in columns)]
 
     def push_checkpoint(self, folder: str) -> None:
-        """Start to push a checkpoint during training; for a subclass to override."""
+        """Starts to push a checkpoint during training; subclasses may override it."""
         super()._push_from_checkpoint(folder)
 
     # Reason: `on_push_begin` cannot change what is pushed, and is also called at the end of training.
@@ -55,7 +53,7 @@ class TransformersInternals(Trainer):
         self.push_checkpoint(checkpoint_folder)
 
     def finish_pushes(self) -> None:
-        """Wait until pushes are finished; for a subclass to override."""
+        """Waits until pushes are finished; subclasses may override it."""
         super()._finish_current_push()
 
     # Reason: transformers waits for uploads, but does not check whether they failed.
@@ -64,7 +62,7 @@ class TransformersInternals(Trainer):
 
 
 def changed_internals() -> list[str]:
-    """One sentence for each private part that the installed transformers does not have as it is needed here."""
+    """One sentence for each private part that is missing or different in the installed version of transformers."""
     changes = []
     for name, expected in OVERRIDDEN.items():
         method = getattr(Trainer, name, None)

@@ -1,4 +1,4 @@
-"""Likely errors in the labels of documents: finding them, deciding about them, correcting them."""
+"""Likely errors in the labels of documents: finding, reviewing and correcting them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Findings as a csv file to work through, decisions about them, and the corrected documents."""
+"""Findings as a csv file for review, the decisions about them, and the corrected documents."""
 
 import contextlib
 import csv
@@ -34,8 +34,8 @@ OUTPUT_FORMATS = (".jsonl", ".csv", ".tsv", ".parquet")
 @dataclass(frozen=True)
 class AuditedFiles:
     """
-    The documents that findings are about: the arguments of [`~trainer.load_documents`] that were used, and a digest of their texts. It is
-    kept next to the findings, in a JSON file of the same name.
+    The documents that findings are about: the arguments of [`~trainer.load_documents`] with which they were loaded, and a digest of their
+    texts. Saved next to the findings, in a JSON file of the same name.
     """
 
     files: list[str]
@@ -111,7 +111,7 @@ def _cell(value: Any) -> Any:
 
 def read_findings(path: str | os.PathLike) -> list[Finding]:
     """
-    The findings of a csv file, also as a spreadsheet saved it.
+    Read findings from a csv file, including one saved by a spreadsheet program.
 
     Raises:
         DataFileError: a column is missing, or a value is not what it should be, with file, line, rule and remedy. It is a `ValueError`.
@@ -169,7 +169,7 @@ def _parse(record: dict[str, str], where: str) -> Finding:
 
 
 def _raw(cell: str) -> str:
-    """What [`~trainer.files.harmless_cell`] was made from."""
+    """The inverse of [`~trainer.files.harmless_cell`]."""
     bare = cell[1:]
     return bare if cell.startswith("'") and harmless_cell(bare) == cell else cell
 
@@ -198,8 +198,8 @@ def read_source(path: str | os.PathLike) -> AuditedFiles:
 
 class FindingsFile:
     """
-    A findings file whose decisions are saved one by one: each is on the disk when `decide` returns. Several threads may use it. A change
-    by another program, a spreadsheet for instance, is read before the next decision is written.
+    A findings file in which each decision is saved to disk before `decide` returns. Thread-safe. Changes made by another program, such as a
+    spreadsheet, are read before the next decision is written.
 
     Args:
         path (`str` or path): the csv file.
@@ -254,7 +254,7 @@ class FindingsFile:
 
 
 def default_output_file(path: str | os.PathLike) -> str:
-    """Where corrected documents go if no file is named: next to the findings, in the format of the documents."""
+    """The default file for corrected documents: next to the findings, in the format of the documents."""
     source = read_source(path)
     ending = "." + find_format(source.files[0], source.data_format)
     return str(Path(path).with_suffix(f".corrected{ending if ending in OUTPUT_FORMATS else '.jsonl'}"))
@@ -262,8 +262,8 @@ def default_output_file(path: str | os.PathLike) -> str:
 
 def apply_findings(path: str | os.PathLike, output_file: str | os.PathLike) -> dict[str, int]:
     """
-    Write the documents with the accepted findings applied. All columns but that of the labels, and the labels of all other documents, are
-    as they were. Rows that the audit left out (`on_bad_rows="skip"`) are left out.
+    Write the documents with the accepted findings applied. All other columns, and the labels of all other documents, are unchanged. Rows
+    that the audit skipped (`on_bad_rows="skip"`) are left out.
 
     Args:
         path (`str` or path): the findings, a csv file.
@@ -312,7 +312,7 @@ def apply_findings(path: str | os.PathLike, output_file: str | os.PathLike) -> d
 
 
 def _documents(source: AuditedFiles, files: list[str]) -> Iterable[tuple[dict[str, Any], str, list[str], Columns]]:
-    """Record, text, label names and columns of every document; rows that the audit left out are left out."""
+    """Record, text, label names and columns of every document, without rows that the audit skipped."""
     bad_rows = BadRows(source.on_bad_rows)
     for path in files:
         columns: Columns | None = None
@@ -328,7 +328,7 @@ def _documents(source: AuditedFiles, files: list[str]) -> Iterable[tuple[dict[st
 
 
 def _corrected(names: list[str], edits: list[Finding], dropped: set[str], counts: dict[str, int]) -> list[str]:
-    """Label names after the edits; what is already as it should be is not counted."""
+    """Label names after the edits; edits that change nothing are not counted."""
     kept = list(names)
     for finding in edits:
         label = normalize_label(finding.label)
@@ -342,14 +342,14 @@ def _corrected(names: list[str], edits: list[Finding], dropped: set[str], counts
 
 
 def _with_labels(record: dict[str, Any], former: list[str], names: list[str], columns: Columns) -> dict[str, Any]:
-    """A record with the labels `names` instead of `former`, in the form in which it had them."""
+    """A record with the labels `names` instead of `former`, in the same format."""
     if isinstance(columns.labels, tuple):
         changed = dict(record)
         for column in columns.labels:
             label, value = normalize_label(column), record.get(column)
             has = label in names
             if has != (label in former):
-                # 0 and 1 as the column has them
+                # keep the column's own representation of 0 and 1
                 changed[column] = (
                     has if isinstance(value, bool) else str(int(has)) if isinstance(value, str) else int(has)
                 )

@@ -1,4 +1,4 @@
-"""Labels that are likely wrong or missing, documents and labels that deserve a look, in the order in which to look at them."""
+"""Labels that are likely wrong or missing, and suspicious documents and labels, in the order in which to review them."""
 
 import warnings
 from collections import Counter
@@ -21,13 +21,13 @@ TOGETHER, RARE = "always together", "too rare"
 KINDS = (WRONG, MISSING, DUPLICATES, TOGETHER, RARE)
 REMOVE, ADD, DROP = "remove", "add", "drop"
 CHANGES = (REMOVE, ADD, DROP)
-# Characters of a document in a finding.
+# Number of characters of a document that a finding quotes.
 EXCERPT = 400
-# Labels are "always together" from this Jaccard similarity of their sets of documents.
+# Minimum Jaccard similarity of the document sets of two labels that are "always together".
 ALWAYS = 0.95
-# Pairs of a document and a label that the three numbers of `fuse_scores` are fitted on.
+# Maximum number of document-label pairs on which `fuse_scores` fits its three coefficients.
 MAX_PAIRS = 2_000_000
-# Labels that cleanlab reads at a time.
+# Number of labels that are passed to cleanlab at a time.
 LABELS_PER_STEP = 64
 
 
@@ -44,10 +44,10 @@ class Finding:
         label (`str`): its name.
         score (`float`): in [0, 1]; within a kind, and for wrong and missing labels together, higher is more certain.
         reason (`str`): a sentence.
-        row (`int`, *optional*): position of the document in the files, from 1; `None` where all documents of the label are meant.
-        id (`str`, *optional*): of the document.
+        row (`int`, *optional*): position of the document in the files, from 1; `None` if the finding is about all documents of the label.
+        id (`str`, *optional*): id of the document.
         text (`str`): the beginning of the document.
-        decision (`str`): `"accept"`, `"reject"`, or `""` as long as there is none.
+        decision (`str`): `"accept"`, `"reject"`, or `""` if not decided yet.
     """
 
     number: int
@@ -69,9 +69,9 @@ class LabelAudit:
 
     Attributes:
         findings (`list[Finding]`): those about documents first, the most certain first; then those about labels.
-        num_documents (`int`), num_labels (`int`), num_assignments (`int`): N, L, and how many labels the documents have in total.
-        num_suspicious (`int`): pairs of a document and a label that seem wrong or missing, listed or not.
-        probabilities (`np.ndarray` of shape `(N, L)`): of the labels, by models of the other folds, float32.
+        num_documents (`int`), num_labels (`int`), num_assignments (`int`): N, L, and the total number of labels assigned to the documents.
+        num_suspicious (`int`): document-label pairs that seem wrong or missing, whether listed or not.
+        probabilities (`np.ndarray` of shape `(N, L)`): out-of-fold probabilities of the labels, float32.
     """
 
     findings: list[Finding]
@@ -126,10 +126,10 @@ def audit_labels(
     hide_progress: bool = False,
 ) -> LabelAudit:
     """
-    List what is likely wrong with the labels of some documents.
+    Find likely errors in the labels of documents.
 
-    Every document is scored by models that were trained on the others ([`out_of_fold_scores`]). Of the pairs of a document and a label,
-    cleanlab's confident learning (Northcutt et al., 2021, JAIR 70) chooses the suspicious ones; [`suspicion`] orders them.
+    Every document is scored by models that were trained on the others ([`out_of_fold_scores`]). Among all document-label pairs,
+    cleanlab's confident learning (Northcutt et al., 2021, JAIR 70) selects the suspicious ones; [`suspicion`] ranks them.
     Near-duplicates with different labels, labels that are on the same documents, and labels with few documents are listed as well.
 
     Args:
@@ -137,13 +137,13 @@ def audit_labels(
         model_name_or_path (`str`): Hub name or folder of an encoder. It is not trained.
         label_descriptions (`dict[str, str]`, *optional*): by label name.
         num_folds (`int`, defaults to 5): at least 2.
-        max_findings (`int`, defaults to 1000): about documents; those about labels are all listed.
-        min_documents (`int`, defaults to 5): a label with fewer is "too rare": it is not called wrong, and is not compared with
-            other labels.
-        max_length (`int`, *optional*): tokens per document that are read.
-        seed (`int`, defaults to 0): of the folds and of the training.
+        max_findings (`int`, defaults to 1000): maximum number of findings about documents; findings about labels are all listed.
+        min_documents (`int`, defaults to 5): a label with fewer documents is "too rare": it is never reported as wrong, and is not
+            compared with other labels.
+        max_length (`int`, *optional*): maximum number of tokens per document.
+        seed (`int`, defaults to 0): random seed of the folds and of training.
         use_cpu (`bool`, *optional*): whether to use the CPU even if there is an accelerator.
-        hide_progress (`bool`, defaults to `False`): no progress bars.
+        hide_progress (`bool`, defaults to `False`): whether to hide progress bars.
 
     Returns:
         [`LabelAudit`].
@@ -181,7 +181,7 @@ def rank_findings(
     hide_progress: bool = False,
 ) -> LabelAudit:
     """
-    The findings about documents that are scored.
+    The findings about scored documents.
 
     Args:
         documents, max_findings, min_documents, hide_progress: as in [`audit_labels`].
@@ -192,7 +192,7 @@ def rank_findings(
     labels = multi_hot(label_indices, len(documents.labels))
     probabilities = fuse_scores(scores, labels)
     suspicious = chosen_by_cleanlab(label_indices, probabilities, hide_progress)
-    # A label without enough documents looks wrong wherever it is.
+    # Rare labels always get low scores, so they would look wrong everywhere.
     suspicious &= ~labels | (documents.label_counts >= min_documents)
     found = _of_documents(documents, labels, probabilities, suspicious, groups)
     listed = found[:max_findings] + [*_together(documents, labels, min_documents), *_rare(documents, min_documents)]
@@ -201,7 +201,7 @@ def rank_findings(
 
 
 def multi_hot(label_indices: Sequence[Sequence[int]], num_labels: int) -> np.ndarray:
-    """Label ids of N documents as a boolean matrix (N, L)."""
+    """Label ids of N documents as a Boolean matrix (N, L)."""
     labels: np.ndarray = np.zeros((len(label_indices), num_labels), dtype=bool)
     for row, ids in enumerate(label_indices):
         labels[row, ids] = True
@@ -210,8 +210,8 @@ def multi_hot(label_indices: Sequence[Sequence[int]], num_labels: int) -> np.nda
 
 def fuse_scores(scores: OutOfFoldScores, labels: np.ndarray) -> np.ndarray:
     """
-    Probabilities (N, L) of the labels as given, float32: a logistic regression on the logits, the margins and the label's frequency, fitted
-    for each fold on the others.
+    Probabilities (N, L) of the given labels, float32: a logistic regression on the logits, the margins and the label frequency; for each
+    fold, it is fitted on the other folds.
 
     Args:
         scores ([`OutOfFoldScores`]): of N documents.
@@ -243,11 +243,12 @@ def fuse_scores(scores: OutOfFoldScores, labels: np.ndarray) -> np.ndarray:
 
 def suspicion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     r"""
-    How likely it is that each label is wrong (where it is given) or missing (where it is not), (N, L) in [0, 1].
+    How likely each label is wrong (if the document has it) or missing (if not), (N, L) in [0, 1].
 
     By Bayes' rule, the odds that a label is missing are $\rho \frac{p}{1-p}$, and the odds that a given one is wrong are
-    $\epsilon \frac{1-p}{p}$, where ρ and ε are the shares of labels that were lost and of others that were added. With as many lost as
-    added ones, $\epsilon / \rho = \frac{\pi}{1-\pi}$ for the share π of given labels among all pairs. Only this ratio matters for the order:
+    $\epsilon \frac{1-p}{p}$, where ρ is the share of true labels that are missing and ε the share of other labels that were added. If
+    equally many were lost and added, $\epsilon / \rho = \frac{\pi}{1-\pi}$ for the share π of given labels among all pairs. Only this
+    ratio matters for the ranking:
     the score is $\sigma(\text{logit}(p))$ for missing and $\sigma(\text{logit}(\pi) - \text{logit}(p))$ for wrong labels.
 
     Args:
@@ -272,7 +273,7 @@ def chosen_by_cleanlab(
     label_indices: Sequence[Sequence[int]], probabilities: np.ndarray, hide_progress: bool = False
 ) -> np.ndarray:
     """
-    Which labels of which documents cleanlab takes for wrong or missing, (N, L).
+    Which labels of which documents cleanlab considers wrong or missing, (N, L).
 
     Args:
         label_indices (`Sequence[Sequence[int]]` of length `N`): label ids of each document.
@@ -290,7 +291,9 @@ def chosen_by_cleanlab(
             part = examined[start : start + LABELS_PER_STEP]
             lists = [np.flatnonzero(row).tolist() for row in labels[:, part]]
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about labels with few documents, which have findings of their own
+                warnings.simplefilter(
+                    "ignore"
+                )  # warnings about labels with few documents, which are findings of their own
                 chosen[:, part] = find(lists, probabilities[:, part].astype(np.float64), n_jobs=1)
             bar.update(len(part))
     return chosen
@@ -360,8 +363,8 @@ def _differing_duplicates(
     labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray
 ) -> Iterator[tuple[int, int, float, str]]:
     """
-    Row, label, score and reason where a document differs from most of its near-duplicates. Among as many with as without the label, the
-    models decide who is right.
+    Row, label, score and reason for each document that differs from most of its near-duplicates. If as many have the label as not, the
+    models' probabilities decide.
     """
     order = np.argsort(groups, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
@@ -380,7 +383,7 @@ def _differing_duplicates(
 
 
 def _together(documents: LabeledDocuments, labels: np.ndarray, min_documents: int) -> list[Finding]:
-    """Labels that are on the same documents as another one, each with the most similar one before it."""
+    """Labels that almost always occur together with another one, each with the most similar preceding label."""
     counts = labels.sum(axis=0)
     matrix = sparse.csr_matrix(labels.astype(np.int32))
     both = sparse.triu(matrix.T @ matrix, k=1).tocoo()

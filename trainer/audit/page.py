@@ -1,4 +1,4 @@
-"""A page to decide about findings, one at a time. Each decision is saved at once."""
+"""A web page to accept or reject findings one at a time. Each decision is saved immediately."""
 
 import os
 from collections import Counter
@@ -32,8 +32,8 @@ def select(findings: Sequence[Finding], kind: str = ALL, label: str | None = Non
 
 def neighbor(findings: Sequence[Finding], number: int | None, step: int) -> Finding | None:
     """
-    The finding `step` places after (below 0: before) the one with a number, which need not be in the list; the first or last one where there
-    is none further, and the first one without a number. `None` for an empty list.
+    The finding `step` places after the one with a number (before it if negative), which need not be in the list. The first or last finding
+    if there is none further; the first one if no number is given. `None` for an empty list.
     """
     if not findings:
         return None
@@ -46,7 +46,7 @@ def neighbor(findings: Sequence[Finding], number: int | None, step: int) -> Find
 
 
 def draw(finding: Finding | None) -> str:
-    """HTML of a finding. What comes from a file is shown letter by letter."""
+    """HTML of a finding. Text from files is escaped and shown literally."""
     if finding is None:
         return "<p>No finding is left with this filter.</p>"
     where = "All documents" if finding.row is None else f"Document {finding.id or f'in row {finding.row}'}"
@@ -60,7 +60,7 @@ def draw(finding: Finding | None) -> str:
 
 
 def _letters(text: str) -> str:
-    """A text of a file as HTML that is shown letter by letter, where Markdown is read, too."""
+    """Text from a file as HTML that is shown literally, even in components that render Markdown."""
     return "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in text)
 
 
@@ -75,7 +75,7 @@ def draw_progress(findings: Sequence[Finding]) -> str:
 
 
 class _Actions:
-    """What the page does with a findings file when something is clicked. Each returns the values of the outputs."""
+    """Event handlers of the page for a findings file. Each method returns the values of the output components."""
 
     def __init__(self, path: str | os.PathLike, gradio: Any):
         self.path, self.gradio = path, gradio

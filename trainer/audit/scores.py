@@ -1,4 +1,4 @@
-"""Scores of all documents by models that were not trained on them, from the encoder and from the words."""
+"""Out-of-fold scores of all documents, from the encoder and from the words."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,18 +27,18 @@ from ..run_needs import available_memory, gib
 from ..training_arguments import recommended_head_learning_rate
 
 
-# Copies of (N, L) in float32 that an audit holds at a time.
+# Number of (N, L) matrices in float32 that an audit holds at the same time.
 SCORE_COPIES = 8
 BATCH_SIZE = 64
 
 
 class OutOfFoldScores(NamedTuple):
     """
-    What models that were trained on the other folds say about each document.
+    Scores of each document from models that were trained on the other folds.
 
     Attributes:
         encoder (`np.ndarray` of shape `(N, L)`): logits of a classifier over the frozen encoder, float32.
-        lexical (`np.ndarray` of shape `(N, L)`): margins of linear classifiers on the words, float32.
+        lexical (`np.ndarray` of shape `(N, L)`): margins of linear classifiers on the words of the documents, float32.
         folds (`np.ndarray` of shape `(N,)`): the fold of each document.
     """
 
@@ -51,7 +51,7 @@ def assign_folds(
     label_indices: Sequence[Sequence[int]], groups: np.ndarray, num_labels: int, num_folds: int = 5, seed: int = 0
 ) -> np.ndarray:
     """
-    Deal documents out to folds: near-duplicates together, and the documents of each label evenly, by the rarest label of each.
+    Assign documents to folds: near-duplicates go to the same fold, and documents are stratified by their rarest label.
 
     Args:
         label_indices (`Sequence[Sequence[int]]` of length `N`): label ids of each document.
@@ -104,11 +104,11 @@ def out_of_fold_scores(
         model_name_or_path (`str`): Hub name or folder of an encoder.
         label_descriptions (`dict[str, str]`, *optional*): by label name.
         num_folds (`int`, defaults to 5): at least 2.
-        max_length (`int`, *optional*): tokens per document that are read.
-        seed (`int`, defaults to 0): of the folds and of the training.
+        max_length (`int`, *optional*): maximum number of tokens per document.
+        seed (`int`, defaults to 0): random seed of the folds and of training.
         use_cpu (`bool`, *optional*): whether to use the CPU even if there is an accelerator.
-        hide_progress (`bool`, defaults to `False`): no progress bars.
-        groups (`np.ndarray` of shape `(N,)`, *optional*): each document's group of near-duplicates, which are looked for if not given.
+        hide_progress (`bool`, defaults to `False`): whether to hide progress bars.
+        groups (`np.ndarray` of shape `(N,)`, *optional*): each document's group of near-duplicates, which is computed if not given.
 
     Returns:
         [`OutOfFoldScores`].

@@ -1,4 +1,4 @@
-"""Rows that are not documents: the first twenty are listed in one error, or all are skipped and written to a file."""
+"""Invalid rows: the first twenty are listed in one error, or all are skipped and written to a file."""
 
 import json
 import logging
@@ -14,13 +14,13 @@ SKIPPING = '`--on_bad_rows skip` of run_mldc.py and audit_labels.py, or `on_bad_
 
 class BadRows:
     """
-    Collects the rows of a split that are not documents.
+    Collects the invalid rows of a split, those that are not documents.
 
     Args:
         on_bad_rows (`"error"` or `"skip"`): whether [`finish`] raises.
         split (`str`): for messages and in the file.
         file (text stream, *optional*): gets a line `{"split", "problem"}` of JSON Lines for every bad row that is skipped.
-        max_listed (`int`): rows listed in one error; with 1, the first one ends the reading.
+        max_listed (`int`): maximum number of rows listed in one error; with 1, reading stops at the first one.
 
     Raises:
         ValueError: if `on_bad_rows` is another word.
@@ -42,15 +42,15 @@ class BadRows:
         self._file = file
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For cache keys and worker processes: excludes what was collected."""
+        """State for cache keys and worker processes, without the collected rows."""
         return BadRows, (self.on_bad_rows, self.split, None, self.max_listed)
 
     def add(self, error: DataFileError) -> None:
         """
-        Takes note of a bad row.
+        Records a bad row.
 
         Raises:
-            DataFileError: if bad rows are errors and no more are listed in one.
+            DataFileError: if bad rows are errors and `max_listed` is reached.
         """
         self.count += 1
         if len(self._first) < self.max_listed:

@@ -76,7 +76,7 @@ def check_label_indices(value: Any, num_labels: int) -> list[int]:
     The ids of a document's labels as a list of ints.
 
     Raises:
-        ValueError: they are no list of whole numbers from 0 to `num_labels` - 1.
+        ValueError: they are not a list of whole numbers from 0 to `num_labels` - 1.
     """
     ids = _as_list(value)
     if ids is None or not all(_is_whole(index) for index in ids):
@@ -98,7 +98,7 @@ def check_multi_hot(value: Any, num_labels: int | None = None) -> np.ndarray:
     A document's multi-hot labels as an array of shape `(num_labels,)`.
 
     Raises:
-        ValueError: they are no list of `num_labels` zeros and ones.
+        ValueError: they are not a list of `num_labels` zeros and ones.
     """
     try:
         row = np.asarray(value, dtype=None if hasattr(value, "__array__") else np.float32)

@@ -1,4 +1,4 @@
-"""The meaning of the columns of a record: a document `{"id", "text", "labels"}`, or what is wrong with it. Imports no torch."""
+"""Converts the columns of a record into a document `{"id", "text", "labels"}` or an error. Does not import torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ MULTI_HOT = {
 @dataclass(frozen=True)
 class Columns:
     """
-    Which columns hold what.
+    The roles of columns.
 
     Args:
         text (`tuple[str, ...]`): joined by `text_separator`; empty ones are left out.
@@ -91,7 +91,7 @@ class Columns:
 
     def normalize(self, record: Mapping[str, Any], where: str) -> dict[str, Any]:
         """
-        One record of any form → `{"id"?: str, "text": str, "labels"?: list of str}`.
+        Convert a record in any supported form to `{"id"?: str, "text": str, "labels"?: list of str}`.
 
         Raises:
             DataFileError: if the document has no text, or its labels are not what [`split_labels`] reads.
@@ -145,7 +145,7 @@ class Columns:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataFileError(
-                f"{where}: the text holds half a surrogate pair ({error.object[error.start]!r}) in `{column}`, which is no "
+                f"{where}: the text holds an unpaired surrogate ({error.object[error.start]!r}) in `{column}`, which is not a "
                 "character. Remove it."
             ) from None
         return text

@@ -13,11 +13,11 @@ from .loading import load_splits
 
 class LabeledDocuments(NamedTuple):
     """
-    Documents that are ready for [`tokenize`].
+    Labeled documents, ready for [`tokenize`].
 
     Args:
         dataset (`Dataset`): "id" (if there are ids), "text" and "label_indices", the sorted label ids of each document.
-        labels (`list[str]` of length `L`): label names; an id is a position in this list.
+        labels (`list[str]` of length `L`): label names; a label id is a position in this list.
         label_counts (`np.ndarray` of shape `(L,)`): documents per label.
     """
 
@@ -45,8 +45,8 @@ def load_documents(
 
     Args:
         files (`str` or list of `str`): see `train_file` of [`load_splits`].
-        labels (`Sequence[str]`, *optional*): the labels of a model or of other documents, in their order: for validation and test
-            documents. Others are left out with a warning. By default the labels that `files` hold, sorted.
+        labels (`Sequence[str]`, *optional*): the labels of a model or of the training documents, in their order; pass them for validation
+            and test documents. Other labels are left out with a warning. By default, the sorted labels of `files`.
         label_list_file (`str`, *optional*): a file with the labels, instead of `labels`.
 
     The other arguments are those of [`load_splits`].

@@ -1,4 +1,4 @@
-"""Label names to ids, and label counts. Nothing here is N x L: labels stay lists of ids until the collator."""
+"""Encodes label names as ids, and counts labels. There is no N x L matrix: labels stay lists of ids until they reach the collator."""
 
 import logging
 import os
@@ -31,13 +31,13 @@ def _iterate_columns(dataset: AnyDataset, *columns: str) -> Iterator[tuple[pa.Ar
     if isinstance(dataset, Dataset):
         for table in batches.with_format("arrow").iter(batch_size=10_000):
             yield tuple(table[name].combine_chunks() for name in columns)
-    else:  # the types of a stream may be unknown, and differ where a batch has empty lists only
+    else:  # column types of a stream may be unknown, and differ if a batch has only empty lists
         for batch in batches.iter(batch_size=10_000):
             yield tuple(pa.array(batch[name], ARROW_TYPES[name]) for name in columns)
 
 
 def count_label_names(dataset: AnyDataset) -> tuple[Counter, int]:
-    """The number of documents of every label name in "labels", and of documents, in one pass: for streams."""
+    """Counts the documents of each label name in "labels", and all documents, in one pass; for streams."""
     counts: Counter = Counter()
     num_documents = 0
     for (lists,) in _iterate_columns(dataset, "labels"):
@@ -64,8 +64,8 @@ def build_label_list(train: AnyDataset | Counter, label_list_file: str | os.Path
     """
     The label names in a fixed order: those of `label_list_file`, in its order, or else the sorted names in `train`.
 
-    Give it the training documents only: what validation or test alone hold cannot be learned. [`count_unknown_labels`]
-    reports it.
+    Pass only the training documents: labels that occur only in validation or test documents cannot be learned.
+    [`count_unknown_labels`] reports those.
 
     Args:
         train (`Dataset`, `IterableDataset` or `Counter`): training documents with "labels", or the counts of
@@ -88,7 +88,7 @@ def build_label_list(train: AnyDataset | Counter, label_list_file: str | os.Path
 
 
 def read_label_list(label_list_file: str | os.PathLike) -> list[str]:
-    """The label names of a file that [`read_labels`] reads, in its order; a name that stands there twice is an error."""
+    """The label names of a file in a format that [`read_labels`] reads, in its order; duplicate names are an error."""
     (path,) = expand_files(label_list_file)
     places: dict[str, str] = {}
     for where, name, _ in iterate_labels(path):
@@ -131,7 +131,7 @@ def check_training_labels(train: AnyDataset | Counter, labels: Sequence[str]) ->
     """
     Checks that the labels of a model which is trained further cover the training documents.
 
-    A label that the model does not know would be left out, and its documents would teach that they have none of the others.
+    A label that the model does not know would be left out, and its documents would be used as negatives for all other labels.
 
     Args:
         train (`Dataset`, `IterableDataset` or `Counter`): training documents with "labels", or their counts.
@@ -172,7 +172,7 @@ def encode_labels(dataset: AnyDataset, label2id: Mapping[str, int], num_proc: in
     """
     Replaces the column "labels" (names) by "label_indices": each document's sorted, distinct label ids.
 
-    "labels" goes because a column of that name would be taken for the multi-hot target. Names not in `label2id` are
+    "labels" is removed because a column of that name would be taken for the multi-hot target. Names not in `label2id` are
     left out ([`count_unknown_labels`] reports them). The lists are made dense only in `SepMldcDataCollator`.
 
     Raises:
@@ -195,8 +195,7 @@ def encode_labels(dataset: AnyDataset, label2id: Mapping[str, int], num_proc: in
 
 def label_counts(dataset: AnyDataset, num_labels: int) -> np.ndarray:
     """
-    The number of real documents per label, from "label_indices": what propensities, tail labels and the prior
-    bias are based on.
+    The number of real documents per label, from "label_indices". Propensities, tail labels and the initial bias are based on it.
 
     Returns:
         `np.ndarray` of shape `(num_labels,)`, int64; documents with "is_pseudo" are not counted.

@@ -1,4 +1,4 @@
-"""A report on the documents before training: what they are and what is wrong with them, on one page."""
+"""A one-page report on the documents before training, with statistics and likely problems."""
 
 import dataclasses
 import os
@@ -23,25 +23,25 @@ from .text_lines import DataFileError
 Source: TypeAlias = str | os.PathLike | Sequence[str | os.PathLike] | Dataset | IterableDataset
 QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 MISSING_NAMES = {"nan", "none", "null", "na", "n/a", "nil", "-", "?", "unknown", "undefined", "<na>", "#n/a"}
-NEAR_DUPLICATE_LIMIT = 200_000  # documents whose near-duplicates are looked for: 50 MB of signatures
-LENGTH_SAMPLE = 10_000  # documents that are tokenized
+NEAR_DUPLICATE_LIMIT = 200_000  # maximum number of documents to search for near-duplicates: 50 MB of signatures
+LENGTH_SAMPLE = 10_000  # maximum number of documents to tokenize for length statistics
 MAX_LISTED = 20
-COMMON = 0.95  # share of the documents that nearly all have
+COMMON = 0.95  # a label on at least this share of the documents is reported as too common
 
 
 @dataclass
 class SplitReport:
     """
-    What one split holds. All numbers are of documents unless said otherwise.
+    Statistics of one split. Numbers count documents unless stated otherwise.
 
     Args:
-        documents: rows that are documents, those without text included.
-        bad_rows: rows that are not documents; `first_bad_rows` lists twenty.
+        documents: valid rows, including documents without text.
+        bad_rows: invalid rows; `first_bad_rows` lists the first twenty.
         empty: documents without text.
         unlabeled: documents without labels.
-        duplicates: documents whose words are those of an earlier document of the split.
+        duplicates: documents with the same words as an earlier document of the split.
         near_duplicates: documents that share most of their three-word runs with another one, duplicates included.
-        duplicate_ids: documents whose id an earlier one has.
+        duplicate_ids: documents with the same id as an earlier one.
         labels_per_document: quantiles 0, 0.25, 0.5, 0.75, 0.95 and 1.
         mean_labels: mean number of labels of a document.
         label_counts: documents per label name.
@@ -68,22 +68,22 @@ class SplitReport:
 @dataclass
 class DataReport:
     """
-    What [`inspect_documents`] found; `print` shows it on one page.
+    The result of [`inspect_documents`]; `print` shows it as a one-page report.
 
     Args:
         splits: a [`SplitReport`] per split.
-        overlap: `"train, test"` → documents of the second split whose words are those of a document of the first.
+        overlap: `"train, test"` → documents of the second split with the same words as a document of the first.
         near_overlap: the same, near-duplicates included.
         label_quantiles: quantiles 0, 0.25, 0.5, 0.75, 0.95 and 1 of the training documents per label.
         single_labels: number of labels with one training document.
         common_labels: labels that at least 95% of twenty or more training documents have.
-        alike_labels: groups of labels that differ by case or blanks only.
+        alike_labels: groups of labels that differ only in case or whitespace.
         missing_labels: labels that look like a missing value ("NaN", "none").
-        joined_labels: labels that hold a semicolon, a bar or a tab, or are several labels joined by a comma or slash.
+        joined_labels: labels that contain a semicolon, a vertical bar or a tab, or consist of several labels joined by a comma or slash.
         unseen_labels: split → label → documents, for labels that no training document has.
         max_length: tokens at which documents are cut.
         unit: "tokens", or "words" without a tokenizer.
-        near_duplicate_documents: documents per split whose near-duplicates were looked for, at most.
+        near_duplicate_documents: maximum number of documents per split that were searched for near-duplicates.
     """
 
     splits: dict[str, SplitReport]
@@ -109,7 +109,7 @@ class DataReport:
         return float(np.mean(np.asarray(lengths) > self.max_length))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: without the counts of every label and the lengths of every document."""
+        """The report for JSON, without the counts of all labels and the lengths of all documents."""
         report = dataclasses.asdict(self)
         for name, split in report["splits"].items():
             split["labels"] = len(split.pop("label_counts"))
@@ -137,17 +137,17 @@ def inspect_documents(
     seed: int = 0,
 ) -> DataReport:
     """
-    Looks at documents without loading them: bad rows are counted, not raised.
+    Reports on documents without loading them into memory. Bad rows are counted instead of raising an error.
 
-    Files are streamed: of each document 16 bytes stay in memory. Near-duplicates are looked for among the first 200,000 documents of
-    each split (50 MB), lengths are those of a random sample of 10,000 documents.
+    Files are streamed; 16 bytes per document stay in memory. The first 200,000 documents of each split are searched for near-duplicates
+    (50 MB), and lengths are measured on a random sample of 10,000 documents.
 
     Args:
         train, validation, test: files (see [`load_splits`]), or data sets with "text" and "labels" (names) or "label_indices".
         labels (`Sequence[str]`, *optional*): label names of data sets with "label_indices".
         tokenizer (`PreTrainedTokenizerBase`, *optional*): counts tokens; without one, words are counted.
         max_length (`int`, *optional*): tokens at which documents will be cut.
-        near_duplicates (`bool`): whether to look for them, which takes about 0.2 ms per document.
+        near_duplicates (`bool`): whether to search for near-duplicates, which takes about 0.2 ms per document.
 
     The other arguments are those of [`load_splits`].
 
@@ -322,7 +322,7 @@ def _alike(counts: Mapping[str, int]) -> list[list[str]]:
 
 
 def _is_joined(name: str, counts: Mapping[str, int]) -> bool:
-    """Whether the name holds a character that is used to join names, or several names of the data set."""
+    """Whether the name contains a character that is used to join names, or consists of several label names of the data set."""
     if any(delimiter in name for delimiter in (";", "|", "\t")):
         return True
     parts = [part.strip() for part in name.replace("/", ",").split(",")]
@@ -344,7 +344,7 @@ def _page(report: DataReport) -> Iterator[str]:
         ("ids used twice", "duplicate_ids"),
     ):
         values = [getattr(split, attribute) for split in report.splits.values()]
-        if attribute != "bad_rows" or any(values):  # documents that are loaded already have none
+        if attribute != "bad_rows" or any(values):  # documents that are already loaded have none
             yield f"{title:<26}" + "".join(f"{value:>12,}" for value in values)
     yield f"{'labels':<26}" + "".join(f"{len(split.label_counts):>12,}" for split in report.splits.values())
     yield f"{'labels per document':<26}" + "".join(f"{split.mean_labels:>12.2f}" for split in report.splits.values())
@@ -380,19 +380,19 @@ def _warnings(report: DataReport) -> Iterator[str]:
         near = report.near_overlap.get(pair, count)
         first, second = pair.split(", ")
         if near and first == "train":
-            yield f"{count:,} documents of {second} are also in {first}, {near:,} nearly so: scores on them are too good."
+            yield f"{count:,} documents of {second} are also in {first}, {near:,} nearly so: scores on them are too optimistic."
     if report.single_labels:
         yield f"labels with one training document: {report.single_labels:,}. They can hardly be learned."
     if report.common_labels:
-        yield f"labels of nearly all documents: {join_names(report.common_labels)}. They hardly tell documents apart, and raise micro F1."
+        yield f"labels of nearly all documents: {join_names(report.common_labels)}. They hardly distinguish documents, and inflate micro F1."
     for names in report.alike_labels[:5]:
-        yield f"labels that differ by case or blanks only: {join_names(names)}."
+        yield f"labels that differ only in case or whitespace: {join_names(names)}."
     if len(report.alike_labels) > 5:
-        yield f"labels that differ by case or blanks only: {len(report.alike_labels) - 5:,} further groups."
+        yield f"labels that differ only in case or whitespace: {len(report.alike_labels) - 5:,} further groups."
     if report.missing_labels:
         yield f"labels that look like missing values: {join_names(report.missing_labels)}."
     if report.joined_labels:
-        yield f"labels that look like several joined by another delimiter: {join_names(report.joined_labels)}."
+        yield f"labels that look like several labels joined by another delimiter: {join_names(report.joined_labels)}."
     for split, unseen in report.unseen_labels.items():
         shown = ", ".join(f"{shorten(name)} ({count})" for name, count in list(unseen.items())[:5])
         yield f"{split}: {len(unseen):,} labels are in no training document and cannot be predicted: {shown}."

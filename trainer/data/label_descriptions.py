@@ -1,4 +1,4 @@
-"""Label descriptions: what a label means, in a sentence that is encoded together with its name."""
+"""Label descriptions: one sentence per label that says what it means, encoded together with the name."""
 
 import difflib
 import logging

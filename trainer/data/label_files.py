@@ -12,7 +12,7 @@ from .readers import find_format, parse_json, read_records
 from .text_lines import DataFileError, bare_name, display_name, read_lines
 
 
-MAX_LABEL_LENGTH = 300  # characters; a longer "label" is a document that was taken for one
+MAX_LABEL_LENGTH = 300  # characters; a longer "label" is probably a document
 LABEL_FILE_EXTENSIONS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 Labels = Iterator[tuple[str, str, str]]  # where, name, note
 
@@ -32,7 +32,7 @@ def read_labels(path: str | os.PathLike, label_delimiter: str | None = None) -> 
         label_delimiter (`str`, *optional*): separator of joined labels in a training file.
 
     Raises:
-        DataFileError: if the file has another form, or holds no label. Nothing but a label is taken for one.
+        DataFileError: if the file has another form, or holds no label. Other columns are never interpreted as labels.
     """
     labels: dict[str, str] = {}
     for _, name, note in iterate_labels(path, label_delimiter):
@@ -43,7 +43,7 @@ def read_labels(path: str | os.PathLike, label_delimiter: str | None = None) -> 
 
 
 def iterate_labels(path: str | os.PathLike, label_delimiter: str | None = None) -> Labels:
-    """Yields `(where, name, note)` for every label of a label file, as it is named, also twice. See [`read_labels`]."""
+    """Yields `(where, name, note)` for every label of a label file, without normalization and including duplicates. See [`read_labels`]."""
     path = os.fspath(path)
     if os.path.splitext(bare_name(path))[1].lower() not in LABEL_FILE_EXTENSIONS:
         raise DataFileError(
@@ -125,11 +125,11 @@ def _labels_of_json(path: str, delimiter: str | None) -> Labels:
 
 
 class _Members(list):
-    """The members of a JSON object, a repeated name included."""
+    """The members of a JSON object as pairs, so that repeated names are kept."""
 
 
 def _load_json(path: str) -> Any:
-    """The value of a JSON file, its objects as [`_Members`]; None if the file is empty or holds records, one per line."""
+    """The value of a JSON file, with objects as [`_Members`]; None if the file is empty or has one record per line."""
     text = "".join(line for _, line in read_lines(path))
     if not text.strip():
         return None
@@ -145,7 +145,7 @@ def _load_json(path: str) -> Any:
 
 
 def json_members(path: str | os.PathLike) -> list[tuple[str, Any]] | None:
-    """Names and values of a JSON file that holds one object, a repeated name included; None if it holds records."""
+    """Names and values of a JSON file that consists of one object, including repeated names; None if it consists of records."""
     value = _load_json(os.fspath(path))
     return list(value) if isinstance(value, _Members) else None
 

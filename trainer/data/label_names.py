@@ -11,7 +11,7 @@ from .text_lines import DataFileError
 
 
 def normalize_label(name: str) -> str:
-    """The name without surrounding blanks, in Unicode's composed form (NFC): macOS and Windows spell "é" differently."""
+    """The name without surrounding whitespace, in Unicode normalization form NFC: macOS and Windows encode "é" differently."""
     return unicodedata.normalize("NFC", name).strip()
 
 
@@ -20,7 +20,7 @@ def check_label(value: Any, where: str, column: str = "label") -> str:
     `normalize_label` of a value that should be a name.
 
     Raises:
-        DataFileError: if it is not a string, is blank, or is no text.
+        DataFileError: if it is not a string, is blank, or has an unpaired surrogate.
     """
     name = normalize_label(value) if isinstance(value, str) else ""
     if not name:
@@ -31,14 +31,14 @@ def check_label(value: Any, where: str, column: str = "label") -> str:
         name.encode()
     except UnicodeEncodeError:
         raise DataFileError(
-            f"{where}: the label {shorten(name)} holds half a surrogate pair, which is no character. Remove it."
+            f"{where}: the label {shorten(name)} holds an unpaired surrogate, which is not a character. Remove it."
         ) from None
     return name
 
 
 def split_labels(value: Any, where: str, column: str = "labels", delimiter: str | None = None) -> list[str]:
     """
-    The distinct label names of one document, in their order.
+    The distinct label names of one document, in the given order.
 
     Args:
         value: a list of names; a string that is a list as Python, JSON or NumPy prints it (`"['a', 'b']"`, as pandas writes lists
@@ -75,7 +75,7 @@ def _remedy(value: Any) -> str:
 
 
 def _printed_list(text: str) -> list | None:
-    """The list that a string prints, or None if it is no printed list."""
+    """The list that a string represents, or None if it does not represent a list."""
     if not (text.startswith("[") and text.endswith("]")):
         return None
     try:
@@ -86,7 +86,7 @@ def _printed_list(text: str) -> list | None:
         if all(isinstance(item, str) for item in value) and len(strings) > len(value):
             return [
                 ast.literal_eval(string) for string in strings
-            ]  # NumPy prints no commas; Python would glue the names
+            ]  # NumPy prints no commas, so Python would concatenate the names
         return value
     except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
         return None

@@ -1,4 +1,4 @@
-"""Parents of labels: files of them, those of a model's labels, and documents that have the ancestors of their labels."""
+"""Parents of labels: reading them from files, matching them to the labels of a model, and adding ancestors to the labels of documents."""
 
 import logging
 import os
@@ -31,16 +31,15 @@ def read_label_parents(path: str | os.PathLike, labels: Collection[str] = ()) ->
               without parent is a label at the top;
             - json: `{child: parent}` or `{child: [parents]}`, or an array of such rows;
             - SKOS in RDF (ttl, rdf, xml, nt, n3, jsonld): `skos:broader` and `skos:narrower`. Needs the extra `skos`.
-        labels (`Collection[str]`, *optional*): label names of the documents. They tell how concepts of SKOS are called: by their URI,
-            `skos:notation` or `skos:prefLabel` in one language, whichever is the name of most labels; by an English `skos:prefLabel`
-            without them. Concepts without such a name are called by any other one.
+        labels (`Collection[str]`, *optional*): label names of the documents, which determine how SKOS concepts are named: by their URI,
+            `skos:notation` or `skos:prefLabel` in one language, whichever matches most labels. Without `labels`, the English
+            `skos:prefLabel` is used. Concepts without such a name get any other name that they have.
 
     Returns:
         `dict[str, list[str]]`: parents of each label that has one.
 
     Raises:
-        DataFileError: the file has another form, a label is its own parent, or labels are parents of each other in a circle. It is a
-            `ValueError`.
+        DataFileError: the file has another form, a label is its own parent, or there is a cycle. It is a `ValueError`.
         ImportError: the file is RDF and rdflib is not installed.
 
     Example:
@@ -105,8 +104,8 @@ def close_labels(
     dataset: Dataset | IterableDataset, label_parents: Mapping[str, Sequence[str]]
 ) -> Dataset | IterableDataset:
     """
-    Documents whose column `labels` (names) also holds the ancestors of its labels. So a parent that no document names becomes a label,
-    with the documents of its children.
+    Add the ancestors of labels to the column `labels` (names) of documents. A parent that no document is labeled with thus becomes a
+    label, with the documents of its children.
 
     Args:
         dataset (`Dataset` or `IterableDataset`): documents with `labels`.

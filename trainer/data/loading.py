@@ -1,4 +1,4 @@
-"""Documents in, Arrow tables out: reads and checks documents, from files or from a data set of the Hub."""
+"""Reads and checks documents from files or from a data set on the Hub, and returns Arrow tables."""
 
 import contextlib
 import itertools
@@ -35,7 +35,7 @@ SPLIT_NAMES = {
     "dev": "validation",
     "test": "test",
 }
-# Part of the cache key of loaded files: raise it when the same file should give another table than before.
+# Part of the cache key of loaded files. Increase it when the same file should give a different table than before.
 READER_VERSION = 2
 
 
@@ -78,7 +78,7 @@ def _no_documents(where: str) -> DataFileError:
 
 
 def _load_once(path: str, split: str, columns: Columns, data_format: str, bad_rows: BadRows) -> Dataset:
-    """Inputs that can be read only once (standard input, a pipe) are kept in memory instead of the cache."""
+    """Documents from inputs that can be read only once (standard input, a pipe), kept in memory instead of the cache."""
     records = read_records(path, data_format, on_error=bad_rows.add)
     where, first = next(records, (path, None))
     if first is None:
@@ -102,7 +102,7 @@ def load_files(
     if not all(map(is_regular, paths)):
         if len(paths) > 1 or streaming:
             raise ValueError(
-                f"{join_names(map(display_name, paths))} cannot be read twice, so it is neither streamed nor joined with other "
+                f"{join_names(map(display_name, paths))} cannot be read twice, so it can neither be streamed nor combined with other "
                 "files. Write it to a file first."
             )
         dataset = _load_once(paths[0], split, columns, data_format, bad_rows)
@@ -123,7 +123,7 @@ def _load_regular_files(
     streaming: bool,
     bad_rows: BadRows,
 ) -> AnyDataset:
-    # `_generate` sees sizes and times of the files only so that a changed file is not taken from the cache.
+    # `_generate` gets sizes and times of the files only so that a changed file is not read from the cache.
     keywords: dict[str, Any] = {
         "files": [(path, signatures(path, data_format)) for path in paths],
         "data_format": data_format,
@@ -138,11 +138,11 @@ def _load_regular_files(
             _generate, features=columns.features, gen_kwargs=keywords, split=split, cache_dir=cache_dir
         )
     except DatasetGenerationError as error:
-        # datasets wraps what a generator raises; the cause is the sentence that helps
+        # datasets wraps errors of a generator; the cause has the helpful message
         if isinstance(error.__cause__, (ValueError, OSError)):
             raise error.__cause__ from None
         raise
-    if bad_rows.on_bad_rows == "skip" and not bad_rows.was_used:  # from the cache: look for the bad rows again
+    if bad_rows.on_bad_rows == "skip" and not bad_rows.was_used:  # read from the cache: find the bad rows again
         for _ in _generate(**keywords):
             pass
     return dataset
@@ -227,9 +227,9 @@ def load_splits(
     r"""
     Loads documents and their labels from local files or from a data set of the Hub, checking every document once.
 
-    Local files are read line by line and written to the Arrow cache, where an unchanged file is found again; streaming
-    reads them anew each time. Label names are stripped of surrounding blanks and composed (Unicode's NFC), a label that a
-    document names twice counts once, and an empty list of labels is allowed.
+    Local files are read line by line and written to the Arrow cache, which is reused if the file has not changed; with streaming,
+    they are read again each time. Label names are stripped and normalized to Unicode NFC. Duplicate labels of a document count once,
+    and an empty list of labels is allowed.
 
     Args:
         train_file, validation_file, test_file (`str` or list of `str`):
@@ -241,17 +241,17 @@ def load_splits(
         text_columns (`str` or sequence of `str`):
             The columns with the text; several are joined by `text_separator`, empty ones left out.
         label_column (`str`, sequence of `str` or `None`):
-            One column holds a list of names, a list as Python prints it, a string joined by `label_delimiter`, or
-            ClassLabel ids. Several columns are multi-hot: each is a label, its values are 0 or 1. `None` reads documents
-            without labels.
+            A single column contains a list of names, the string representation of a Python list, names joined by
+            `label_delimiter`, or ClassLabel ids. Several columns are multi-hot: each is a label with values 0 or 1. `None` reads
+            documents without labels.
         id_column (`str`, *optional*): The column with the documents' ids; by default "id", if there is one.
         data_format (`str`):
             By default that of the file's extension. "aapd" (SGM's text_train and label_train), "rcv1" (LYRL2004 token
             files and rcv1-v2.topics.qrels) and "eurlex" (train_raw_texts.txt and train_labels.txt) find the labels'
             file next to it.
         streaming (`bool`): Return iterable data sets, which are read lazily; bad rows are found when they are reached.
-        on_bad_rows (`"error"` or `"skip"`): "error" lists the first twenty bad rows of a split, "skip" leaves them out and
-            logs their number.
+        on_bad_rows (`"error"` or `"skip"`): "error" raises an error that lists the first twenty bad rows of a split; "skip"
+            skips them and logs their number.
         bad_rows_file (`str`, *optional*): A JSON Lines file for the rows that are skipped, `{"split", "problem"}`; not with
             `streaming`.
 

@@ -1,4 +1,4 @@
-"""Documents that are nearly the same, by MinHash, in linear time and 256 bytes per document."""
+"""Finds near-duplicate documents with MinHash, in linear time and with 256 bytes per document."""
 
 import re
 import zlib
@@ -9,8 +9,8 @@ import numpy as np
 
 NUM_HASHES = 64
 ROWS_PER_BAND = 4
-# Estimated Jaccard similarity of the sets of three-word runs from which two documents are near-duplicates: in a text of 100
-# words, about five words differ.
+# Two documents are near-duplicates if the estimated Jaccard similarity of their sets of three-word shingles is at least this: in a text
+# of 100 words, about five words differ.
 THRESHOLD = 0.7
 _WORD = re.compile(r"[぀-ヿ㐀-鿿]|[^\W぀-ヿ㐀-鿿]+")  # a Chinese or Japanese character counts as a word
 _random = np.random.default_rng(0)
@@ -25,7 +25,7 @@ def words(text: str) -> list[str]:
 
 
 def text_key(text: str) -> int:
-    """A number of 64 bits that texts with the same words share, regardless of case, whitespace and punctuation."""
+    """A 64-bit hash that is the same for texts with the same words, regardless of case, whitespace and punctuation."""
     joined = " ".join(words(text)).encode("utf-8", "surrogatepass")
     return zlib.crc32(joined) << 32 | zlib.crc32(joined[::-1])
 
@@ -88,7 +88,8 @@ def duplicate_groups(signatures: np.ndarray, threshold: float = THRESHOLD) -> np
 
 
 def _candidates(band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of documents whose band is equal: each with its neighbor and with the first of its bucket, so that pairs stay linear."""
+    """Candidate pairs of documents with the same band: each document with the next and with the first one of its bucket, so that the number
+    of pairs stays linear."""
     keys = np.ascontiguousarray(band).view([("", band.dtype)] * band.shape[1]).ravel()
     order = np.argsort(keys, kind="stable")
     same = keys[order][1:] == keys[order][:-1]

@@ -44,7 +44,7 @@ def parent_pairs(path: str | os.PathLike, labels: Collection[str] = ()) -> Pairs
 
 
 def is_rdf(path: str | os.PathLike) -> bool:
-    """Whether the name of a file is that of RDF, whose concepts are named by the labels of the documents."""
+    """Whether a file name has an RDF extension. How RDF concepts are named depends on the labels of the documents."""
     return os.path.splitext(bare_name(os.fspath(path)))[1].lower() in RDF_FORMATS
 
 

@@ -16,7 +16,7 @@ Records = Iterator[tuple[str, dict[str, Any]]]
 
 
 def _read_text_and_label_lines(path: str, label_path: str) -> Records:
-    """One document per line and, in a second file, its labels in the same line, separated by spaces."""
+    """One document per line; the same line of a second file contains its labels, separated by spaces."""
     texts, labels = read_lines(path), read_lines(label_path)
     for number, text in texts:
         _, label_line = next(labels, (0, None))

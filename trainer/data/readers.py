@@ -1,5 +1,5 @@
 """
-The one reader of data files, for training, prediction and augmentation alike.
+Reader of data files, shared by training, prediction and augmentation.
 
 Every format yields `(where, record)`: `where` is "FILE, line N" for messages, `record` a dictionary of columns. `columns.py`
 turns records into documents, `label_files.py` into labels. Importing this module imports neither torch nor `datasets`;
@@ -64,7 +64,7 @@ SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
 PARQUET_BATCH = 1000  # rows
 
 
-# ------------------------------------------------------------------------------------------------------ the door
+# ----------------------------------------------------------------------------------------------- entry points
 
 
 def read_records(
@@ -80,8 +80,8 @@ def read_records(
         path (`str`): a file, or `-` for standard input. Contents that are gzip or zstd are decompressed.
         data_format (`str`): one of `FORMATS`, or "auto" for the one of the file's extension ("txt" for standard input).
         columns (`Sequence[str]`, *optional*): the columns that are needed; a Parquet file's others are not read.
-        on_error (`Callable[[DataFileError], None]`): called for each line that is not a record, which is then left out; without it, the
-            first one is raised. What ends the reading is always raised.
+        on_error (`Callable[[DataFileError], None]`): called for each line that is not a record, which is then skipped; without it,
+            the first such error is raised. Errors after which reading cannot continue are always raised.
 
     Raises:
         DataFileNotFoundError: if the file, or the label file that belongs to it, is not there.
@@ -94,7 +94,7 @@ def read_records(
 
 
 def _guard(records: Records, path: str) -> Records:
-    """Turns any error of a reader into one sentence that names the place."""
+    """Turns any error of a reader into a one-sentence error with the location."""
     where = display_name(path)
     try:
         for where, record in records:
@@ -141,7 +141,7 @@ def read_column_names(path: str | os.PathLike, data_format: str = "auto") -> tup
 
 def expand_files(files: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
     """
-    One path, one glob pattern or a list of both → the list of files.
+    Expand a path, a glob pattern or a list of both to a list of files.
 
     Raises:
         DataFileNotFoundError: if a path or pattern matches nothing.
@@ -157,7 +157,7 @@ def expand_files(files: str | os.PathLike | Sequence[str | os.PathLike]) -> list
 
 
 def file_signature(path: str) -> tuple[str, int, int]:
-    """What changes when the contents of a file do: absolute path, size in bytes, time of the last change in ns."""
+    """Identifies the contents of a file: absolute path, size in bytes, time of the last change in ns."""
     status = os.stat(path)
     return os.path.abspath(path), status.st_size, status.st_mtime_ns
 
@@ -185,7 +185,7 @@ def parse_json(text: str, name: str, first_line: int = 1, **options: Any) -> Any
         return json.loads(text, **options)
     except json.JSONDecodeError as error:
         line, problem, cause = first_line + error.lineno - 1, f"{error.msg}, column {error.colno}", error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except (ValueError, RecursionError) as error:  # numbers with thousands of digits, thousands of nested brackets
         line, problem, cause = first_line, str(error)[:100], error
     raise DataFileError(
         f"{name}, line {line}: not valid JSON ({problem}). Write one JSON object per line, or one array of objects in a .json "
@@ -252,7 +252,7 @@ def _read_csv(path: str, columns: Sequence[str] | None, on_error: OnError) -> Re
     lines = (line for _, line in read_lines(path))
     first = next(lines, "")
     skipped = 0
-    if first.startswith("sep=") and len(first.rstrip("\r\n")) == 5:  # a line that Excel writes to name the delimiter
+    if first.startswith("sep=") and len(first.rstrip("\r\n")) == 5:  # Excel writes this line to specify the delimiter
         delimiter, first, skipped = first[4], next(lines, ""), 1
     else:
         delimiter = next((mark for mark in ",;\t" if mark in first), ",")

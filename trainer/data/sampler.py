@@ -22,7 +22,7 @@ class DocumentSampler(Sampler[int]):
         num_documents (`int`): N.
         batch_size (`int`): documents per (micro-)step over all processes.
         lengths (`Sequence[int]`, *optional*): number of tokens per document. If given, batches contain documents of similar length,
-            and the batch with the longest document of the epoch comes first, so that too little memory shows at once.
+            and the batch with the longest document of the epoch comes first, so that out-of-memory errors occur immediately.
         label_sets (`Sequence[Sequence[int]]`, *optional*): label ids per document. If given, documents with identical
             label sets are paired at random, and a pair shares a batch (so that Eq. 14 has positives).
         seed (`int`): `data_seed`.
@@ -85,7 +85,7 @@ class DocumentSampler(Sampler[int]):
             if filled >= pool_size or position == len(units) - 1:
                 pool.sort(key=lambda unit: -max(lengths[document] for document in unit))
                 batches.extend(self._cut(pool))
-                # An incomplete batch would shift all later ones, so its documents go to the next pool.
+                # An incomplete batch would shift all later batches, so its documents are moved to the next pool.
                 incomplete = batches.pop() if len(batches[-1]) < self.batch_size else []
                 pool, filled = [[document] for document in incomplete], len(incomplete)
         return self._arrange(batches, [document for unit in pool for document in unit], lengths, generator)
@@ -113,7 +113,7 @@ class DocumentSampler(Sampler[int]):
         return units
 
     def _cut(self, units: list[list[int]]) -> list[list[int]]:
-        """Batches of exactly `batch_size` documents, except the last. A pair is split only if no single document is near."""
+        """Batches of exactly `batch_size` documents, except the last. A pair is split only if no nearby single document fills the gap."""
         units = list(units)
         batches: list[list[int]] = []
         batch: list[int] = []
@@ -132,7 +132,7 @@ class DocumentSampler(Sampler[int]):
     def _arrange(
         self, batches: list[list[int]], rest: list[int], lengths: list[int], generator: torch.Generator
     ) -> list[int]:
-        """The batches in random order, that with the longest document first, and the rest."""
+        """The batches in random order, but the one with the longest document first; and the remaining documents."""
         order = torch.randperm(len(batches), generator=generator).tolist()
         if order:
             longest = max(order, key=lambda index: max(lengths[document] for document in batches[index]))

@@ -1,4 +1,4 @@
-"""Held-out documents by iterative stratification, with near-duplicates on one side and no label lost from training."""
+"""Splits documents by iterative stratification, keeping near-duplicates together and every label in the training part."""
 
 import heapq
 import logging
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 class DocumentSplit(NamedTuple):
     """
-    Two parts of the same documents.
+    A data set split into two parts.
 
     Args:
         train (`Dataset`): the documents that stay.
@@ -37,26 +37,26 @@ def split_documents(
     text_column: str = "text",
 ) -> DocumentSplit:
     """
-    Sets documents aside, so that each label has its share in both parts as far as possible (iterative stratification, Sechidis
-    et al. 2011).
+    Holds out documents so that, as far as possible, each label is divided in the same proportion (iterative stratification, Sechidis et al.
+    2011).
 
-    Every label keeps a training document, and near-duplicates of a document stay on its side. Documents without labels are divided as
-    those of a label are. The same arguments give the same parts. Time grows linearly with the number of assignments.
+    Every label keeps at least one training document, and near-duplicates stay in the same part. Documents without labels are stratified
+    like a label of their own. The split is deterministic. Time grows linearly with the number of label assignments.
 
     Args:
         dataset (`Dataset`): documents with "labels" (names) or "label_indices" (ids), and their text.
         fraction (`float`, *optional*): share of the documents to set aside, between 0 and 1; 0.1 if neither is given.
         size (`int`, *optional*): their number, instead of `fraction`.
-        seed (`int`): of the random choice among equals.
-        group_near_duplicates (`bool`): whether near-duplicates stay on one side.
+        seed (`int`): random seed for breaking ties.
+        group_near_duplicates (`bool`): whether near-duplicates stay in the same part.
         text_column (`str`): the column of the text.
 
     Returns:
         [`DocumentSplit`], each part in the order of `dataset`.
 
     Raises:
-        ValueError: if less than half of the requested documents can be set aside without taking the last training document from a
-            label, or nothing can.
+        ValueError: if less than half of the requested documents, or none, can be held out without removing the last training document of
+            a label.
 
     Example:
 
@@ -120,10 +120,10 @@ def _label_ids(dataset: Dataset) -> list[Sequence[int]]:
 
 
 class _Units:
-    """Groups of documents that stay together, with the labels that they hold and how often."""
+    """Groups of documents that stay together, with their labels and the number of documents for each."""
 
     def __init__(self, labels: Sequence[Sequence[int]], groups: np.ndarray) -> None:
-        # "Without labels" counts as one more label: such documents would otherwise fill a held-out part that rare labels leave short.
+        # "No label" counts as another label. Otherwise, unlabeled documents would fill up a held-out part that rare labels leave too small.
         unlabeled = 1 + max((label for ids in labels for label in ids), default=-1)
         self.num_labels = unlabeled + 1
         self.sizes = np.bincount(groups).tolist()
@@ -139,7 +139,7 @@ class _Units:
 
 
 class _Assignment:
-    """Which units are held out so far, and how many documents each side still needs, per label and in total."""
+    """Which groups are held out so far, and how many documents each part still needs, per label and in total."""
 
     def __init__(self, units: _Units, target: int, rng: np.random.Generator) -> None:
         self.units, self.rng = units, rng
@@ -155,7 +155,7 @@ class _Assignment:
         return all(self.in_training[label] > count for label, count in self.units.counts[unit].items())
 
     def assign(self, unit: int, label: int) -> None:
-        """Assigns a unit to the side that needs the label most, then to the side that needs documents most."""
+        """Assigns a group to the part that needs the label most; ties go to the part that needs more documents."""
         wants = [(self.wanted[side][label], self.wanted_documents[side]) for side in (0, 1)]
         side = int(wants[1] > wants[0]) if wants[0] != wants[1] else int(self.rng.integers(2))
         self.put(unit, bool(side) and self.may_be_held_out(unit))
@@ -198,7 +198,7 @@ def _stratify(labels: Sequence[Sequence[int]], groups: np.ndarray, target: int, 
 
 
 def _correct_size(assignment: _Assignment, rng: np.random.Generator) -> None:
-    """Moves units at random until the requested number of documents is held out, where labels allow it."""
+    """Moves random groups until the requested number of documents is held out, as far as labels allow it."""
     missing = assignment.wanted_documents[1]
     side = missing < 0  # too many are held out: move them back
     units = [unit for unit, held_out in enumerate(assignment.held_out) if held_out == side]

@@ -1,4 +1,4 @@
-"""Bytes to lines of text: files and standard input, compression, encodings. Imports the standard library only."""
+"""Reads lines of text from files and standard input, with decompression and decoding. Imports only the standard library."""
 
 import contextlib
 import gzip
@@ -23,18 +23,18 @@ BYTE_ORDER_MARKS = {
 
 
 class DataFileError(ValueError):
-    """A file has wrong content. The message names file, line, rule and remedy."""
+    """The content of a file is invalid. The message names file, line, rule and remedy."""
 
 
 class DataFileNotFoundError(FileNotFoundError, DataFileError):
-    """A file, or the label file that belongs to it, is not there."""
+    """A file, or the label file that belongs to it, does not exist."""
 
 
 OnError = Callable[[DataFileError], None]
 
 
 def raise_error(error: DataFileError) -> None:
-    """The default of every reader: the first bad line ends the reading."""
+    """The default of every reader: stop at the first bad line."""
     raise error
 
 
@@ -43,7 +43,7 @@ def display_name(path: str) -> str:
 
 
 def bare_name(path: str) -> str:
-    """The name without the ending of a compression."""
+    """The file name without a compression extension."""
     return path.removesuffix(".gz").removesuffix(".zst")
 
 
@@ -94,7 +94,7 @@ def open_binary(path: str) -> Iterator[BinaryIO]:
                 '"CSV UTF-8", or unpack the archive.'
             )
         elif not start and path.endswith(COMPRESSIONS):
-            raise DataFileError(f"{path}: has 0 bytes, so it is no compressed file. Fetch or write it again.")
+            raise DataFileError(f"{path}: has 0 bytes, so it is not a compressed file. Download or write it again.")
         else:
             yield raw
 
@@ -142,7 +142,7 @@ def _encoding(start: bytes) -> str:
 def _check_characters(text: str, where: str) -> None:
     if "\0" in text:
         raise DataFileError(
-            f"{where}: holds a NUL character, which is in no text. If the file is UTF-16, convert it with "
+            f"{where}: holds a NUL character, which is not allowed in text. If the file is UTF-16, convert it with "
             "`iconv -f utf-16 -t utf-8`; otherwise write it again."
         )
 
@@ -154,7 +154,7 @@ def _not_text(error: UnicodeDecodeError, where: str) -> DataFileError:
             '`iconv -f latin1 -t utf-8`, or save it as "CSV UTF-8".'
         )
     return DataFileError(
-        f"{where}: is not {error.encoding.upper()} ({error.reason}), which the first bytes of the file announce. Write it "
+        f"{where}: is not {error.encoding.upper()} ({error.reason}), as the first bytes of the file indicate. Write it "
         "again, best as UTF-8."
     )
 
@@ -163,7 +163,7 @@ def _unreadable(error: Exception, path: str, number: int) -> DataFileError:
     name = display_name(path)
     if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)) or path.endswith(COMPRESSIONS):
         return DataFileError(
-            f"{name}: cannot be decompressed after line {number} ({error}). The file is damaged or cut short: fetch it "
+            f"{name}: cannot be decompressed after line {number} ({error}). The file is damaged or truncated: download it "
             "again."
         )
     reason = getattr(error, "strerror", None) or error

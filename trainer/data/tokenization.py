@@ -18,10 +18,10 @@ def _tokenize_batch(batch: dict[str, list], tokenizer: Any, max_length: int, tex
 
 def check_max_length(max_length: int | None, tokenizer: Any, name: str = "max_length") -> None:
     """
-    Check that documents of `max_length` tokens hold a token of their text beside the special tokens of the tokenizer.
+    Check that `max_length` leaves room for at least one token of the text besides the special tokens of the tokenizer.
 
     Raises:
-        ValueError: they do not. The message has the `name` of the setting.
+        ValueError: it does not. The message uses `name` as the name of the setting.
     """
     special = tokenizer.num_special_tokens_to_add()
     if max_length is not None and max_length <= special:
@@ -40,13 +40,13 @@ def tokenize(
     batch_size: int = 1000,
 ) -> AnyDataset:
     """
-    Replaces the text by its tokens, truncated but not padded, and adds "length" (tokens) to group documents by.
+    Replaces the text by its token ids, truncated but not padded, and adds a column "length" (in tokens) for grouping by length.
 
     The result is cached: the same documents, tokenizer and length are not tokenized again, in this process or another.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the backbone.
-        max_length (`int`, *optional*): The longest document in tokens, special tokens included; by default, and at
+        max_length (`int`, *optional*): Maximum number of tokens per document, special tokens included; by default, and at
             most, the tokenizer's `model_max_length`.
         num_proc (`int`, *optional*): Processes; not used when streaming.
 

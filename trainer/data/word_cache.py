@@ -1,4 +1,4 @@
-"""Token ids of many texts by looking up their words: several times as fast as the tokenizer where its words are independent."""
+"""Cached tokenization word by word, several times as fast as the tokenizer, for tokenizers that treat words independently."""
 
 import json
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ import numpy as np
 
 # `str.split` splits at these control characters, BERT's normalizer removes them.
 _ODD_SPACES = "\x0b\x0c\x1c\x1d\x1e\x1f\x85"
-# Words that are remembered; Python keeps about 150 bytes for each.
+# Maximum number of cached words; Python needs about 150 bytes for each.
 MAX_WORDS = 1_000_000
 
 
 class WordCache:
     """
-    Token ids of texts, the same as the tokenizer's, which is asked only for words that were not seen before.
+    Token ids of texts, the same as the tokenizer's. The tokenizer is called only for words that were not seen before.
 
-    That is right for tokenizers that split a text at white space first (BERT's, and so those of MiniLM, MPNet and ELECTRA). With
-    any other tokenizer, every text goes to the tokenizer.
+    Caching is used for tokenizers that first split a text at whitespace (BERT's, and thus those of MiniLM, MPNet and ELECTRA). With any
+    other tokenizer, every text is tokenized as a whole.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): a fast tokenizer.
-        max_words (`int`, defaults to 1,000,000): words that are remembered. When there are more, all are forgotten.
+        max_words (`int`, defaults to 1,000,000): maximum number of cached words. When it is exceeded, the cache is cleared.
 
     Example:
 
@@ -35,7 +35,7 @@ class WordCache:
     def __init__(self, tokenizer: Any, max_words: int = MAX_WORDS):
         self.tokenizer, self.max_words = tokenizer, max_words
         self.is_exact = _splits_at_spaces(tokenizer)
-        # Ids as bytes of int32: Python joins them without a look at each id.
+        # Ids as bytes of int32, because Python can join bytes without processing each id.
         self._ids: dict[str, bytes] = {}
         self.before, self.after = special_tokens_around(tokenizer)
 
@@ -82,7 +82,7 @@ def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def _splits_at_spaces(tokenizer: Any) -> bool:
-    """Whether a tokenizer treats the words of a text, split at white space, one by one, and cuts texts at the right."""
+    """Whether a tokenizer treats whitespace-separated words independently and truncates texts on the right."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or tokenizer.truncation_side != "right":
         return False

@@ -1,4 +1,4 @@
-"""Collects during a run what the model card reports."""
+"""Collects metrics during a run for the model card."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,14 +10,14 @@ from .model_card_text import split_metrics
 
 class Measurement(NamedTuple):
     """
-    What one evaluation or prediction measured.
+    The metrics of one evaluation or prediction.
 
     Attributes:
         step (`int`): global step of the model that was measured.
-        during_training (`bool`): whether the training went on afterwards.
+        during_training (`bool`): whether training continued afterwards.
         metrics (`dict[str, float]`): as the trainer logs them (`eval_...`, `test_...`).
-        deciles (`list[dict]`, *optional*): `StreamingMetrics.deciles()`, for the picture of recall by label frequency.
-        kept (`list[dict]`, *optional*): `StreamingMetrics.f1_of_kept()`, for the table of documents that are left to people.
+        deciles (`list[dict]`, *optional*): `StreamingMetrics.deciles()`, for the plot of recall by label frequency.
+        kept (`list[dict]`, *optional*): `StreamingMetrics.f1_of_kept()`, for the table of documents that are sent to human review.
     """
 
     step: int
@@ -29,10 +29,10 @@ class Measurement(NamedTuple):
 
 class ModelCardCallback(TrainerCallback):
     """
-    Keeps what was measured of a model, and when, until a card is written.
+    Records all measurements of a model, and when they were made, until a card is written.
 
     Args:
-        trainer (`SepMldcTrainer`): whose `last_metrics` give the picture of a measurement.
+        trainer (`SepMldcTrainer`): its `last_metrics` provide the data for the plot.
     """
 
     def __init__(self, trainer: Any):
@@ -42,7 +42,7 @@ class ModelCardCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.is_training = self.was_trained = True
-        # A resumed run knows from its history what was measured before.
+        # A resumed run finds earlier measurements in its log history.
         self.measurements = [
             Measurement(entry["step"], True, entry, None) for entry in state.log_history if split_metrics(entry)
         ]
@@ -69,10 +69,10 @@ class ModelCardCallback(TrainerCallback):
 
     def card_of(self, state: Any, args: Any) -> dict[str, Any]:
         """
-        What was measured of the model as it is now: `metrics`, `metric_note` (when), `deciles` and `kept`, for `save_model_card`.
+        The measurements of the model with its current weights: `metrics`, `metric_note` (when), `deciles` and `kept`, for `save_model_card`.
 
-        These are the measurements after the training, or else those of the last step, or of the best step where the trainer has
-        loaded the best model.
+        These are the measurements made after training, or else those of the last step, or of the best step if the trainer has loaded the
+        best model.
         """
         measured = [m for m in self.measurements if not m.during_training]
         note = "after training" if self.was_trained else None
@@ -87,7 +87,7 @@ class ModelCardCallback(TrainerCallback):
         metrics: dict[str, float] = {}
         for measurement in measured:
             metrics.update(measurement.metrics)
-        # Tables of the test documents, if there are any, else the latest.
+        # Tables for the test documents if there are any, else the latest ones.
         measured = sorted(measured, key=lambda m: "test" in split_metrics(m.metrics))
         deciles = next((m.deciles for m in reversed(measured) if m.deciles), None)
         kept = next((m.kept for m in reversed(measured) if m.kept), None)

@@ -1,4 +1,4 @@
-"""What `SepMldcTrainer` adds to saving and pushing: a card in every checkpoint, and checkpoints that load by themselves."""
+"""Saving and pushing in `SepMldcTrainer`: adds a model card to every checkpoint, and the code with which it loads without this package."""
 
 import os
 import shutil
@@ -26,12 +26,12 @@ BESIDE_THE_WEIGHTS = ("README.md", "*.png", "*.py", "requirements.txt")
 
 class HubMixin(TransformersInternals):
     """
-    For a `Trainer`: each saved folder gets a model card, and each push to the Hub the card and the model's code too.
+    Mixin for a `Trainer`: writes a model card into each saved folder, and also pushes the card and the model's code to the Hub.
 
     Attributes:
-        model_card_kwargs (`dict`): what the trainer does not know: `datasets`, `language`, `license`, `base_model`,
+        model_card_kwargs (`dict`): what the trainer cannot know: `datasets`, `language`, `license`, `base_model`,
             `pseudo_document_provenance`, further measured `metrics`, ... See [`~trainer.hub.model_card.build_model_card`].
-        model_card_callback ([`~trainer.hub.callback.ModelCardCallback`]): what was measured so far.
+        model_card_callback ([`~trainer.hub.callback.ModelCardCallback`]): the measurements so far.
     """
 
     args: Any
@@ -62,8 +62,8 @@ class HubMixin(TransformersInternals):
         dataset_args: str | list[str] | None = None,
     ) -> None:
         """
-        Write the model card into `args.output_dir`. What is given here holds for later cards too; `tasks` and `dataset_args` are
-        accepted because `Trainer` has them. A README that someone wrote or changed is kept, with a warning.
+        Write the model card to `args.output_dir`. The arguments are also used for later cards; `tasks` and `dataset_args` are accepted only
+        because `Trainer` has them. A README that was written or edited by someone is kept, with a warning.
         """
         tags = [tags] if isinstance(tags, str) else tags
         given = {"language": language, "license": license, "tags": tags, "model_name": model_name}
@@ -109,8 +109,8 @@ class HubMixin(TransformersInternals):
         """
         Push a checkpoint during training as transformers does, but from a separate folder that also holds card and code.
 
-        transformers uploads the output folder while weights are overwritten, log files grow and old checkpoints are deleted. Each of
-        these makes the push fail silently.
+        transformers uploads the output folder itself, in which weights are overwritten, log files grow and old checkpoints are deleted
+        meanwhile. Each of these makes the push fail silently.
         """
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if (
@@ -122,7 +122,7 @@ class HubMixin(TransformersInternals):
         self._warn_of_failed_pushes()
         earlier = [] if self.push_in_progress is None else list(self.push_in_progress.jobs)
         if not busy:
-            for left_over in Path(self.args.output_dir).glob("_push-*"):  # of a run that was killed
+            for left_over in Path(self.args.output_dir).glob("_push-*"):  # left over from a killed run
                 shutil.rmtree(left_over, ignore_errors=True)
         staged = Path(tempfile.mkdtemp(prefix="_push-", dir=self.args.output_dir))  # "_*" is never pushed
         checkpoint = staged / Path(folder).name
@@ -138,14 +138,14 @@ class HubMixin(TransformersInternals):
         with self._output_dir(staged):
             super().push_checkpoint(str(checkpoint))
         jobs = [job for job in self.push_in_progress.jobs if job not in earlier]
-        # Uploads run one after the other, in the order in which they were requested.
+        # Uploads run sequentially, in the order in which they were requested.
         jobs[-1].add_done_callback(lambda _: shutil.rmtree(staged, ignore_errors=True))
-        # Jobs are kept until they are checked: one may have failed since.
+        # Jobs are kept until they are checked, because they may fail later.
         self.push_in_progress.jobs = earlier + jobs
 
     @contextmanager
     def _output_dir(self, folder: Path) -> Iterator[None]:
-        """Inside, `args.output_dir` is another folder; saved arguments have the original one."""
+        """Within this context, `args.output_dir` is another folder; saved arguments contain the original one."""
         original: Any = self.args
         self.args = _arguments_with_folder(original, folder)
         try:
@@ -188,7 +188,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _base_model(config: Any) -> str | None:
-    """The encoder's name: as a Hub name where it is known to be one, else marked as a folder."""
+    """The encoder's name, marked as a folder unless it is known to be a Hub name."""
     name = getattr(config.backbone_config, "_name_or_path", None)
     if not name:
         return None

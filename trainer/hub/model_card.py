@@ -1,4 +1,4 @@
-"""The model card of a trained model: what it is, what was measured, how it was made. Written at every save and push."""
+"""The model card of a trained model, with its metrics and training settings. Written at every save and push."""
 
 import csv
 import hashlib
@@ -55,7 +55,7 @@ def hub_id(name: str | None) -> str | None:
 
 
 def _shown_name(name: str) -> str:
-    """A Hub name as a link, a local path by its last part only: cards do not reveal local folders."""
+    """A Hub name as a link; only the last part of a local path, so that cards do not reveal local folders."""
     if hub_id(name):
         return f"[{escape_markdown(name)}](https://huggingface.co/{name})"
     return escape_markdown(re.split(r"[/\\]", name.rstrip("/\\"))[-1])
@@ -67,11 +67,12 @@ def _percent(value: float | None) -> str:
 
 def summarize_provenance(rows: Iterable[Mapping]) -> dict:
     """
-    What a card says about pseudo-documents, from their rows (each with a `provenance`, or holding its fields itself).
+    Summarize pseudo-documents for a card, from their rows (each with a `provenance`, or with its fields directly).
 
     Returns:
         `dict`: `count`, sorted lists `models`, `templates` (prompt names with the start of their hash) and `dates`
-        (first and last day), and `kinds` (number by kind, where rows name theirs). Endpoints and requests stay out: they may name hosts.
+        (first and last day), and `kinds` (number by kind, if rows have a `kind`). Endpoints and requests are left out, because they may
+        reveal host names.
     """
     count, models, templates, dates = 0, set(), set(), set()
     kinds: Counter[str] = Counter()
@@ -104,7 +105,7 @@ def _setting(value: Any) -> str:
 
 
 def _rows(source: Any, names: Mapping[str, str]) -> list[tuple[str, str]]:
-    """(what, value) of the attributes that `source` has: from a fixed list, so that no secret gets in."""
+    """(description, value) of the attributes that `source` has, from a fixed list, so that no secret is included."""
     values = ((title, getattr(source, name, None)) for name, title in names.items())
     return [(title, _setting(value)) for title, value in values if value is not None]
 
@@ -173,7 +174,7 @@ def _co2_grams(run_dir: str | os.PathLike | None) -> float | None:
 
 
 def _unused_limit(training_args: Any) -> str:
-    """Which of "epochs" and "steps" did not say how long to train."""
+    """The one of "epochs" and "steps" that did not determine how long to train."""
     return "num_train_epochs" if (getattr(training_args, "max_steps", None) or 0) > 0 else "max_steps"
 
 
@@ -212,24 +213,24 @@ def build_model_card(
     kept: Sequence[Mapping] | None = None,
 ) -> ModelCard:
     """
-    The card of a model, from its configuration and from what was measured. Nothing is fetched, nothing is written.
+    Build the card of a model from its configuration and metrics. Nothing is fetched or written.
 
     Args:
         config ([`SepMldcConfig`]):
             Labels, descriptions, counts, thresholds and how they were found are read from it.
         metrics (`dict[str, float]`, *optional*):
             As the trainer logs them, in [0, 1]: `eval_...` is the validation split, `test_...` the test split. Losses,
-            speeds and values that are not finite are left out. The metadata gets the eight of [`headline_metrics`], of the test
-            documents, or of the validation documents where there is no test.
+            speeds and values that are not finite are left out. The metadata contains the eight [`headline_metrics`] on the test
+            documents, or on the validation documents if there are no test metrics.
         metric_note (`str`, *optional*):
             When they were measured ("at step 500").
         training_args ([`SepMldcTrainingArguments`], *optional*):
-            Loss settings and hyperparameters are read from it, by a fixed list: no token, no folder.
+            Loss settings and hyperparameters are read from it, from a fixed list that includes no tokens or folders.
         label_counts (`Sequence[int]` of length `num_labels`, *optional*):
             Real training documents of each label; `config.label_counts` by default.
         pseudo_document_provenance (*optional*):
-            The rows of the pseudo-documents that were trained on, or what [`summarize_provenance`] made of them. `()`
-            says that there were none; `None` that it is not known.
+            The rows of the pseudo-documents used in training, or the result of [`summarize_provenance`] for them. `()` means that
+            there were none; `None` that it is not known.
         base_model, datasets (`str`, or a list for `datasets`, *optional*):
             Hub names are linked and added to the metadata; of local paths only the last part is shown.
         license, language, tags (*optional*):
@@ -241,15 +242,15 @@ def build_model_card(
         run_dir (path, *optional*):
             The folder of the training run, which may contain codecarbon's `emissions.csv`.
         max_length (`int`, *optional*):
-            Tokens after which documents were cut.
+            Number of tokens to which documents were truncated.
         evaluation_sets (`Sequence[str]`, *optional*):
             Names of several evaluation sets, whose metrics are called `eval_NAME_...`.
         pictures (`Iterable[str]`, *optional*):
-            File names of pictures in the same folder.
+            File names of plots in the same folder.
         recipe (`str`, *optional*), settings (`Sequence[tuple[str, Any, str]]`, *optional*):
             How settings were chosen: name of the recipe, and (setting, value, why) as [`RecommendedSettings.rows`] returns them.
         untrained (`bool`, defaults to `False`):
-            Whether nothing was trained: labels are compared with documents by an encoder as it was.
+            Whether the model was not trained: documents and label texts are compared with the encoder as it is.
         kept (`list[dict]`, *optional*):
             What `StreamingMetrics.f1_of_kept()` returned: F1 of the documents that are kept, by their share.
 
@@ -294,7 +295,7 @@ def build_model_card(
         kept_rows=[
             [
                 f"{row['share_kept']:.0%}",
-                # Cards may be made from results of former versions.
+                # Cards may be created from results of older versions.
                 f"{row['min_expected_f1']:.3f}" if "min_expected_f1" in row else "-",
                 *(_percent(row[name]) for name in KEPT_COLUMNS),
             ]
@@ -305,7 +306,7 @@ def build_model_card(
         **_pseudo_document_values(pseudo_document_provenance, config.num_train_documents),
     )
     card.text = f"\n{_MARKER}\n\n{card.text.strip()}\n"
-    # The marker holds the digest of all the rest, metadata too: a later change by hand is seen.
+    # The marker contains a digest of everything else, including metadata, so that later edits are detected.
     card.text = card.text.replace("{digest}", _digest(card.content.replace(_MARKER, "")), 1)
     return card
 
@@ -321,7 +322,7 @@ def _metadata(
     tags: Sequence[str],
     co2: float | None,
 ) -> ModelCardData:
-    """The metadata of a card, with the headline metrics of the test documents, or of all splits without a test."""
+    """The metadata of a card, with the headline metrics on the test documents, or on all splits if there are no test metrics."""
     dataset_ids = [dataset for dataset in datasets if hub_id(dataset)]
     dataset_name = ", ".join(re.split(r"[/\\]", dataset.rstrip("/\\"))[-1] for dataset in datasets) or "not stated"
     headline = [split for split in splits if split.startswith("test")] or list(splits)
@@ -448,7 +449,7 @@ def _group_table(
                 base = (metric[: match.start()] + metric[match.end() :]).strip("_/")
                 rows.setdefault((base, split), {})[match.group(2)] = value
     groups = [group for group in groups if any(group in values for values in rows.values())]
-    if len(groups) < 2:  # one group is all labels: its figures stand above
+    if len(groups) < 2:  # a single group contains all labels, whose figures are already shown
         return [], []
     return ["Metric", "Split", *(group.capitalize() for group in groups)], [
         [pretty_metric(base), split, *(_percent(values.get(group)) for group in groups)]
@@ -460,7 +461,7 @@ KEPT_COLUMNS = ("f1_micro", "precision_micro", "recall_micro")
 
 
 def _abstained(metrics: Mapping[str, float]) -> str | None:
-    """Share of documents without a predicted label: of the test documents, or else of the validation documents."""
+    """Share of documents without a predicted label, among the test documents or else the validation documents."""
     shares = [metrics.get(f"{split}_share_abstained") for split in ("test", "predict", "eval")]
     return next((_percent(share) for share in shares if share is not None), None)
 
@@ -508,23 +509,23 @@ def save_model_card(
     **kwargs: Any,
 ) -> Path:
     """
-    Write `README.md` and its pictures into `output_dir`, each under a temporary name and then renamed, the card last.
+    Write `README.md` and its plots to `output_dir`, each under a temporary name and then renamed, the card last.
 
     Args:
         output_dir (path): the folder; made if it is missing.
         config ([`SepMldcConfig`]), metrics: as for [`build_model_card`], which takes `kwargs` too.
         log_history (`list[dict]`, *optional*): `trainer.state.log_history`, for the training curve.
-        deciles (`list[dict]`, *optional*): what `StreamingMetrics.deciles()` returned, for the picture of recall by decile.
-        overwrite (`bool`): replace a README that was not written here, or was changed since.
+        deciles (`list[dict]`, *optional*): what `StreamingMetrics.deciles()` returned, for the plot of recall by decile.
+        overwrite (`bool`): replace a README even if it was not written by this function or was edited since.
 
     Raises:
-        FileExistsError: if there is such a README and `overwrite` is not set; nothing is written then.
+        FileExistsError: if a README exists that was edited or written by someone, and `overwrite` is not set. Nothing is written then.
     """
     folder = Path(output_dir)
     path = folder / "README.md"
     if path.exists() and not overwrite and not is_generated_card(path.read_text(encoding="utf-8", errors="replace")):
         raise FileExistsError(
-            f"{path.name} of {folder.name!r} was written or changed by someone, so it is kept and no model card is written. Move "
+            f"{path.name} of {folder.name!r} was not written by this package, or was edited, so it is kept and no model card is written. Move "
             "it away, or pass `overwrite=True` to replace it."
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -533,7 +534,7 @@ def save_model_card(
         config, metrics=metrics, pictures=pictures, run_dir=kwargs.pop("run_dir", folder), **kwargs
     )
     for name, content in {**pictures, path.name: str(card).encode()}.items():
-        temporary = folder / f"_{name}.{os.getpid()}.tmp"  # "_": concurrent pushes leave such files out
+        temporary = folder / f"_{name}.{os.getpid()}.tmp"  # because of the "_", concurrent pushes skip it
         temporary.write_bytes(content)
         os.replace(temporary, folder / name)
     return path

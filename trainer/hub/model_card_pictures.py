@@ -1,4 +1,4 @@
-"""The pictures of a model card: training curve and recall by label frequency, as PNG (extra `plot`)."""
+"""The plots of a model card: training curve and recall by label frequency, as PNG (extra `plot`)."""
 
 import io
 import math
@@ -10,7 +10,7 @@ from .model_card_text import GROUP, METRIC, pretty_metric
 
 def draw_pictures(log_history: Sequence[Mapping] | None, deciles: Sequence[Mapping] | None) -> dict[str, bytes]:
     """
-    The pictures of a card as PNG, by file name: `training_curve.png` from the trainer's `state.log_history`,
+    The plots of a card as PNG, by file name: `training_curve.png` from the trainer's `state.log_history`,
     `decile_recall.png` from `StreamingMetrics.deciles()`. Empty without matplotlib (extra `plot`) or data.
     """
     try:

@@ -1,4 +1,4 @@
-"""How a model card writes text that others chose (label names, descriptions) and the names of metrics."""
+"""Formatting for model cards: escaping of untrusted text (label names, descriptions) and names of metrics."""
 
 import math
 import re
@@ -27,8 +27,8 @@ def escape_markdown(text: object, limit: int = MAX_CELL_CHARACTERS) -> str:
     """
     `text` as the inside of one cell of a markdown table: shown literally.
 
-    Markup is escaped, line ends become `<br>`, control characters (also those that turn the reading direction) are
-    spelled out, right-to-left text is isolated from neighboring cells, and more than `limit` characters are cut.
+    Markup is escaped, line breaks become `<br>`, control characters (including those that change the text direction) are spelled out,
+    right-to-left text is isolated from neighboring cells, and the text is truncated after `limit` characters.
 
     Example:
 
@@ -67,7 +67,7 @@ def pretty_metric(metric: str) -> str:
 
 def split_metrics(metrics: Mapping[str, float], evaluation_sets: Sequence[str] = ()) -> dict[str, dict[str, float]]:
     """
-    Measured values by split, the test documents first.
+    Metrics by split, the test split first.
 
     Args:
         metrics (`dict[str, float]`): as the trainer logs them, `eval_...` and `test_...`; losses, speeds and values that are not
@@ -106,7 +106,7 @@ def split_metrics(metrics: Mapping[str, float], evaluation_sets: Sequence[str] =
 
 def headline_metrics(names: Iterable[str]) -> list[str]:
     """
-    The eight metrics by which models are compared, those of them that there are: P@1, P@3, P@k, nDCG@k, PSP@1, PSP@k, micro and
+    The eight metrics by which models are compared, as far as they are available: P@1, P@3, P@k, nDCG@k, PSP@1, PSP@k, micro and
     macro F1, where k is 5, or the largest k that was measured below it.
 
     Example:

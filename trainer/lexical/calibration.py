@@ -1,4 +1,4 @@
-"""Margins as logarithms of odds, label by label, from margins on documents that a classifier was not fitted on."""
+"""Calibrates the margins of each label to log-odds, with margins on documents that the classifier was not fitted on."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,23 +7,23 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 
-# Pairs of a document and a label that the common line is fitted on: more do not change six numbers.
+# Maximum number of document-label pairs for fitting the common line; more would hardly change its few parameters.
 MAX_PAIRS = 4_000_000
-# How strongly a label is held to the common line: standard deviations of 0.35 of its slope and 0.7 of its intercept.
+# Precision of the priors that shrink each label's line to the common line: standard deviations 0.35 (slope) and 0.7 (intercept).
 SLOPE_PENALTY, INTERCEPT_PENALTY = 8.0, 2.0
-# Newton steps of a label, at most; they end when nothing moves.
+# Maximum number of Newton steps; iteration stops when the parameters no longer change.
 STEPS, TOLERANCE = 25, 1e-3
 
 
 @dataclass(frozen=True)
 class CommonLine:
     r"""
-    The line that all labels share, from margin to logit: slope and intercept are linear in the logarithm f of a label's frequency.
+    The common line of all labels, which maps margins to logits. Slope and intercept are linear functions of a label's log frequency f.
 
     Attributes:
-        center, spread (`float`): of f over the labels it was fitted on.
-        slopes, intercepts (`tuple[float, float]`): at the center, and per spread.
-        least (`float`): smallest slope.
+        center, spread (`float`): center and spread of f over the labels it was fitted on.
+        slopes, intercepts (`tuple[float, float]`): value at the center, and change per spread.
+        least (`float`): minimum slope.
     """
 
     center: float
@@ -33,8 +33,8 @@ class CommonLine:
     least: float
 
     def at(self, log_frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Slopes and intercepts (n,) of labels with these logarithms of frequencies (n,)."""
-        # No line reaches far beyond the frequencies that it was fitted on.
+        """Slopes and intercepts (n,) of labels with these log frequencies (n,)."""
+        # Frequencies far outside the fitted range are clipped, because the line should not be extrapolated.
         place = np.clip((log_frequencies - self.center) / self.spread, -3, 3)
         slopes = np.maximum(self.slopes[0] + self.slopes[1] * place, self.least)
         return slopes, self.intercepts[0] + self.intercepts[1] * place
@@ -51,8 +51,8 @@ def fit_common_line(
     """
     Fit the line that all labels share by logistic regression, over up to four million pairs of a document and a label.
 
-    Where one of the n documents of a label is left out, its classifier has learned from n - 1. So the slope that goes with its margins is
-    that of a label with n - 1 documents. Labels with one document are left out: without it, nothing is learned.
+    When one of the n documents of a label is left out, its classifier is fitted on only n - 1 positives. The slope for such margins is
+    therefore that of a label with n - 1 documents. Labels with one document are skipped, because no positive remains.
 
     Args:
         margins_of (`Callable`): gives the margins (N, n) of n labels on documents that their classifiers were not fitted on.
@@ -68,7 +68,7 @@ def fit_common_line(
     learned = repeated if len(repeated) else learned
     if not len(learned):
         raise ValueError(
-            f"None of {len(members)} labels is on some of the {num_documents} documents and not on others. Check the labels."
+            f"None of the {len(members)} labels is on some of the {num_documents} documents but not on others. Check the labels."
         )
     # Evenly over the labels ordered by frequency.
     size = min(len(learned), max(MAX_PAIRS // num_documents, 16))
@@ -86,7 +86,7 @@ def fit_common_line(
     design = np.stack([margins, margins * place_of_slope, place], axis=1)
     line = LogisticRegression(C=100.0, max_iter=200).fit(design, targets.ravel())
     slope, slope_change, intercept_change = line.coef_[0].tolist()
-    # Margins that tell nothing, or the contrary, get a slope of nearly nothing.
+    # Uninformative or inversely related margins get a slope close to 0.
     slope = max(slope, 1e-3)
     return CommonLine(center, spread, (slope, slope_change), (float(line.intercept_[0]), intercept_change), slope / 5)
 
@@ -96,11 +96,11 @@ def fit_lines(
 ) -> tuple[np.ndarray, np.ndarray]:
     r"""
     Slope s and intercept b of each of n labels, so that $\sigma(s m + b)$ is the probability of the label where its margin is m
-    (Platt, 1999, Probabilistic outputs for support vector machines): of highest posterior, with a normal prior around the common
-    line. A label with few documents stays near it, and one with a single document is on it.
+    (Platt, 1999, Probabilistic outputs for support vector machines). It is the maximum a posteriori estimate with a normal prior around
+    the common line: a label with few documents stays close to the common line, and one with a single document lies on it.
 
-    The slope is that of the classifier of all documents of the label: margins of left-out documents come from one with a document less,
-    as in [`fit_common_line`], and slopes of the common line tell the ratio.
+    The slope is for the classifier that is fitted on all documents of the label. Leave-one-out margins come from a classifier with one
+    document less, see [`fit_common_line`]; the common line gives the ratio of the two slopes.
 
     Args:
         margins (`np.ndarray` of shape `(N, n)`): on documents that the classifiers were not fitted on.
@@ -133,7 +133,7 @@ def fit_lines(
         sb = np.einsum("ij,ij->j", curvature, margins)
         bb = curvature.sum(0) + INTERCEPT_PENALTY
         determinant = ss * bb - sb**2
-        # Steps of a bounded length: far from the optimum, the curvature is too flat.
+        # Step lengths are bounded, because the curvature is too small far from the optimum.
         move_slope = np.clip(
             (bb * slope_gradient - sb * intercept_gradient) / determinant, -slopes_0 / 2, slopes_0 / 2
         )

@@ -12,7 +12,7 @@ from modeling_sep_mldc.lexical_sep_mldc import bigram_ids
 
 # A prime number near 2^17: few of the pairs that occur in two documents or more share a bucket.
 NUM_BIGRAMS = 131_071
-# Pairs count half, because their tokens count as well.
+# Pairs get half the weight, because their tokens are features, too.
 BIGRAM_WEIGHT = 0.5
 
 
@@ -23,8 +23,8 @@ def token_tf_idf(
     The sparse (N, V + num_bigrams) matrix of what [`~modeling_sep_mldc.lexical_sep_mldc.term_weights`] gives for a batch, and
     the idf (V + num_bigrams,).
 
-    That is scikit-learn's TF-IDF of the token ids with 1 + ln of the counts; special tokens are left out, and the idf of a
-    token of no document is 0. The idf of a pair is halved, and 0 for a bucket of fewer than two documents.
+    The same as scikit-learn's TF-IDF of token ids with `sublinear_tf=True`, except that special tokens are ignored, tokens that occur in no
+    document have an idf of 0, and the idf of pairs is halved, and 0 for buckets that occur in fewer than two documents.
 
     Args:
         documents (iterable of `N` lists): token ids.

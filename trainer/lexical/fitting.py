@@ -1,4 +1,4 @@
-"""Fits lexical scores of a trained model: linear classifiers on tokens, weighted on documents that were not trained on."""
+"""Fits the lexical scores of a trained model: linear classifiers on tokens, whose weight is chosen on held-out documents."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ SOLVERS = ("ridge", "svm", "shortlist")
 CLASS_WEIGHTS = ("none", "balanced", "auto")
 # Up to this number of documents x labels, SVMs are fitted on all documents: minutes of CPU time.
 MAX_SVM_PAIRS = 50_000_000
-# Weights kept in total: frequent labels need a thousand each, thousands of rare labels do better with a few hundred.
+# Total number of weights kept: frequent labels need a thousand each, while thousands of rare labels do better with a few hundred each.
 TOTAL_WEIGHTS, MIN_FEATURES, MAX_FEATURES = 1_000_000, 300, 1000
 
 
@@ -43,7 +43,7 @@ def default_num_features(num_labels: int) -> int:
 
 def default_solver(num_documents: int, num_labels: int, max_memory: float = 2.0) -> str:
     """
-    The solver that [`fit_lexical_scores`] takes if none is named.
+    The default solver of [`fit_lexical_scores`].
 
     Example:
 
@@ -76,18 +76,18 @@ def fit_lexical_scores(
     hide_progress: bool = False,
 ) -> dict:
     r"""
-    Give a trained model lexical scores, and choose their weight on validation documents.
+    Add lexical scores to a trained model, and choose their weight on validation documents.
 
     The linear classifiers are fitted on the tokens and the pairs of neighboring tokens of the training documents, without the
-    encoder. How logits z and margins m add up is learned on documents that were not trained on: $w_z z + w_m m + c$ with the
-    highest likelihood (see [`~trainer.lexical.stack_scores`]). To that, κ times the logarithm of each label's inverse
-    propensity w (Jain et al., 2016) is added, which raises rare labels; κ has the best mean of P@k, PSP@k (k = 1, 3, 5), nDCG@5
-    and micro F1 (see [`~trainer.lexical.choose_tail_weight`]). In units of the logit, the model adds
-    $\frac{w_m}{w_z} m + \frac{\kappa}{w_z} \ln w$. Where the margins have no weight, or the mean falls by more than the noise of N
-    documents, 1 / (10 √N), the model keeps its scores, and nothing is stored. Thresholds and calibration of the former scores are dropped.
+    encoder. The weights of logits z and margins m in the sum $w_z z + w_m m + c$ are chosen on held-out documents by maximum
+    likelihood (see [`~trainer.lexical.stack_scores`]). Then κ times the logarithm of each label's inverse propensity w (Jain et al., 2016)
+    is added, which raises rare labels; κ maximizes the mean of P@k, PSP@k (k = 1, 3, 5), nDCG@5 and micro F1 (see
+    [`~trainer.lexical.choose_tail_weight`]). Expressed in units of the logit, the model adds
+    $\frac{w_m}{w_z} m + \frac{\kappa}{w_z} \ln w$. If the margins get no weight, or the mean drops by more than 1 / (10 √N), the noise level
+    with N documents, nothing is stored and the scores do not change. Thresholds and calibration of the previous scores are dropped.
 
     Args:
-        model (`SepMldcForMultiLabelClassification`): gets the scores. Its former ones are removed before `batches` is read.
+        model (`SepMldcForMultiLabelClassification`): gets the scores. Existing lexical scores are removed before `batches` is read.
         train_dataset (`Dataset`): tokenized documents with `label_indices`.
         batches (iterable of [`~trainer.LogitBatch`]): validation documents, as `trainer.logit_batches(dataset)` yields them;
             read once, lazily, so that the logits are those without lexical scores.
@@ -95,27 +95,27 @@ def fit_lexical_scores(
         num_bigrams (`int`, defaults to 131,071): hash buckets for pairs of neighboring tokens; 0: tokens alone.
         solver (`str`, *optional*): `"ridge"` ([`~trainer.lexical.fit_kernel_ridge`]), `"svm"`
             ([`~trainer.lexical.fit_sparse_svms`]) or `"shortlist"` ([`~trainer.lexical.fit_shortlist_svms`]). If not given, `"ridge"`
-            where its kernel, 4 N² bytes, fits into `max_memory`; else `"svm"` up to 50 million documents x labels.
-        penalty (`float`, defaults to 0.3): of the ridge regressions.
-        calibrate (`bool`, defaults to `True`): whether margins of ridge regressions are log-odds, from their margins on documents
-            that they were not fitted on. Better for rare labels and F1; up to 0.7 points of P@1 worse.
+            if its kernel matrix, 4 N² bytes, fits into `max_memory`; else `"svm"` up to 50 million documents x labels.
+        penalty (`float`, defaults to 0.3): L2 penalty of the ridge regressions.
+        calibrate (`bool`, defaults to `True`): whether to convert the margins of ridge regressions to log-odds, with their leave-one-out
+            margins. Better for rare labels and F1, but up to 0.7 points of P@1 worse.
         cost (`float`, defaults to 1.0): C of the support vector machines.
-        class_weights (`str`, defaults to `"none"`): `"balanced"`: errors on a label's documents cost more, the rarer it is (see
-            [`~trainer.lexical.fit_sparse_svms`]); `"auto"`: the one of the two with the better validation metrics, with both fitted. Only for
-            support vector machines, which are then the solver if none is named.
-        max_memory (`float`, defaults to 2.0): GiB; with 2 up to 23,170 documents are fitted by ridge regression.
-        num_jobs (`int`, *optional*): threads of the support vector machines; the number of CPUs of this process if not given.
-        tail_weights (`Sequence[float]`): κ to choose from; needs `config.label_counts`, 0 without it.
+        class_weights (`str`, defaults to `"none"`): with `"balanced"`, the rarer a label, the more an error on its documents costs (see
+            [`~trainer.lexical.fit_sparse_svms`]); `"auto"` fits both and keeps the one with better validation metrics. Only for support
+            vector machines, which then become the default solver.
+        max_memory (`float`, defaults to 2.0): memory limit in GiB; 2 GiB allow ridge regression for up to 23,170 documents.
+        num_jobs (`int`, *optional*): threads of the support vector machines; by default, the number of CPUs of this process.
+        tail_weights (`Sequence[float]`): candidates for κ; needs `config.label_counts`, otherwise κ is 0.
         special_ids (`Sequence[int]`): ids of special tokens, which are ignored.
         hide_progress (`bool`, defaults to `False`): no progress bar.
 
     Returns:
-        `dict`: what is stored as `config.lexical_info`: scale and κ, the settings, the number of documents and the validation
-        metrics without and with the lexical scores.
+        `dict`: the value stored in `config.lexical_info`: scale and κ, the settings, the number of documents, and the validation metrics
+        without and with lexical scores.
 
     Raises:
-        ValueError: documents are missing, are a stream, or carry no labels; a kernel does not fit into the free memory; class weights
-            are named for ridge regressions; `num_features` is below 1 or `num_bigrams` below 0; the solver is unknown; there are no
+        ValueError: documents are missing, streamed or unlabeled; the kernel matrix does not fit into the free memory; class weights are
+            requested for ridge regression; `num_features` is below 1 or `num_bigrams` below 0; the solver is unknown; there are no
             `tail_weights`.
     """
     check_lexical_documents("train_dataset", train_dataset)
@@ -123,7 +123,7 @@ def fit_lexical_scores(
     num_features = default_num_features(config.num_labels) if num_features is None else num_features
     _check_settings(num_features, num_bigrams, solver, tail_weights, class_weights)
     if solver is None:
-        # Ridge regressions share one factor of the kernel, so they cannot weight documents by label.
+        # Ridge regressions share one factorization of the kernel matrix, so they cannot weight documents per label.
         memory = max_memory if class_weights == "none" else 0.0
         solver = default_solver(len(train_dataset), config.num_labels, memory)
     if solver == "ridge":
@@ -146,7 +146,7 @@ def fit_lexical_scores(
 def _weigh_better_one(
     model: Any, fitted: list[tuple[LexicalScores, dict]], batches: Iterable, tail_weights: Sequence[float]
 ) -> dict:
-    """Give a model the second of two fitted lexical scores if it is better by more than the noise, else the first."""
+    """Of two fitted lexical scores, add the second one to a model if it is better by more than the noise, else the first one."""
     _remove_lexical_scores(model)  # before `batches` is read
     kept, num_pairs = [], 0
     for batch in batches:
@@ -157,13 +157,13 @@ def _weigh_better_one(
     first, second = (float(np.mean(list(info["with"].values()))) for info in infos)
     noise = 0.1 * infos[0]["num_validation_documents"] ** -0.5
     if second > first + noise:
-        return infos[1]  # the model still has them
+        return infos[1]  # the model still has the second ones
     lexical, info = fitted[0]
     return weigh_lexical_scores(model, lexical, kept, tail_weights, info)
 
 
 def _remove_lexical_scores(model: Any) -> None:
-    """Take the lexical scores off a model, with the thresholds and the calibration that belong to them."""
+    """Remove the lexical scores of a model, and the thresholds and calibration that belong to them."""
     config = model.config
     config.drop_guarantee("lexical scores are fitted again")
     config.thresholds = config.threshold_info = config.score_calibration = None
@@ -174,8 +174,8 @@ def refit_lexical_scores(
     model: Any, tuned: Any, train_dataset: Any, special_ids: Sequence[int] = (), hide_progress: bool = False
 ) -> dict:
     """
-    Fit the classifiers of another model's lexical scores again on other documents, for instance with the validation documents among
-    them, and give them to a model. Scale and bonus of rare labels are kept.
+    Refit the classifiers of another model's lexical scores on other documents, for example on training and validation documents, and add
+    them to a model. The scale and the bonus for rare labels are kept.
 
     Args:
         model (`SepMldcForMultiLabelClassification`): gets the scores.
@@ -192,7 +192,7 @@ def refit_lexical_scores(
     ).to(model.device)
     solver = info.get("solver", "ridge")
     settings = {name: info[name] for name in ("penalty", "cost", "class_weights") if name in info}
-    # The scale that is kept belongs to margins of this kind.
+    # The scale that is kept is valid only for margins of this kind.
     settings |= {"calibrate": info.get("calibrate", False)} if solver == "ridge" else {"num_jobs": None}
     fit_classifiers(lexical, train_dataset, special_ids, solver, {**settings, "hide_progress": hide_progress})
     lexical.scale.copy_(former.scale)
@@ -211,11 +211,11 @@ def weigh_lexical_scores(
     info: dict | None = None,
 ) -> dict:
     """
-    Choose the weight of fitted lexical scores on validation documents, and give them to a model, as [`fit_lexical_scores`]
-    describes. Thresholds and calibration of the model's former scores are dropped.
+    Choose the weight of fitted lexical scores on validation documents, and add them to a model, as described in [`fit_lexical_scores`].
+    Thresholds and calibration of the model's previous scores are dropped.
 
     Args:
-        model (`SepMldcForMultiLabelClassification`): gets the scores, where they have a weight.
+        model (`SepMldcForMultiLabelClassification`): gets the scores, if they have a weight.
         lexical (`LexicalScores`): fitted on training documents.
         batches, tail_weights: as in [`fit_lexical_scores`].
         info (`dict`, *optional*): how the scores were fitted.
@@ -227,7 +227,7 @@ def weigh_lexical_scores(
     _remove_lexical_scores(model)
     scores = ValidationScores(batches, lexical)
     of_logits, of_margins, _ = stack_scores(scores)
-    # Labels that the logits tell nothing about are ranked by the margins alone, in numbers that a half-precision logit can hold.
+    # If the logits get no weight, labels are ranked by the margins alone, with values that fit into half-precision logits.
     of_logits = max(of_logits, 0.01 * of_margins)
     scale = of_margins / of_logits if of_margins > 0 else 0.0
     tail = _log_inverse_propensities(config).to(model.device) / of_logits if scale else torch.zeros(config.num_labels)
@@ -255,7 +255,7 @@ def weigh_lexical_scores(
         config.num_lexical_bigrams = lexical.num_bigrams
         config.lexical_info = info
     logger.info(
-        f"Lexical scores weighted on {scores.num_documents} documents: scale {info['scale']:.2f}, weight of the tail "
+        f"Weight of the lexical scores chosen on {scores.num_documents} documents: scale {info['scale']:.2f}, weight of the tail "
         f"{info['tail_weight']}: mean of the validation metrics {without['objective']:.4f} -> {results[best]['objective']:.4f}."
     )
     return info
@@ -313,7 +313,7 @@ def _check_kernel(num_documents: int) -> None:
 
 
 def _log_inverse_propensities(config: Any) -> torch.Tensor:
-    """ln w (L,); zeros where label frequencies are not known."""
+    """ln w (L,); zeros if label frequencies are unknown."""
     if config.label_counts is None or not config.num_train_documents:
         return torch.zeros(config.num_labels)
     weights = inverse_propensities(np.asarray(config.label_counts), config.num_train_documents)

@@ -1,4 +1,4 @@
-"""The weights of logits and lexical margins in their sum, from documents that neither was trained on."""
+"""Chooses the weights of logits and lexical margins in their sum on held-out documents."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ from ..metrics.streaming import StreamingMetrics
 
 logger = logging.get_logger(__name__)
 
-# Maximum number of document-label pairs that are read: two matrices of 64 MB.
+# Maximum number of document-label pairs: two matrices of 64 MB.
 MAX_PAIRS = 16_000_000
 TAIL_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 # Chosen on validation documents, see "Margins as log-odds" in docs/results.md.
@@ -22,14 +22,14 @@ USUAL_TAIL_WEIGHT = 0.75
 
 class BalancedObjective:
     """
-    The objective of the weight of lexical scores: the mean of P@1, P@3, P@5, nDCG@5, micro F1 at its best single
-    threshold and, where label frequencies are known, PSP@1, PSP@3, PSP@5; of smaller label sets the k up to their size.
+    The objective for the weight of lexical scores: the mean of P@1, P@3, P@5, nDCG@5, micro F1 at its best common threshold and, if label
+    frequencies are known, PSP@1, PSP@3, PSP@5. With fewer than 5 labels, k is limited to the number of labels.
 
     Args:
         config (`SepMldcConfig`): number of labels, and their frequencies.
     """
 
-    # Scores are rounded to bins, and only the highest of each document are kept: useful thresholds do not predict more labels.
+    # Scores are binned, and only the highest ones of each document are kept, because no useful threshold predicts more labels.
     RANGE, BINS, TOP = (-80.0, 80.0), 6400, 100
 
     def __init__(self, config: Any):
@@ -41,7 +41,7 @@ class BalancedObjective:
             label_counts=config.label_counts,
             num_documents=config.num_train_documents,
         )
-        # Of all scores, and of those of positives; they stay on the device of the scores until the end.
+        # Histograms of all scores and of those of positives; kept on the device of the scores until the end.
         self.counts = torch.zeros(2, self.BINS, dtype=torch.int64)
         self.num_positives = torch.zeros((), dtype=torch.int64)
 
@@ -68,8 +68,7 @@ class BalancedObjective:
 
 class ValidationScores:
     """
-    Logits, margins and labels of validation documents, (B, L) each in a list of batches, up to `max_pairs` pairs of a document
-    and a label.
+    Logits, margins and labels of validation documents: lists of batches (B, L), up to `max_pairs` document-label pairs.
     """
 
     def __init__(self, batches: Iterable, lexical: Any, max_pairs: int = MAX_PAIRS):
@@ -84,7 +83,7 @@ class ValidationScores:
             self.num_documents += len(logits)
         if num_left_out:
             logger.info(
-                f"{num_left_out} validation documents are not used for the weight of the lexical scores: {self.num_documents} are enough."
+                f"{num_left_out} validation documents are not used to choose the weight of the lexical scores: {self.num_documents} are enough."
             )
 
     def metrics(self, config: Any, scale: float = 0.0, lift: torch.Tensor | float = 0.0) -> dict[str, float]:
@@ -97,12 +96,12 @@ class ValidationScores:
 
 def stack_scores(scores: ValidationScores) -> tuple[float, float, float]:
     r"""
-    The weights $w_z, w_m \ge 0$ and the bias c of $\sigma(w_z z + w_m m + c)$ for logits z and margins m with the highest
-    likelihood over all pairs of a document and a label (stacking: Wolpert, 1992, Neural Networks 5).
+    Maximum-likelihood weights $w_z, w_m \ge 0$ and bias c of $\sigma(w_z z + w_m m + c)$ for logits z and margins m, over all
+    document-label pairs (stacking: Wolpert, 1992, Neural Networks 5).
 
-    Three numbers from thousands of pairs: thirty documents are enough.
+    Thirty documents are enough, because only three parameters are fitted on thousands of pairs.
     """
-    # Both in units of their spread, with a penalty as weak as one pair's: finite even where the scores separate the labels.
+    # Both are standardized, and a penalty as weak as a single pair keeps the weights finite even if the scores separate the labels.
     spreads = [
         max(float(torch.cat([batch[part].flatten() for batch in scores.batches]).std(correction=0)), 1e-6)
         for part in (0, 1)
@@ -130,11 +129,11 @@ def stack_scores(scores: ValidationScores) -> tuple[float, float, float]:
 
 def choose_tail_weight(objectives: dict[float, float], num_documents: int, usual: float = USUAL_TAIL_WEIGHT) -> float:
     r"""
-    The weight κ of the lift with the best objective, less $\frac{(\kappa - \kappa_0)^2}{10 \sqrt{N}}$: with few documents the
-    differences are noise, and κ stays near the usual one.
+    The weight κ of the bonus for rare labels that maximizes the objective minus $\frac{(\kappa - \kappa_0)^2}{10 \sqrt{N}}$: with few
+    documents, differences are noise, and κ stays close to the default.
 
     Args:
-        objectives (`dict[float, float]`): by κ, in [0, 1].
+        objectives (`dict[float, float]`): objective by κ, in [0, 1].
         num_documents (`int`): N.
         usual (`float`, defaults to 0.75): κ_0.
 

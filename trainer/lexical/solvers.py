@@ -1,6 +1,6 @@
 """
-Linear classifiers on sparse features, one per label: kernel ridge regression for all labels at once, support vector machines on all
-documents, or on those that are hard to tell apart.
+Solvers for one linear classifier per label on sparse features: kernel ridge regression for all labels at once, and support vector
+machines on all documents or on a shortlist of hard ones per label.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ from modeling_sep_mldc.lexical_sep_mldc import UNSEEN_MARGIN
 from .calibration import CommonLine, fit_common_line, fit_lines, in_steps, log_frequencies
 
 
-# λ of the ridge regressions.
+# Default λ of the ridge regressions.
 PENALTY = 0.3
-# Labels that are solved for at a time, and documents of a block of the kernel: a few hundred MB at most.
+# Number of labels solved at a time, and of documents per block of the kernel matrix: a few hundred MB at most.
 LABELS_PER_STEP = 256
 DOCUMENTS_PER_BLOCK = 1024
-# Features of a centroid that documents are compared with.
+# Number of features of a centroid that are used to find its nearest documents.
 CENTROID_FEATURES = 100
 
 
 def kernel_bytes(num_documents: int) -> int:
-    """Memory that the kernel of [`fit_kernel_ridge`] takes."""
+    """Memory in bytes of the kernel matrix in [`fit_kernel_ridge`]."""
     return 4 * num_documents**2
 
 
@@ -43,24 +43,24 @@ def fit_kernel_ridge(
     hide_progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     r"""
-    One ridge regression per label on targets of -1 and 1; of each, the `num_features` weights largest in size.
+    One ridge regression per label on targets -1 and 1; the `num_features` weights with the largest absolute value are kept.
 
     With the kernel $K = X X^\top + 1$, all labels share one Cholesky factor of $K + \lambda I$; the constant stands for the bias,
-    a feature of 1 that is penalized like the others. On text, the squared loss ranks as well as the squared hinge (Rifkin and
+    a constant feature that is penalized like the others. On text, the squared loss ranks as well as the squared hinge (Rifkin and
     Klautau, 2004, In defense of one-vs-all classification, JMLR 5), at a cost that hardly grows with the number of labels.
 
-    The margin of a training document by the classifier that was fitted without it is $y_i - \alpha_i / (K + \lambda I)^{-1}_{ii}$, for
-    the dual weights $\alpha = (K + \lambda I)^{-1} y$ (Rifkin and Lippert, 2007, Notes on regularized least squares): all N of them for the cost of
-    one inverse. With `calibrate`, weights and bias of each label are those of the line from these margins to the label's log-odds, see
-    [`~trainer.lexical.calibration.fit_lines`]. Margins of a rare label, which hardly leave -1, then mean what those of a
-    frequent one mean.
+    The leave-one-out margin of a training document is $y_i - \alpha_i / (K + \lambda I)^{-1}_{ii}$, for
+    the dual weights $\alpha = (K + \lambda I)^{-1} y$ (Rifkin and Lippert, 2007, Notes on regularized least squares): all N of them at the cost of
+    one inverse. With `calibrate`, weights and bias of each label are transformed by the line from these margins to the label's log-odds,
+    see [`~trainer.lexical.calibration.fit_lines`]. This makes the margins of rare labels, which are all close to -1, comparable to those
+    of frequent labels.
 
     Args:
         features (`scipy.sparse.csr_matrix` of shape `(N, V)`): documents, as rows of length 1.
         label_indices (`Sequence[Sequence[int]]` of length `N`): label ids of each document.
         num_labels (`int`), num_features (`int`): L, F.
         penalty (`float`, defaults to 0.3): λ.
-        calibrate (`bool`, defaults to `False`): margins are log-odds instead of estimates of targets of -1 and 1.
+        calibrate (`bool`, defaults to `False`): whether margins are log-odds instead of estimates of the targets -1 and 1.
         hide_progress (`bool`, defaults to `False`): no progress bar.
 
     Returns:
@@ -70,7 +70,7 @@ def fit_kernel_ridge(
     members = _members(label_indices, num_labels)
     token_ids, weights, biases = _no_classifiers(num_labels, num_features)
     num_documents = compact.shape[0]
-    # Labels of no document and of all documents cannot be learned.
+    # Labels of no documents or of all documents cannot be learned.
     biases[[len(rows) == num_documents for rows in members]] = -UNSEEN_MARGIN
     learned = [index for index, rows in enumerate(members) if 0 < len(rows) < num_documents]
     if not learned or not len(used):
@@ -78,7 +78,7 @@ def fit_kernel_ridge(
     kernel = _kernel(compact)
     kernel[np.diag_indices(num_documents)] += penalty
     factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
-    # Only margins of documents that were left out need the inverse of the factor: the diagonal of the kernel's inverse.
+    # Only leave-one-out margins need the inverse of the factor, for the diagonal of the kernel matrix's inverse.
     inverse = _inverse_of_factor(factor[0]) if calibrate else None
     diagonal = None if inverse is None else _diagonal_of_inverse(inverse)
 
@@ -127,21 +127,22 @@ def fit_sparse_svms(
     hide_progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    One linear SVM (squared hinge, scikit-learn's LinearSVC) per label; of each, the `num_features` weights largest in size.
+    One linear SVM (squared hinge loss, scikit-learn's `LinearSVC`) per label; the `num_features` weights with the largest absolute value
+    are kept.
 
-    For more documents than [`fit_kernel_ridge`] has memory for; its time goes with documents x labels.
+    For more documents than fit into memory with [`fit_kernel_ridge`]. Time is proportional to documents x labels.
 
     Args:
         features, label_indices, num_labels, num_features, hide_progress: as in [`fit_kernel_ridge`].
         cost (`float`, defaults to 1.0): C.
-        class_weights (`str`, defaults to `"none"`): with `"balanced"`, C of each label's documents is as many times larger as there are
-            more documents without it, so that both count the same in total, with a mean of C.
+        class_weights (`str`, defaults to `"none"`): with `"balanced"`, as in scikit-learn, C is inversely proportional to the number
+            of documents with (or without) a label, so that both groups have the same total weight.
         num_jobs (`int`, *optional*): threads; one if not given.
 
     Returns:
         feature ids (L, F), weights (L, F) and biases (L,); a label without documents, or of all of them, has weights of 0.
     """
-    # Only the columns that occur: they determine liblinear's time and memory.
+    # Only columns that occur are kept, because their number determines liblinear's time and memory.
     used, compact = _used_columns(features)
     compact = compact.astype(np.float64)
     members = _members(label_indices, num_labels)
@@ -162,7 +163,7 @@ def fit_sparse_svms(
         biases[index] = svm.intercept_[0]
 
     bar = tqdm(range(num_labels), desc="Lexical scores", disable=hide_progress, leave=False)
-    # Threads: liblinear releases the interpreter, and each label writes its own rows.
+    # Threads are enough: liblinear releases the GIL, and each label writes only its own rows.
     Parallel(n_jobs=num_jobs or 1, prefer="threads")(delayed(fit)(index) for index in bar)
     return token_ids, weights, biases
 
@@ -180,17 +181,18 @@ def fit_shortlist_svms(
     hide_progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    One linear SVM per label, as [`fit_sparse_svms`], on its documents, those nearest to their centroid, and random ones.
+    One linear SVM per label, as in [`fit_sparse_svms`], but fitted only on the documents with the label, the other documents nearest to their
+    centroid, and random documents.
 
-    For documents x labels that no SVM on all documents can be fitted for: the cost per label goes with the label's own documents.
-    Most documents are easy negatives (Prabhu et al., 2018, Parabel, WWW). The random ones stand for all that are left out: they
-    count as many times, so that margins of labels can be compared with each other.
+    For so many documents and labels that SVMs on all documents would take too long: the cost per label is proportional to the number of
+    its documents. Most documents are easy negatives (Prabhu et al., 2018, Parabel, WWW). The random documents represent all omitted ones
+    and are weighted accordingly, so that margins of different labels are comparable.
 
     Args:
         features, label_indices, num_labels, num_features, cost, class_weights, num_jobs, hide_progress: as in [`fit_sparse_svms`].
-        num_near (`int`, defaults to 2000): the nearest documents without the label that are used, at least ten times as many as
-            the label has documents.
-        num_random (`int`, defaults to 8000): further documents, the same for all labels.
+        num_near (`int`, defaults to 2000): number of nearest documents without the label; at least ten times the number of documents
+            with the label.
+        num_random (`int`, defaults to 8000): number of random documents, the same for all labels.
 
     Returns:
         feature ids (L, F), weights (L, F) and biases (L,), as [`fit_sparse_svms`].
@@ -284,8 +286,8 @@ def _place_unlearned(
     biases: np.ndarray, members: list[list[int]], num_documents: int, line: CommonLine, learned: list[int]
 ) -> None:
     """
-    Margins of labels without documents and of labels of all documents, in the units of the others: where the common line has them,
-    but not above, or below, any other bias.
+    Log-odds biases of labels of no documents and of labels of all documents: the values of the common line, but not above, or respectively
+    below, the bias of any other label.
     """
     counts = np.array([len(rows) for rows in members])
     for count, margin, bound in ((0, UNSEEN_MARGIN, np.minimum), (num_documents, -UNSEEN_MARGIN, np.maximum)):
@@ -294,7 +296,7 @@ def _place_unlearned(
 
 
 def _inverse_of_factor(factor: np.ndarray) -> np.ndarray:
-    """The inverse of a lower Cholesky factor, in its place; what lies above the diagonal is arbitrary."""
+    """Invert a lower Cholesky factor in place; entries above the diagonal are arbitrary."""
     inverse, failed = strtri(factor, lower=1, overwrite_c=1)
     if failed:
         raise ArithmeticError(
@@ -314,7 +316,7 @@ def _diagonal_of_inverse(factor: np.ndarray) -> np.ndarray:
 
 
 def _kernel(features: sparse.csr_matrix) -> np.ndarray:
-    """The lower triangle of X X' + 1, (N, N) in float32; what lies above is arbitrary."""
+    """The lower triangle of X X' + 1, (N, N) in float32; entries above the diagonal are arbitrary."""
     num_documents = features.shape[0]
     kernel = np.empty((num_documents, num_documents), dtype=np.float32, order="F")
     for start in range(0, num_documents, DOCUMENTS_PER_BLOCK):

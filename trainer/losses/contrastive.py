@@ -15,7 +15,7 @@ WEIGHTINGS = ("jaccard", "complement", "uniform")
 
 def label_similarity(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
-    Jaccard similarity of the labels present in a batch (Eq. 5-8): documents with both over documents with either.
+    Jaccard similarity of the labels present in a batch (Eq. 5-8): the number of documents with both labels, divided by that with either.
 
     $$W_y = Y^\top Y / (S_i + S_j - Y^\top Y)$$
 
@@ -51,7 +51,7 @@ def label_similarity(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def document_similarity(labels: torch.Tensor) -> torch.Tensor:
     r"""
-    Jaccard similarity of the documents of a batch (Eq. 10-13): labels of both over labels of either.
+    Jaccard similarity of the documents of a batch (Eq. 10-13): the number of shared labels, divided by that of the labels of either.
 
     $$W_x = Y Y^\top / (S_i + S_j - Y Y^\top)$$
 
@@ -245,14 +245,14 @@ def present_labels(labels: torch.Tensor) -> torch.Tensor:
     ```
     """
     _check_labels(labels)
-    # On the CPU, summing bytes first copies them to 8 bytes each, which takes 60 times as long. `amax` fails for an empty batch.
+    # On a CPU, `sum` would first convert bytes to int64, which takes 60 times as long. `amax` fails for an empty batch.
     in_batch = labels.amax(dim=0) if len(labels) else labels.sum(dim=0)
     return in_batch.nonzero().squeeze(1)
 
 
 @torch.no_grad()
 def _overlaps(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sizes of the pairwise intersections and unions of 0/1 rows, (n, n) each; exact for fewer than 2^24 ones per row."""
+    """Sizes of the pairwise intersections and unions of 0/1 rows, (n, n) each. Exact if each row has fewer than 2^24 ones."""
     with torch.autocast(rows.device.type, enabled=False):
         rows = rows.to(torch.float32)
         intersection = rows @ rows.T
@@ -291,7 +291,7 @@ def _log_sum_negatives(
             weights = 1 - weights
     log_weights = torch.where(negative, weights, 0.0).log()  # a weight of zero masks with -inf
     has_negative = (log_weights > -torch.inf).any(dim=1)
-    # A row of -inf only has a NaN gradient, which `torch.where` in the caller would not remove.
+    # A row of only -inf would have a NaN gradient, which `torch.where` in the caller would not remove.
     log_weights = torch.where(has_negative.unsqueeze(1), log_weights, 0.0)
     return torch.logsumexp(logits + log_weights, dim=1), has_negative
 

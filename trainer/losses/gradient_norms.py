@@ -1,4 +1,4 @@
-"""Norms of the gradients of the terms of a loss, to see which term moves which weights."""
+"""Gradient norms of the terms of a loss, which show how much each term moves which parameters."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,10 +20,10 @@ def gradient_norms(
     terms: Mapping[str, torch.Tensor], groups: Mapping[str, Sequence[nn.Parameter]]
 ) -> dict[str, torch.Tensor]:
     """
-    Euclidean norm of the gradient of each term over each group of parameters. The graph is kept, and no `grad` is changed.
+    L2 norm of the gradient of each loss term with respect to each group of parameters. The graph is retained, and no `.grad` is changed.
 
     Args:
-        terms (`dict[str, torch.Tensor]`): scalars, with the weights that they have in the loss.
+        terms (`dict[str, torch.Tensor]`): scalars, already multiplied by their weights in the loss.
         groups (`dict[str, list[nn.Parameter]]`): see [`parameter_groups`].
 
     Returns:

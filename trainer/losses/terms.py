@@ -1,4 +1,4 @@
-"""Means of the terms of a loss, for logging."""
+"""Means of loss terms, for logging."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 
 class TermMeans:
-    """Sums terms batch by batch, as tensors on their device, so that a step waits for no device."""
+    """Sums terms batch by batch, as tensors on their device, so that no step forces a device sync."""
 
     def __init__(self):
         self._sums: dict[str, torch.Tensor] = {}
@@ -20,7 +20,7 @@ class TermMeans:
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over batches and processes since the last call; empty without a batch."""
+        """Means over batches and processes since the last call; empty if there was no batch."""
         if not self._count:
             return {}
         names = sorted(self._sums)

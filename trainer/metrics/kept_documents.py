@@ -1,4 +1,4 @@
-"""F1 of the documents that are kept when those with a low expected F1 are left to people, from counts per bin of expected F1."""
+"""F1 of the documents that are kept if those with a low expected F1 are sent to human review, from counts per bin of expected F1."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ import torch
 from .ranking import ratio
 
 
-# Expected F1 is kept in bins, so that memory does not depend on the number of documents.
+# Expected F1 is binned, so that memory does not depend on the number of documents.
 NUM_BINS = 2000
 SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 
@@ -18,7 +18,7 @@ def count_by_expected_f1(expected: torch.Tensor, counts: torch.Tensor) -> torch.
     Sums of counts per bin of expected F1.
 
     Args:
-        expected (`torch.Tensor` of shape `(batch_size,)`): the F1 that the probabilities promise for each document's label set, from 0 to 1
+        expected (`torch.Tensor` of shape `(batch_size,)`): the expected F1 of each document's label set, from 0 to 1
             (`modeling_sep_mldc.label_sets_sep_mldc.expected_f1`).
         counts (`torch.Tensor` of shape `(3, batch_size)`): true positives, predicted labels and labels of each document.
 
@@ -32,11 +32,11 @@ def count_by_expected_f1(expected: torch.Tensor, counts: torch.Tensor) -> torch.
 
 def f1_of_kept(counts: np.ndarray, shares: Sequence[float] = SHARES) -> list[dict[str, float]]:
     """
-    Micro F1, precision and recall of the documents with the highest expected F1, for each share of documents that is kept. Where a
-    share ends inside a bin, the documents of this bin count in part.
+    Micro F1, precision and recall of the documents with the highest expected F1, for each share of documents that is kept. If a
+    share ends inside a bin, the documents of this bin count partially.
 
     Args:
-        counts (`np.ndarray` of shape `(4, NUM_BINS)`): sums of what [`count_by_expected_f1`] returns.
+        counts (`np.ndarray` of shape `(4, NUM_BINS)`): sums of the results of [`count_by_expected_f1`].
         shares (`Sequence[float]`): above 0, at most 1.
 
     Returns:

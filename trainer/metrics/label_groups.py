@@ -43,7 +43,7 @@ def summarize(labels: dict[str, np.ndarray], members: np.ndarray, ks: tuple[int,
 
     Returns:
         `dict[str, float]`: `recall@k`, the share of the group's positives found in the top k; `coverage@k`, the share of the
-        group's labels with positives of which at least one is found there; with predictions also `f1_macro`.
+        group's labels (among those with positives) that are found at least once in the top k; with predictions also `f1_macro`.
     """
     support = labels["support"][members]
     result = {}

@@ -53,7 +53,7 @@ def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
     values, top = scores.topk(k, dim=1)
     last = values[:, -1:]
     at_least = (scores >= last).sum(dim=1)
-    # NaN ranks first in `topk`, so looking at the top k is enough. One device sync for both checks.
+    # NaN ranks first in `topk`, so it is enough to check the top k. Both checks need one device sync together.
     has_nan, has_ties = torch.stack([values.isnan().any(), (at_least > k).any()]).tolist()
     if has_nan:
         raise ValueError(

@@ -7,7 +7,7 @@ the number of documents. The conventions are those of AttentionXML and pyxclib:
 - a document without labels counts as 0 in the means of precision, recall and nDCG;
 - ties are ranked by label index, lower first;
 - nDCG's ideal ranking holds min(k, |y|) labels;
-- PSP@k and PSnDCG@k are ratios of sums over all documents: the value reached over that of the best ranking;
+- PSP@k and PSnDCG@k are ratios of sums over all documents: the value of the ranking, divided by that of the best ranking;
 - 0/0 counts as 0 (a label without positives and without predictions has an F1 of 0, as scikit-learn's
   `zero_division=0`).
 """
@@ -173,7 +173,7 @@ class StreamingMetrics:
             )
             if not (self.thresholds.min() >= 0 and self.thresholds.max() <= 1):
                 raise ValueError(
-                    "`thresholds` holds values that are no probabilities between 0 and 1. Pass probabilities, one per label or one for all."
+                    "`thresholds` holds values that are not probabilities between 0 and 1. Pass probabilities, one per label or one for all."
                 )
         self.tail_threshold = tail_threshold
         if histograms and num_bins is None:
@@ -205,17 +205,17 @@ class StreamingMetrics:
                 `activation=None`.
             labels (`torch.Tensor`, `np.ndarray` or scipy.sparse matrix of shape `(batch_size, num_labels)`): multi-hot.
             label_indices (`Sequence[Sequence[int]]` of length `batch_size`): label ids, instead of `labels`.
-            probabilities (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): what the thresholds are compared with
-                where it is not the activation of `scores`, such as the probabilities of a calibrated model.
-            predicted (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*): label sets, where more than thresholds
-                decides, such as [`SepMldcForMultiLabelClassification.label_sets`] returns.
+            probabilities (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): probabilities to compare with the
+                thresholds, if they are not the activation of `scores`, such as those of a calibrated model.
+            predicted (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*): label sets, if they depend on more than
+                thresholds, as returned by [`SepMldcForMultiLabelClassification.label_sets`].
 
         Raises:
             ValueError: if shapes do not match, a label id is out of range or a score is NaN.
         """
         scores = torch.as_tensor(scores).detach()
         if scores.device.type == "mps":
-            scores = scores.cpu()  # Apple's GPUs have no float64 for the sums
+            scores = scores.cpu()  # Apple GPUs do not support float64, which the sums need
         scores = scores if scores.dtype == torch.float64 else scores.float()
         if scores.dim() != 2 or scores.shape[1] != self.num_labels:
             raise ValueError(
@@ -367,13 +367,13 @@ class StreamingMetrics:
 
     def f1_of_kept(self, shares: Sequence[float] = SHARES) -> list[dict[str, float]]:
         r"""
-        Micro F1 of the documents that are kept when those with the lowest expected F1 are left to people (coverage against F1).
+        Micro F1 of the documents that are kept if those with the lowest expected F1 are sent to human review (coverage versus F1).
 
-        Expected F1 is what the probabilities promise for a document's label set S, $2 \sum_{l \in S} p_l / (|S| + \sum_l p_l)$. The documents
-        from which the model abstains have 0 and are the first to be left out.
+        The expected F1 of a document's label set S is $2 \sum_{l \in S} p_l / (|S| + \sum_l p_l)$. It is 0 for abstained documents, which are
+        therefore reviewed first.
 
         Args:
-            shares (`Sequence[float]`): of the documents that are kept.
+            shares (`Sequence[float]`): shares of documents to keep.
 
         Returns:
             `list[dict]`: for each share `share_kept`, `num_documents`, `f1_micro`, `precision_micro`, `recall_micro` and `min_expected_f1`, see
@@ -439,7 +439,7 @@ class StreamingMetrics:
         self._place = torch.searchsorted(steps, torch.arange(1, max_k + 1)).to(device)
         self._discounts = (1 / torch.log2(torch.arange(max_k, dtype=torch.float64) + 2)).to(device)
         ideal = self._discounts.cumsum(0)
-        sizes = torch.arange(max_k + 1, device=device).clamp(min=1)  # no label: no gain
+        sizes = torch.arange(max_k + 1, device=device).clamp(min=1)  # without labels, the gain is 0 anyway
         self._ideal = ideal[torch.minimum(sizes.unsqueeze(1), self._columns + 1) - 1]  # (max_k + 1, len(ks))
         if self.propensities is not None:
             self._weights = torch.tensor(self.propensities, dtype=torch.float64, device=device)
@@ -452,7 +452,7 @@ class StreamingMetrics:
     def _count_ranking(self, top: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, sizes: torch.Tensor) -> None:
         """Add hits, recall and gains, with and without propensities, and the hits of each label."""
         batch_size, max_k = top.shape
-        # Row-major keys of the positives are sorted, so that a label of the top k is found by bisection.
+        # The positives have sorted row-major keys, so that each label of the top k can be found by binary search.
         keys = torch.cat([rows * self.num_labels + cols, torch.full((1,), -1, device=top.device)])
         queries = torch.arange(batch_size, device=top.device).unsqueeze(1) * self.num_labels + top
         found = keys[torch.searchsorted(keys[:-1], queries)] == queries
@@ -469,7 +469,7 @@ class StreamingMetrics:
         if self.propensities is None:
             return
 
-        # Each document's positives by descending inverse propensity are the best ranking.
+        # The best possible ranking has each document's positives in the order of descending inverse propensity.
         weights = self._weights[cols]
         order = weights.argsort(descending=True)
         order = order[rows[order].argsort(stable=True)]  # rows[order] is `rows` again
@@ -503,7 +503,7 @@ class StreamingMetrics:
         self._sums["kept"] += count_by_expected_f1(expected, torch.stack([of_document, num_predicted, sizes]))
 
     def _count_closed(self, predicted: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> None:
-        """Add the sizes of the closed decisions (batch_size, num_labels), of the closed true label sets, and of what they share."""
+        """Add the sizes of the closed decisions (batch_size, num_labels), of the closed true label sets, and of their intersections."""
         assert self.hierarchy is not None
         gold = torch.zeros_like(predicted)
         gold[rows, cols] = True
@@ -518,7 +518,7 @@ class StreamingMetrics:
                 "`scores` hold values outside 0..1, which are not probabilities. Pass logits and `activation='sigmoid'`."
             )
         low, high = self.histogram_range
-        # Equal bins, so no search; a logit within a rounding error of an edge may count on its other side.
+        # Bins have equal width, so no search is needed. A logit within rounding error of an edge may fall on either side.
         bins = ((logits - low) * (self.num_bins / (high - low))).clamp_(0, self.num_bins - 1).long()
         bins += torch.arange(self.num_labels, device=scores.device) * self.num_bins
         one = torch.ones(1, dtype=torch.int32, device=scores.device)

@@ -11,7 +11,7 @@ GUARANTEES = ("recall", "fdr")
 
 def check_guarantee(objective: str) -> tuple[str, float] | None:
     """
-    Risk and its limit of `"recall:R"` (1 - R) and `"fdr:Q"` (Q); `None` for other objectives.
+    The risk and its limit for `"recall:R"` (limit 1 - R) and `"fdr:Q"` (limit Q); `None` for other objectives.
 
     Raises:
         ValueError: R or Q is not a number between 0 and 1.
@@ -41,7 +41,7 @@ def check_guarantee(objective: str) -> tuple[str, float] | None:
 
 def check_no_guarantee(objective: str) -> None:
     """
-    Refuse an objective with a guarantee where label sets are changed after the thresholds.
+    Refuse an objective with a guarantee if label sets are changed after thresholding.
 
     Raises:
         ValueError: it is `"recall:R"` or `"fdr:Q"`.
@@ -56,7 +56,7 @@ def check_no_guarantee(objective: str) -> None:
 
 def documents_needed(limit: float) -> int:
     """
-    The fewest documents that can guarantee a risk of at most `limit`: n with 1 / (n + 1) at most `limit`.
+    The minimum number of documents for guaranteeing a risk of at most `limit`: the smallest n with 1 / (n + 1) <= `limit`.
 
     Example:
 
@@ -71,7 +71,7 @@ def documents_needed(limit: float) -> int:
 
 class RiskCurve:
     r"""
-    The mean loss of documents at each threshold of a grid of logits, and the threshold that conformal risk control chooses.
+    The mean loss of documents at each threshold of a grid of logits, and the threshold chosen by conformal risk control.
 
     The loss of a document at a threshold is the share of its labels that are missed (`"recall"`), or the share of the predicted labels
     that are wrong (`"fdr"`; the largest one at this or any higher threshold, so that it never grows with the threshold). If n
@@ -96,14 +96,14 @@ class RiskCurve:
         self.num_predicted = torch.zeros(self.SIZE + 1, dtype=torch.float64)
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add logits and multi-hot labels, (B, L) both. Documents without labels have no recall and are left out of it."""
+        """Add logits and multi-hot labels, (B, L) both. Documents without labels have no recall and are skipped for it."""
         self.add(*self.count(logits, labels))
 
     @classmethod
     def count(cls, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        The labels of each document that reach each threshold of the grid, and those among them that are right, (B, `SIZE` + 1) both,
-        of logits and multi-hot labels, (B, L) both. The first threshold is reached by all labels, the last one by none.
+        For logits and multi-hot labels, (B, L) both: the number of labels of each document that reach each threshold of the grid, and the
+        number of correct ones among them, (B, `SIZE` + 1) both. All labels reach the first threshold, none reaches the last one.
         """
         logits, labels = logits.float().cpu(), labels.double().cpu()
         bins = ((logits - cls.LOW) / cls.STEP).floor().long().clamp(0, cls.SIZE - 1)
@@ -139,13 +139,13 @@ class RiskCurve:
                 "needed. Add validation documents, or allow more."
             )
         allowed = np.flatnonzero(((self.losses + 1) / (n + 1)).numpy() <= self.limit)
-        # Recall wants the highest threshold, false discoveries the lowest.
+        # Recall needs the highest threshold within the limit, false discoveries the lowest.
         return int(allowed[-1] if self.risk == "recall" else allowed[0])
 
     def choose(self, calibration: dict[str, float] | None = None) -> tuple[float, dict]:
         """
-        The threshold, a probability, and what is known of it on these documents: the guarantee in words, the mean loss, labels per
-        document and the share of documents without any label.
+        The threshold, as a probability, and information about it: the guarantee in words, the mean loss, the number of labels per document
+        and the share of documents without any label.
 
         Args:
             calibration (`dict`, *optional*): `{"scale", "bias"}` of the logits.

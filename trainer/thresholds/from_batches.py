@@ -25,14 +25,14 @@ from .tuning import (
 
 logger = logging.get_logger(__name__)
 
-# A softmax loss leaves the level of logits undetermined and lexical scores widen their range, so their histograms span more.
+# With a softmax loss, the level of logits is undetermined, and lexical scores widen their range, so histograms need a wider range.
 WIDE_RANGE = (-40.0, 40.0)
 # Positives and negatives (L, bins) each, and the edges of the bins.
 Histograms = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class HalvedHistograms:
-    """Score histograms of the documents at even and at odd positions, so that one half can evaluate what the other is tuned on."""
+    """Score histograms of the documents at even and at odd positions, so that what is tuned on one half can be evaluated on the other."""
 
     def __init__(self, num_labels: int, **kwargs: Any):
         self.halves = [
@@ -41,7 +41,7 @@ class HalvedHistograms:
         self.num_seen = 0
 
     def update(self, scores: Any, labels: Any = None, label_indices: Any = None) -> None:
-        """As [`~trainer.metrics.StreamingMetrics.update`]: scores (B, L), and labels in either form."""
+        """Like [`~trainer.metrics.StreamingMetrics.update`]: adds scores (B, L), with labels in either form."""
         for parity, half in enumerate(self.halves):
             own = slice((parity - self.num_seen) % 2, None, 2)
             half.update(
@@ -60,7 +60,7 @@ class HalvedHistograms:
 @dataclass
 class TunedThresholds:
     """
-    What `tune_thresholds_from_batches` finds; the names are those of the model's configuration.
+    The result of `tune_thresholds_from_batches`; attributes are named as in the model's configuration.
 
     Attributes:
         thresholds (`list[float]` of length `num_labels`): a label is predicted from this probability on.
@@ -84,7 +84,7 @@ def tune_thresholds_from_batches(
     label_counts: np.ndarray | None = None,
 ) -> TunedThresholds:
     r"""
-    Each label's decision threshold from batches of logits and labels that the model was not trained on.
+    Tune each label's decision threshold on batches of logits and labels of held-out documents.
 
     Scores are kept as one histogram per label, never as an N x L matrix. Thresholds of labels
     with few positives are shrunk towards a common rule (see [`~trainer.thresholds.tune_thresholds`]). The F1 in the
@@ -172,7 +172,7 @@ def _guaranteed(
     }
     if found["share_abstained"] > 0.5:
         logger.warning(
-            f"{objective!r} leaves {found['share_abstained']:.0%} of the documents without any label: the scores do not tell right labels from "
+            f"{objective!r} leaves {found['share_abstained']:.0%} of the documents without any label: the scores do not separate correct labels from "
             "wrong ones well enough. Allow more errors, or train on more documents."
         )
     elif threshold == 0:
@@ -199,7 +199,7 @@ def check_threshold_settings(
     objective: str = "f1", shrinkage: float | None = None, calibration: str | None = None
 ) -> None:
     """
-    Check the arguments of `tune_thresholds_from_batches` that need no documents, so before a training.
+    Check those arguments of `tune_thresholds_from_batches` that can be checked without documents, so that errors occur before training.
 
     Raises:
         ValueError: an unknown objective or calibration, or a negative shrinkage.

@@ -14,10 +14,10 @@ from ..metrics.ranking import ratio
 
 OBJECTIVES = ("f1", "macro", "micro", "precision:P")
 CALIBRATIONS = ("temperature", "platt")
-# In positives. Defaults; `choose_shrinkage` finds a better value on two halves of the documents.
+# Default shrinkage, in numbers of positives; `choose_shrinkage` finds a better value on two halves of the documents.
 SHRINKAGE = {"f1": 20.0, "macro": 1.0, "micro": 20.0, "precision": 20.0}
 SHRINKAGES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
-# Share of macro F1 in the objective "f1", the rest is micro F1: macro F1 of few documents is noisy, above all in a search.
+# Share of macro F1 in the objective "f1"; the rest is micro F1. Macro F1 on few documents is noisy, especially when it is optimized.
 MACRO_SHARE, MACRO_SHARE_OF_SEARCH = 1 / 3, 0.2
 # Slopes of `frequency_thresholds` for calibrated logits, in which the middle half of the positives spans about 3.
 SLOPES = np.arange(-4, 5) / 4
@@ -38,8 +38,8 @@ def tune_thresholds(
     r"""
     Per-label probability thresholds, shrunk towards a common rule for labels with few positives.
 
-    The best threshold t_l of a single label is estimated from its n_l positives; with few positives it fits noise. In logits,
-    the result is the credibility-weighted mean (Bühlmann, 1967, Experience rating and credibility, ASTIN Bulletin 4)
+    The best threshold t_l of a single label is estimated from its n_l positives, and overfits if there are few. The result, in logits, is
+    the credibility-weighted mean (Bühlmann, 1967, Experience rating and credibility, ASTIN Bulletin 4)
 
     $$t = \frac{n_l}{n_l + m} t_l + \frac{m}{n_l + m} t_{common}$$
 
@@ -95,8 +95,8 @@ def frequency_thresholds(
     r"""
     Thresholds, in logits, that rise or fall with the frequency of labels: $t_l = a + b \ln(n_l + 1)$.
 
-    Models score rare labels lower than frequent ones, or higher if the ranking lifts them, so one threshold for all labels
-    predicts too few or too many of the rare ones. Two numbers can be learned from few documents, a threshold per label cannot.
+    Models score rare labels lower than frequent ones, or higher if they get a bonus for ranking, so a common threshold predicts too few or
+    too many of the rare ones. Two parameters can be learned from few documents, but a threshold per label cannot.
     a and b maximize micro F1, macro F1 or, for `"f1"`, 80% of micro and 20% of macro F1, less a penalty on the slope of
     0.1 / sqrt(number of documents) times the square of b, in units of the spread of positives. A moving mean over a smooths
     the objective.
@@ -130,7 +130,7 @@ def frequency_thresholds(
     low, high = np.searchsorted(inner, quartiles[0] - 3 * span), np.searchsorted(inner, quartiles[1] + 2 * span)
     offsets = inner[low : high + 1][:: max((high + 1 - low) // MAX_OFFSETS, 1)]
     rows, best, found = np.arange(len(positives)), -np.inf, np.zeros(len(positives))
-    for steepness in sorted(SLOPES, key=abs):  # of equally good ones the flattest
+    for steepness in sorted(SLOPES, key=abs):  # prefer the flattest of equally good ones
         slope = steepness * span / SPAN_OF_POSITIVES
         values = np.empty(len(offsets))
         for index, offset in enumerate(offsets):
@@ -217,7 +217,7 @@ def global_threshold(
     calibration: dict[str, float] | None = None,
 ) -> float:
     """
-    The best single threshold for all labels together, a probability; arguments and errors as `tune_thresholds`.
+    The best common threshold for all labels, as a probability. Arguments and errors are as in `tune_thresholds`.
 
     Example:
 
