@@ -1,5 +1,6 @@
 """SEP-MLDC model: a text encoder with label-guided feature selection (Eq. 16-18) and a multi-label head."""
 
+import contextlib
 import inspect
 import os
 import warnings
@@ -499,7 +500,20 @@ class SepMldcForMultiLabelClassification(
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             Path(save_directory, "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
+            apply_umask(save_directory)
         return saved
+
+
+def apply_umask(folder: str | os.PathLike) -> None:
+    """
+    Give the weight files of a folder the permissions of any new file (0666 without the umask's bits). safetensors creates them with 0600,
+    which no other user can read, such as the user of a container that a checkpoint is mounted into.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in Path(folder).glob("*.safetensors"):
+        with contextlib.suppress(OSError):  # a file system without permissions, or a file of another user
+            path.chmod(0o666 & ~mask)
 
 
 def _checked_labels(labels: Any, label_descriptions: dict[str, str]) -> tuple[list[str], dict[str, str]]:

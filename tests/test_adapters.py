@@ -33,6 +33,10 @@ def test_a_checkpoint_has_the_merged_weights_and_the_answers_of_the_trained_mode
     trainer.save_model()
     assert set(load_file(tmp_path / "model.safetensors")) == set(plain.state_dict())
     assert not (tmp_path / ADAPTERS_NAME).exists()
+    weights = [*tmp_path.rglob("*.safetensors")]
+    assert tmp_path / "checkpoint-4" / ADAPTERS_NAME in weights
+    usual = (tmp_path / "config.json").stat().st_mode
+    assert {path.stat().st_mode for path in weights} == {usual}
     batch = tiny_batch(num_labels=NUM_LABELS)
     trained = model.eval()(**batch).logits
     for folder in (tmp_path, tmp_path / "checkpoint-4"):

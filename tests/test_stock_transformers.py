@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import stat
 
 import numpy as np
 import pytest
@@ -154,6 +155,19 @@ def test_a_checkpoint_holds_safetensors_with_the_table_and_no_pickle(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     assert torch.equal(weights["label_embeddings"], model.label_embeddings)
     assert weights.keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_weight_files_have_the_permissions_of_any_new_file(tmp_path, mask):
+    former = os.umask(mask)
+    try:
+        tiny_model().save_pretrained(tmp_path / "one")
+        tiny_model().save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    finally:
+        os.umask(former)
+    assert len(list(tmp_path.glob("shards/*.safetensors"))) > 1
+    for path in tmp_path.glob("*/*.*"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask, path.name
 
 
 def test_a_checkpoint_names_the_classes_that_load_it_and_carries_their_code(tmp_path):

@@ -17,6 +17,8 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import logging
 
+from modeling_sep_mldc.modeling_sep_mldc import apply_umask
+
 from .adapters import load_adapters, lora_rank, save_adapters
 from .checkpoints import MANIFEST_NAME, CheckpointGuard, damaged_files, last_whole_checkpoint
 from .cpu_attention import float32_attention
@@ -656,6 +658,8 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         super().save_model(output_dir, _internal_call)
         if self.is_in_train and _internal_call and output_dir is not None and self.args.should_save:
             save_adapters(self.bare_model(), output_dir)
+        if self.args.should_save:  # adapters, and models that transformers or PEFT saves itself
+            apply_umask(self.args.output_dir if output_dir is None else output_dir)
 
     def _begin_checkpoint(self, folder: str) -> None:
         # Each process checks its own shard of the weights. If one of them has to stop, all stop.
