@@ -277,6 +277,106 @@ def test_own_compute_metrics_gets_logits_and_labels_batch_by_batch(tmp_path):
     assert seen[0] == ((4, NUM_LABELS), (4, NUM_LABELS))
 
 
+def test_own_compute_metrics_of_one_argument_is_refused_with_the_remedy_that_works(tmp_path):
+    def compute_metrics(prediction):
+        return {"documents": len(prediction.predictions), "labels": prediction.label_ids.shape[1]}
+
+    def create(**settings):
+        args = SepMldcTrainingArguments(str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, **settings)
+        return SepMldcTrainer(
+            tiny_model(num_labels=NUM_LABELS),
+            args,
+            eval_dataset=tiny_documents(10, seed=1),
+            processing_class=tiny_tokenizer(),
+            compute_metrics=compute_metrics,
+        )
+
+    with pytest.raises(ValueError, match=r"takes \(prediction\).*Pass `batch_eval_metrics=False`"):
+        create()
+    metrics = create(batch_eval_metrics=False).evaluate()
+    assert metrics["eval_documents"] == 10 and metrics["eval_labels"] == NUM_LABELS
+
+
+UNTOKENIZED = [{"text": f"document {number}", "label_indices": [number % NUM_LABELS]} for number in range(8)]
+
+
+class OwnDataset(torch.utils.data.Dataset):
+    """Documents in a data set of the user's own, without columns."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+def stream(rows):
+    return datasets.IterableDataset.from_generator(lambda: iter(rows))
+
+
+@pytest.mark.parametrize("kind", [datasets.Dataset.from_list, list, OwnDataset, stream])
+def test_documents_that_are_not_tokenized_are_refused_wherever_they_are_read(tmp_path, kind):
+    documents = kind(UNTOKENIZED)
+    settings = {"label_encoding": "embedding"}
+    match = r"no `input_ids`: the documents are not tokenized. Call `tokenize\(dataset, tokenizer\)` first"
+    with pytest.raises(ValueError, match=match):
+        make_trainer(tmp_path, documents=documents, **settings).train()
+    trainer = make_trainer(tmp_path, **settings)
+    for read in (trainer.evaluate, trainer.predict, trainer.tune_thresholds):
+        with pytest.raises(ValueError, match=match):
+            read(documents)
+    with pytest.raises(ValueError, match=match):
+        make_trainer(tmp_path, evaluation=documents, **settings).evaluate()
+
+
+@pytest.mark.parametrize("kind", [list, OwnDataset, stream])
+def test_documents_of_any_kind_of_data_set_are_read(tmp_path, kind):
+    documents = kind([dict(row) for row in tiny_documents()])
+    trainer = make_trainer(tmp_path, documents=documents, evaluation=documents, eval_strategy="steps", eval_steps=3)
+    trainer.train()
+    assert trainer.evaluate()["eval_p@1"] == trainer.evaluate(tiny_documents())["eval_p@1"]
+    assert trainer.predict(documents).predictions[0].shape == (24, NUM_LABELS)
+
+
+@pytest.mark.parametrize("kind", [datasets.Dataset.from_list, list, OwnDataset])
+def test_a_data_set_without_documents_is_refused(tmp_path, kind):
+    empty = tiny_documents().select([]) if kind is datasets.Dataset.from_list else kind([])
+    match = "has 0 documents, but at least one is needed"
+    with pytest.raises(ValueError, match=f"`train_dataset` {match}"):
+        make_trainer(tmp_path, documents=empty).train()
+    with pytest.raises(ValueError, match=f"`eval_dataset` 'mail' {match}"):
+        make_trainer(tmp_path, evaluation={"mail": empty}, eval_strategy="steps", eval_steps=1).train()
+    trainer = make_trainer(tmp_path, evaluation=empty)
+    for read in (trainer.evaluate, trainer.predict, trainer.tune_thresholds):
+        with pytest.raises(ValueError, match=f"The data set {match}"):
+            read(empty)
+    with pytest.raises(ValueError, match=f"The data set {match}"):
+        trainer.evaluate()
+    with pytest.raises(ValueError, match=f"`eval_dataset` 'mail' {match}"):
+        make_trainer(tmp_path, evaluation={"mail": empty}).evaluate()
+
+
+def test_without_a_tokenizer_only_padded_documents_with_multi_hot_labels_are_read(tmp_path):
+    def create(documents):
+        args = SepMldcTrainingArguments(
+            str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, max_steps=1, save_strategy="no"
+        )
+        return SepMldcTrainer(tiny_model(num_labels=NUM_LABELS), args, train_dataset=documents)
+
+    with pytest.raises(ValueError, match="must be padded, but the trainer has no tokenizer.*`processing_class=tokenizer`"):
+        create(tiny_documents()).train()
+    same = [{"input_ids": [2, 10, 3], "attention_mask": [1, 1, 1], "label_indices": [0]} for _ in range(8)]
+    with pytest.raises(ValueError, match="`label_indices`.*`processing_class=tokenizer`"):
+        create(datasets.Dataset.from_list(same)).train()
+    rows = [{**row, "labels": [1.0] + [0.0] * (NUM_LABELS - 1)} for row in same]
+    for row in rows:
+        del row["label_indices"]
+    assert create(datasets.Dataset.from_list(rows)).train().global_step == 1
+
+
 def test_best_model_is_selected_on_any_metric_and_early_stopping_stops(tmp_path):
     trainer = make_trainer(
         tmp_path,

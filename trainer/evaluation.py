@@ -18,6 +18,8 @@ from transformers.trainer_utils import (
     default_compute_objective,
 )
 
+from .data.collator import SepMldcDataCollator, collate_without_tokenizer
+from .data.tokenization import check_documents
 from .losses.terms import TermMeans
 from .metrics.streaming import StreamingMetrics
 from .transformers_internals import TransformersInternals
@@ -49,6 +51,7 @@ class EvaluationMixin(TransformersInternals):
     args: Any
     model: Any
     eval_dataset: Any
+    data_collator: Any
     _terms: TermMeans
     _metrics: StreamingMetrics | None = None
     _measured: StreamingMetrics | None = None
@@ -70,13 +73,28 @@ class EvaluationMixin(TransformersInternals):
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             # With persistent workers, transformers would return the cached loader of an earlier data set.
             return self.get_test_dataloader(eval_dataset)
+        if eval_dataset is None:
+            self.check_documents(self.eval_dataset, "`eval_dataset`")
+        else:
+            self.check_documents(self.eval_dataset[eval_dataset], f"`eval_dataset` {eval_dataset!r}")
         with self._every_document():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As in transformers, but no document is left out of a prediction, regardless of `dataloader_drop_last`."""
+        self.check_documents(test_dataset, "The data set")
         with self._every_document():
             return super().get_test_dataloader(test_dataset)
+
+    def check_documents(self, dataset: Any, name: str) -> None:
+        """
+        Check that a data set has documents and, unless `data_collator` is the user's own, that these are tokenized.
+
+        Raises:
+            ValueError: it has none, or they have no `input_ids`.
+        """
+        own = isinstance(self.data_collator, SepMldcDataCollator) or self.data_collator is collate_without_tokenizer
+        check_documents(dataset, name, tokenized=own)
 
     @contextmanager
     def _every_document(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """Trainer of SEP-MLDC models."""
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -22,7 +23,13 @@ from modeling_sep_mldc.modeling_sep_mldc import apply_umask
 from .adapters import load_adapters, lora_rank, save_adapters
 from .checkpoints import MANIFEST_NAME, CheckpointGuard, damaged_files, last_whole_checkpoint
 from .cpu_attention import float32_attention
-from .data.collator import SepMldcDataCollator, check_label_indices, check_multi_hot
+from .data.collator import (
+    SepMldcDataCollator,
+    check_input_ids,
+    check_label_indices,
+    check_multi_hot,
+    collate_without_tokenizer,
+)
 from .data.sampler import DocumentSampler
 from .devices import release_freed_memory
 from .evaluation import EvaluationMixin, LogitBatch
@@ -55,8 +62,10 @@ def _is_sharded(model: nn.Module) -> bool:
     return hasattr(model, "set_reshard_after_forward")
 
 
-def _checked_arguments(args: SepMldcTrainingArguments | None, processing_class: Any) -> SepMldcTrainingArguments:
-    """Check the arguments of a trainer: their class, and that there is a tokenizer if one is needed."""
+def _checked_arguments(
+    args: SepMldcTrainingArguments | None, processing_class: Any, compute_metrics: Callable | None
+) -> SepMldcTrainingArguments:
+    """Check the arguments of a trainer: their class, a tokenizer if one is needed, and that own metrics can be called."""
     args = args if args is not None else SepMldcTrainingArguments(output_dir="outputs")
     if not isinstance(args, SepMldcTrainingArguments):
         raise ValueError(
@@ -68,6 +77,14 @@ def _checked_arguments(args: SepMldcTrainingArguments | None, processing_class: 
             '`label_encoding="encoder"` encodes label texts during training and needs a tokenizer. Pass '
             '`processing_class=tokenizer`, or choose `label_encoding="embedding"`.'
         )
+    if compute_metrics is not None and args.batch_eval_metrics:
+        parameters = inspect.signature(compute_metrics).parameters
+        if "compute_result" not in parameters:
+            raise ValueError(
+                f"`compute_metrics` takes ({', '.join(parameters)}), but with `batch_eval_metrics=True`, the default, it is called for each "
+                "batch as `compute_metrics(prediction, compute_result=...)`. Pass `batch_eval_metrics=False` to "
+                "SepMldcTrainingArguments: it is then called once, with the scores of all documents."
+            )
     return args
 
 
@@ -81,7 +98,8 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
 
     Evaluation and prediction never hold an N x L matrix: `evaluate` accumulates counts, `predict` returns the best
     `prediction_top_k` labels per document, `(probabilities, label ids)`, in the order of the documents. A custom
-    `compute_metrics` switches to the protocol of transformers' `batch_eval_metrics`.
+    `compute_metrics` switches to the protocol of transformers' `batch_eval_metrics`, which is on by default: it is called for each batch, with
+    `compute_result`. With `batch_eval_metrics=False`, it is called once, as in `Trainer`.
 
     Args:
         model (`SepMldcForMultiLabelClassification`): the model to train.
@@ -97,8 +115,9 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         compute_metrics, callbacks, optimizers, kwargs: as in `Trainer`.
 
     Raises:
-        ValueError: arguments of another class, `label_encoding="encoder"` without a tokenizer, with PEFT adapters (which do not save
-            the label embeddings) or under a wrapper that cannot run it, or a k of `metric_ks` above the number of labels.
+        ValueError: arguments of another class, a `compute_metrics` that cannot be called batch by batch, `label_encoding="encoder"`
+            without a tokenizer, with PEFT adapters (which do not save the label embeddings) or under a wrapper that cannot run it, or a k
+            of `metric_ks` above the number of labels.
     """
 
     further_columns: tuple[str, ...] = ("label_indices",)
@@ -118,7 +137,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         *more: Any,
         **kwargs: Any,
     ):
-        args = _checked_arguments(args, processing_class)
+        args = _checked_arguments(args, processing_class, compute_metrics)
         self.label_schedule: LabelSchedule | None = None
         if args.label_encoding == "encoder":
             self.label_schedule = LabelSchedule(
@@ -153,6 +172,8 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
                 pad_to_multiple_of=args.pad_to_multiple_of,
                 label_dtype=torch.uint8,
             )
+        elif data_collator is None:
+            self.data_collator = collate_without_tokenizer
         if self.label_schedule is not None:
             self._check_label_encoding()
             self.label_schedule.prepare(self.model.config.label_texts)
@@ -387,7 +408,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         lengths = label_sets = None
         if self.args.train_sampling_strategy == "group_by_length":
             name = self.args.length_column_name
-            lengths = dataset[name] if name in columns else [len(document["input_ids"]) for document in dataset]
+            lengths = dataset[name] if name in columns else [len(check_input_ids(document)) for document in dataset]
         if self.args.group_by_label_set:
             num_labels = self.model.config.num_labels
             if "label_indices" in columns:
@@ -569,12 +590,15 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         `train_loss` and the patience of early stopping cover the whole run.
 
         Raises:
-            ValueError: there is no complete checkpoint, it is damaged or belongs to another run (other labels, label descriptions
-                or model settings), or `metric_for_best_model` is unknown.
+            ValueError: a data set has no documents, or they are not tokenized; there is no complete checkpoint, it is damaged or belongs to
+                another run (other labels, label descriptions or model settings); or `metric_for_best_model` is unknown.
             FloatingPointError: the loss became NaN or infinite.
         """
         if self.model is None:  # a hyperparameter search frees the model of the previous trial
             self.model = self.call_model_init(trial)
+        self.check_documents(self.train_dataset, "`train_dataset`")
+        if self.args.eval_strategy != IntervalStrategy.NO:
+            self.check_documents(self.eval_dataset, "`eval_dataset`")
         self.check_metric_for_best_model()
         checkpoint = self._checked_checkpoint(resume_from_checkpoint)
         self._record.fingerprint = run_fingerprint(self.bare_model(), self.args, self.train_dataset)

@@ -1,12 +1,15 @@
 """Batches of tokenized documents with multi-hot labels."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, default_data_collator
+
+from .messages import join_names
+from .tokenization import not_tokenized
 
 
 @dataclass
@@ -25,7 +28,7 @@ class SepMldcDataCollator:
             the size.
 
     Raises:
-        ValueError: `label_indices` without `num_labels`, label names instead of ids, an id outside 0 .. L - 1, or `labels` that are
+        ValueError: documents that are not tokenized, `label_indices` without `num_labels`, label names instead of ids, an id outside 0 .. L - 1, or `labels` that are
             not multi-hot.
     """
 
@@ -36,6 +39,8 @@ class SepMldcDataCollator:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         names = set(self.tokenizer.model_input_names)
+        for feature in features:
+            check_input_ids(feature)
         batch = dict(
             self.tokenizer.pad(
                 [{name: value for name, value in feature.items() if name in names} for feature in features],
@@ -69,6 +74,40 @@ class SepMldcDataCollator:
         labels = torch.zeros(len(label_indices), self.num_labels, dtype=self.label_dtype)
         labels[torch.tensor(rows, dtype=torch.long), torch.tensor(columns, dtype=torch.long)] = 1
         return labels
+
+
+def check_input_ids(document: Any) -> Any:
+    """
+    The token ids of a document.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if "input_ids" not in document:
+        raise ValueError(not_tokenized(f"A document has {join_names(document, 10) or 'no columns'}"))
+    return document["input_ids"]
+
+
+def collate_without_tokenizer(features: list[Any]) -> dict[str, Any]:
+    """
+    As `default_data_collator` of transformers, for documents that are padded already and have multi-hot `labels`.
+
+    Raises:
+        ValueError: documents of different lengths, or with `label_indices`.
+    """
+    features = [feature if isinstance(feature, Mapping) else vars(feature) for feature in features]
+    lengths = {len(check_input_ids(feature)) for feature in features}
+    if len(lengths) > 1:
+        found = f"have {min(lengths)} to {max(lengths)} tokens and must be padded"
+    elif any("label_indices" in feature for feature in features):
+        found = "carry `label_indices`, which must be turned into multi-hot rows"
+    else:
+        batch: dict[str, Any] = default_data_collator(features)
+        return batch
+    raise ValueError(
+        f"The documents of a batch {found}, but the trainer has no tokenizer. Pass `processing_class=tokenizer` to the trainer, or a "
+        "`data_collator` of your own."
+    )
 
 
 def check_label_indices(value: Any, num_labels: int) -> list[int]:

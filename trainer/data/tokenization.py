@@ -1,9 +1,12 @@
 """Texts to tokens."""
 
 import logging
+from collections.abc import Mapping, Sized
 from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset
+
+from .messages import join_names
 
 
 logger = logging.getLogger(__name__)
@@ -29,6 +32,45 @@ def check_max_length(max_length: int | None, tokenizer: Any, name: str = "max_le
             f"`{name}` is {max_length}, but a document has {special} special tokens and needs at least one of its text. Use at least "
             f"{special + 1}, or leave it out."
         )
+
+
+def check_documents(dataset: Any, name: str, tokenized: bool = True) -> None:
+    """
+    Check that a data set has documents and that these are tokenized, as far as its length and its columns are known. Each of a dictionary
+    of data sets is checked; `None` is not.
+
+    Args:
+        dataset (`Dataset` or `dict`): a data set of any kind.
+        name (`str`): what it is called in a message.
+        tokenized (`bool`, defaults to `True`): whether the documents must have `input_ids`.
+
+    Raises:
+        ValueError: there are no documents, or they have no `input_ids`.
+    """
+    if isinstance(dataset, Mapping):
+        for key, one in dataset.items():
+            check_documents(one, f"{name} {key!r}", tokenized)
+        return
+    if isinstance(dataset, Sized) and _has_no_items(dataset):
+        raise ValueError(f"{name} has 0 documents, but at least one is needed. Pass a data set that is not empty.")
+    columns = getattr(dataset, "column_names", None)
+    if tokenized and columns and "input_ids" not in columns:
+        raise ValueError(not_tokenized(f"{name} has the columns {join_names(columns, 10)}"))
+
+
+def not_tokenized(found: str) -> str:
+    """The message on documents without `input_ids`, which begins with what was found instead."""
+    return (
+        f"{found}, but no `input_ids`: the documents are not tokenized. Call `tokenize(dataset, tokenizer)` first "
+        "(`from trainer import tokenize`)."
+    )
+
+
+def _has_no_items(dataset: Sized) -> bool:
+    try:
+        return len(dataset) == 0
+    except (TypeError, NotImplementedError):  # a stream that inherits `__len__`
+        return False
 
 
 def tokenize(
