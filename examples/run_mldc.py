@@ -26,7 +26,7 @@ from modeling_sep_mldc.configuration_sep_mldc import recommended_classifier
 from modeling_sep_mldc.encoder_sep_mldc import limit_tokenizer, set_padding_token
 from trainer import SepMldcTrainer
 from trainer.adapters import add_lora_adapters
-from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
+from trainer.backbones import dropout_settings, freeze_layers, loading_problem, resolve_backbone
 from trainer.checkpoints import last_whole_checkpoint
 from trainer.cold_start import (
     MAX_DOCUMENTS,
@@ -61,6 +61,7 @@ from trainer.run_arguments import (
     ModelArguments,
     RunSettings,
     check_arguments,
+    check_frozen_layers,
     check_named_of_checkpoint,
     run_defaults,
 )
@@ -78,6 +79,7 @@ from trainer.run_evaluation import Evaluation, gold_names, measure
 from trainer.run_needs import TimeEstimate
 from trainer.run_outputs import (
     check_output_folder,
+    removed_if_empty,
     save_metrics,
     save_model_whole,
     write_json,
@@ -121,6 +123,13 @@ class Encoder(NamedTuple):
 
 def main() -> None:
     settings = read_settings(sys.argv[1:])
+    with removed_if_empty(settings.args.output_dir):
+        check_output_dir(settings)
+        run(settings)
+
+
+def run(settings: RunSettings) -> None:
+    """All steps of a run, whose settings were checked."""
     encoder = find_encoder(settings)
     data = prepare_data(settings, encoder)
     show_data(settings, data, encoder.tokenizer)
@@ -184,7 +193,6 @@ def read_settings(argv: list[str]) -> RunSettings:
             f"`--bf16` is emulated by this processor: in a short test it took {bfloat16_slowdown():.1f} times as long as float32. "
             "Leave it out."
         )
-    check_output_dir(settings)
     set_seed(args.seed)
     return settings
 
@@ -222,12 +230,13 @@ def find_encoder(settings: RunSettings) -> Encoder:
         config = AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"The encoder {settings.model.model_name_or_path!r} cannot be loaded: {str(error).splitlines()[0]} Name a Hub model "
-            "or a folder with config, weights and tokenizer."
+            f"The encoder {settings.model.model_name_or_path!r} cannot be loaded: {loading_problem(name, error)} Name a Hub model or a "
+            "folder with config, weights and tokenizer."
         ) from error
     trained = config.model_type == "sep_mldc"
     if trained:
         check_named_of_checkpoint(settings.named, config)
+    check_frozen_layers(settings, config.get_text_config().num_hidden_layers)
     check_vocabulary(tokenizer, name)
     check_max_length(settings.data.max_length, tokenizer, "--max_length")
     check_max_length(settings.model.encoder_max_length, tokenizer, "--encoder_max_length")

@@ -213,18 +213,18 @@ def test_training_goes_on_from_a_cold_checkpoint(monkeypatch, files, tmp_path):
             "below 3, the number of labels",
         ),
         ({"label_descriptions_file": "labels.csv", "classifier": "mlp"}, "compares label texts"),
-        ({"label_descriptions_file": "empty.csv"}, "needed"),
+        ({"label_descriptions_file": "numbers.json"}, "`description` is 1, but a text is needed"),
         ({"label_descriptions_file": "labels.csv", "unlabeled_file": "names.csv"}, "no text in 'text'"),
         ({"train_file": "test.jsonl", "do_train": True, "labels_per_document": 2}, "without training documents"),
     ],
 )
 def test_bad_input_is_explained_and_nothing_is_written(monkeypatch, files, tmp_path, values, message):
-    (files / "empty.csv").write_text("label,description\nstars,\n")
+    (files / "numbers.json").write_text('{"stars": 1}')
     (files / "names.csv").write_text("title\nstars\n")
     values = {name: files / value if name.endswith("_file") else value for name, value in values.items()}
     with pytest.raises(ValueError, match=message):
-        run(monkeypatch, files, tmp_path / "out", **values)
-    assert not (tmp_path / "out" / "config.json").exists()
+        run(monkeypatch, files, tmp_path / "new" / "out", **values)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_model_is_not_replaced_by_one_that_was_not_trained(monkeypatch, files, tmp_path):

@@ -17,7 +17,7 @@ from tiny_models import tiny_backbone
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from trainer import run_data, run_outputs, run_plan, run_report
-from trainer.backbones import freeze_layers, resolve_backbone
+from trainer.backbones import freeze_layers, loading_problem, resolve_backbone
 from trainer.frozen_layers import FOLDER, SPARE_BYTES
 from trainer.run_needs import RunNeeds
 
@@ -315,8 +315,8 @@ BAD_INPUT = {
         "`objective` is 'recall:1.5', but recall must be a number between 0 and 1",
     ),
     "adapters for frozen layers alone": (
-        lambda f, t: {"recipe": "fast", "lora_rank": 2},
-        "The encoder has no trainable linear layer",
+        lambda f, t: {"recipe": "fast", "lora_rank": 2, "dry_run": True},
+        "`--lora_rank` is 2, but `--recipe fast` freezes all 2 layers.*`--recipe best`",
     ),
     "adapters of rank zero": (lambda f, t: {"lora_rank": 0}, "`--lora_rank` is 0"),
     "a refit without training": (lambda f, t: {"refit_on_all": True, "do_train": False}, "`--do_train` is missing"),
@@ -381,6 +381,18 @@ BAD_INPUT = {
         lambda f, t: {"resume_from_checkpoint": t / "nowhere"},
         "`--resume_from_checkpoint` is '.*nowhere', but there is no such folder.*last",
     ),
+    "adapters for layers that the user freezes": (
+        lambda f, t: {"freeze_layers": 2, "lora_rank": 4},
+        "`--lora_rank` is 4, but `--freeze_layers 2` freezes all 2 layers.*Freeze fewer",
+    ),
+    "more frozen layers than there are": (
+        lambda f, t: {"freeze_layers": 3},
+        "`--freeze_layers` is 3, but the encoder has 2 layers. Choose 0 to 2",
+    ),
+    "an encoder folder without a model": (
+        lambda f, t: {"model_name_or_path": blocked(t, "cold", os.mkdir)["output_dir"] / "cold"},
+        "cannot be loaded: the folder holds no config.json, so it is not a model. Name a Hub model",
+    ),
     "an output folder that is a file": (lambda f, t: {"output_dir": f / "pseudo.jsonl"}, "is a file"),
     "an output that is a folder": (lambda f, t: blocked(t, "predictions.jsonl", os.mkdir), "is a folder, but a file"),
     "an output that is a pipe": (lambda f, t: blocked(t, "all_results.json", os.mkfifo), "is a device or a pipe"),
@@ -395,6 +407,7 @@ def test_bad_input_ends_in_one_clear_error_before_any_training(monkeypatch, file
     with pytest.raises((ValueError, OSError), match=message) as caught:
         run(monkeypatch, files, **{"output_dir": tmp_path / "out", **changes(files, tmp_path)})
     assert len(str(caught.value)) < 1000
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir())
 
 
 def test_duplicate_names_in_a_label_list_are_refused(monkeypatch, files, tmp_path):
@@ -456,6 +469,31 @@ def test_a_backbone_inside_a_package_is_found():
     assert resolve_backbone("user/model") == "user/model"
     with pytest.raises(ValueError, match="no folder 'none'"):
         resolve_backbone("package:trainer/none")
+
+
+HUB_ERROR = "We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them.\nCheck your connection."
+TOKENIZER_ERROR = "Couldn't instantiate the backend tokenizer from one of: \n(1) a `tokenizers` file, \n(2) a slow one."
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "problem"),
+    [
+        ("o/nope", HUB_ERROR, "there is no such folder, and it was not found on the Hub (We couldn't connect to "),
+        ("o/p/nope", "Repo id must be in another form.", "there is no such folder."),
+        ("/nope", "Repo id must be in another form.", "there is no such folder."),
+        ("empty", TOKENIZER_ERROR, "the folder holds no config.json, so it is not a model."),
+        ("model", TOKENIZER_ERROR, "the folder holds no tokenizer, such as a file tokenizer.json."),
+        ("model", "The config is no JSON.\n\nSee " + 200 * "x", "The config is no JSON."),
+    ],
+)
+def test_why_a_model_cannot_be_loaded_is_one_sentence(monkeypatch, tmp_path, name, error, problem):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("o", "empty", "model"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    found = loading_problem(name, OSError(error))
+    assert found.startswith(problem) and found.endswith(".") and "\n" not in found
+    assert found == problem or HUB_ERROR.splitlines()[0][:-1] in found
 
 
 @pytest.mark.parametrize("config", sorted(path.name for path in (ROOT / "examples" / "configs").glob("*.json")))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,30 @@ def resolve_backbone(name: str) -> str:
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not os.path.isdir(os.path.expanduser(name)):
         raise ValueError(f"There is no folder {name!r} with an encoder. Name a folder, or a model of the Hub.")
     return os.path.expanduser(name)
+
+
+def loading_problem(name: str, error: Exception) -> str:
+    """
+    Why an encoder or a checkpoint cannot be loaded, as one sentence.
+
+    Args:
+        name (`str`): folder or Hub name.
+        error (`Exception`): what loading it raised.
+    """
+    # Libraries explain errors in several lines, of which the first may end in the middle of a sentence.
+    reason = " ".join(str(error).split())
+    if len(reason) > 200:
+        reason = re.split(r"(?<=[^.\d])\. ", reason)[0][:200]
+    reason = reason.rstrip(". ")
+    if not os.path.isdir(name):
+        if os.path.isabs(name) or name.count("/") > 1:
+            return "there is no such folder."
+        return f"there is no such folder, and it was not found on the Hub ({reason})."
+    if not os.path.isfile(os.path.join(name, "config.json")):
+        return "the folder holds no config.json, so it is not a model."
+    if "backend tokenizer" in reason:
+        return "the folder holds no tokenizer, such as a file tokenizer.json."
+    return f"{reason}."
 
 
 def dropout_settings(name: str, probability: float | None, **kwargs: Any) -> dict[str, float]:

@@ -14,6 +14,7 @@ from modeling_sep_mldc import (
 )
 from modeling_sep_mldc.static_encoder_sep_mldc import StaticEncoderConfig
 
+from .backbones import loading_problem
 from .labeler import StudentPipeline
 
 
@@ -104,9 +105,9 @@ def check_vocabulary(tokenizer: Any, name: str) -> None:
 def _trained_config(name: str, revision: str = "main") -> Any:
     try:
         config = AutoConfig.from_pretrained(name, revision=revision)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise OSError(
-            f"The model {name!r} cannot be loaded: {str(error).splitlines()[0]} Name a folder with a trained model, or a model of the Hub."
+            f"The model {name!r} cannot be loaded: {loading_problem(name, error)} Name a folder with a trained model, or a model of the Hub."
         ) from error
     if config.model_type != SepMldcConfig.model_type:
         raise ValueError(

@@ -499,6 +499,34 @@ def check_named_of_checkpoint(named: Mapping[str, Any], checkpoint: Any) -> None
             )
 
 
+def check_frozen_layers(settings: RunSettings, num_layers: int) -> None:
+    """
+    Check how many layers of the encoder are frozen, which the recipe decides where the user did not, before documents are read.
+
+    Args:
+        settings ([`RunSettings`]): as the user gave them.
+        num_layers (`int`): layers of the encoder.
+
+    Raises:
+        ValueError: more layers are frozen than there are, or LoRA adapters are asked for where all layers are frozen.
+    """
+    model, recipe = settings.model, settings.run.recipe
+    if model.freeze_layers > num_layers:
+        raise ValueError(
+            f"`--freeze_layers` is {model.freeze_layers}, but the encoder has {num_layers} layers. Choose 0 to {num_layers}."
+        )
+    if model.lora_rank is None:
+        return
+    of_recipe = recipe == "fast" and settings.args.do_train and "freeze_layers" not in settings.named
+    if of_recipe or model.freeze_layers == num_layers:
+        setting = "`--recipe fast`" if of_recipe else f"`--freeze_layers {model.freeze_layers}`"
+        remedy = "Choose `--recipe best`" if of_recipe else "Freeze fewer layers"
+        raise ValueError(
+            f"`--lora_rank` is {model.lora_rank}, but {setting} freezes all {num_layers} layers of the encoder, and frozen layers get no "
+            f"adapters. {remedy}, or leave out `--lora_rank`."
+        )
+
+
 def _check_range(group: Any, name: str, rule: Callable[[float], bool], wanted: str, remedy: str) -> None:
     value = getattr(group, name)
     if value is not None and not (math.isfinite(value) and rule(value)):

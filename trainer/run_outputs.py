@@ -1,10 +1,11 @@
 """The files of a run: results, predictions and tables, each written atomically."""
 
+import contextlib
 import json
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,22 @@ def check_output_folder(folder: str | os.PathLike, files: Iterable[str] = ()) ->
             raise OSError(
                 f"{entry} is a device or a pipe, but must be a file. Remove it, or choose another `output_dir`."
             )
+
+
+@contextlib.contextmanager
+def removed_if_empty(folder: str | os.PathLike) -> Iterator[None]:
+    """
+    Within this context, a run that fails leaves no empty folders behind: neither `folder` nor those above it that are missing at the start.
+    """
+    path = Path(folder).absolute()
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    try:
+        yield
+    except BaseException:
+        for one in missing:
+            with contextlib.suppress(OSError):  # not empty, or not created
+                one.rmdir()
+        raise
 
 
 def save_model_whole(trainer: Any) -> None:

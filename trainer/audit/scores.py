@@ -13,7 +13,7 @@ from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
 from modeling_sep_mldc.encoder_sep_mldc import limit_tokenizer, set_padding_token
 from modeling_sep_mldc.lexical_sep_mldc import LexicalScores
 
-from ..backbones import resolve_backbone
+from ..backbones import loading_problem, resolve_backbone
 from ..data.collator import SepMldcDataCollator
 from ..data.documents import LabeledDocuments
 from ..data.near_duplicates import duplicate_groups, signatures
@@ -302,8 +302,8 @@ def _load_encoder(name: str) -> tuple[str, Any, Any]:
         tokenizer, config = AutoTokenizer.from_pretrained(path), AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"The encoder {name!r} cannot be loaded: {str(error).splitlines()[0]} Name a Hub model or a folder with config, "
-            "weights and tokenizer."
+            f"The encoder {name!r} cannot be loaded: {loading_problem(path, error)} Name a Hub model or a folder with config, weights and "
+            "tokenizer."
         ) from error
     if config.model_type == SepMldcConfig.model_type:
         raise ValueError(
