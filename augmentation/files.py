@@ -26,6 +26,7 @@ __all__ = [
     "Document",
     "label_name",
     "read_documents",
+    "read_described_labels",
     "read_label_descriptions",
     "read_label_parents",
     "read_labels",
@@ -155,6 +156,12 @@ def read_label_descriptions(path: str | Path) -> dict[str, str]:
     """
     with _reading():
         return label_files.read_label_descriptions(path)
+
+
+def read_described_labels(path: str | Path) -> dict[str, str]:
+    """As `read_label_descriptions`, with the labels whose description is empty (csv, tsv, parquet)."""
+    with _reading():
+        return label_files.read_described_labels(path)
 
 
 def read_label_parents(path: str | Path, labels: Collection[str] = ()) -> dict[str, list[str]]:

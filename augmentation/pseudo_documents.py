@@ -15,8 +15,8 @@ from .errors import AugmentationError, ItemError
 from .files import (
     Document,
     label_name,
+    read_described_labels,
     read_documents,
-    read_label_descriptions,
     read_label_parents,
     read_labels,
 )
@@ -440,10 +440,11 @@ def write_pseudo_documents(
             "there are neither training documents nor labels to write pseudo-documents for; give a training file, or `labels` or "
             "`label_descriptions`."
         )
-    descriptions = read_label_descriptions(label_descriptions) if label_descriptions else {}
+    described = read_described_labels(label_descriptions) if label_descriptions else {}
+    descriptions = {label: text for label, text in described.items() if text}
     notes = read_labels(labels, label_delimiter) if labels else {}
     if not trains:
-        notes = notes or dict.fromkeys(descriptions, "")
+        notes = notes or dict.fromkeys(described, "")
         descriptions = {label: note for label, note in notes.items() if note} | descriptions
     documents = read_documents(trains, label_delimiter=label_delimiter) if trains else None
     names = {*notes, *(label for document in documents or () for label in document.labels)}

@@ -141,6 +141,13 @@ def test_labels_come_from_the_label_list_or_else_from_the_descriptions(server, t
     assert any("'geometry'" in note and "`labels` lacks" in note for note in summary.notes)
 
 
+def test_a_label_whose_description_is_empty_gets_documents_too(server, tmp_path):
+    (tmp_path / "d.csv").write_text("label,description\nalgebra,\nfishery,Catching fish at sea.\n")
+    options = PseudoDocumentOptions(per_label=1)
+    write_pseudo_documents(None, tmp_path, settings(server), tmp_path / "d.csv", options=options)
+    assert [row["tail_label"] for row in written(tmp_path)] == ["algebra", "fishery"]
+
+
 def test_bare_names_are_enough_and_a_single_label_has_plain_documents_only(server, tmp_path):
     (tmp_path / "names.txt").write_text("one\ntwo words\n")
     summary = write(server, tmp_path / "names.txt", tmp_path, PseudoDocumentOptions(per_label=5))

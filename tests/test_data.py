@@ -16,6 +16,7 @@ from tiny_models import tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from trainer.cold_start import labels_without_documents
 from trainer.data import (
     add_pseudo_documents,
     build_label_list,
@@ -457,6 +458,18 @@ def test_label_descriptions_are_read_in_every_form(tmp_path, name, content):
     }
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [("d.csv", "label,description\na,\nb,the second\n"), ("d.tsv", "label\tdescription\na\t \nb\tthe second\n")],
+)
+def test_a_label_of_a_table_may_have_an_empty_description(tmp_path, name, content, caplog):
+    file = write(tmp_path / name, content)
+    with caplog.at_level(logging.WARNING):
+        assert load_label_descriptions(file, ["a", "b"]) == {"b": "the second"}
+    assert "1 of 2 labels have no description and are encoded by name: 'a'" in caplog.text
+    assert labels_without_documents(None, file) == ["a", "b"]
+
+
 def test_a_description_of_an_unknown_label_is_left_out_with_a_warning_that_names_the_closest(tmp_path, caplog):
     file = write(tmp_path / "d.json", json.dumps({"cs.CL": "language", "cs.lg": "learning"}))
     with caplog.at_level(logging.WARNING):
@@ -476,6 +489,13 @@ def test_a_description_of_an_unknown_label_is_left_out_with_a_warning_that_names
         ("d.json", '{"a": "x", "a": "y"}', "d.json, 'a': label 'a' is described a second time"),
         ("d.jsonl", jsonl([{"label": "a", "expansion": "  "}]), "line 1: `expansion` is '  ', but a text is needed"),
         ("d.jsonl", jsonl([{"label": "a", "text": "x"}]), "line 1: `description` is None, but a text is needed"),
+        ("d.json", '{"a": 1}', "d.json, 'a': `description` is 1, but a text is needed. Write {.label.: "),
+        (
+            "d.csv",
+            "label,text\na,x\n",
+            "line 2: `description` is None, but a text is needed. Name the columns `label` and",
+        ),
+        ("d.csv", "label,description\na,\na,x\n", "line 3: label 'a' is described a second time"),
         ("d.csv", "name,expansion\na,x\n", "line 2: `label` is None, but a label name is needed"),
         ("d.json", '{"a": "x",\n "b": }', "d.json, line 2: not valid JSON"),
     ],

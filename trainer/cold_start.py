@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 
 from .data.encoding import read_label_list
-from .data.label_files import read_label_descriptions
+from .data.label_files import read_described_labels
 from .data.readers import expand_files, read_records
 from .data.text_lines import DataFileError
 
@@ -112,7 +112,7 @@ def labels_without_documents(
             "with `--label_descriptions_file` or `--label_list_file`."
         )
     (path,) = expand_files(label_descriptions_file)
-    return sorted(read_label_descriptions(path))
+    return sorted(read_described_labels(path))
 
 
 def read_texts(files: Sequence[str], text_columns: Sequence[str], limit: int = MAX_DOCUMENTS) -> list[str]:

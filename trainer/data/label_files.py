@@ -167,17 +167,23 @@ def _note(note: Any, where: str) -> str:
 
 def read_label_descriptions(path: str | os.PathLike) -> dict[str, str]:
     """
-    `{label: description}`, as `sep-mldc-augment describe-labels` writes them.
+    `{label: description}`, as `sep-mldc-augment describe-labels` writes them, of the labels that have a description.
 
     Args:
         path (`str`): json, jsonl, csv, tsv or parquet (also .gz, .zst) with the columns "label" and "description"; a json file may
             also hold one object `{label: text}` or `{label: {"description": text}}`. The column "expansion" of version 0.1 is read
-            with a `FutureWarning`.
+            with a `FutureWarning`. In a table (csv, tsv, parquet), the description may be empty.
 
     Raises:
         DataFileError: if a label is described twice, or a label or description is missing.
     """
+    return {name: text for name, text in read_described_labels(path).items() if text}
+
+
+def read_described_labels(path: str | os.PathLike) -> dict[str, str]:
+    """All labels of a file of label descriptions, each with its description ("" if it is empty). See [`read_label_descriptions`]."""
     path = os.fspath(path)
+    is_table = find_format(path) in ("csv", "tsv", "parquet")
     descriptions: dict[str, str] = {}
     former = False
     for where, record in _description_records(path):
@@ -185,11 +191,13 @@ def read_label_descriptions(path: str | os.PathLike) -> dict[str, str]:
         former = former or column == "expansion"
         name = check_label(record.get("label"), where)
         text = record.get(column)
-        if not isinstance(text, str) or not text.strip():
-            raise DataFileError(
-                f"{where}: `{column}` is {shorten(text)}, but a text is needed. Write "
-                '{"label": ..., "description": ...}.'
-            )
+        if is_table and text is None and column in record:
+            text = ""
+        if not isinstance(text, str) or not (text.strip() or is_table):
+            remedy = 'Write {"label": ..., "description": ...}.'
+            if is_table:
+                remedy = "Name the columns `label` and `description`; the description of a label may be empty."
+            raise DataFileError(f"{where}: `{column}` is {shorten(text)}, but a text is needed. {remedy}")
         if name in descriptions:
             raise DataFileError(f"{where}: label {name!r} is described a second time. Remove one of them.")
         descriptions[name] = text.strip()
@@ -197,7 +205,7 @@ def read_label_descriptions(path: str | os.PathLike) -> dict[str, str]:
         warnings.warn(
             f"{path} holds label descriptions in the column `expansion` of version 0.1. Rename it to `description`.",
             FutureWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return descriptions
 
