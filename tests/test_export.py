@@ -14,6 +14,7 @@ import torch
 from scripts import EXAMPLES, run_example
 from tiny_models import KINDS, MAX_LENGTH, WORDS, tiny_batch, tiny_model, tiny_tokenizer
 from transformers.exporters import OnnxRuntimeDynamicConfig
+from transformers.utils import logging as transformers_logging
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcOutput
 from modeling_sep_mldc.static_encoder_sep_mldc import StaticEncoderConfig
@@ -276,6 +277,21 @@ def commanded(model, tmp_path_factory):
     done = run_example("export_onnx", folder / "checkpoint", folder / "onnx", "--int8", *files)
     assert done.returncode == 0, done.stderr
     return done, folder / "onnx", [dict(tiny_tokenizer()(texts, padding=True, return_tensors="pt"))]
+
+
+def test_only_the_warnings_that_every_export_has_are_dropped(tmp_path, caplog):
+    transformers_logging.warning_once.cache_clear()
+    export_onnx(tiny_model(), tmp_path / "onnx")
+    assert [record.getMessage() for record in caplog.records if "exporter" in record.pathname] == []
+    for logger, words in export.EXPORTER_WARNINGS:
+        with export._quiet():
+            logger.warning(f"A message that {words}.")
+            logger.warning("another message")
+        logger.warning(f"Later, {words}.")
+    assert [record.getMessage()[:7] for record in caplog.records if record.pathname == __file__] == [
+        "another",
+        "Later, ",
+    ] * 2
 
 
 def test_the_command_writes_an_export_and_says_how_far_it_is_off(commanded):

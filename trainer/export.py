@@ -10,7 +10,7 @@ import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from transformers.exporters import (
     OnnxExporter,
     OnnxRuntimeDynamicConfig,
     OnnxRuntimeQuantizer,
+    exporter_dynamo,
 )
+from transformers.exporters import utils as exporter_utils
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from modeling_sep_mldc.label_sets_sep_mldc import LabelSetsMixin
@@ -388,15 +390,43 @@ def _random_documents(model: SepMldcForMultiLabelClassification, size: int, leng
     return {"input_ids": input_ids.to(model.device), "attention_mask": mask.to(model.device)}
 
 
+# Warnings of transformers on every export that a user can do nothing about: tested versions of packages, and how shapes are traced.
+EXPORTER_WARNINGS = (
+    (exporter_utils.logger, "is experimental and patches many backend internals"),
+    (exporter_dynamo.logger, "with no explicit `dynamic_shapes`"),
+)
+
+
 @contextlib.contextmanager
 def _quiet():
-    """Silences torch, which prints its progress to stdout, where the caller's results go, and warns about operators that no encoder uses."""
+    """
+    Silences torch, which prints its progress to stdout, where the caller's results go, and warns about operators that no encoder uses, and the
+    `EXPORTER_WARNINGS` of transformers.
+    """
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     registration.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with contextlib.ExitStack() as stack:
+            for logger, words in EXPORTER_WARNINGS:
+                stack.enter_context(_without_messages(logger, words))
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             yield
     finally:
         registration.setLevel(level)
+
+
+@contextlib.contextmanager
+def _without_messages(logger: logging.Logger, words: str) -> Iterator[None]:
+    """Within this context, a logger drops messages with these words."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
