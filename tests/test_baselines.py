@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.baselines import fit_linear_svm, measure_baselines
+from trainer.baselines import fit_linear_svm, measure_baselines, rows_of_table
 from trainer.metrics import StreamingMetrics
 
 
@@ -27,6 +27,13 @@ def test_a_linear_model_reads_texts_without_words_of_two_letters():
         ["a", "\N{ROCKET}"]
     )
     assert scores[0, 0] > scores[0, 1] and scores[1, 1] > scores[1, 0]
+
+
+def test_the_heads_of_a_table_stand_apart_and_its_rows_have_the_same_length():
+    names = ["p@1", "f1_macro", "hierarchical_f1"]
+    lines = list(rows_of_table({"SEP-MLDC": {"p@1": 1.0, "f1_macro": 0.5}, "a longer name": {}}, names))
+    assert lines[0].split() == names and len({len(line) for line in lines}) == 1
+    assert lines[1].split() == ["SEP-MLDC", "100.00", "50.00", "-"]
 
 
 def test_baselines_are_measured_on_the_same_documents():

@@ -115,8 +115,9 @@ def measure_baselines(
 
 def rows_of_table(systems: dict[str, dict[str, float]], names: list[str]) -> Iterator[str]:
     """Lines of a plain-text table in percent, with one row per system and one column per metric."""
-    width = max(len(system) for system in systems)
-    yield " " * width + "".join(f"{name:>10}" for name in names)
+    rows = [["", *names]]
     for system, metrics in systems.items():
-        values = (f"{100 * metrics[name]:.2f}" if name in metrics else "-" for name in names)
-        yield f"{system:<{width}}" + "".join(f"{value:>10}" for value in values)
+        rows.append([system, *(f"{100 * metrics[name]:.2f}" if name in metrics else "-" for name in names)])
+    first, *others = (max(map(len, column)) for column in zip(*rows))
+    for name, *values in rows:
+        yield f"{name:<{first}}" + "".join(f"{value:>{max(width + 2, 10)}}" for value, width in zip(values, others))

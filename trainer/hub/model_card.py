@@ -373,7 +373,7 @@ def _label_values(config: Any, counts: Sequence[int] | None) -> dict[str, Any]:
         "num_children": len(config.label_parents or {}),
         "constraints": [_constraint_text(group) for group in config.label_constraints or ()],
         "threshold_rows": [
-            (escape_markdown(k), _setting(v))
+            (escape_markdown(k), escape_markdown(v, limit=len(v)) if k == "guarantee" else _setting(v))
             for k, v in (config.threshold_info or {}).items()
             if not k.startswith("guaranteed_")
         ],
