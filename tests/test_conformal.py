@@ -1,12 +1,15 @@
 """Thresholds with a guarantee: conformal risk control."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
-from tiny_training import make_trainer, tiny_documents
+from tiny_training import NUM_LABELS, make_trainer, tiny_documents
 
 from trainer.distillation import document_embeddings, new_student
+from trainer.hub.model_card_text import MAX_CELL_CHARACTERS
 from trainer.thresholds import RiskCurve, documents_needed, tune_thresholds_from_batches
 
 
@@ -115,7 +118,21 @@ def test_the_guarantee_is_stored_with_the_model(tmp_path):
     config = trainer.model.config
     assert len(set(config.thresholds)) == 1 and "80.0% of a document's labels" in config.threshold_info["guarantee"]
     trainer.save_model(tmp_path / "saved")
-    assert "80.0% of a document's labels" in (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
+    assert config.threshold_info["guarantee"] in card and len(config.threshold_info["guarantee"]) > MAX_CELL_CHARACTERS
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_documents_without_the_ancestors_of_their_labels_are_told_once(tmp_path, caplog, closed):
+    model = tiny_model(num_labels=NUM_LABELS, label_parents={"label 1": ["label 0"]}, hierarchy="closure")
+    ids = [0, 1] if closed else [1]
+    evaluation = tiny_documents(24, seed=1).map(lambda row: {"label_indices": ids})
+    trainer = make_trainer(tmp_path, model=model, evaluation=evaluation, per_device_eval_batch_size=4)
+    with caplog.at_level(logging.WARNING):
+        trainer.tune_thresholds(objective="recall:0.8")
+    told = [record.getMessage() for record in caplog.records if "ancestors" in record.getMessage()]
+    assert len(told) == (0 if closed else 1)
+    assert closed or "24 documents lack ancestors" in told[0] and "`close_labels(documents, label_parents)`" in told[0]
 
 
 def guaranteed(num_labels=3, **kwargs):

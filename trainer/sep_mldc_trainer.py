@@ -484,8 +484,19 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         return tuned.threshold_info
 
     def _closed_logit_batches(self, dataset: Any, description: str, with_embeds: bool = False) -> Iterator[LogitBatch]:
+        model = self.bare_model()
+        hierarchy = model.label_hierarchy if model.config.hierarchy is not None else None
+        num_open = 0
         for batch in self.logit_batches(dataset, description, with_embeds):
-            yield batch._replace(logits=self.bare_model().close_scores(batch.logits))
+            if hierarchy is not None and batch.labels is not None:
+                num_open += int((hierarchy.close(batch.labels > 0) != (batch.labels > 0)).any(dim=1).sum())
+            yield batch._replace(logits=model.close_scores(batch.logits))
+        if num_open and self.is_world_process_zero():
+            logger.warning(
+                f"{num_open} documents lack ancestors of their labels, which the label sets of this model have "
+                f'(`hierarchy="{model.config.hierarchy}"`): thresholds and their guarantee hold for labels as they are, not with the '
+                "ancestors. Add these with `close_labels(documents, label_parents)` before you encode the labels, and tune again."
+            )
 
     def fit_lexical_scores(
         self, train_dataset: Any = None, eval_dataset: Any = None, num_features: int | None = None, **kwargs: Any
