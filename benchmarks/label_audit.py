@@ -79,7 +79,7 @@ def damage(
 
 
 def with_labels(texts: list[str], label_indices: list[list[int]], labels: list[str]) -> LabeledDocuments:
-    counts = np.bincount([label for ids in label_indices for label in ids], minlength=len(labels))
+    counts = np.bincount([label for ids in label_indices for label in ids], minlength=len(labels)).tolist()
     return LabeledDocuments(Dataset.from_dict({"text": texts, "label_indices": label_indices}), labels, counts)
 
 

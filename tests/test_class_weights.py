@@ -46,7 +46,7 @@ def test_weights_are_chosen_by_the_objective_if_they_are_better_than_the_noise(
     kind, found = choose_class_weights(train, validation, encoder, objective=objective, hide_progress=True)
     assert kind == chosen and [name for name, _ in weighted] == list(CLASS_WEIGHTS)
     assert found["effective"]["f1_macro"] == 0.4 + gain
-    assert all(counts == train.label_counts.tolist() for _, counts in weighted)
+    assert all(counts == train.label_counts for _, counts in weighted)
 
 
 def test_the_classifiers_are_measured_on_the_validation_documents(encoder):

@@ -33,9 +33,16 @@ def documents_with(labels):
 def test_a_csv_file_gives_documents_ids_names_and_counts_in_one_call(tmp_path):
     file = write(tmp_path / "train.csv", "title;body;tags\nA;first;b, a\nB;second;b\n")
     found = load_documents(file, ["title", "body"], "tags", ",", cache_dir=str(tmp_path / "cache"))
-    assert found.labels == ["a", "b"] and found.label_counts.tolist() == [1, 2]
+    assert found.labels == ["a", "b"] and json.dumps(found.label_counts) == "[1, 2]"
     assert found.dataset["text"][:] == ["A first", "B second"]
     assert found.dataset["label_indices"][:] == [[0, 1], [1]]
+
+
+def test_a_tab_as_a_shell_passes_it_separates_labels(tmp_path):
+    file = write(tmp_path / "train.jsonl", jsonl([{"text": "x", "labels": "b\ta"}]))
+    for delimiter in ("\t", r"\t"):
+        found = load_documents(file, label_delimiter=delimiter, cache_dir=str(tmp_path / "cache"))
+        assert found.labels == ["a", "b"]
 
 
 def test_test_documents_take_the_labels_of_the_training_documents(tmp_path, caplog):
@@ -53,7 +60,7 @@ def test_lists_that_pandas_and_numpy_print_into_a_table_are_lists(tmp_path, prin
     file = write(tmp_path / "t.csv", table(rows, join=printed))
     for delimiter in (None, ";"):
         found = load_documents(file, label_delimiter=delimiter, cache_dir=str(tmp_path / "cache"))
-        assert found.labels == ["b, c", "it's"] and found.label_counts.tolist() == [1, 1]
+        assert found.labels == ["b, c", "it's"] and found.label_counts == [1, 1]
 
 
 # --- bad rows ----------------------------------------------------------------

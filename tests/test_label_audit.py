@@ -52,7 +52,7 @@ def documents(count=120, seed=0):
 
 
 def labeled(texts, label_indices, labels=LABELS, **columns):
-    counts = np.bincount([label for ids in label_indices for label in ids], minlength=len(labels))
+    counts = np.bincount([label for ids in label_indices for label in ids], minlength=len(labels)).tolist()
     dataset = Dataset.from_dict({"text": texts, "label_indices": label_indices, **columns})
     return LabeledDocuments(dataset, list(labels), counts)
 

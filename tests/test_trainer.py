@@ -366,7 +366,9 @@ def test_without_a_tokenizer_only_padded_documents_with_multi_hot_labels_are_rea
         )
         return SepMldcTrainer(tiny_model(num_labels=NUM_LABELS), args, train_dataset=documents)
 
-    with pytest.raises(ValueError, match="must be padded, but the trainer has no tokenizer.*`processing_class=tokenizer`"):
+    with pytest.raises(
+        ValueError, match="must be padded, but the trainer has no tokenizer.*`processing_class=tokenizer`"
+    ):
         create(tiny_documents()).train()
     same = [{"input_ids": [2, 10, 3], "attention_mask": [1, 1, 1], "label_indices": [0]} for _ in range(8)]
     with pytest.raises(ValueError, match="`label_indices`.*`processing_class=tokenizer`"):

@@ -51,7 +51,7 @@ def choose_class_weights(
         raise ValueError(
             f"`classification_loss` is {config.classification_loss!r}, which has no binary cross-entropy to weight. Use a loss with `bce`."
         )
-    config.label_counts = [int(count) for count in train.label_counts]
+    config.label_counts = list(train.label_counts)
     config.num_train_documents = len(train.dataset)
     known = train.dataset["label_indices"][:]
     embeds = heads.encode(heads.tokenize(validation.dataset["text"][:]))
@@ -65,7 +65,7 @@ def choose_class_weights(
         batch = torch.from_numpy(heads.logits(embeds)), torch.from_numpy(gold)
         tuned_for = "f1" if check_guarantee(objective) else objective
         info = tune_thresholds_from_batches(
-            [batch], len(train.labels), tuned_for, wide=True, label_counts=train.label_counts
+            [batch], len(train.labels), tuned_for, wide=True, label_counts=np.asarray(train.label_counts)
         ).threshold_info
         found[kind] = {name: info[name] for name in ("f1_micro", "f1_macro")}
     names = {"micro": ["f1_micro"], "macro": ["f1_macro"]}.get(objective, ["f1_micro", "f1_macro"])

@@ -173,7 +173,7 @@ class LabelArguments:
         metadata={"help": "A column of label lists or joined labels, or several 0/1 columns."},
     )
     label_delimiter: str | None = field(
-        default=None, metadata={"help": "Separator of labels that are joined in one string."}
+        default=None, metadata={"help": r"Separator of labels that are joined in one string; \t is a tab."}
     )
     label_list_file: str | None = field(
         default=None, metadata={"help": "Label names, one per line. Defaults to those of the training documents."}

@@ -168,7 +168,7 @@ def weigh_classes(settings: RunSettings, data: RunData, backbone: str) -> RunSet
                 "text": data.documents[split]["text"][:],
                 "label_indices": data.encoded[split]["label_indices"][:],
             }
-            counts = label_counts(data.encoded[split], len(data.labels))
+            counts = label_counts(data.encoded[split], len(data.labels)).tolist()
             parts[split] = LabeledDocuments(Dataset.from_dict(columns), data.labels, counts)
         answer = [
             choose_class_weights(

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from ..data.bad_rows import BadRows
 from ..data.columns import Columns
-from ..data.label_names import normalize_label
+from ..data.label_names import normalize_label, read_delimiter
 from ..data.readers import expand_files, file_signature, find_format, read_records
 from ..data.text_lines import DataFileError, DataFileNotFoundError
 from ..files import atomic_write, digest, harmless_cell, write_csv
@@ -359,7 +359,7 @@ def _with_labels(record: dict[str, Any], former: list[str], names: list[str], co
     if not isinstance(value, str):
         return {**record, column: names}
     if columns.label_delimiter is not None and not value.strip().startswith("["):
-        return {**record, column: columns.label_delimiter.join(names)}
+        return {**record, column: read_delimiter(columns.label_delimiter).join(names)}
     return {**record, column: str(names)}
 
 

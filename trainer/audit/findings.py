@@ -193,7 +193,7 @@ def rank_findings(
     probabilities = fuse_scores(scores, labels)
     suspicious = chosen_by_cleanlab(label_indices, probabilities, hide_progress)
     # Rare labels always get low scores, so they would look wrong everywhere.
-    suspicious &= ~labels | (documents.label_counts >= min_documents)
+    suspicious &= ~labels | (np.asarray(documents.label_counts) >= min_documents)
     found = _of_documents(documents, labels, probabilities, suspicious, groups)
     listed = found[:max_findings] + [*_together(documents, labels, min_documents), *_rare(documents, min_documents)]
     listed = [replace(finding, number=number) for number, finding in enumerate(listed, start=1)]
@@ -417,7 +417,7 @@ def _rare(documents: LabeledDocuments, min_documents: int) -> list[Finding]:
             kind=RARE,
             change=DROP,
             label=documents.labels[label],
-            score=1 - int(documents.label_counts[label]) / min_documents,
+            score=1 - documents.label_counts[label] / min_documents,
             reason=f"{documents.label_counts[label]} {'document has' if documents.label_counts[label] == 1 else 'documents have'} it, and "
             f"{min_documents} are needed: add documents or drop it",
         )

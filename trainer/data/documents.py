@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 from datasets import Dataset
 
 from .encoding import build_label_list, count_unknown_labels, encode_labels, label_counts
@@ -18,12 +17,12 @@ class LabeledDocuments(NamedTuple):
     Args:
         dataset (`Dataset`): "id" (if there are ids), "text" and "label_indices", the sorted label ids of each document.
         labels (`list[str]` of length `L`): label names; a label id is a position in this list.
-        label_counts (`np.ndarray` of shape `(L,)`): documents per label.
+        label_counts (`list[int]` of length `L`): documents per label.
     """
 
     dataset: Dataset
     labels: list[str]
-    label_counts: np.ndarray
+    label_counts: list[int]
 
 
 def load_documents(
@@ -84,4 +83,4 @@ def load_documents(
     else:
         count_unknown_labels(dataset, labels, str(files))
     encoded = encode_labels(dataset, {name: i for i, name in enumerate(labels)})
-    return LabeledDocuments(encoded, list(labels), label_counts(encoded, len(labels)))
+    return LabeledDocuments(encoded, list(labels), label_counts(encoded, len(labels)).tolist())

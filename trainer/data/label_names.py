@@ -45,7 +45,7 @@ def split_labels(value: Any, where: str, column: str = "labels", delimiter: str 
             into a csv file); or, with `delimiter`, a string of joined names.
         where (`str`): the place for messages, "FILE, line N".
         column (`str`): the name of the column, for messages.
-        delimiter (`str`, *optional*): separates joined names.
+        delimiter (`str`, *optional*): separates joined names. A backslash and `t`, as a tab arrives from most shells, is read as a tab.
 
     Raises:
         DataFileError: if it is none of these.
@@ -56,10 +56,15 @@ def split_labels(value: Any, where: str, column: str = "labels", delimiter: str 
         if listed is not None:
             names = listed
         elif delimiter is not None:
-            names = [name for name in value.split(delimiter) if name.strip()]
+            names = [name for name in value.split(read_delimiter(delimiter)) if name.strip()]
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
         raise DataFileError(f"{where}: `{column}` is {shorten(value)}, but {_remedy(names)}")
     return list(dict.fromkeys(check_label(name, where, column) for name in names))
+
+
+def read_delimiter(delimiter: str) -> str:
+    r"""The separator of joined names; a backslash and `t`, as `"\t"` arrives from most shells, is a tab."""
+    return delimiter.replace("\\t", "\t")
 
 
 def _remedy(value: Any) -> str:
