@@ -15,7 +15,7 @@ the other half measures: the realized risk (mean share of a document's labels th
 wrong), labels per document, and the share of documents without labels. The same with `--few` documents to choose by. The guarantee is about
 the mean over splits; `above` is the share of single splits whose risk is above the limit.
 
-`kept` is the micro F1 of the documents that are kept when the least certain ones are left to people, with the thresholds that `run_mldc.py`
+`kept` is the micro F1 of the documents that are kept when the least certain ones are sent to human review, with the thresholds that `run_mldc.py`
 tuned, for several measures of certainty. The library uses the expected F1.
 """
 

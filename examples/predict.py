@@ -103,7 +103,7 @@ class PredictArguments:
     min_expected_f1: float | None = field(
         default=None,
         metadata={
-            "help": "Also abstain from documents whose expected F1, according to the probabilities, is lower; from 0 to 1. The report of "
+            "help": "Also abstain on documents whose expected F1, according to the probabilities, is lower; from 0 to 1. The report of "
             "run_mldc.py shows how many documents each value sends to human review."
         },
     )
@@ -603,7 +603,7 @@ def report_abstained(args: PredictArguments, paths: list[str], num_documents: in
         where = f" {args.abstained_file} lists them."
     if num_abstained:
         print(
-            f"The model abstains from {num_abstained:,} of {num_documents:,} documents: none of their labels reaches its threshold.{where}",
+            f"The model abstains on {num_abstained:,} of {num_documents:,} documents: none of their labels reaches its threshold.{where}",
             file=sys.stderr,
         )
 

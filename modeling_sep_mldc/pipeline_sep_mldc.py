@@ -95,7 +95,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         min_labels (`int`, defaults to 0): if fewer labels reach their threshold, add the best of the others, as far as `top_k` and
             `min_score` allow, ignoring hierarchy and constraints. They have `"below_threshold": True`; a document with
             no other labels still counts as abstained.
-        min_expected_f1 (`float`, *optional*): the model also abstains from documents whose expected F1 is lower, as if no label reached its
+        min_expected_f1 (`float`, *optional*): the model also abstains on documents whose expected F1 is lower, as if no label reached its
             threshold. The expected F1 of the labels S that would be returned is 2 Σ_{l in S} p_l / (|S| + Σ_l p_l). The report of
             `run_mldc.py` and `StreamingMetrics.f1_of_kept` show how many documents each value sends to human review, and the F1 of the rest.
         max_length (`int`, *optional*): tokens per window, special tokens included. Defaults to as many as the model reads.

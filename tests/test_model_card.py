@@ -383,10 +383,10 @@ def test_provenance_that_is_no_dictionary_does_not_matter():
 
 
 def test_settings_stand_in_the_card_with_their_reasons():
-    rows = [("recipe | of", 0.5, "few *documents*"), ("freeze_layers", 4, "named by the user")]
+    rows = [("recipe | of", 0.5, "few *documents*"), ("freeze_layers", 4, "specified by the user")]
     cells, _ = table_cells(build_model_card(make_config(), recipe="best", settings=rows))
     at = cells.index(["Setting", "Value", "Why"])
     assert cells[at + 1] == ["recipe | of", "0.5", "few *documents*"]
-    assert cells[at + 2] == ["freeze_layers", "4", "named by the user"]
+    assert cells[at + 2] == ["freeze_layers", "4", "specified by the user"]
     without, _ = table_cells(build_model_card(make_config()))
     assert ["Setting", "Value", "Why"] not in without

@@ -219,7 +219,7 @@ def test_abstained_documents_are_marked_counted_and_listed_with_their_texts(
     assert [line["abstained"] for line in lines] == [not labels for labels in expected]
     count = sum(line["abstained"] for line in lines)
     assert 10 < count < 30
-    assert f"abstains from {count} of 40 documents" in capsys.readouterr().err
+    assert f"abstains on {count} of 40 documents" in capsys.readouterr().err
     listed = read(tmp_path / "review")
     assert [row["index"] for row in listed] == [line["index"] for line in lines if line["abstained"]]
     for row in listed:

@@ -144,7 +144,7 @@ def test_what_the_user_named_wins_is_said_to_and_what_depends_on_it_follows():
     named["token_attention"] = False
     settings = recommend_settings(6400, 76, num_validation_documents=1000, named=named)
     rows = {name: (value, why) for name, value, why in settings.rows()}
-    assert rows["learning_rate"] == ("3e-05", "named by the user") and settings["head_learning_rate"] == 3e-3
+    assert rows["learning_rate"] == ("3e-05", "specified by the user") and settings["head_learning_rate"] == 3e-3
     assert settings["classifier_dropout"] == 0.2 and settings["eval_steps"] == 34 and settings["logging_steps"] == 4
     assert "use_cpu" not in settings
     limited = recommend_settings(6400, 76, num_validation_documents=1000, named={"max_steps": 60})

@@ -134,7 +134,7 @@ def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, 
     assert model.config.num_train_documents == 24 and model.config.class_weights == "effective"
     card = (tmp_path / "README.md").read_text()
     assert (tmp_path / "training_curve.png").read_bytes().startswith(b"\x89PNG")
-    assert "(recipe best)" in card and "named by the user |" in card  # the table of settings
+    assert "(recipe best)" in card and "specified by the user |" in card  # the table of settings
     shown = capsys.readouterr().out
     for word in ("SEP-MLDC", "TF-IDF + LinearSVC", "majority labels", "p@1", "f1_macro", "->"):
         assert word in shown
@@ -578,9 +578,13 @@ def test_a_dry_run_shows_a_page_and_leaves_nothing(monkeypatch, files, tmp_path,
     named = {"recipe": "paper", "lexical_scores": True, "learning_rate": 5e-5}
     run(monkeypatch, files, tmp_path / "out", dry_run=True, num_train_epochs=2, **named)
     shown = capsys.readouterr().out
-    assert "training documents per label" in shown and "named by the user" in shown and "Will train 6 steps (" in shown
-    assert "Not those of the recipe 'paper', because you named them: lexical_scores, " in shown
-    assert "learning_rate," not in shown.split("because you named them")[1]
+    assert (
+        "training documents per label" in shown
+        and "specified by the user" in shown
+        and "Will train for 6 steps (" in shown
+    )
+    assert "Specified by you instead of by the recipe 'paper': lexical_scores, " in shown
+    assert "learning_rate," not in shown.split("Specified by you instead of")[1]
     assert "of memory (" in shown and "of disk space (" in shown
     assert not (tmp_path / "out").exists()
 
@@ -592,7 +596,7 @@ def test_evaluations_are_spread_over_the_steps_that_the_run_has(monkeypatch, tmp
     monkeypatch.setattr(sys, "argv", ["run_mldc.py", config, *changes])
     run_mldc.main()
     shown = capsys.readouterr().out
-    steps = int(re.search(r"Will train (\d+) steps", shown)[1])
+    steps = int(re.search(r"Will train for (\d+) steps", shown)[1])
     assert re.search(r"eval_steps +(\d+) +6 evaluations", shown)[1] == str(math.ceil(steps / 6))
 
 
@@ -700,7 +704,7 @@ def test_predictions_hold_scores_decisions_and_the_right_labels(monkeypatch, fil
 def test_the_report_tells_of_abstained_documents(monkeypatch, files, tmp_path, capsys):
     run(monkeypatch, files, tmp_path, threshold_objective="fdr:0.2", do_eval=False)
     shown = capsys.readouterr().out
-    assert re.search(r"The model abstains from (no document|\d+ of 6 documents)", shown)
+    assert re.search(r"The model (does not abstain on any document|abstains on \d+ of 6 documents)", shown)
     assert re.search(r"documents kept +100% +95% +90% +80% +70% +50%\n +micro F1", shown)
 
 
@@ -717,7 +721,7 @@ def test_the_report_gives_intervals_worst_labels_and_next_steps(monkeypatch, fil
         monkeypatch, files, tmp_path, baselines=True, learning_rate=1e-9, head_learning_rate=1e-9, lexical_scores=False
     )
     shown = capsys.readouterr().out
-    for part in ("95% interval", "Labels with the lowest F1", "What to do next:\n1. "):
+    for part in ("95% confidence interval", "Labels with the lowest F1", "Next steps:\n1. "):
         assert part in shown
     compared = json.loads((tmp_path / "comparison.json").read_text())
     for name, metrics in compared["intervals"].items():
@@ -810,4 +814,4 @@ def test_adapters_are_trained_and_saved_merged(monkeypatch, files, tmp_path, cap
         name for name, value in encoder.items() if not torch.equal(value, model.backbone.state_dict().get(name, value))
     }
     assert changed and all("layer.1." in name and name.endswith("weight") for name in changed)
-    assert "LoRA adapters need larger steps" in capsys.readouterr().out
+    assert "LoRA adapters need a higher learning rate" in capsys.readouterr().out
