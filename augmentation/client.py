@@ -237,7 +237,7 @@ def _client(settings: RequestSettings) -> Any:
     if not key and settings.base_url is None:
         raise AugmentationError(
             f"the environment variable {settings.api_key_env} is empty, but OpenAI's endpoint needs a key; set it, or "
-            "name another endpoint with `base_url`."
+            "specify another endpoint with `base_url`."
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise AugmentationError(

@@ -130,7 +130,7 @@ def _check_parameters(parameters: Any) -> None:
         if _SECRET_NAME.search(plain):
             raise AugmentationError(
                 f"`parameters` must not hold {name!r}: parameters are stored with each answer, and secrets are read from the "
-                "environment only; name the variable with `api_key_env`."
+                "environment only; specify the variable with `api_key_env`."
             )
         for what, names in _RESERVED.items():
             if plain in names:

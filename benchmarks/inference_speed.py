@@ -321,7 +321,7 @@ def parse_arguments() -> argparse.Namespace:
         options.labels, options.batch_sizes, options.documents, options.rounds = [], [1, 4], 16, 2
         options.systems = [name for name in SYSTEMS if name != "compiled"]  # a minute of compiling says nothing here
     elif options.checkpoint is None:
-        parser.error("name a trained model with --checkpoint; `make quickstart` makes one in outputs/quickstart")
+        parser.error("specify a trained model with --checkpoint; `make quickstart` makes one in outputs/quickstart")
     if "compiled" in options.systems and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         print("compiled: left out, because torch.compile needs a C++ compiler")
         options.systems.remove("compiled")
@@ -345,7 +345,7 @@ def main() -> None:
     if len(documents) < max(options.batch_sizes):
         raise SystemExit(
             f"inference_speed.py: there are {len(documents)} test documents, fewer than the batch of {max(options.batch_sizes)}. "
-            "Name a larger `--test_file`, or smaller `--batch_sizes`."
+            "Specify a larger `--test_file`, or smaller `--batch_sizes`."
         )
     rows = []
     for num_labels in [model.config.num_labels, *options.labels]:

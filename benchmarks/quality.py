@@ -8,7 +8,7 @@ Quality of SEP-MLDC, of SEP-MLDC without each of its modules, and of alternative
     python benchmarks/quality.py report --output docs/results.md --picture docs/results.png
 
 FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}, and may hold `label_descriptions.jsonl`
-and `pseudo_documents.jsonl` (or name them with --descriptions and --pseudo). A run that was finished is not run again.
+and `pseudo_documents.jsonl` (or specify them with --descriptions and --pseudo). A run that was finished is not run again.
 
 Protocol: the training documents are the first `--train-size` of a permutation with seed 0 (the same for every system and
 seed); labels are those of the whole training file; propensities and head / body / tail count the real training documents used.
@@ -186,7 +186,7 @@ def load_task(options) -> Task:
     missing = [split for split, path in files.items() if path is None]
     if missing:
         raise SystemExit(
-            f"{folder} has no {missing[0]}.jsonl or {missing[0]}.jsonl.gz. Name a folder with all three splits."
+            f"{folder} has no {missing[0]}.jsonl or {missing[0]}.jsonl.gz. Specify a folder with all three splits."
         )
     splits = load_splits(**{f"{split}_file": path for split, path in files.items()})
     labels = build_label_list(splits["train"])

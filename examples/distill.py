@@ -75,10 +75,10 @@ def main() -> None:
     )
     for name in ("teacher", "train_file"):
         if not getattr(options, name):
-            raise ValueError(f"`--{name}` is not given, but a student learns from a teacher on documents. Name it.")
+            raise ValueError(f"`--{name}` is not given, but a student learns from a teacher on documents. Specify it.")
     if os.path.realpath(args.output_dir) == os.path.realpath(options.teacher):
         raise ValueError(
-            f"`--output_dir` is {args.output_dir!r}, the folder of the teacher, which the student would replace. Name another folder."
+            f"`--output_dir` is {args.output_dir!r}, the folder of the teacher, which the student would replace. Specify another folder."
         )
     check_output_folder(args.output_dir, ("distillation.json",))
     set_seed(args.seed)

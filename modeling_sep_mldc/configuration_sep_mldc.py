@@ -251,7 +251,7 @@ class SepMldcConfig(PreTrainedConfig):
             model_type = backbone.pop("model_type", None)
             if model_type not in CONFIG_MAPPING:
                 raise ValueError(
-                    f"`backbone_config` has model_type {model_type!r}, which transformers does not know. Name the type of "
+                    f"`backbone_config` has model_type {model_type!r}, which transformers does not know. Specify the type of "
                     "a text encoder of transformers, such as 'bert', 'roberta' or 'modernbert'."
                 )
             self.backbone_config = CONFIG_MAPPING[model_type](**backbone)

@@ -119,7 +119,7 @@ def served(tmp_path, monkeypatch):
     page.close()
 
 
-def test_each_click_is_saved_at_once_and_a_new_session_goes_on(served):
+def test_each_click_is_saved_at_once_and_a_new_session_continues(served):
     path, url = served
     browser = Browser(url, "first")
     assert "1. wrong label: a" in browser.do("load", "load", "all", "", "open")["data"][1]
@@ -168,7 +168,7 @@ def test_a_click_in_a_session_that_the_server_forgot_saves_nothing(served):
 @pytest.mark.parametrize(
     "arguments, message", [(["--audit", "nothing.csv"], "nothing.csv"), ([], "No model is given")]
 )
-def test_bad_arguments_of_the_page_are_one_sentence(arguments, message, tmp_path, monkeypatch):
+def test_bad_arguments_of_the_page_are_a_one_sentence_error(arguments, message, tmp_path, monkeypatch):
     pytest.importorskip("gradio")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SEP_MLDC_MODEL", "")

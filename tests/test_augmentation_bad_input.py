@@ -31,7 +31,7 @@ from augmentation.writing import replace_whole
         (b'{"text": "a"}\n', "`labels` is None"),
     ],
 )
-def test_a_bad_train_file_is_named_with_its_line(tmp_path, content, words):
+def test_a_bad_train_file_is_reported_with_its_line(tmp_path, content, words):
     path = tmp_path / "train.jsonl"
     path.write_bytes(content)
     with pytest.raises(AugmentationError, match=words):
@@ -54,7 +54,7 @@ def test_a_bad_label_file_is_refused(tmp_path, name, content, words):
         read_labels(tmp_path / name)
 
 
-def test_files_that_are_missing_or_damaged_are_named(tmp_path):
+def test_files_that_are_missing_or_damaged_are_reported(tmp_path):
     with pytest.raises(AugmentationError, match="missing.jsonl: no such file"):
         read_documents(tmp_path / "missing.jsonl")
     (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a", "labels": []}\n' * 50)[:-10])

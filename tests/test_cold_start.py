@@ -189,7 +189,7 @@ def test_pseudo_documents_alone_are_trained_on(monkeypatch, files, tmp_path):
     assert "Nothing was trained" not in card
 
 
-def test_training_goes_on_from_a_cold_checkpoint(monkeypatch, files, tmp_path):
+def test_training_continues_from_a_cold_checkpoint(monkeypatch, files, tmp_path):
     settings = {"label_descriptions_file": files / "labels.csv", "unlabeled_file": files / "unlabeled.jsonl"}
     cold = run(monkeypatch, files, tmp_path / "cold", **settings)
     settings = {"model_name_or_path": tmp_path / "cold", "train_file": files / "test.jsonl", "do_train": True}

@@ -206,7 +206,7 @@ def test_a_guarantee_survives_a_new_name_until_label_texts_are_encoded_again(tmp
     assert not has_guarantee(model)
 
 
-def test_thresholds_that_keep_a_guarantee_by_labeling_nothing_or_everything_are_warned_of(caplog):
+def test_thresholds_that_keep_a_guarantee_by_labeling_nothing_or_everything_cause_a_warning(caplog):
     logits, labels = torch.zeros(40, 2), torch.zeros(40, 2)
     labels[:, 0] = 1
     with caplog.at_level("WARNING"):

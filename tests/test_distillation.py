@@ -205,7 +205,7 @@ with torch.no_grad():
     "change, message",
     [({"hidden_size": 33}, "`hidden_size` is 33, .* 1 to 32"), ({"train_dataset": None}, "tokenized")],
 )
-def test_what_no_student_can_be_made_of_is_refused(teacher, tmp_path, change, message):
+def test_models_that_cannot_have_a_student_are_refused(teacher, tmp_path, change, message):
     given = {"train_dataset": tiny_documents(4), "args": arguments(tmp_path), **change}
     with pytest.raises(ValueError, match=message):
         distill(teacher, tiny_tokenizer(), **given)

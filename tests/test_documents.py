@@ -178,7 +178,7 @@ def test_near_duplicates_stay_on_one_side():
     assert {text[:40] for text in apart.train["text"]} & {text[:40] for text in apart.held_out["text"]}
 
 
-def test_near_duplicates_are_told_from_texts_that_share_words():
+def test_near_duplicates_are_distinguished_from_texts_that_share_words():
     base = text_of(0, 100)
     changed = base.replace(base.split()[50], "changed")
     half = " ".join(base.split()[:50]) + " " + text_of(1, 50)
@@ -204,12 +204,12 @@ def test_near_duplicates_are_told_from_texts_that_share_words():
         ([["a"]] * 4, {"size": 1, "fraction": 0.5}, "one decides"),
     ],
 )
-def test_a_split_that_cannot_be_is_refused(labels, arguments, message):
+def test_an_impossible_split_is_refused(labels, arguments, message):
     with pytest.raises(ValueError, match=message):
         split_documents(documents_with(labels), **arguments)
 
 
-def test_a_split_without_labels_to_go_by_names_the_columns():
+def test_a_split_without_labels_to_stratify_by_names_the_columns():
     with pytest.raises(ValueError, match="The columns are text, but `labels` or `label_indices`"):
         split_documents(Dataset.from_dict({"text": ["a", "b"]}), 0.5)
 
@@ -267,7 +267,7 @@ def test_the_report_counts_what_is_there(tmp_path):
     assert json.loads(json.dumps(report.to_dict()))["splits"]["train"]["labels"] == 6
 
 
-def test_the_report_tells_how_much_is_cut(tmp_path):
+def test_the_report_shows_the_share_of_truncated_documents(tmp_path):
     class Tokenizer:
         def __call__(self, texts, **kwargs):
             return {"input_ids": [text.split() for text in texts]}
@@ -281,7 +281,7 @@ def test_the_report_tells_how_much_is_cut(tmp_path):
     assert inspect_documents(dataset, max_length=15).share_cut is None
 
 
-def test_the_report_names_a_column_that_is_not_there(tmp_path):
+def test_the_report_names_a_missing_column(tmp_path):
     with pytest.raises(DataFileError, match="no column 'labels'.*`label_column`"):
         inspect_documents(write(tmp_path / "t.csv", "text,tags\nx,a\n"))
     with pytest.raises(DataFileError, match="train: holds no documents"):

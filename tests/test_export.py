@@ -154,7 +154,7 @@ def test_export_does_not_write_into_a_folder_in_use(tmp_path):
     occupied = tmp_path / "occupied"
     occupied.mkdir()
     (occupied / "mine.txt").write_text("kept")
-    with pytest.raises(ValueError, match="Name a new folder"):
+    with pytest.raises(ValueError, match="Specify a new folder"):
         export_onnx(tiny_model(), occupied)
     assert [path.name for path in occupied.iterdir()] == ["mine.txt"]
 
@@ -283,7 +283,7 @@ def test_the_command_writes_an_export_and_says_how_far_it_is_off(commanded):
     printed = r"int8. On 20 documents: [0-9.]+% have the same label set, [0-9.]+% the same best label"
     assert re.search(printed, done.stdout)
     again = run_example("export_onnx", folder.parent / "checkpoint", folder, "--int8")
-    assert again.returncode == 2 and again.stderr.strip().endswith("Name a new folder for the export.")
+    assert again.returncode == 2 and again.stderr.strip().endswith("Specify a new folder for the export.")
 
 
 def test_the_readme_of_an_export_says_what_was_measured_on_which_processor(model, exported, commanded):

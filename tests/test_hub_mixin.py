@@ -58,7 +58,7 @@ def test_the_card_of_the_best_model_has_the_measures_of_the_best_step(run, tmp_p
 
 
 @pytest.mark.pictures
-def test_what_was_predicted_stands_in_the_card_beside_what_was_evaluated_and_the_picture_stays(run, tmp_path):
+def test_test_results_are_in_the_card_next_to_validation_results_and_the_picture_stays(run, tmp_path):
     trainer, _ = run
     evaluated = trainer.evaluate()
     predicted = trainer.predict(trainer.eval_dataset, metric_key_prefix="test").metrics
@@ -122,7 +122,7 @@ def test_a_push_that_fails_while_the_next_one_starts_is_told_too(run, tmp_path, 
 # Last: each makes arguments of its own, which resets the state of accelerate that the trainer above uses.
 
 
-def test_each_of_several_evaluation_sets_stands_in_the_card(tmp_path):
+def test_each_of_several_evaluation_sets_is_in_the_card(tmp_path):
     tokenizer = make_tokenizer()
     trainer = make_trainer(
         tmp_path, tokenizer, make_model(tmp_path, tokenizer), "out", push_to_hub=False, hub_token=None

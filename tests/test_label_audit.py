@@ -314,7 +314,7 @@ def test_findings_are_read_as_a_spreadsheet_with_semicolons_saves_them(tmp_path)
         ("score", "high", "line 2: .*`score` 'high', but they must be numbers"),
     ],
 )
-def test_a_bad_value_in_the_findings_is_named_with_its_line(tmp_path, column, value, message):
+def test_a_bad_value_in_the_findings_is_reported_with_its_line(tmp_path, column, value, message):
     path = write_all(tmp_path, "x.jsonl")
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
@@ -366,7 +366,7 @@ def test_decisions_of_many_threads_and_of_another_program_are_all_kept(tmp_path)
     assert decisions == {**dict.fromkeys([*range(1, 21), 26], "accept"), 25: "reject"}
 
 
-def test_a_disk_that_cannot_be_written_leaves_the_findings_as_they_were(tmp_path, monkeypatch):
+def test_a_disk_that_cannot_be_written_leaves_the_findings_unchanged(tmp_path, monkeypatch):
     path = write_all(tmp_path, "x.jsonl", decisions=("", "", ""))
     store = FindingsFile(path)
     before = path.read_bytes()
@@ -548,7 +548,7 @@ def test_the_command_audits_and_applies(encoder, tmp_path, monkeypatch, capsys):
         (["--apply", "nothing.csv"], "nothing.json"),
     ],
 )
-def test_bad_input_of_the_command_is_one_sentence(arguments, message, tmp_path, monkeypatch):
+def test_bad_input_of_the_command_is_a_one_sentence_error(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run_example("audit_labels", *arguments)
     assert done.returncode in (1, 2) and message in done.stderr and "Traceback" not in done.stderr

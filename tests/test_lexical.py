@@ -384,7 +384,7 @@ def test_weights_are_finite_where_the_scores_separate_the_labels():
     assert np.isfinite(found).all() and found[1] > 0
 
 
-def test_no_more_pairs_than_asked_for_are_kept():
+def test_no_more_pairs_than_requested_are_kept():
     logits, margins, labels = simulated(0.7, 5.0, -2.0)
     scores = validation_scores(logits, margins, labels, max_pairs=2001)
     assert scores.num_documents == 150 and sum(len(batch[0]) for batch in scores.batches) == 150
@@ -516,7 +516,7 @@ def test_scores_that_do_not_help_are_not_kept(tmp_path):
     assert trainer.model.lexical is None and trainer.model.config.num_lexical_features is None
 
 
-def test_former_thresholds_are_dropped_and_can_be_tuned_anew(tmp_path):
+def test_former_thresholds_are_dropped_and_can_be_tuned_again(tmp_path):
     trainer = make_trainer(tmp_path, documents=tiny_documents(120), evaluation=tiny_documents(60, seed=1))
     trainer.tune_thresholds()
     trainer.fit_lexical_scores(num_features=8)

@@ -392,7 +392,7 @@ def update(scores=None, labels=None, **kwargs):
         ({"scores": torch.full((2, 4), 1.5), "activation": None, "histograms": True}, "outside 0..1"),
     ],
 )
-def test_bad_arguments_are_named_in_one_sentence(arguments, message):
+def test_bad_arguments_are_reported_in_one_sentence(arguments, message):
     with pytest.raises(ValueError, match=message):
         update(**arguments)
 
@@ -410,7 +410,7 @@ def test_shares_of_kept_documents_are_checked():
         StreamingMetrics(3, (1,), thresholds=None).f1_of_kept()
 
 
-def test_what_was_not_kept_is_named():
+def test_unavailable_results_are_reported():
     metrics = StreamingMetrics(4, (1,))
     metrics.update(torch.zeros(2, 4), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="histograms=True"):

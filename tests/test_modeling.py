@@ -134,7 +134,7 @@ def test_embedded_inputs_score_like_their_token_ids():
     torch.testing.assert_close(by_embeds.logits, model(**batch).logits)
 
 
-def test_hidden_states_and_attentions_of_the_encoder_are_returned_when_asked_for():
+def test_hidden_states_and_attentions_of_the_encoder_are_returned_on_request():
     model, batch = tiny_model(attn_implementation="eager"), tiny_batch()
     out = model(**batch, output_hidden_states=True, output_attentions=True)
     assert [len(out.hidden_states), len(out.attentions)] == [3, 2]
@@ -329,7 +329,7 @@ def test_labels_encoded_in_chunks_equal_labels_encoded_one_by_one(batch_size):
     assert not rows.requires_grad
 
 
-def test_encoding_labels_uses_no_dropout_and_leaves_training_mode_as_it_was():
+def test_encoding_labels_uses_no_dropout_and_leaves_training_mode_unchanged():
     model = tiny_model(hidden_dropout=0.5, attention_dropout=0.5)
     inputs = tokenize_label_texts(tiny_tokenizer(), ["graph", "image data"])
     expected = model.encode_labels(inputs)
@@ -407,7 +407,7 @@ def test_labels_with_another_number_of_columns_than_labels_are_refused(columns):
         tiny_model()(**batch)
 
 
-def test_an_unknown_encoder_type_or_one_that_is_no_single_encoder_is_refused():
+def test_an_unknown_encoder_type_or_one_that_is_not_a_single_encoder_is_refused():
     with pytest.raises(ValueError, match="model_type 'brt', which transformers does not know"):
         SepMldcConfig(backbone_config={"model_type": "brt"}, num_labels=2)
     with pytest.raises(ValueError, match="model_type 'funnel', for which `AutoModel` has no single model"):

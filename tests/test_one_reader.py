@@ -91,7 +91,7 @@ def test_a_file_is_read_alike_by_training_augmentation_and_prediction(tmp_path, 
         ("t.parquet", b"PAR1", "not a whole Parquet file"),
     ],
 )
-def test_a_bad_file_is_told_in_the_same_words_by_all_three(tmp_path, predict, name, content, words):
+def test_a_bad_file_is_reported_in_the_same_words_by_all_three(tmp_path, predict, name, content, words):
     path = tmp_path / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     found = read_in_three_ways(str(path), predict, str(tmp_path / "cache"))

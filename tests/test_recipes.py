@@ -31,7 +31,7 @@ def test_every_setting_is_an_argument_that_exists_and_has_a_reason(size, recipe,
 
 
 @pytest.mark.parametrize("num_labels", [2, MANY_LABELS - 1, MANY_LABELS])
-def test_a_model_and_a_trainer_without_named_settings_have_the_recommended_ones(num_labels, tmp_path):
+def test_a_model_and_a_trainer_have_the_recommended_settings_by_default(num_labels, tmp_path):
     backbone = tiny_backbone(tmp_path / "encoder")
     labels = [f"label {index}" for index in range(num_labels)]
     known = {"label_counts": [1] * num_labels, "num_train_documents": 10_000}
@@ -48,7 +48,7 @@ def test_a_model_and_a_trainer_without_named_settings_have_the_recommended_ones(
         assert getattr(args, name) == settings[name], name
 
 
-def test_the_prior_is_left_out_where_label_frequencies_are_not_known(tmp_path):
+def test_no_prior_is_used_if_label_frequencies_are_unknown(tmp_path):
     model = SepMldcForMultiLabelClassification.from_backbone(tiny_backbone(tmp_path), tiny_tokenizer(), ["a", "b"])
     assert model.config.classifier_bias_init == "zero" and not model.classifier.bias.any()
 
@@ -59,7 +59,7 @@ def test_more_documents_need_fewer_epochs_and_more_labels_need_more():
     assert recommend_settings(6000, 3201)["num_train_epochs"] > recommend_settings(6000, 76)["num_train_epochs"]
 
 
-def test_a_handful_of_documents_is_not_seen_hundreds_of_times():
+def test_a_handful_of_documents_is_not_repeated_hundreds_of_times():
     assert recommend_settings(4, 2)["num_train_epochs"] == MOST_EPOCHS
 
 
@@ -139,7 +139,7 @@ def test_the_recipe_of_the_paper_has_its_settings():
     assert not paper["lexical_scores"] and paper["freeze_layers"] == 0
 
 
-def test_what_the_user_named_wins_is_said_to_and_what_depends_on_it_follows():
+def test_settings_of_the_user_take_precedence_and_dependent_settings_follow():
     named = {"learning_rate": 3e-5, "classifier": "similarity", "num_train_epochs": 1, "use_cpu": True}
     named["token_attention"] = False
     settings = recommend_settings(6400, 76, num_validation_documents=1000, named=named)

@@ -87,7 +87,7 @@ def results_of(documents):
     return DocumentResults(Predictions(np.array(indices), np.array(assigned)), gold, 4)
 
 
-def test_worst_labels_are_not_advised_where_there_are_none():
+def test_worst_labels_are_not_suggested_if_there_are_none():
     assert next_steps(has_errors=False) == []
 
 
@@ -112,7 +112,7 @@ def test_the_worst_labels_come_first_with_the_likely_reason():
         ([("a", "a")] * 4 + [("a", "")] * 3 + [("", "a")] * 3, "false positives and false negatives"),
     ],
 )
-def test_reasons_follow_the_kind_of_mistake(documents, why):
+def test_reasons_depend_on_the_kind_of_error(documents, why):
     assert [row.why for row in worst_labels(results_of(documents), LABELS)] == [why]
 
 
@@ -128,9 +128,9 @@ def test_the_worst_labels_are_written_as_a_harmless_table_and_a_picture(tmp_path
     write_worst_labels(tmp_path / "..", worst[:0])
 
 
-def test_what_to_do_next_begins_with_what_matters_most():
+def test_the_most_important_next_steps_come_first():
     assert next_steps() == [
-        "Read worst_labels.csv: labels that are confused with each other may need clearer annotation guidelines."
+        "Look through worst_labels.csv: labels that are confused with each other may need clearer annotation guidelines."
     ]
     lines = next_steps(
         label_counts=[1, 2, 100], num_steps=104, share_cut=0.5, has_validation=False, behind_linear=True,
@@ -153,7 +153,7 @@ def test_an_evaluation_is_one_short_line_and_other_logs_stay():
     assert short_logs({"own": 1}) == {"own": 1}
 
 
-def test_the_report_says_how_many_documents_are_abstained_and_what_leaving_more_out_brings():
+def test_the_report_has_the_number_of_abstentions_and_the_f1_of_the_rest():
     kept = [{"share_kept": 1.0, "f1_micro": 0.5, "min_expected_f1": 0.0}]
     kept += [{"share_kept": 0.9, "f1_micro": 0.625, "min_expected_f1": 0.4321}]
     lines = abstention_lines(0.015, 200, kept)

@@ -191,7 +191,7 @@ def test_gradient_norms_are_those_of_each_term_of_the_loss_over_each_group(tmp_p
             assert rows[0][f"gradient_norm_{group}_{name}"] == pytest.approx(square**0.5, rel=1e-3, abs=1e-6)
 
 
-def test_no_gradient_norms_are_logged_unless_asked_for(tmp_path):
+def test_no_gradient_norms_are_logged_unless_requested(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.train()
     assert not any("gradient_norm" in name for row in trainer.state.log_history for name in row)
@@ -549,7 +549,7 @@ def test_evaluation_and_prediction_lose_no_document_and_keep_their_order(tmp_pat
     assert getattr(trainer.args, name) == value
 
 
-def test_workers_that_persist_read_the_data_set_that_is_asked_for(tmp_path):
+def test_workers_that_persist_read_the_data_set_that_is_requested(tmp_path):
     trainer = make_trainer(tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True)
     trainer.evaluate()
     trainer.evaluate(tiny_documents(7, seed=2))

@@ -38,7 +38,7 @@ def resolve_backbone(name: str) -> str:
             )
         return path
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not os.path.isdir(os.path.expanduser(name)):
-        raise ValueError(f"There is no folder {name!r} with an encoder. Name a folder, or a model of the Hub.")
+        raise ValueError(f"There is no folder {name!r} with an encoder. Specify a folder, or a model of the Hub.")
     return os.path.expanduser(name)
 
 

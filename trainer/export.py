@@ -187,7 +187,7 @@ def check_folder(folder: str | os.PathLike) -> Path:
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not an empty folder. Name a new folder for the export.")
+        raise ValueError(f"{folder} exists and is not an empty folder. Specify a new folder for the export.")
     return folder
 
 

@@ -106,7 +106,7 @@ def _trained_config(name: str, revision: str = "main") -> Any:
         config = AutoConfig.from_pretrained(name, revision=revision)
     except OSError as error:
         raise OSError(
-            f"The model {name!r} cannot be loaded: {str(error).splitlines()[0]} Name a folder with a trained model, or a model of the Hub."
+            f"The model {name!r} cannot be loaded: {str(error).splitlines()[0]} Specify a folder with a trained model, or a model of the Hub."
         ) from error
     if config.model_type != SepMldcConfig.model_type:
         raise ValueError(

@@ -401,7 +401,7 @@ def check_arguments(
         ValueError: a value is out of range, or arguments contradict each other.
     """
     if not model.model_name_or_path:
-        raise ValueError("No encoder is named. Name a Hub model or a folder with `--model_name_or_path`.")
+        raise ValueError("No encoder is specified. Specify a Hub model or a folder with `--model_name_or_path`.")
     whole: list[tuple[Any, str, int, str]] = [
         (data, "max_length", 1, "Leave it out to use the encoder's own."),
         (data, "max_train_samples", 1, "Leave it out to use all documents."),
@@ -494,7 +494,7 @@ def check_named_of_checkpoint(named: Mapping[str, Any], checkpoint: Any) -> None
         value = getattr(checkpoint, name)
         if named.get(name, value) != value:
             raise ValueError(
-                f"`--{name}` is {named[name]}, but the trained checkpoint has {value}, which does not change. Leave it out, or name an "
+                f"`--{name}` is {named[name]}, but the trained checkpoint has {value}, which cannot be changed. Remove the argument, or specify an "
                 "encoder to train a new model."
             )
 

@@ -78,7 +78,7 @@ def check_findings_file(path: str | os.PathLike, files: Iterable[str | os.PathLi
     for written in (os.fspath(path), os.fspath(description_path(path))):
         if os.path.realpath(written) in read:
             raise ValueError(
-                f"The findings {os.fspath(path)!r} would be written over {written!r}, which the audit reads. Name another findings file."
+                f"The findings {os.fspath(path)!r} would be written over {written!r}, which the audit reads. Specify another findings file."
             )
 
 
@@ -217,7 +217,7 @@ class FindingsFile:
 
     def _refresh(self) -> None:
         if not self.path.exists():
-            raise DataFileNotFoundError(f"There is no file {self.path}. Name the findings that audit_labels.py wrote.")
+            raise DataFileNotFoundError(f"There is no file {self.path}. Specify the findings that audit_labels.py wrote.")
         signature = file_signature(str(self.path))
         if signature != self._signature:
             self._findings, self._signature = read_findings(self.path), signature
@@ -284,7 +284,7 @@ def apply_findings(path: str | os.PathLike, output_file: str | os.PathLike) -> d
     for used in (*files, os.fspath(path), description_path(path)):
         if os.path.realpath(used) == os.path.realpath(output_file):
             raise ValueError(
-                f"`output_file` is {os.fspath(output_file)!r}, which the corrections are read from. Name another file."
+                f"`output_file` is {os.fspath(output_file)!r}, which the corrections are read from. Specify another file."
             )
     accepted = [finding for finding in findings if finding.decision == ACCEPT]
     dropped = {normalize_label(finding.label) for finding in accepted if finding.change == DROP}

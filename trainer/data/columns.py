@@ -63,7 +63,7 @@ class Columns:
             missing = [name for name in names if name not in available]
             if missing:
                 raise DataFileError(
-                    f"{where}: no column {join_names(missing)}. The columns are {join_names(available, 20)}: name one with "
+                    f"{where}: no column {join_names(missing)}. The columns are {join_names(available, 20)}: specify one with "
                     f"`{argument}`."
                 )
         return replace(self, id=self.id or ("id" if "id" in available else None))

@@ -220,7 +220,7 @@ class _Scan:
             except DataFileError as error:
                 self.add_bad_row(error)
         if self.report.documents == 0 and self.report.bad_rows == 0:
-            raise DataFileError(f"{split}: holds no documents. Name a file with at least one.")
+            raise DataFileError(f"{split}: holds no documents. Specify a file with at least one.")
 
     def add_bad_row(self, error: DataFileError) -> None:
         self.report.bad_rows += 1

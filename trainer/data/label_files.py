@@ -65,7 +65,7 @@ def _check_length(name: str, where: str) -> str:
     if len(name) > MAX_LABEL_LENGTH:
         raise DataFileError(
             f"{where}: the label {shorten(name)} has {len(name)} characters, but a label name has at most {MAX_LABEL_LENGTH}. Is this "
-            "a file of documents? Name the file of the labels."
+            "a file of documents? Specify the file with the labels."
         )
     return name
 

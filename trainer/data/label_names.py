@@ -69,7 +69,7 @@ def _remedy(value: Any) -> str:
             "label, give each label a column of its own and name these columns with `label_column`."
         )
     return (
-        'a list of label names is needed. Write ["a", "b"] (or [] for a document without labels), or name the separator of joined '
+        'a list of label names is needed. Write ["a", "b"] (or [] for a document without labels), or specify the separator of joined '
         "labels with `label_delimiter`."
     )
 

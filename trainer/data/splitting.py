@@ -101,7 +101,7 @@ def _check_size(count: int, target: int, num_documents: int, grouped: bool) -> N
     )
     if 2 * count < target:
         raise ValueError(
-            f"{problem} Choose a smaller `fraction` or `size`, leave out labels with one document, or name a file of held-out "
+            f"{problem} Choose a smaller `fraction` or `size`, leave out labels with one document, or specify a file of held-out "
             "documents instead."
         )
     logger.warning(problem)
