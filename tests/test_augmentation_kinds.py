@@ -590,7 +590,9 @@ def test_without_documents_and_labels_nothing_can_be_written(server, tmp_path, c
         ({"tail_labels": ["algebrra"]}, "did you mean 'algebra'"),
     ],
 )
-def test_an_option_outside_its_range_is_a_one_sentence_error_before_anything_is_sent(server, labels, tmp_path, options, words):
+def test_an_option_outside_its_range_is_a_one_sentence_error_before_anything_is_sent(
+    server, labels, tmp_path, options, words
+):
     with pytest.raises(AugmentationError, match=words.replace("(", r"\(")):
         write(server, labels, tmp_path / "out", PseudoDocumentOptions(**options))
     assert not server.requests and not (tmp_path / "out").exists()

@@ -115,7 +115,9 @@ def test_no_command_replaces_what_it_reads(written):
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_an_endpoint_that_refuses_the_connection_is_distinguished_from_one_that_is_slow_and_costs_nothing(tmp_path, capsys):
+def test_an_endpoint_that_refuses_the_connection_is_distinguished_from_one_that_is_slow_and_costs_nothing(
+    tmp_path, capsys
+):
     (tmp_path / "l.txt").write_text("a\n")
     command = ["describe-labels", str(tmp_path / "l.txt"), "--model", "m", "--base-url", "http://127.0.0.1:9/v1"]
     assert main([*command, "--output-dir", str(tmp_path), "--quiet"]) == 1

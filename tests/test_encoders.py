@@ -159,7 +159,9 @@ def test_embeddings_instead_of_tokens_give_the_same_scores_on_either_side():
         (int(1e30), {"encoder_max_length": 8}, 20),
     ],
 )
-def test_a_tokenizer_without_a_limit_or_with_a_larger_one_gets_that_of_the_encoder(tmp_path, stated, settings, expected):
+def test_a_tokenizer_without_a_limit_or_with_a_larger_one_gets_that_of_the_encoder(
+    tmp_path, stated, settings, expected
+):
     tokenizer = tiny_tokenizer()
     tokenizer.model_max_length = stated
     folder = tiny_backbone(tmp_path, max_position_embeddings=20)

@@ -770,7 +770,9 @@ def test_a_refitted_model_keeps_what_was_tuned_and_knows_more_documents(monkeypa
     assert "refit_on_all" in (tmp_path / "README.md").read_text().replace("\\", "")
 
 
-def test_a_refit_that_was_stopped_leaves_the_tuned_model_and_continues_from_its_checkpoint(monkeypatch, files, tmp_path):
+def test_a_refit_that_was_stopped_leaves_the_tuned_model_and_continues_from_its_checkpoint(
+    monkeypatch, files, tmp_path
+):
     named = {
         "refit_on_all": True,
         "save_strategy": "steps",

@@ -116,7 +116,9 @@ def read_argument_file(path: str | os.PathLike) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"There is no file {path}. Specify a JSON or YAML file of arguments.") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}). Specify a JSON or YAML file of arguments.") from None
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}). Specify a JSON or YAML file of arguments."
+        ) from None
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply to be arguments. Write one value per argument.") from None
     except Exception as error:  # yaml has errors of its own

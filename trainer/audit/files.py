@@ -217,7 +217,9 @@ class FindingsFile:
 
     def _refresh(self) -> None:
         if not self.path.exists():
-            raise DataFileNotFoundError(f"There is no file {self.path}. Specify the findings that audit_labels.py wrote.")
+            raise DataFileNotFoundError(
+                f"There is no file {self.path}. Specify the findings that audit_labels.py wrote."
+            )
         signature = file_signature(str(self.path))
         if signature != self._signature:
             self._findings, self._signature = read_findings(self.path), signature

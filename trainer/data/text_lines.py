@@ -55,7 +55,9 @@ def check_file(path: str) -> None:
     """
     if path == STANDARD_INPUT:
         if sys.stdin is None or sys.stdin.closed:
-            raise DataFileError("standard input is closed, so there is nothing to read. Specify a file, or pipe one in.")
+            raise DataFileError(
+                "standard input is closed, so there is nothing to read. Specify a file, or pipe one in."
+            )
     elif not os.path.exists(path):
         raise DataFileNotFoundError(f"{path}: no such file. Check the path; relative ones start at {os.getcwd()}.")
     elif os.path.isdir(path):
