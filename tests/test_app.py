@@ -1,4 +1,4 @@
-"""The page: its functions on a tiny model, and the page itself in a real browser."""
+"""The demo page: its functions on a tiny model, and the page itself in a real browser."""
 
 import html
 import json

@@ -252,7 +252,7 @@ class Forgetful(BatchServer):
 
 
 def left_under_way(server, folder):
-    """A run that stops while its batch is under way."""
+    """A run that stops while its batch is in progress."""
     server.polls = 10**9
     asked = threading.Event()
     retrieve = server._retrieve
@@ -270,7 +270,7 @@ def left_under_way(server, folder):
 
 @pytest.fixture
 def under_way(tmp_path):
-    """A server whose batch is under way, and the folder of the run that submitted it."""
+    """A server whose batch is in progress, and the folder of the run that submitted it."""
     server = Forgetful()
     running = left_under_way(server, tmp_path)
     next(running)

@@ -1,4 +1,4 @@
-"""describe-labels against an endpoint that fails in every way, and against kills: nothing is lost and nothing is paid twice."""
+"""describe-labels against an endpoint that fails in every way, and against kills: nothing is lost and nothing is paid for twice."""
 
 import asyncio
 import collections
@@ -268,7 +268,9 @@ def test_rate_limits_spread_the_requests(tmp_path, limit):
 
     with ChatServer(note) as server:
         run(server, tmp_path, concurrency=12, **limit)
-    assert times[-1] - times[1] >= (len(LABELS) - 2) * 0.05 * 0.4  # tokens that were booked and not used come back
+    assert (
+        times[-1] - times[1] >= (len(LABELS) - 2) * 0.05 * 0.4
+    )  # tokens that were reserved and not used are released
 
 
 def test_ctrl_c_finishes_and_saves_requests_in_progress(tmp_path):
@@ -353,7 +355,7 @@ def test_a_full_disk_stops_the_run_and_leaves_no_half_line(tmp_path):
         stored = rows(tmp_path / "journal.jsonl")
         assert 0 < len(stored) < len(LABELS)
         assert describe_labels(LABELS, tmp_path, settings(server, model="m")).sent > 0
-        assert sum(server.paid.values()) == len(LABELS)  # what did not fit was not bought again
+        assert sum(server.paid.values()) == len(LABELS)  # what did not fit was not paid for again
         assert not (tmp_path / "journal.jsonl.rescued").exists()
     assert_each_item_ends_once(tmp_path, LABELS)
 
@@ -391,7 +393,7 @@ def test_the_key_appears_in_no_file_and_in_no_message(tmp_path, monkeypatch, cap
 
 
 def kill_at_random_moments(tmp_path, times, labels):
-    """Runs one command over and over, killing it; checks the books after each kill."""
+    """Runs one command repeatedly and kills it; checks after each kill what was paid for."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["augmentation.cli", "augmentation.label_descriptions", "augmentation.runner", "openai"]
@@ -424,7 +426,7 @@ def kill_at_random_moments(tmp_path, times, labels):
             process.join()
             assert process.exitcode == -signal.SIGKILL
             kills += 1
-            time.sleep(0.12)  # the server books what was under way
+            time.sleep(0.12)  # the server records the requests in progress
             bill = server.paid - before
             with Journal(path, read_only=True) as journal:
                 now = {server.prompt_of(entry) for entry in journal.entries()}

@@ -1,4 +1,4 @@
-"""describe-labels and write-pseudo-documents against an endpoint that behaves."""
+"""describe-labels and write-pseudo-documents against a well-behaved endpoint."""
 
 import json
 import subprocess

@@ -79,7 +79,7 @@ def user_prompts(server):
 
 
 def answering(answer):
-    """A server whose text a function of the number of the messages gives; with `None` it is obedient."""
+    """A server whose text is a function of the number of messages; with `None` it is obedient."""
 
     async def respond(body, attempt, request):
         text = prose(json.dumps(body["messages"]))
@@ -387,7 +387,7 @@ def test_with_training_documents_all_are_plain_unless_near_misses_are_requested(
     plain = {row["id"]: row["text"] for row in written(tmp_path)}
     summary = write(server, labels, tmp_path, PseudoDocumentOptions(per_label=4, hard_share=0.5), train)
     numbers = collections.Counter(row["kind"] for row in written(tmp_path))
-    assert numbers == {"plain": 6, "hard": 6} and summary.sent == 6  # plain ones are not bought again
+    assert numbers == {"plain": 6, "hard": 6} and summary.sent == 6  # plain ones are not paid for again
     assert all(row["text"] == plain[row["id"]] for row in written(tmp_path) if row["kind"] == "plain")
 
 
@@ -499,7 +499,7 @@ def test_after_kills_the_same_command_continues_and_pays_for_nothing_twice(label
             process.join()
             assert process.exitcode == -9 and not (tmp_path / "pseudo_documents.jsonl").exists()
             under_way += 4
-            time.sleep(0.2)  # the server ends what was under way
+            time.sleep(0.2)  # the server finishes the requests in progress
         assert main(command) == 0
         once = 60 + 12 + 24  # near misses and several labels take two requests each
         assert once <= sum(server.paid.values()) <= once + under_way

@@ -1,4 +1,4 @@
-"""Label files: nothing but a label is taken for one, and names are those that training uses."""
+"""Label files: only labels are accepted as labels, and names are the same as in training."""
 
 import json
 import unicodedata

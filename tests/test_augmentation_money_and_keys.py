@@ -1,4 +1,4 @@
-"""No limit can be switched off, no answer is paid twice, and no key is stored or shown."""
+"""No limit can be switched off, no answer is paid for twice, and no key is stored or shown."""
 
 import asyncio
 import email.utils

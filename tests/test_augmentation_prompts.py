@@ -1,4 +1,4 @@
-"""Prompts: labels and documents are data, whatever they hold."""
+"""Prompts: labels and documents are treated as data, whatever they contain."""
 
 import json
 import re

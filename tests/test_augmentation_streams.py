@@ -1,4 +1,4 @@
-"""Standard streams that are closed or full, and outputs that are no files."""
+"""Standard streams that are closed or full, and outputs that are not files."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A checkpoint that is damaged, foreign or dangerous is refused in one clear sentence."""
+"""A checkpoint that is damaged, foreign or dangerous is refused with a one-sentence error."""
 
 import json
 import shutil

@@ -226,7 +226,7 @@ WRITES = """
     ids=str,
 )
 def test_a_program_whose_output_nobody_can_read_continues(tmp_path, streams):
-    """Closed streams and a full disk: what is printed is lost, and never lands in another file."""
+    """Closed streams and a full disk: printed text is lost, but never ends up in another file."""
     body = WRITES.format(path=str(tmp_path / "result"), closed=streams == {"stdout": CLOSED})
     code, message = run(tmp_path, body, **streams)
     assert code == 0, message

@@ -1,4 +1,4 @@
-"""Documents: every usual form gives the same table, and every mistake one sentence that names its place."""
+"""Documents: every common format gives the same table, and every error is one sentence that names its place."""
 
 import gzip
 import json

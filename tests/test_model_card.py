@@ -1,4 +1,4 @@
-"""The model card says what was measured and nothing that must stay private, whatever the labels are called."""
+"""The model card reports what was measured and nothing private, whatever the label names are."""
 
 import os
 import sys

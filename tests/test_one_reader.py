@@ -43,7 +43,7 @@ def predict():
 
 
 def read_in_three_ways(path, predict, cache, has_labels=True):
-    """What each user makes of a file: documents, or the sentence that says why not."""
+    """The result of each reader for a file: documents, or the error message."""
 
     def training():
         labels = {"label_column": "labels", "label_delimiter": "|"} if has_labels else {"label_column": None}

@@ -74,7 +74,7 @@ def arguments(model_folder, source, output, *more):
 
 
 def run(*args):
-    """Run the command in this process; a message on which it ends is raised as ValueError."""
+    """Run the command in this process; a final error message is raised as ValueError."""
     try:
         predict.main(arguments(*args))
     except SystemExit as error:
@@ -468,7 +468,7 @@ def interrupted(model_folder, documents, tmp_path_factory):
 
 @pytest.fixture
 def half_done(interrupted, documents, tmp_path):
-    """A copy of it whose input is mended: source, output and partial output."""
+    """A copy of it whose input is fixed: source, output and partial output."""
     shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
     source = write_jsonl(tmp_path / "in.jsonl", documents)
     return source, tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"

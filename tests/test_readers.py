@@ -1,4 +1,4 @@
-"""The one reader: every format, compression and encoding gives the same records, and whatever is wrong is one sentence."""
+"""The one reader: every format, compression and encoding gives the same records, and every error is one sentence."""
 
 import gzip
 import json
@@ -48,7 +48,7 @@ def texts_of(path, *args, **kwargs):
     return [record["text"] for _, record in read_records(path, *args, **kwargs)]
 
 
-# --- what is read ----------------------------------------------------------------
+# --- formats ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
@@ -145,7 +145,7 @@ def test_damaged_pages_of_a_parquet_file_are_a_one_sentence_error(tmp_path):
         texts_of(path)
 
 
-# --- what is wrong ----------------------------------------------------------------
+# --- errors ----------------------------------------------------------------
 
 GOOD = '{"text": "x"}\n'
 

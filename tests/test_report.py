@@ -1,4 +1,4 @@
-"""The report of a run against slow references, and what it says in clear cases."""
+"""The report of a run against slow references, and its text in clear cases."""
 
 import csv
 import math

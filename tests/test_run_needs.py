@@ -1,4 +1,4 @@
-"""What a run takes is told before it starts, and a run that cannot fit is refused."""
+"""The resources that a run needs are reported before it starts, and a run that does not fit is refused."""
 
 import pytest
 import torch

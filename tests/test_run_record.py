@@ -1,4 +1,4 @@
-"""What a checkpoint records of its run: resumes go on as one run, or say what does not belong together."""
+"""What a checkpoint records about its run: a resumed run continues as one run, or the error says what does not match."""
 
 import json
 import logging

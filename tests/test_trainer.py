@@ -293,7 +293,7 @@ def test_best_model_is_selected_on_any_metric_and_early_stopping_stops(tmp_path)
     )
     trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
     trainer.train()
-    assert trainer.state.global_step == 6  # the first evaluation is the best; two more without progress end the run
+    assert trainer.state.global_step == 6  # the first evaluation is the best; two more without improvement end the run
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
 
 
