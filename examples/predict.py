@@ -431,7 +431,7 @@ def fingerprint_of(classify: MultiLabelDocumentClassificationPipeline, args: Pre
 
 
 def check_fingerprint(classify, args: PredictArguments, expected: dict[str, Any]) -> None:
-    """Whether a worker has loaded the model that the prediction was begun with."""
+    """Whether a worker has loaded the model that the prediction was started with."""
     if fingerprint_of(classify, args) != expected:
         raise ValueError(
             f"{args.model_name_or_path} has changed since this prediction was started. Specify a model that does not change."
@@ -535,7 +535,7 @@ def skip_done(documents: Iterator[Document], output: DirectOutput | ResumableLin
         so_far = seen.add([document])
     if output.num_done and so_far != output.input_digest:
         raise ValueError(
-            f"The first {output.num_done} documents are not those that {output.path} was begun with. Resume with the same input, "
+            f"The first {output.num_done} documents are not those that {output.path} was started with. Resume with the same input, "
             "or start again with `--overwrite_output_file`."
         )
 

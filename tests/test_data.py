@@ -282,8 +282,8 @@ def test_a_malformed_line_is_reported_by_file_and_line_also_in_a_compressed_file
             r"line 1: no column 'text'. The columns are 'body', 'labels'.*`text_columns`",
         ),
         ("t.jsonl", '{"text": "x", "tags": []}\n', "no column 'labels'.*`label_column`"),
-        ("t.jsonl", "", "t.jsonl: holds no documents"),
-        ("t.csv", "text,labels\n", "t.csv: holds no documents"),
+        ("t.jsonl", "", "t.jsonl: contains no documents"),
+        ("t.csv", "text,labels\n", "t.csv: contains no documents"),
         ("t.csv", 'text,labels\nx,"a\n', "t.csv, line 2: unexpected end of data"),
         ("t.csv", "text,labels,text\nx,a,y\n", "line 1: the header .* names a column twice"),
         ("t.csv", "text,labels\nx,a\n", "line 2: `labels` is 'a', but a list"),
@@ -382,7 +382,7 @@ def test_a_label_list_file_fixes_the_order_and_refuses_a_name_twice(tmp_path, tr
     assert build_label_list(train, write(tmp_path / "labels.txt", "c\n\nz\na\n")) == ["c", "z", "a"]
     with pytest.raises(ValueError, match="line 3: label 'c' already appears in line 1"):
         build_label_list(train, write(tmp_path / "labels.txt", "c\na\nc\n"))
-    with pytest.raises(ValueError, match="holds no labels"):
+    with pytest.raises(ValueError, match="contains no labels"):
         build_label_list(train, write(tmp_path / "labels.txt", "\n"))
 
 

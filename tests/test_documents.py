@@ -107,7 +107,7 @@ def test_a_stream_skips_or_ends_at_a_bad_row(tmp_path):
 
 def test_nothing_but_bad_rows_is_an_error(tmp_path):
     file = write(tmp_path / "t.jsonl", jsonl([{"text": "", "labels": []}]))
-    with pytest.raises(DataFileError, match="holds no documents"):
+    with pytest.raises(DataFileError, match="contains no documents"):
         load_splits(train_file=file, cache_dir=str(tmp_path / "cache"), on_bad_rows="skip")
 
 
@@ -232,7 +232,7 @@ def test_the_report_names_labels_of_nearly_all_documents():
     rows = [["ticket", "a"]] * 19 + [["a"]] * 2
     report = inspect_documents(Dataset.from_dict({"text": [text_of(i) for i in range(20)], "labels": rows[:20]}))
     assert report.common_labels == ["ticket", "a"]
-    assert "! labels of nearly all documents: 'ticket', 'a'." in str(report) and "bad rows" not in str(report)
+    assert "! labels on nearly all documents: 'ticket', 'a'." in str(report) and "bad rows" not in str(report)
     report = inspect_documents(Dataset.from_dict({"text": [text_of(i) for i in range(21)], "labels": rows}))
     assert report.common_labels == ["a"]
 
@@ -261,8 +261,14 @@ def test_the_report_counts_what_is_there(tmp_path):
     page = str(report)
     assert len(page.splitlines()) < 40
     report.alike_labels = [[f"A{i}", f"a{i}"] for i in range(8)]
-    assert "labels that differ only in case or whitespace: 3 further groups." in str(report)
-    for words in ("'A', 'a'", "'NaN'", "'new' (1)", "1 documents of test are also in train", "line 24"):
+    assert "labels that differ only in case or whitespace: 3 more groups." in str(report)
+    for words in (
+        "'A', 'a'",
+        "'NaN'",
+        "'new' (1)",
+        "1 test documents are duplicates or near-duplicates of train documents (1 exact)",
+        "line 24",
+    ):
         assert words in page
     assert json.loads(json.dumps(report.to_dict()))["splits"]["train"]["labels"] == 6
 
@@ -284,5 +290,5 @@ def test_the_report_shows_the_share_of_truncated_documents(tmp_path):
 def test_the_report_names_a_missing_column(tmp_path):
     with pytest.raises(DataFileError, match="no column 'labels'.*`label_column`"):
         inspect_documents(write(tmp_path / "t.csv", "text,tags\nx,a\n"))
-    with pytest.raises(DataFileError, match="train: holds no documents"):
+    with pytest.raises(DataFileError, match="train: contains no documents"):
         inspect_documents(write(tmp_path / "t.csv", "text,labels\n"))

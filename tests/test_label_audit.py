@@ -564,8 +564,8 @@ def test_findings_are_never_written_over_the_audited_documents(name, findings, m
     done = run_example(
         "audit_labels", "--train_file", name, "--model_name_or_path", "x", "--findings_file", findings, *more
     )
-    assert done.returncode == 2 and f"would be written over '{name}'" in done.stderr
-    with pytest.raises(ValueError, match=f"would be written over '{name}'"):
+    assert done.returncode == 2 and f"would overwrite '{name}'" in done.stderr
+    with pytest.raises(ValueError, match=f"would overwrite '{name}'"):
         write_findings(findings, [], AuditedFiles([str(tmp_path / name)], ["text"], "labels"))
     assert (tmp_path / name).read_text() == "kept" and len(list(tmp_path.iterdir())) == 1
 

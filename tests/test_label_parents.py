@@ -148,7 +148,7 @@ def test_constraints_are_read_with_their_place(tmp_path):
     with pytest.raises(DataFileError, match="c.jsonl, line 2: .* names 'botany'"):
         text = json.dumps(group) + "\n" + json.dumps({"labels": ["botany"], "at_most": 1}) + "\n"
         read_label_constraints(write(tmp_path, "c.jsonl", text), LABELS)
-    with pytest.raises(DataFileError, match="c.json: holds no constraint. Write"):
+    with pytest.raises(DataFileError, match="c.json: contains no constraints. Write"):
         read_label_constraints(write(tmp_path, "c.json", "[]"), LABELS)
 
 

@@ -20,7 +20,7 @@ def labels_with(present, num_labels):
     return labels
 
 
-# Drawn by the version before this class: a run that was begun there goes on with the same labels.
+# Drawn by the version before this class: a run that was started there continues with the same labels.
 DRAWN = {
     (4, 6, 42, (1, 5)): [[1, 2, 3, 5], [1, 2, 4, 5], [1, 2, 3, 5], [1, 2, 4, 5]],
     (2, 6, 7, (0, 1, 2, 3)): [[0, 2], [0, 1], [1, 3], [0, 1]],

@@ -83,7 +83,7 @@ def test_a_file_is_read_alike_by_training_augmentation_and_prediction(tmp_path, 
     [
         ("t.jsonl", '{"text": "x", "labels": []}\n{"text": ' + "[" * 100_000, "line 2: not valid JSON"),
         ("t.jsonl", b'{"text": "caf\xe9", "labels": []}\n', "line 1: byte 0xe9 is not UTF-8"),
-        ("t.csv", b"text,labels\nx\x00,a\n", "line 2: holds a NUL character"),
+        ("t.csv", b"text,labels\nx\x00,a\n", "line 2: contains a NUL character"),
         ("t.csv", 'text;labels\nx;"a\n', "line 2: unexpected end of data"),
         ("t.csv", b"PK\x03\x04", "is an Excel workbook"),
         ("t.csv.gz", b"", "has 0 bytes"),

@@ -155,8 +155,8 @@ GOOD = '{"text": "x"}\n'
     [
         ("t.jsonl", GOOD + '{"text": ' + "[" * 100_000, "line 2: not valid JSON"),
         ("t.jsonl", GOOD + '{"id": ' + "9" * 5000 + "}", "line 2: not valid JSON"),
-        ("t.jsonl", GOOD.encode() + b'{"text": "a\x00b"}', "line 2: holds a NUL character"),
-        ("t.csv", b"t\x00e\x00x\x00t\x00\n\x00", "line 1: holds a NUL character.*UTF-16"),
+        ("t.jsonl", GOOD.encode() + b'{"text": "a\x00b"}', "line 2: contains a NUL character"),
+        ("t.csv", b"t\x00e\x00x\x00t\x00\n\x00", "line 1: contains a NUL character.*UTF-16"),
         ("t.csv", b"text\ncaf\xe9\n", "line 2: byte 0xe9 is not UTF-8.*CSV UTF-8"),
         ("t.csv", b"\xff\xfe" + "text\nabc".encode("utf-16-le") + b"a", "after line 1: is not UTF-16"),
         ("t.csv", b"PK\x03\x04....", "is an Excel workbook or a zip archive"),

@@ -125,7 +125,7 @@ def read_argument_file(path: str | os.PathLike) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be parsed ({reason}). Correct it there.") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise ValueError(f'{path} holds no arguments by name. Write {{"train_file": "train.csv", ...}}.')
+        raise ValueError(f'{path} contains no named arguments. Write {{"train_file": "train.csv", ...}}.')
     return values
 
 

@@ -36,7 +36,7 @@ def load_pipeline(
         ValueError: the model is not a SEP-MLDC model, the checkpoint is damaged, the device cannot be used, or a parameter is
             out of range.
         OSError: there is no such model.
-        ImportError: an ONNX export is named, but ONNX Runtime is not installed.
+        ImportError: an ONNX export is given, but ONNX Runtime is not installed.
 
     Example:
 

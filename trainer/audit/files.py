@@ -69,7 +69,7 @@ def description_path(path: str | os.PathLike) -> Path:
 
 def check_findings_file(path: str | os.PathLike, files: Iterable[str | os.PathLike]) -> None:
     """
-    Check that neither the findings nor their description would be written over one of the `files` that the audit reads.
+    Check that neither the findings nor their description would overwrite one of the `files` that the audit reads.
 
     Raises:
         ValueError: one of them would be, or `path` does not end in `.csv`.
@@ -78,7 +78,7 @@ def check_findings_file(path: str | os.PathLike, files: Iterable[str | os.PathLi
     for written in (os.fspath(path), os.fspath(description_path(path))):
         if os.path.realpath(written) in read:
             raise ValueError(
-                f"The findings {os.fspath(path)!r} would be written over {written!r}, which the audit reads. Specify another findings file."
+                f"The findings {os.fspath(path)!r} would overwrite {written!r}, which the audit reads. Specify another findings file."
             )
 
 
@@ -92,7 +92,7 @@ def write_findings(path: str | os.PathLike, findings: Sequence[Finding], source:
         source ([`AuditedFiles`]): the documents.
 
     Raises:
-        ValueError: another ending, or one of the audited documents would be written over.
+        ValueError: if the file has another extension, or would overwrite one of the audited documents.
         OSError: a file cannot be written.
     """
     check_findings_file(path, source.files)

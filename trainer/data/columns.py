@@ -53,7 +53,7 @@ class Columns:
         These columns, with `id` filled in where there is a column of that name.
 
         Raises:
-            DataFileError: if a column is not there.
+            DataFileError: if a column is missing.
         """
         for argument, names in (
             ("text_columns", self.text),

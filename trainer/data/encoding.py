@@ -98,7 +98,7 @@ def read_label_list(label_list_file: str | os.PathLike) -> list[str]:
             )
         places[name] = where
     if not places:
-        raise DataFileError(f"{path}: holds no labels. Write one label name per line.")
+        raise DataFileError(f"{path}: contains no labels. Write one label name per line.")
     return list(places)
 
 

@@ -32,13 +32,13 @@ def read_labels(path: str | os.PathLike, label_delimiter: str | None = None) -> 
         label_delimiter (`str`, *optional*): separator of joined labels in a training file.
 
     Raises:
-        DataFileError: if the file has another form, or holds no label. Other columns are never interpreted as labels.
+        DataFileError: if the file has another form, or contains no label. Other columns are never interpreted as labels.
     """
     labels: dict[str, str] = {}
     for _, name, note in iterate_labels(path, label_delimiter):
         labels[name] = labels.get(name) or note
     if not labels:
-        raise DataFileError(f"{path}: holds no label, but at least one is needed. Write one label name per line.")
+        raise DataFileError(f"{path}: contains no label, but at least one is needed. Write one label name per line.")
     return labels
 
 

@@ -84,7 +84,7 @@ def read_records(
             the first such error is raised. Errors after which reading cannot continue are always raised.
 
     Raises:
-        DataFileNotFoundError: if the file, or the label file that belongs to it, is not there.
+        DataFileNotFoundError: if the file, or the label file that belongs to it, does not exist.
         DataFileError: if the format is unknown or the file is not in it. It is a `ValueError`.
     """
     path = os.fspath(path)
@@ -368,7 +368,7 @@ def decode_class_labels(record: dict[str, Any], names: dict[str, list[str]], whe
     Replaces the ids of a record's ClassLabel columns by the list of their names, in place.
 
     Raises:
-        DataFileError: if an id is none of the column's.
+        DataFileError: if an id is not one of the column's.
     """
     for column, column_names in names.items():
         value = record.get(column)

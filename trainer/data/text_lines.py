@@ -144,7 +144,7 @@ def _encoding(start: bytes) -> str:
 def _check_characters(text: str, where: str) -> None:
     if "\0" in text:
         raise DataFileError(
-            f"{where}: holds a NUL character, which is not allowed in text. If the file is UTF-16, convert it with "
+            f"{where}: contains a NUL character, which is not allowed in text. If the file is UTF-16, convert it with "
             "`iconv -f utf-16 -t utf-8`; otherwise write it again."
         )
 
