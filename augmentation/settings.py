@@ -156,6 +156,6 @@ def _check_address(base_url: Any, api_key_env: str) -> None:
         )
     if parts.username is not None or any(_SECRET_NAME.search(name) for name, _ in parse_qsl(parts.query)):
         raise AugmentationError(
-            "`base_url` holds a user name, a password or a key, but secrets are read from the environment only; put the key "
+            "`base_url` contains a user name, a password or a key, but secrets are read from the environment only; put the key "
             f"into {api_key_env} and take it out of the address."
         )

@@ -206,7 +206,7 @@ def check_output_dir(settings: RunSettings) -> None:
     written = (os.path.join(args.output_dir, name) for name in ("all_results.json", "config.json"))
     if last_whole_checkpoint(args.output_dir) or any(map(os.path.exists, written)):
         raise ValueError(
-            f"The output folder {args.output_dir!r} already holds a run. Add `--resume_from_checkpoint last` to continue it, "
+            f"The output folder {args.output_dir!r} already contains a run. Add `--resume_from_checkpoint last` to continue it, "
             "`--overwrite_output_dir` to overwrite it, or specify another `--output_dir`."
         )
 
@@ -314,7 +314,7 @@ def check_work(settings: RunSettings, starts_cold: bool) -> None:
         args.resume_from_checkpoint or run.overwrite_output_dir or run.dry_run
     ):
         raise ValueError(
-            f"The output folder {args.output_dir!r} already holds a model. Add `--overwrite_output_dir` to overwrite it, or "
+            f"The output folder {args.output_dir!r} already contains a model. Add `--overwrite_output_dir` to overwrite it, or "
             "specify another `--output_dir`."
         )
 

@@ -317,7 +317,7 @@ class SepMldcConfig(PreTrainedConfig):
         wrong = [value for value in self.thresholds or () if not 0 <= value <= 1]
         if wrong:
             raise ValueError(
-                f"`thresholds` holds {wrong[0]}, but thresholds are probabilities from 0 to 1. Tune them again."
+                f"`thresholds` contains {wrong[0]}, but thresholds are probabilities from 0 to 1. Tune them again."
             )
         for field in ("score_calibration", "cosine_calibration"):
             self._check_calibration(field, getattr(self, field))

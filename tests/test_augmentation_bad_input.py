@@ -105,7 +105,7 @@ def test_an_output_is_replaced_whole_or_not_at_all(tmp_path):
         ({"concurrency": 0}, "`concurrency` is 0"),
         ({"requests_per_minute": -1}, "`requests_per_minute` is -1"),
         ({"base_url": "localhost:8000"}, "must begin with http"),
-        ({"base_url": "http://me:secret@localhost/v1"}, "`base_url` holds a user name.*OPENAI_API_KEY"),
+        ({"base_url": "http://me:secret@localhost/v1"}, "`base_url` contains a user name.*OPENAI_API_KEY"),
         ({"structured_output": "xml"}, "'xml', but must be auto"),
     ],
 )

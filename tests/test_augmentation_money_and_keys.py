@@ -522,7 +522,7 @@ def test_an_address_with_a_secret_or_of_another_form_is_refused(address):
 @pytest.mark.parametrize("key", ["sk-abc\nsk-def-0123", "sk with blanks 0123", "ключ-0123456789"])
 def test_a_key_that_cannot_be_sent_is_a_one_sentence_error_without_the_key(tmp_path, monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with ChatServer() as server, pytest.raises(AugmentationError, match="key in OPENAI_API_KEY holds") as caught:
+    with ChatServer() as server, pytest.raises(AugmentationError, match="key in OPENAI_API_KEY contains") as caught:
         describe_labels(["a"], tmp_path, settings(server))
     assert key not in str(caught.value)
 

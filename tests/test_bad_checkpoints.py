@@ -56,7 +56,7 @@ def test_weights_that_are_not_finite_are_refused(checkpoint, name, value):
     weights = load_file(checkpoint / "model.safetensors")
     weights[name].view(-1)[-1] = value
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"`{name}` of .* holds NaN or infinite values"):
+    with pytest.raises(ValueError, match=f"`{name}` of .* contains NaN or infinite values"):
         AutoModel.from_pretrained(checkpoint)
 
 
@@ -132,7 +132,7 @@ def test_buffers_that_are_not_finite_are_refused(with_lexical, name):
         return weights
 
     rewrite(with_lexical, spoil)
-    with pytest.raises(ValueError, match=f"`{name}` of .* holds NaN or infinite values"):
+    with pytest.raises(ValueError, match=f"`{name}` of .* contains NaN or infinite values"):
         AutoModel.from_pretrained(with_lexical)
 
 

@@ -230,7 +230,7 @@ def test_bad_input_is_explained_and_nothing_is_written(monkeypatch, files, tmp_p
 def test_a_model_is_not_replaced_by_one_that_was_not_trained(monkeypatch, files, tmp_path):
     run(monkeypatch, files, tmp_path, label_descriptions_file=files / "labels.csv")
     former = (tmp_path / "config.json").read_bytes()
-    with pytest.raises(ValueError, match="already holds a model"):
+    with pytest.raises(ValueError, match="already contains a model"):
         run(monkeypatch, files, tmp_path, label_list_file=files / "names.txt")
     assert (tmp_path / "config.json").read_bytes() == former
     with pytest.raises(ValueError, match="nothing to do"):

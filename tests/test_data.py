@@ -274,7 +274,7 @@ def test_a_malformed_line_is_reported_by_file_and_line_also_in_a_compressed_file
         ("t.jsonl", GOOD + '{"text": "x", "labels": [1, 0]}\n', r"line 2: `labels` is \[1, 0\], but a list"),
         ("t.jsonl", GOOD + '{"text": "x", "labels": [""]}\n', r"line 2: `labels` is \[''\], but a list"),
         ("t.jsonl", GOOD + '{"text": "x"}\n', "line 2: `labels` is None, but a list"),
-        ("t.jsonl", GOOD + '{"text": "\\ud800", "labels": []}\n', "line 2: the text holds an unpaired surrogate"),
+        ("t.jsonl", GOOD + '{"text": "\\ud800", "labels": []}\n', "line 2: the text contains an unpaired surrogate"),
         ("t.jsonl", GOOD.encode() + b'{"text": "caf\xe9", "labels": []}\n', "line 2: byte 0xe9 is not UTF-8"),
         (
             "t.jsonl",
@@ -310,7 +310,7 @@ def test_a_multi_hot_value_that_is_neither_0_nor_1_is_reported(tmp_path, load):
 def test_an_unlabeled_class_id_is_reported(tmp_path, load):
     features = Features({"text": Value("string"), "labels": ListFeature(ClassLabel(names=["a"]))})
     file = write(tmp_path / "t.parquet", parquet([{"text": "x", "labels": [-1]}], features))
-    with pytest.raises(ValueError, match="row 1: `labels` holds -1, but its 1 classes"):
+    with pytest.raises(ValueError, match="row 1: `labels` contains -1, but its 1 classes"):
         load(file)
 
 

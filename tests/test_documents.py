@@ -282,7 +282,7 @@ def test_the_report_shows_the_share_of_truncated_documents(tmp_path):
         {"text": [text_of(i, 10 + 10 * (i % 2)) for i in range(10)], "label_indices": [[0]] * 10}
     )
     report = inspect_documents(dataset, labels=["a"], tokenizer=Tokenizer(), max_length=15)
-    assert report.share_cut == 0.5 and "cut at 15 tokens: 50%" in str(report)
+    assert report.share_cut == 0.5 and "truncated at 15 tokens: 50%" in str(report)
     assert report.splits["train"].label_counts == {"a": 10}
     assert inspect_documents(dataset, max_length=15).share_cut is None
 

@@ -252,7 +252,7 @@ def test_a_resumed_prediction_lists_the_abstained_documents_of_all_runs(cautious
     source = write_jsonl(tmp_path / "in.jsonl", documents)
     lines = run(cautious_folder, source, tmp_path / "out", *options, "--resume")
     count = sum(line["abstained"] for line in lines)
-    assert len(read(tmp_path / "review")) == count and f"from {count} of 40" in capsys.readouterr().err
+    assert len(read(tmp_path / "review")) == count and f"on {count} of 40" in capsys.readouterr().err
     with pytest.raises(ValueError, match="review exists. Specify another `--abstained_file`"):
         run(cautious_folder, source, tmp_path / "other", *options)
     (tmp_path / "review").unlink()
@@ -443,7 +443,7 @@ def test_a_kill_in_mid_prediction_loses_and_repeats_nothing(model_folder, docume
     assert process.exitcode == -9
     done = partial.read_bytes().count(b"\n")
     assert 0 < done < 800 and not output.exists()
-    with pytest.raises(ValueError, match="holds a part of an earlier run. Resume it"):
+    with pytest.raises(ValueError, match="contains a part of an earlier run. Resume it"):
         run(model_folder, source, output)
     assert len(run(model_folder, source, output, "--resume")) == 800
     assert not partial.exists()

@@ -418,11 +418,11 @@ def test_a_description_of_an_unknown_label_warns_with_the_closest_name(files, ca
 def test_an_output_folder_with_a_run_is_not_overwritten(monkeypatch, files, tmp_path):
     run(monkeypatch, files, tmp_path, do_predict=False)
     before = (tmp_path / "all_results.json").read_bytes()
-    with pytest.raises(ValueError, match="already holds a run"):
+    with pytest.raises(ValueError, match="already contains a run"):
         run(monkeypatch, files, tmp_path)
     assert (tmp_path / "all_results.json").read_bytes() == before
     (tmp_path / "all_results.json").unlink()  # a model alone, as `save_pretrained` leaves it
-    with pytest.raises(ValueError, match="already holds a run"):
+    with pytest.raises(ValueError, match="already contains a run"):
         run(monkeypatch, files, tmp_path, model_name_or_path=str(tmp_path))
     run(monkeypatch, files, tmp_path, overwrite_output_dir=True, do_predict=False)
 

@@ -372,7 +372,7 @@ def test_collator_makes_multi_hot_rows_of_label_ids():
     assert set(batch) == {"input_ids", "attention_mask", "labels"} | set(batch) & {"token_type_ids"}
     dense = collator([{**f, "labels": [0, 1, 0, 0]} for f in [{"input_ids": [2], "attention_mask": [1]}]])
     assert dense["labels"].tolist() == [[0, 1, 0, 0]]
-    with pytest.raises(ValueError, match="holds 4, but the labels are 0 to 3"):
+    with pytest.raises(ValueError, match="contains 4, but the labels are 0 to 3"):
         collator([{**features[0], "label_indices": [4]}])
     with pytest.raises(ValueError, match="num_labels=..."):
         SepMldcDataCollator(tiny_tokenizer())(features)
@@ -653,7 +653,7 @@ def test_threshold_objectives_and_bad_arguments(tmp_path):
         ("label_indices", "label 0", "Turn label names into ids with `trainer.encode_labels`"),
         ("label_indices", [0.5], "a list of label ids is needed"),
         ("label_indices", None, "a document without labels has an empty list"),
-        ("label_indices", [0, -1], "holds -1, but the labels are 0 to 5"),
+        ("label_indices", [0, -1], "contains -1, but the labels are 0 to 5"),
     ],
 )
 @pytest.mark.parametrize("group", [False, True])

@@ -214,7 +214,7 @@ def quantize_int8(exported: ExportedModel) -> ExportedModel:
     for name, weights in integer_weights(program).items():
         if abs(weights.astype("int32")).max(initial=0) > MAX_INT8_WEIGHT:
             raise RuntimeError(
-                f"{name} holds int8 weights from {weights.min()} to {weights.max()}, but beyond +-{MAX_INT8_WEIGHT} they overflow "
+                f"{name} contains int8 weights from {weights.min()} to {weights.max()}, but beyond +-{MAX_INT8_WEIGHT} they overflow "
                 "on processors without VNNI. Install another version of onnxruntime."
             )
     config = copy.deepcopy(exported.config)

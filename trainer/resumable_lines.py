@@ -107,12 +107,12 @@ class ResumableLines:
         started = os.path.exists(self.partial) and os.path.getsize(self.partial) > 0
         if started and exists and resume and not overwrite:
             raise ValueError(
-                f"{self.path} exists, and {self.partial} holds a part of a later run. To continue that run and replace the output, "
+                f"{self.path} exists, and {self.partial} contains a part of a later run. To continue that run and replace the output, "
                 "resume and overwrite."
             )
         if started and not resume and not overwrite:
             raise ValueError(
-                f"{self.partial} holds a part of an earlier run. Resume it, or overwrite it to start from the beginning."
+                f"{self.partial} contains a part of an earlier run. Resume it, or overwrite it to start from the beginning."
             )
         if exists and not resume and not overwrite:
             raise ValueError(f"{self.path} exists. Specify another output, or overwrite it.")

@@ -87,7 +87,7 @@ def check_label_indices(value: Any, num_labels: int) -> list[int]:
     wrong = next((index for index in ids if not 0 <= index < num_labels), None)
     if wrong is not None:
         raise ValueError(
-            f"`label_indices` holds {wrong}, but the labels are 0 to {num_labels - 1}. Encode the documents with the "
+            f"`label_indices` contains {wrong}, but the labels are 0 to {num_labels - 1}. Encode the documents with the "
             "model's own label list."
         )
     return [int(index) for index in ids]

@@ -145,7 +145,7 @@ class Columns:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataFileError(
-                f"{where}: the text holds an unpaired surrogate ({error.object[error.start]!r}) in `{column}`, which is not a "
+                f"{where}: the text contains an unpaired surrogate ({error.object[error.start]!r}) in `{column}`, which is not a "
                 "character. Remove it."
             ) from None
         return text

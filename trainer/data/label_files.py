@@ -195,7 +195,7 @@ def read_label_descriptions(path: str | os.PathLike) -> dict[str, str]:
         descriptions[name] = text.strip()
     if former:
         warnings.warn(
-            f"{path} holds label descriptions in the column `expansion` of version 0.1. Rename it to `description`.",
+            f"{path} contains label descriptions in the column `expansion` of version 0.1. Rename it to `description`.",
             FutureWarning,
             stacklevel=2,
         )

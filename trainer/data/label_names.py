@@ -31,7 +31,7 @@ def check_label(value: Any, where: str, column: str = "label") -> str:
         name.encode()
     except UnicodeEncodeError:
         raise DataFileError(
-            f"{where}: the label {shorten(name)} holds an unpaired surrogate, which is not a character. Remove it."
+            f"{where}: the label {shorten(name)} contains an unpaired surrogate, which is not a character. Remove it."
         ) from None
     return name
 

@@ -283,7 +283,7 @@ def _read_table(lines: Iterator[str], name: str, delimiter: str, skipped: int, o
         except csv.Error as error:
             on_error(
                 DataFileError(
-                    f"{where}: {error}. Separate the columns with {_delimiter_name(delimiter)}, put a value that holds quotes or "
+                    f"{where}: {error}. Separate the columns with {_delimiter_name(delimiter)}, put a value that contains quotes or "
                     'line breaks in "quotes" and double the quotes inside.'
                 )
             )
@@ -378,7 +378,7 @@ def decode_class_labels(record: dict[str, Any], names: dict[str, list[str]], whe
         wrong = [i for i in ids if not isinstance(i, int) or not 0 <= i < len(column_names)]
         if wrong:
             raise DataFileError(
-                f"{where}: `{column}` holds {wrong[0]}, but its {len(column_names)} classes are numbered from 0 to "
+                f"{where}: `{column}` contains {wrong[0]}, but its {len(column_names)} classes are numbered from 0 to "
                 f"{len(column_names) - 1}. Leave out documents whose labels are not known."
             )
         record[column] = [column_names[i] for i in ids]
