@@ -273,7 +273,7 @@ def settings_of(*argv):
         (["--threshold_objective", "f2"], "f2"),
         (["--threshold_objective", "precision:nan"], "precision"),
         (["--score_calibration", "plat"], "plat"),
-        (["--early_stopping_patience", 2], "nothing is evaluated during training"),
+        (["--early_stopping_patience", 2], "there is no evaluation during training"),
         (["--early_stopping_patience", 0, "--eval_strategy", "epoch"], "`--early_stopping_patience` is 0"),
         (["--do_train", "False"], "There is nothing to do"),
     ],

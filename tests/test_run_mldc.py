@@ -271,7 +271,7 @@ BAD_INPUT = {
     ),
     "a split beside a file": (
         lambda f, t: {"validation_split": 0.2},
-        "`--validation_split` is 0.2, but `--validation_file` names documents",
+        "`--validation_split` is 0.2, but `--validation_file` specifies documents",
     ),
     "a split of everything": (
         lambda f, t: {"validation_file": None, "validation_split": 1},
@@ -330,11 +330,11 @@ BAD_INPUT = {
     ),
     "an objective of thresholds that are not tuned": (
         lambda f, t: {"tune_thresholds": False, "threshold_objective": "macro"},
-        "`--threshold_objective` is macro, but `--tune_thresholds false` tunes nothing",
+        "`--threshold_objective` is macro, but `--tune_thresholds false` disables tuning",
     ),
     "a calibration that is not tuned": (
         lambda f, t: {"tune_thresholds": False, "score_calibration": "platt"},
-        "`--score_calibration` is platt, but `--tune_thresholds false` tunes nothing",
+        "`--score_calibration` is platt, but `--tune_thresholds false` disables tuning",
     ),
     "a cache without frozen layers": (
         lambda f, t: {"cache_frozen_layers": True, "freeze_layers": 0},
