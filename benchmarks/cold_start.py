@@ -33,7 +33,7 @@ from transformers import AutoTokenizer, set_seed
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from modeling_sep_mldc.configuration_sep_mldc import recommended_classifier
 from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArguments, recommend_settings
-from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
+from trainer.backbones import freeze_layers, resolve_backbone
 from trainer.baselines import fit_linear_svm
 from trainer.cold_start import start_from_cosines
 from trainer.data import build_label_list, encode_labels, load_pseudo_documents, load_splits, tokenize
@@ -89,9 +89,8 @@ class Benchmark:
 
     def new_model(self, descriptions: dict[str, str], **settings) -> SepMldcForMultiLabelClassification:
         set_seed(self.options.seed)
-        dropout = dropout_settings(self.encoder, 0.0)
         return SepMldcForMultiLabelClassification.from_backbone(
-            self.encoder, self.tokenizer, self.labels, descriptions, backbone_kwargs=dropout, **settings
+            self.encoder, self.tokenizer, self.labels, descriptions, **settings
         )
 
     def start(self, model: SepMldcForMultiLabelClassification, texts: list[str], cardinality: float) -> None:

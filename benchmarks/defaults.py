@@ -20,6 +20,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -124,6 +125,7 @@ def run_command(options, folder: Path, seed: int, task) -> dict:
         row = json.loads(line)
         top.append([task.label2id[entry["label"]] for entry in row["labels"][:TOP]])
         assigned.append([task.label2id[name] for name in row["assigned"]])
+    shutil.rmtree(output)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"top": top, "assigned": assigned, "cpu_seconds": seconds, "peak_mib": after.ru_maxrss / 1024}
 

@@ -35,6 +35,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     Trainer,
@@ -44,8 +45,9 @@ from transformers import (
 )
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
+from modeling_sep_mldc.encoder_sep_mldc import dropout_settings
 from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArguments
-from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
+from trainer.backbones import freeze_layers, resolve_backbone
 from trainer.baselines import fit_linear_svm
 from trainer.data import (
     add_pseudo_documents,
@@ -446,7 +448,7 @@ def run_bare(task: Task, system: str, seed: int):
         backbone,
         num_labels=len(task.labels),
         problem_type="multi_label_classification",
-        **dropout_settings(backbone, task.options.backbone_dropout),
+        **dropout_settings(AutoConfig.from_pretrained(backbone), task.options.backbone_dropout),
     )
     metrics = None
 
@@ -511,7 +513,7 @@ def run_sep_mldc(task: Task, system: str, seed: int):
         label_frequencies=task.counts / task.num_documents,
         label_counts=[int(count) for count in task.counts],
         num_train_documents=task.num_documents,
-        backbone_kwargs=dropout_settings(backbone, task.options.backbone_dropout),
+        backbone_dropout=task.options.backbone_dropout,
         encoder_max_length=task.options.max_length,
         **{**recipe["model"], **task.options.model},
     )

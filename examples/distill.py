@@ -20,7 +20,7 @@ from transformers import set_seed
 
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
 from trainer.command_line import parse_arguments, run_program
-from trainer.data import count_unknown_labels, encode_labels, load_splits, tokenize
+from trainer.data import close_labels, count_unknown_labels, encode_labels, load_splits, tokenize
 from trainer.distillation import DEFAULTS, DistillationTrainer
 from trainer.inference import load_trained
 from trainer.run_arguments import run_defaults
@@ -108,6 +108,8 @@ def read_documents(options: DistillArguments, config, tokenizer) -> dict[str, An
         columns |= {"label_column": options.label_column, "label_delimiter": options.label_delimiter}
         for split, dataset in load_splits(**labeled, **columns).items():
             count_unknown_labels(dataset, config.labels, split)
+            if config.hierarchy is not None:  # the teacher's label sets and thresholds refer to closed labels
+                dataset = close_labels(dataset, config.label_parents)
             found[split] = encode_labels(dataset, config.label2id)
     return {split: tokenize(dataset, tokenizer, options.max_length) for split, dataset in found.items()}
 

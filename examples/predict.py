@@ -603,7 +603,7 @@ def report_abstained(args: PredictArguments, paths: list[str], num_documents: in
         where = f" {args.abstained_file} lists them."
     if num_abstained:
         print(
-            f"The model abstains on {num_abstained:,} of {num_documents:,} documents: none of their labels reaches its threshold.{where}",
+            f"The model abstains on {num_abstained:,} of {num_documents:,} documents: it assigns no label to them.{where}",
             file=sys.stderr,
         )
 

@@ -26,7 +26,7 @@ from modeling_sep_mldc.configuration_sep_mldc import recommended_classifier
 from modeling_sep_mldc.encoder_sep_mldc import limit_tokenizer, set_padding_token
 from trainer import SepMldcTrainer
 from trainer.adapters import add_lora_adapters
-from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
+from trainer.backbones import freeze_layers, resolve_backbone
 from trainer.checkpoints import last_whole_checkpoint
 from trainer.cold_start import (
     MAX_DOCUMENTS,
@@ -349,7 +349,6 @@ def build_model(settings: RunSettings, data: RunData, encoder: Encoder) -> SepMl
     else:
         if data.starts_cold:
             given = for_a_cold_start(settings, data)
-        dropout = dropout_settings(encoder.name, given.backbone_dropout, revision=given.model_revision)
         counted = {}
         if not data.starts_cold:
             counted = {
@@ -373,7 +372,8 @@ def build_model(settings: RunSettings, data: RunData, encoder: Encoder) -> SepMl
             token_attention=given.token_attention,
             token_attention_size=given.token_attention_size,
             max_label_length=settings.args.max_label_length,
-            backbone_kwargs={"revision": given.model_revision, **dropout},
+            backbone_dropout=given.backbone_dropout,
+            backbone_kwargs={"revision": given.model_revision},
             encoder_max_length=given.encoder_max_length,
             **counted,
             parents_in_label_texts=settings.labels.parents_in_label_texts,

@@ -58,6 +58,19 @@ def is_abstained(labels: list[dict[str, Any]]) -> bool:
     return all(entry.get("below_threshold", False) for entry in labels)
 
 
+def check_characters(text: str) -> None:
+    """
+    Raises:
+        ValueError: the text contains an unpaired surrogate, half of a character, which no tokenizer accepts.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"A document contains an unpaired surrogate ({error.object[error.start]!r}), which is not a character. Remove it."
+        ) from None
+
+
 def custom_pipelines() -> dict[str, dict[str, Any]]:
     """The `custom_pipelines` entry of a checkpoint's config.json; a new dictionary each time, because `pipeline()` modifies it."""
     return {
@@ -277,6 +290,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
                 f"A document is {repr(document)[:60]} ({type(document).__name__}), but it must be a text. Pass a string, or a "
                 "dictionary with one."
             )
+        check_characters(document)
         max_length = max_length or self.model_max_length
         stride = max_length // 8 if stride is None else stride
         room = max_length - self.tokenizer.num_special_tokens_to_add()

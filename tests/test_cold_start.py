@@ -35,7 +35,7 @@ def files(tmp_path_factory):
     return folder
 
 
-def run(monkeypatch, files, output_dir, **values):
+def command(monkeypatch, files, output_dir, **values):
     values = {
         "model_name_or_path": files / "encoder",
         "output_dir": output_dir,
@@ -48,6 +48,10 @@ def run(monkeypatch, files, output_dir, **values):
     words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     monkeypatch.setattr(sys, "argv", ["run_mldc.py", *words])
     run_mldc.main()
+
+
+def run(monkeypatch, files, output_dir, **values):
+    command(monkeypatch, files, output_dir, **values)
     return SepMldcForMultiLabelClassification.from_pretrained(output_dir)
 
 
@@ -129,6 +133,31 @@ def test_label_descriptions_alone_give_a_checkpoint_that_ranks(monkeypatch, file
     assert torch.equal(logits.argsort(dim=1), cosines.argsort(dim=1))
     answers = load_pipeline(tmp_path)("star stars galaxy", top_k=1)
     assert len(answers) == 1 and answers[0]["label"] in LABELS
+
+
+def test_a_checkpoint_that_ranks_gives_the_logits_of_the_pipeline_and_assigns_nothing(
+    monkeypatch, files, tmp_path, capsys
+):
+    run(monkeypatch, files, tmp_path / "model", label_descriptions_file=files / "labels.csv")
+    command(
+        monkeypatch,
+        files,
+        tmp_path,
+        model_name_or_path=tmp_path / "model",
+        test_file=files / "test.jsonl",
+        do_predict=True,
+        prediction_top_k=2,
+    )
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    texts = [json.loads(line)["text"] for line in (files / "test.jsonl").read_text().splitlines()]
+    assert not any({"assigned", "abstained"} & set(row) for row in rows)
+    for row, answer in zip(rows, load_pipeline(tmp_path / "model")(texts, top_k=2), strict=True):
+        assert [entry["label"] for entry in row["labels"]] == [entry["label"] for entry in answer]
+        assert [entry["score"] for entry in row["labels"]] == pytest.approx(
+            [entry["score"] for entry in answer], rel=1e-2
+        )
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  -> ")]
+    assert shown and not any("threshold" in line for line in shown)
 
 
 def test_documents_without_labels_give_thresholds(monkeypatch, files, tmp_path):

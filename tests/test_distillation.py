@@ -260,6 +260,18 @@ def test_the_command_never_replaces_the_teacher(teacher, tmp_path):
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_the_command_closes_the_labels_of_documents_as_the_teacher_does(teacher, tmp_path):
+    (tmp_path / "test.jsonl").write_text(json.dumps({"text": "search", "labels": ["label 1"]}) + "\n")
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": "search"}) + "\n")
+    command = load_example("distill")
+    files = {f"{split}_file": [str(tmp_path / f"{split}.jsonl")] for split in ("train", "test")}
+    for hierarchy, expected in ((None, [1]), ("closure", [0, 1]), ("leaves", [0, 1])):
+        config = copy.deepcopy(teacher.config)
+        config.label_parents, config.hierarchy = {"label 1": ["label 0"]}, hierarchy
+        found = command.read_documents(command.DistillArguments(**files), config, tiny_tokenizer())
+        assert sorted(found["test"]["label_indices"][0]) == expected
+
+
 def test_the_command_names_labels_that_the_teacher_does_not_know(teacher, tmp_path, monkeypatch):
     distill_command = load_example("distill")
     for name, label in (("train", "label 1"), ("validation", "unheard of")):

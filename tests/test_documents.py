@@ -201,6 +201,7 @@ def test_near_duplicates_are_distinguished_from_texts_that_share_words():
         ([["a"]] * 4, {"fraction": 1.0}, "`fraction` is 1.0, but a share between 0 and 1"),
         ([["a"]] * 4, {"size": 4}, "4 of 4 documents are to be set aside"),
         ([["a"]], {}, "1 of 1 documents"),
+        ([["a", "b"], ["c"], ["d"]], {}, "1 of 3 documents are to be set aside, but only 0 can be"),
         ([["a"]] * 4, {"size": 1, "fraction": 0.5}, "one decides"),
     ],
 )

@@ -345,6 +345,11 @@ def test_a_run_adds_parents_as_labels_and_its_label_sets_are_closed(monkeypatch,
         hierarchy="leaves",
     )
     leaves = [json.loads(line) for line in (tmp_path / "leaves" / "predictions.jsonl").read_text().splitlines()]
+    shown = [line.removeprefix("  -> ") for line in capsys.readouterr().out.splitlines() if line.startswith("  -> ")]
+    assert shown
+    for line, row in zip(shown, leaves):
+        names = [part.rpartition(" ")[0] for part in line.split(", ")]
+        assert names == row["assigned"] or (not row["assigned"] and line.endswith("(below its threshold)"))
     hierarchy = LabelHierarchy(config.labels, config.label_parents)
     for row, reduced in zip(rows, leaves):
         for key in ("assigned", "gold"):

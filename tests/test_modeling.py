@@ -73,6 +73,34 @@ def test_from_backbone_takes_over_the_encoder_and_encodes_the_label_texts_with_i
     assert str(tmp_path) not in model.config.to_json_string()
 
 
+def test_the_encoder_has_no_dropout_unless_requested(tmp_path):
+    folder = tiny_backbone(tmp_path)
+    AutoModel.from_pretrained(folder, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2).save_pretrained(
+        folder
+    )
+
+    def dropouts(**arguments):
+        model = SepMldcForMultiLabelClassification.from_backbone(folder, tiny_tokenizer(), LABELS, **arguments)
+        return {module.p for module in model.backbone.modules() if isinstance(module, torch.nn.Dropout)}
+
+    assert dropouts() == {0.0} and dropouts(backbone_dropout=0.3) == {0.3} and dropouts(backbone_dropout=None) == {0.2}
+    assert dropouts(backbone_kwargs={"hidden_dropout_prob": 0.1}) == {0.0, 0.1}
+    with pytest.raises(ValueError, match="`backbone_dropout` is 1, but"):
+        dropouts(backbone_dropout=1)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"clasifier_dropout": 0.3}, "`clasifier_dropout` is neither .*Did you mean `classifier_dropout`?"),
+        ({"lexical_scores": True}, "`lexical_scores` is neither an argument of `from_backbone` nor a field"),
+    ],
+)
+def test_from_backbone_refuses_unknown_arguments(tmp_path, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        SepMldcForMultiLabelClassification.from_backbone(tmp_path, tiny_tokenizer(), LABELS, **arguments)
+
+
 def test_an_encoder_stored_in_half_precision_is_trained_in_float32(tmp_path):
     folder = tiny_backbone(tmp_path)
     AutoModel.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)

@@ -581,6 +581,7 @@ def test_a_parameter_out_of_its_range_is_reported_with_its_rule(arguments, messa
         ([b"robot"], "bytes"),
         ({"body": "robot"}, "has no `text`, only 'body'"),
         ([{"text": 3}], "is 3"),
+        ("robot \ud800", r"unpaired surrogate \('\\ud800'\).*Remove it"),
     ],
 )
 def test_a_document_that_is_not_text_is_shown_with_what_is_needed(document, message):

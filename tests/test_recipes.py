@@ -41,7 +41,8 @@ def test_a_model_and_a_trainer_have_the_recommended_settings_by_default(num_labe
     given = SepMldcConfig(id2label=dict(enumerate(labels)), num_train_documents=10_000)
     depends_on_documents = {"encoder_max_length", "num_train_epochs", "per_device_train_batch_size", "logging_steps"}
     depends_on_documents |= {"eval_strategy", "save_strategy", "bf16"}
-    for name in set(settings.model) - depends_on_documents:
+    assert model.config.backbone_config.hidden_dropout_prob == settings.model["backbone_dropout"]
+    for name in set(settings.model) - depends_on_documents - {"backbone_dropout"}:
         assert getattr(model.config, name) == settings[name], name
         assert name == "classifier_bias_init" or getattr(given, name, settings[name]) == settings[name], name
     for name in set(settings.training) - depends_on_documents:

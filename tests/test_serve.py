@@ -71,6 +71,7 @@ def test_answers_are_those_of_the_pipeline(client, classify):
         ('{"inputs": "a", "parameters": {"top_k": 0}}', 422, "parameters.top_k"),
         ('{"inputs": "a", "parameters": {"topk": 1}}', 422, "parameters.topk"),
         ('{"inputs": ["a", "b", "c", "d", "e"]}', 422, "has 5 documents, but at most 4"),
+        (json.dumps({"inputs": ["a", "b \ud800"]}), 422, "unpaired surrogate"),
         (json.dumps({"inputs": "a" * 1000}), 413, "more than 300 bytes"),
     ],
 )

@@ -40,7 +40,7 @@ ENOUGH_VALIDATION = 300
 LORA_LEARNING_RATE = 5e-4
 NAMED = "specified by the user"
 VALIDATION_SETTINGS = ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
-# Which settings belong to the model (`SepMldcConfig`, `from_backbone`); all others are training arguments or steps of `run_mldc.py`.
+# Which settings belong to the model (`from_backbone`); all others are training arguments or steps of `run_mldc.py`.
 MODEL_SETTINGS = (
     "pooling",
     "classification_loss",
@@ -51,8 +51,9 @@ MODEL_SETTINGS = (
     "label_attention",
     "token_attention",
     "encoder_max_length",
+    "backbone_dropout",
 )
-PIPELINE_SETTINGS = ("freeze_layers", "backbone_dropout", "lexical_scores", "early_stopping_patience")
+PIPELINE_SETTINGS = ("freeze_layers", "lexical_scores", "early_stopping_patience")
 
 
 @dataclass(frozen=True)

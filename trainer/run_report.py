@@ -30,6 +30,8 @@ from .sep_mldc_trainer import SepMldcTrainer
 TABLE = ["p@1", "p@3", "p@5", "ndcg@3", "ndcg@5", "psp@1", "psp@3", "psp@5", "f1_micro", "f1_macro", "hierarchical_f1"]
 # By default, baselines are trained if this takes less than this share of the training time.
 BASELINE_SHARE = 0.1
+# Number of labels shown per document if the model only ranks labels.
+SHOWN_RANKED = 3
 
 
 def print_report(settings: RunSettings, data: RunData, trainer: SepMldcTrainer, result: Evaluation) -> None:
@@ -89,7 +91,7 @@ def print_report(settings: RunSettings, data: RunData, trainer: SepMldcTrainer, 
         print("\nLabels with the lowest F1 (all in worst_labels.csv):")
         print("\n".join(f"- {line}" for line in worst_label_lines(worst)) if worst else "- none: no errors")
     if split == "test":
-        _show_examples(data.documents["test"]["text"], result, assigned, data.labels, settings.report.num_examples)
+        _show_examples(data.documents["test"]["text"], result, data.labels, settings.report.num_examples)
     if settings.args.do_train:
         behind = any(high < 0 for name, d in compared["differences"].items() if "SVC" in name for _, high in [d[key]])
         lines = _advice(settings, data, trainer, behind, has_errors=bool(worst))
@@ -113,12 +115,17 @@ def _wants_baselines(settings: RunSettings, data: RunData, trainer: SepMldcTrain
     return linear_baseline_seconds(int(num_words), len(data.labels)) < BASELINE_SHARE * runtime
 
 
-def _show_examples(
-    texts: Sequence[str], result: Evaluation, assigned: np.ndarray, labels: list[str], count: int
-) -> None:
-    for text, scores, indices, chosen in list(zip(texts, result.scores, result.indices, assigned))[:count]:
-        shown = [f"{labels[index]} {score:.2f}" for score, index, chosen in zip(scores, indices, chosen) if chosen]
-        shown = shown or [f"{labels[indices[0]]} {scores[0]:.2f} (below threshold)"]
+def _show_examples(texts: Sequence[str], result: Evaluation, labels: list[str], count: int) -> None:
+    """Print the first documents with their label sets, or with their best labels if the model only ranks labels."""
+    for number, text in enumerate(list(texts[:count])):
+        scores = dict(zip(result.indices[number].tolist(), result.scores[number].tolist()))
+        best = next(iter(scores))
+        if result.label_sets is None:
+            shown = [f"{labels[index]} {score:.2f}" for index, score in list(scores.items())[:SHOWN_RANKED]]
+        else:
+            chosen = result.label_sets[number].tolist()
+            shown = [f"{labels[index]} {scores[index]:.2f}" for index in chosen if index in scores]
+            shown = shown or [f"{labels[best]} {scores[best]:.2f} (below its threshold)"]
         print(f"\n  {text[:300]}{'...' if len(text) > 300 else ''}\n  -> {', '.join(shown)}")
 
 
