@@ -1,4 +1,4 @@
-"""Documents from one file: loading in one call, stratified splits, a report on what is there, and bad rows."""
+"""Documents from one file: loading in one call, stratified splits, the data report, and bad rows."""
 
 import json
 import time
@@ -238,7 +238,7 @@ def test_the_report_names_labels_of_nearly_all_documents():
     assert report.common_labels == ["a"]
 
 
-def test_the_report_counts_what_is_there(tmp_path):
+def test_the_report_has_the_right_counts(tmp_path):
     train = [{"id": str(i), "text": text_of(i), "labels": ["a", "b"] if i % 2 else ["a"]} for i in range(20)]
     train += [
         {"id": "0", "text": text_of(0).upper() + "!", "labels": ["A"]},

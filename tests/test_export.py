@@ -367,7 +367,7 @@ def test_an_export_labels_files_as_its_checkpoint_does_and_another_export_does_n
     ]
     scores = [[one["score"] for labels in each for one in labels] for each in answers]
     assert scores[0] and scores[0] == pytest.approx(scores[1], abs=1e-4)
-    # The output is now the checkpoint's; the export may not go on with it.
+    # The output is now the checkpoint's; the export must not continue it.
     command[1] = str(exported)
     with pytest.raises(SystemExit, match="model weights"):
         predict.main([*command, "--resume", "True"])

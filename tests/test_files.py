@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, what is no regular file stays what it is, and tables hold no formulas."""
+"""Writing files: completely or not at all; other than regular files are not replaced; tables contain no formulas."""
 
 import csv
 import os

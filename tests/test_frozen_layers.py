@@ -20,7 +20,7 @@ from trainer.frozen_layers import (
 )
 
 
-# Short texts on which it is found out which layers are frozen, for the cache and for the trainer, and whether their states can be stored.
+# Short texts that are used to determine which layers are frozen, for the cache and for the trainer, and whether their states can be stored.
 NUM_PROBES = 5
 
 
@@ -103,7 +103,7 @@ def test_the_frozen_layers_do_not_run_for_stored_documents(tmp_path):
     del attention[:], words[:]
     with cache.attached():
         model(**batch)
-        assert not attention and len(words) == 1  # tells the shape
+        assert not attention and len(words) == 1  # determines the shape
         model(**batch)
         assert not attention and len(words) == 1
         model(**tiny_batch(4, seed=1))  # others are computed

@@ -1,4 +1,4 @@
-"""The card of each saved folder belongs to the weights beside it."""
+"""The card of each saved folder describes the weights next to it."""
 
 import pickle
 from concurrent.futures import Future
@@ -67,7 +67,7 @@ def test_test_results_are_in_the_card_next_to_validation_results_and_the_picture
     assert measured["test", "p@1"] == predicted["test_p@1"]
     assert f"| {100 * predicted['test_psp@1']:.2f} | {100 * evaluated['eval_psp@1']:.2f} |" in card.text
     assert (tmp_path / "decile_recall.png").exists() and "measured after training" in card.text
-    # Documents without labels measure nothing, and take nothing away.
+    # Documents without labels add no metrics and remove none.
     trainer.predict(trainer.eval_dataset.remove_columns("label_indices"))
     trainer.save_model(tmp_path)
     assert results(tmp_path)[1] == measured and (tmp_path / "decile_recall.png").exists()

@@ -1,4 +1,4 @@
-"""Planted label errors are found, decisions are kept, and the corrected documents differ in nothing else."""
+"""Planted label errors are found, decisions are kept, and the corrected documents differ only in these."""
 
 import csv
 import gzip
@@ -132,7 +132,7 @@ def test_suspicion_weighs_wrong_and_missing_labels_by_how_many_labels_there_are(
     probabilities = np.full((10, 10), 0.02)
     probabilities[2, 2] = 0.98
     found = suspicion(probabilities, labels)
-    # A given label with the probability of any label is as good as undecided.
+    # A given label with the probability of any label is practically undecided.
     assert found[0, 0] == pytest.approx(0.5) and found[2, 2] == pytest.approx(0.98) and found[3, 3] < 0.03
 
 

@@ -116,7 +116,7 @@ def test_parents_of_other_labels_are_left_out_with_a_warning_and_missing_ones_ar
         DataFileError, match="p.csv: 1 parents are not among the 5 labels of the model: 'science'. Add `--hierarchy"
     ):
         parents_of_labels(PARENTS, LABELS[1:], "p.csv")
-    # Also an ancestor that is reached through a name that is no label.
+    # Also an ancestor that is reached through a name that is not a label.
     with pytest.raises(DataFileError, match="2 parents are not among the 1 labels"):
         parents_of_labels({"a": ["b"], "b": ["c"]}, ["a"], "p.csv")
     with pytest.raises(DataFileError, match="but none of them is among the 6 labels of the model"):
@@ -297,7 +297,7 @@ def test_the_model_card_reports_the_hierarchy_and_the_constraints():
 
 
 def test_a_run_adds_parents_as_labels_and_its_label_sets_are_closed(monkeypatch, files, tmp_path, capsys):  # noqa: F811
-    # "space" and "things" are no labels of the documents.
+    # "space" and "things" are not labels of the documents.
     parents = write(tmp_path, "parents.csv", "child,parent\nstars,space\nspace,things\nrobots,things\nmoons,space\n")
     constraints = write(tmp_path, "constraints.json", '[{"labels": ["robots", "markets"], "at_most": 1}]')
     out = tmp_path / "out"
