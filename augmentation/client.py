@@ -237,11 +237,11 @@ def _client(settings: RequestSettings) -> Any:
     if not key and settings.base_url is None:
         raise AugmentationError(
             f"the environment variable {settings.api_key_env} is empty, but OpenAI's endpoint needs a key; set it, or "
-            "name another endpoint with `base_url`."
+            "specify another endpoint with `base_url`."
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise AugmentationError(
-            f"the key in {settings.api_key_env} holds spaces or other characters that cannot be part of a key; copy it again."
+            f"the key in {settings.api_key_env} contains spaces or other characters that cannot be part of a key; copy it again."
         )
     try:
         transport = openai.DefaultAioHttpClient(timeout=settings.timeout)  # half the CPU time per request

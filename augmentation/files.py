@@ -141,7 +141,7 @@ def read_labels(path: str | Path, label_delimiter: str | None = None) -> dict[st
         label_delimiter (`str`, *optional*): Separator of joined labels in a training file.
 
     Raises:
-        AugmentationError: if the file has another form, or holds no label. Other columns are never interpreted as labels.
+        AugmentationError: if the file has another form, or contains no label. Other columns are never interpreted as labels.
     """
     with _reading():
         return label_files.read_labels(path, label_delimiter)

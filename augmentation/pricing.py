@@ -122,7 +122,7 @@ class Budget:
     def _paid_before(self, journal: Journal) -> float:
         if self.price is None:
             raise AugmentationError(
-                f"the price of {self.settings.model!r} is unknown, so `max_cost` cannot be kept; name it in a file given with "
+                f"the price of {self.settings.model!r} is unknown, so `max_cost` cannot be kept; specify it in a file given with "
                 "`prices`, or use `max_requests`."
             )
         total, unknown = 0.0, set()

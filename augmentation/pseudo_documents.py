@@ -154,7 +154,7 @@ class PseudoDocuments:
             self._drop_labels_without_demonstration()
         elif options.length is None:
             self.notes.append(
-                f"Pseudo-documents have about {self.default_length} tokens; name another length with `length`."
+                f"Pseudo-documents have about {self.default_length} tokens; specify another length with `length`."
             )
         self.similar = self._similar_labels(known, train) if hard_share or several_share else {}
         if self.has_train and not self.tail:

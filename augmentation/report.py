@@ -99,7 +99,7 @@ def report(
     pseudo = read_documents(pseudo_documents) if pseudo_documents else []
     if not documents and (trains or not pseudo):
         raise AugmentationError(
-            "the training file holds no document, so there is nothing to report on; give another file."
+            "the training file contains no documents, so there is nothing to report on; give another file."
             if trains
             else "there are neither training documents nor pseudo-documents to report on; give `train` or `pseudo_documents`."
         )

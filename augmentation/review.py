@@ -329,7 +329,7 @@ def review(
     check_writable(output_dir)
     rows = read_pseudo_documents(pseudo_documents)
     if not rows:
-        raise AugmentationError(f"{pseudo_documents} has no pseudo-documents; name a file that has some.")
+        raise AugmentationError(f"{pseudo_documents} has no pseudo-documents; specify a file that has some.")
     scored: Sequence[Mapping[str, float] | None] = [None] * len(rows)
     if callable(scores):
         scored = list(scores([row["text"] for row in rows]))

@@ -130,7 +130,7 @@ def _check_parameters(parameters: Any) -> None:
         if _SECRET_NAME.search(plain):
             raise AugmentationError(
                 f"`parameters` must not hold {name!r}: parameters are stored with each answer, and secrets are read from the "
-                "environment only; name the variable with `api_key_env`."
+                "environment only; specify the variable with `api_key_env`."
             )
         for what, names in _RESERVED.items():
             if plain in names:
@@ -156,6 +156,6 @@ def _check_address(base_url: Any, api_key_env: str) -> None:
         )
     if parts.username is not None or any(_SECRET_NAME.search(name) for name, _ in parse_qsl(parts.query)):
         raise AugmentationError(
-            "`base_url` holds a user name, a password or a key, but secrets are read from the environment only; put the key "
+            "`base_url` contains a user name, a password or a key, but secrets are read from the environment only; put the key "
             f"into {api_key_env} and take it out of the address."
         )

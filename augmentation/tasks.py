@@ -157,7 +157,7 @@ class Origins:
         """Notes and warnings about answers from an endpoint other than `host` or from version 0.1."""
         if self.old:
             warnings.warn(
-                f"{self.old} answers in the journal are in the form of version 0.1; the next version will ask for them again.",
+                f"{self.old} answers in the journal are in the format of version 0.1; the next version will request them again.",
                 FutureWarning,
                 stacklevel=2,
             )

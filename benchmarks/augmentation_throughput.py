@@ -4,8 +4,8 @@ How close the augmentation client comes to the ideal: 5,000 requests at concurre
     python benchmarks/augmentation_throughput.py
 
 The ideal is requests / concurrency x latency. Memory is the resident size of the client's process, whose growth between the first
-and the last tenth of the run must stay flat. A bare aiohttp loop, run right after it, shows what the machine allows at that moment
-(on a machine that has other work to do, neither comes near the ideal). Every answer is written to the journal before the next request takes its place.
+and the last tenth of the run must stay flat. A bare aiohttp loop, run right after it, shows what is possible on the machine at that moment
+(on a busy machine, neither comes close to the ideal). Every answer is written to the journal before the next request takes its place.
 """
 
 import argparse

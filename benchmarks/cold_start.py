@@ -1,20 +1,20 @@
 #!/usr/bin/env python
 """
-What can be had before there are training documents, and with the first few.
+Quality without training documents, and with the first few.
 
     python benchmarks/cold_start.py --data arxiv_mlc --folder shared/data --steps names descriptions pseudo 1 5 20
     python benchmarks/cold_start.py --plot docs/cold_start.png     # the curve, from the results of all data sets
 
 Steps, all on the same test documents:
 
-- `names`, `descriptions`: the cosine of document and label text without and with label descriptions (`start_from_cosines`, what
-  `run_mldc.py` does without training documents). Unlabeled documents, from the training file, give the thresholds.
-- `pseudo`: trained on pseudo-documents of a language model alone, from the cosine on.
-- 1, 5, 20: that number of real documents per label. Trained from the cosine on, trained with the recipe's usual start, and TF-IDF + LinearSVC
+- `names`, `descriptions`: the cosine of document and label text, without and with label descriptions (`start_from_cosines`, as in
+  `run_mldc.py` without training documents). Thresholds come from unlabeled documents of the training file.
+- `pseudo`: trained on pseudo-documents of a language model alone, starting from the cosine.
+- 1, 5, 20: that number of real documents per label. Trained starting from the cosine, trained with the recipe's usual initialization, and TF-IDF + LinearSVC
   on the same documents.
 
-Documents are drawn so that each label has at least the number, where there are as many; frequent labels get more with the documents of others.
-No zero-shot NLI or GLiClass model could be had offline, so there is none.
+Documents are drawn so that each label has at least this number, if available; frequent labels get more through the documents of others.
+There is no zero-shot NLI or GLiClass model in the comparison, because none was available offline.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from transformers import AutoTokenizer, set_seed
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from modeling_sep_mldc.configuration_sep_mldc import recommended_classifier
 from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArguments, recommend_settings
-from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
+from trainer.backbones import freeze_layers, resolve_backbone
 from trainer.baselines import fit_linear_svm
 from trainer.cold_start import start_from_cosines
 from trainer.data import build_label_list, encode_labels, load_pseudo_documents, load_splits, tokenize
@@ -59,12 +59,12 @@ def parse_options():
     parser.add_argument("--max_steps", type=int, default=100, help="Optimizer steps, at most.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default=str(RESULTS))
-    parser.add_argument("--plot", help="Only write this picture.")
+    parser.add_argument("--plot", help="Only write this plot.")
     return parser.parse_args()
 
 
 class Benchmark:
-    """Documents and label texts of a data set, and how a model is measured on them."""
+    """Documents and label texts of a data set, and the evaluation of a model on them."""
 
     def __init__(self, options):
         self.options = options
@@ -89,9 +89,8 @@ class Benchmark:
 
     def new_model(self, descriptions: dict[str, str], **settings) -> SepMldcForMultiLabelClassification:
         set_seed(self.options.seed)
-        dropout = dropout_settings(self.encoder, 0.0)
         return SepMldcForMultiLabelClassification.from_backbone(
-            self.encoder, self.tokenizer, self.labels, descriptions, backbone_kwargs=dropout, **settings
+            self.encoder, self.tokenizer, self.labels, descriptions, **settings
         )
 
     def start(self, model: SepMldcForMultiLabelClassification, texts: list[str], cardinality: float) -> None:
@@ -116,7 +115,7 @@ class Benchmark:
         return {name: found[name] for name in shown}
 
     def draw(self, count: int):
-        """Real documents in random order, until each label has `count` of them where there are as many."""
+        """Real documents in random order, until each label has `count` of them, if available."""
         have = dict.fromkeys(self.labels, 0)
         chosen = []
         rows = list(enumerate(self.train["labels"]))

@@ -7,9 +7,9 @@ Whether a setting of `run_mldc.py` helps, on validation documents: the same docu
 
 A setting is a name and further arguments of the command; the first one is the reference. FOLDER holds train and validation
 .jsonl(.gz) files of {"text", "labels"}. The first `--size` documents of a permutation with seed 0 are the training documents, the first
-`--validation` validation documents tune what the command tunes, and figures come from the other validation documents: test documents are
+`--validation` validation documents are used for tuning, and metrics come from the other validation documents: test documents are
 never read. Intervals are 95% of a paired bootstrap over those documents of the difference from the reference, the mean over seeds.
-The output is one JSON file for all data sets and sizes; a finished run in it is not repeated.
+The output is one JSON file for all data sets and sizes; runs that it already contains are not repeated.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def compare(options) -> None:
             title, _, more = setting.partition("=")
             for seed in options.seeds:
                 options.more = [*options.common, *shlex.split(more)]
-                # Which documents were predicted how is needed for the intervals and too large for git.
+                # Predictions per document are needed for the intervals, but too large for git.
                 path = defaults.RESULTS.parent / "compare_settings" / f"{data}_{options.size}_{title}_{seed}.json"
                 if path.exists():
                     found = json.loads(path.read_text(encoding="utf-8"))

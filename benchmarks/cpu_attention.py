@@ -3,7 +3,7 @@
 Attention in bfloat16 on a CPU: PyTorch's kernel, and `float32_attention`, which training steps use.
 
     python benchmarks/cpu_attention.py
-    python benchmarks/cpu_attention.py --smoke      # checks the structure, says nothing on speed
+    python benchmarks/cpu_attention.py --smoke      # only checks that it runs; timings are meaningless
 
 Two measurements, on one thread, of both in turn; figures are medians, ratios those of neighboring repeats. *kernel*: forward and backward of the attention
 of a MiniLM layer (12 heads of 32 dimensions), by length. *step*: a training step of MiniLM with two trained layers, whose lower
@@ -62,7 +62,7 @@ def compare(function, options, *args) -> dict[str, float]:
     for repeat in range(options.repeats + 1):
         for name, context in CONTEXTS.items():
             taken = seconds(function, context, *args)
-            if repeat:  # the first one prepares
+            if repeat:  # the first repeat is a warm-up
                 times[name].append(taken)
     ratios = [slow / fast for slow, fast in zip(*times.values(), strict=True)]
     return {

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-What a user gets without naming a setting: `run_mldc.py` with defaults, compared with linear models on the same documents.
+Quality with default settings: `run_mldc.py` without further arguments, compared with linear models on the same documents.
 
     python benchmarks/defaults.py run --data FOLDER --sizes 300 1000 --seeds 0 1 2
     python benchmarks/defaults.py fast --data FOLDER
@@ -8,7 +8,7 @@ What a user gets without naming a setting: `run_mldc.py` with defaults, compared
 
 FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}. For each size, the first documents of a permutation with
 seed 0 are the training file, as in `quality.py`; the first documents of the validation file, a tenth of the training documents but
-at least 50, and the first `--test` of the test file are used. Labels are those of the training file as it is. The command gets files, encoder, seed and output folder, and nothing
+at least 50, and the first `--test` of the test file are used. The label set is that of the unmodified training file. The command gets files, encoder, seed and output folder, and nothing
 else. The linear models are TF-IDF + LinearSVC and, where its package is installed, LibMultiLabel's. Their thresholds are tuned on the
 validation documents. `fast` runs `--recipe fast` on 3,000 documents and compares its CPU time with that of encoding every document once, both of
 whole processes, in the precision that the device computes in. All figures come from the ten best labels and the label set of each test document, with intervals of a paired
@@ -20,6 +20,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -63,7 +64,7 @@ def sample(options, size: int, folder: Path) -> None:
 
 class Measured:
     """
-    What the metrics need of each test document, so that a resampled test set costs sums only.
+    Per-document terms of the metrics, so that metrics of a resampled test set are only sums.
 
     Args:
         top (`np.ndarray` of shape `(N, k)`): the best labels of each document, best first.
@@ -124,6 +125,7 @@ def run_command(options, folder: Path, seed: int, task) -> dict:
         row = json.loads(line)
         top.append([task.label2id[entry["label"]] for entry in row["labels"][:TOP]])
         assigned.append([task.label2id[name] for name in row["assigned"]])
+    shutil.rmtree(output)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"top": top, "assigned": assigned, "cpu_seconds": seconds, "peak_mib": after.ru_maxrss / 1024}
 
@@ -241,7 +243,7 @@ def encode(options) -> None:
 
 
 class Documents:
-    """What `measure` needs of a finished comparison."""
+    """The documents of a finished comparison, as `measure` needs them."""
 
     def __init__(self, shared: dict):
         self.counts, self.num_documents, self.gold = (
@@ -255,7 +257,7 @@ def report(options) -> None:
     """
     A markdown table: means over seeds, and the interval of the difference to each linear model; and the same as JSON.
 
-    Rows of the JSON whose detailed results are not at hand stay as they are.
+    Rows of the JSON without detailed results in the folder are left unchanged.
     """
     summary = []
     groups: dict[tuple[str, int], dict[str, list[dict]]] = {}

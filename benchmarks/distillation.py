@@ -6,7 +6,7 @@ Quality and speed of a student of `trainer.distill`, compared with its teacher.
     python benchmarks/distillation.py report
 
 FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}. The student learns from the texts of `--documents`
-training documents, a permutation with seed 0, without their labels. Lexical scores are weighed and thresholds tuned on the first
+training documents, a permutation with seed 0, without their labels. Lexical scores are weighted and thresholds tuned on the first
 `--validation` documents. Metrics are in percent on the first `--test` documents, with the interval of a paired bootstrap of the
 difference. Speed is documents per second of processor time on one thread, the best of several passes over `--speed` test documents:
 of the model alone, of the tokenizer alone, and from text to label set.

@@ -16,7 +16,7 @@ on: validation documents to choose (`--fades`), test documents to confirm. For t
   areas are means over the shares of words of the fall of the logit, and of the logit above that of a document without words.
 - Seconds of one core, and the share of the logit's distance from the bias that `remainder` is.
 
-For the first `--ceilings` documents two methods that cost too much for use: every word masked by itself (Spearman 1 by definition), and a
+For the first `--ceilings` documents two methods that are too expensive in practice: every word masked by itself (Spearman 1 by definition), and a
 greedy search, which measures each remaining word by the pipeline's method again after each twentieth of the words is deleted.
 
 References and curves are computed in bfloat16 where the processor computes it, which moves a word's effect by a twentieth of its
@@ -103,7 +103,7 @@ class Document:
     # ---- Scores of words ----
 
     def pipeline(self, classify) -> tuple[np.ndarray, float]:
-        """Scores, and the share that is no word's."""
+        """Scores, and the share that belongs to no word."""
         answer = classify(self.text, return_explanation=True, explanation_size=10**6, top_k=1)
         (found,) = answer["explanations"].values()
         scores = {(word["start"], word["end"]): word["score"] for word in found["words"]}
@@ -132,7 +132,7 @@ class Document:
         found = method.attribute(embeds, baselines=baseline, n_steps=8, internal_batch_size=8)
         return self.of_words(found.sum(-1)[0].detach() + self.lexical())
 
-    # ---- Methods that cost too much for use ----
+    # ---- Methods that are too expensive in practice ----
 
     def every_word_masked(self) -> np.ndarray:
         every = torch.cat([self.no_words, torch.eye(self.num_words, dtype=torch.bool)])
@@ -187,7 +187,7 @@ def scores_of(document: Document, classify, options, with_ceilings: bool) -> tup
 
 
 def measure(document: Document, classify, options, rng: np.random.Generator, with_ceilings: bool) -> dict:
-    """All figures of one document."""
+    """All metrics of one document."""
     scores, seconds, remainders = scores_of(document, classify, options, with_ceilings)
     scores["random"] = rng.random(document.num_words)
     words = rng.permutation(document.num_words)[: options.words]
@@ -292,7 +292,7 @@ def main() -> None:
         "--fades", nargs="*", default=[], help="other points of the pipeline's method, such as 0 or 0,-1"
     )
     parser.add_argument("--output", default=str(RESULTS))
-    parser.add_argument("--plot", default=None, help="a file for the picture of the curves")
+    parser.add_argument("--plot", default=None, help="a file for the plot of the curves")
     options = parser.parse_args()
     torch.set_num_threads(1)
     files, found, sources = dict(options.files), {}, {}

@@ -1,21 +1,21 @@
 #!/usr/bin/env python
 """
-Whether thresholds with a guarantee keep it: the realized risk on documents that did not choose them.
+Whether the guarantee of thresholds holds: the realized risk on documents that were not used to choose them.
 
     python benchmarks/guarantees.py run --data FOLDER --name arxiv_mlc --size 2000 --work FOLDER
     python benchmarks/guarantees.py plot
 
 FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}. `run_mldc.py` trains a model with its defaults on the first
 `--size` training documents of a permutation with seed 0, a tenth of which it sets aside to choose the checkpoint and the weights of lexical
-scores. The documents of the validation and test files take no part in that. They are scored once. Of each document, the number of labels that
-reach each threshold of the grid and how many of them are right are kept, never the scores of all labels.
+scores. The documents of the validation and test files are not used for this. They are scored once. For each document, only the number of labels that
+reach each threshold of the grid and the number of correct ones among them are kept, not the scores of all labels.
 
 Then, for each of `--splits` random halves of these documents and each objective, one half chooses the threshold as `tune_thresholds` does, and
-the other half measures: the realized risk (mean share of a document's labels that are missed, or mean share of its returned labels that are
-wrong), labels per document, and the share of documents without labels. The same with `--few` documents to choose by. The guarantee is about
+the other half measures the realized risk (mean share of a document's labels that are missed, or mean share of its returned labels that are
+wrong), labels per document, and the share of documents without labels. The same is done with only `--few` documents to choose the threshold. The guarantee is about
 the mean over splits; `above` is the share of single splits whose risk is above the limit.
 
-`kept` is the micro F1 of the documents that are kept when the least certain ones are left to people, with the thresholds that `run_mldc.py`
+`kept` is the micro F1 of the documents that are kept when the least certain ones are sent to human review, with the thresholds that `run_mldc.py`
 tuned, for several measures of certainty. The library uses the expected F1.
 """
 
@@ -50,7 +50,7 @@ Counts = tuple[torch.Tensor, torch.Tensor]
 
 
 def train(options, folder: Path) -> Path:
-    """The checkpoint of one run of the command with defaults; an existing one is taken as it is."""
+    """The checkpoint of one run of the command with defaults; an existing one is reused."""
     output = folder / f"{options.name}_{options.size}"
     if (output / "model.safetensors").exists() and (output / "all_results.json").exists():
         return output

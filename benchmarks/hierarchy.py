@@ -5,8 +5,8 @@ A label hierarchy: the same trained model with and without it, and a model of th
     python benchmarks/hierarchy.py run --data FOLDER --work FOLDER --size 1500
     python benchmarks/hierarchy.py measure --work FOLDER
 
-FOLDER of `--data` holds train / validation / test .jsonl(.gz) files of debtags: the parent of the tag `facet::tag` is its facet, which is no
-label of any document. `run` trains with `run_mldc.py` and its defaults on the first `--size` documents of a permutation with seed 0:
+FOLDER of `--data` holds train / validation / test .jsonl(.gz) files of debtags: the parent of the tag `facet::tag` is its facet, which is not
+a label of any document. `run` trains with `run_mldc.py` and its defaults on the first `--size` documents of a permutation with seed 0:
 
 - `flat`: tags alone;
 - `closure`: `--label_parents_file` and `--hierarchy closure`, so facets are labels too;
@@ -53,7 +53,7 @@ SHOWN = ("hierarchical_precision", "hierarchical_recall", "hierarchical_f1", "f1
 
 
 def run(options) -> None:
-    """Write the files and train the models that are not there yet."""
+    """Write the files and train the models that do not exist yet."""
     work = Path(options.work)
     work.mkdir(parents=True, exist_ok=True)
     sizes = SimpleNamespace(data=options.data, validation=options.validation, test=options.test)

@@ -5,13 +5,13 @@ bare encoder with a linear layer; with P@1, micro F1 and changed label sets of e
 
     python benchmarks/inference_speed.py --checkpoint outputs/quickstart
     python benchmarks/inference_speed.py --checkpoint outputs/arxiv --test_file test.jsonl.gz --calibration_file train.jsonl.gz \
-        --systems fp32 onnx_int8 onnx_int8_whole openvino_int8 --labels      # other ways to int8, see `OTHERS`
-    python benchmarks/inference_speed.py --smoke               # a tiny encoder: checks the structure, not the speed
+        --systems fp32 onnx_int8 onnx_int8_whole openvino_int8 --labels      # other int8 variants, see `OTHERS`
+    python benchmarks/inference_speed.py --smoke               # a tiny encoder: only checks that it runs
 
 All systems run in one process, one batch of each in turn, on the same test documents; speeds are medians, and `x bare` is
-the median of the ratios of neighboring batches, so that a machine that slows down slows all of them. With one thread, time is that of the
-processor. Other label counts than the checkpoint's take its encoder with random labels: they have a speed and no quality.
-Label sets are those at the tuned thresholds; `changed` is the share of documents that get another one than in PyTorch in float32.
+the median of the ratios of neighboring batches, so that a slowdown of the machine affects all of them equally. With one thread, time is that of the
+processor. For label counts other than the checkpoint's, its encoder is used with random labels: only the speed is measured.
+Label sets are those at the tuned thresholds; `changed` is the share of documents whose label set differs from that of PyTorch in float32.
 """
 
 import argparse
@@ -52,7 +52,7 @@ from trainer.metrics import ranking_metrics
 
 
 SYSTEMS = ("bare", "fp32", "bf16", "compiled", "onnx", "onnx_int8")
-# What was tried besides, for `--systems`.
+# Further variants for `--systems`.
 # `whole`: one run for the whole batch; `single`: one for each document; `operator`: with ONNX Runtime's operator for layer normalization;
 # `fused`: attention and layer normalization in ONNX Runtime's operators; `nbits`: 8-bit weights with a scale for 128 inputs;
 # `openvino_int8`: NNCF, calibrated on documents of `--calibration_file`; `openvino_int8_weights`: int8 weights alone;
@@ -139,7 +139,7 @@ def build_onnx(system: str, model: SepMldcForMultiLabelClassification, threads: 
     path = os.path.join(folder, system)
     if system == "onnx_int8_fused":
         config = OnnxConfig(dynamic=True, ort_fusions="cpu")
-        # transformers takes attention apart again, as slower. Here it stays.
+        # transformers splits attention up again, because it considers this slower. Here it is kept.
         steps = onnxruntime_fusions._STEPS
         onnxruntime_fusions._STEPS = tuple(
             step for step in steps if step[0] is not onnxruntime_fusions._unfuse_attentions
@@ -319,9 +319,11 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.smoke:
         options.labels, options.batch_sizes, options.documents, options.rounds = [], [1, 4], 16, 2
-        options.systems = [name for name in SYSTEMS if name != "compiled"]  # a minute of compiling says nothing here
+        options.systems = [
+            name for name in SYSTEMS if name != "compiled"
+        ]  # compiling takes a minute and adds nothing to this check
     elif options.checkpoint is None:
-        parser.error("name a trained model with --checkpoint; `make quickstart` makes one in outputs/quickstart")
+        parser.error("specify a trained model with --checkpoint; `make quickstart` makes one in outputs/quickstart")
     if "compiled" in options.systems and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         print("compiled: left out, because torch.compile needs a C++ compiler")
         options.systems.remove("compiled")
@@ -345,7 +347,7 @@ def main() -> None:
     if len(documents) < max(options.batch_sizes):
         raise SystemExit(
             f"inference_speed.py: there are {len(documents)} test documents, fewer than the batch of {max(options.batch_sizes)}. "
-            "Name a larger `--test_file`, or smaller `--batch_sizes`."
+            "Specify a larger `--test_file`, or smaller `--batch_sizes`."
         )
     rows = []
     for num_labels in [model.config.num_labels, *options.labels]:

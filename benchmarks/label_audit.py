@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-What `trainer.audit_labels` finds of known errors, and what correcting them brings.
+How many known errors `trainer.audit_labels` finds, and how much correcting them helps.
 
     python benchmarks/label_audit.py --data FOLDER --name arxiv_mlc
     python benchmarks/label_audit.py report
@@ -8,13 +8,13 @@ What `trainer.audit_labels` finds of known errors, and what correcting them brin
 FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}. Of the labels of `--documents` training documents, a
 permutation with seed 0, 5% are damaged: every other one is removed, and the others are replaced by a label that the document does not have.
 So there are twice as many missing labels as wrong ones. The wrong label is drawn among all others with equal chances (`uniform`), or by its
-frequency (`frequency`), which is harder to tell from a right one.
+frequency (`frequency`), which is harder to distinguish from a correct one.
 
 - Findings: share of the first k findings that are damage. Errors that the data had before count as false, so this is a lower bound. The same
   for the order of cleanlab (its choice, ranked by self-confidence) on the same probabilities.
 - Training: the classifier of the recipe "fast" over the frozen encoder, on original, damaged and corrected documents; in percent on the first
   `--test` test documents, mean of `--train_seeds` seeds; micro F1 at the threshold that is best on the validation documents. `reviewed n`: a
-  reviewer who knows the truth decides about the first n findings. `accepted 200`: the first 200 are applied unseen. Validation and test documents
+  reviewer who knows the truth decides about the first n findings. `accepted 200`: the first 200 are applied without review. Validation and test documents
   are not damaged.
 """
 
@@ -118,7 +118,7 @@ def measure_findings(found, label_indices, removed: Pairs, added: Pairs, names: 
 def corrected(
     label_indices, found, removed: Pairs, added: Pairs, names: list[str], first: int, knows: bool
 ) -> list[list[int]]:
-    """Label ids after the first findings about documents were decided about: all accepted, or those that are damage."""
+    """Label ids after decisions about the first findings on documents: all accepted, or only those that are damage."""
     ids = {name: index for index, name in enumerate(names)}
     labels = [set(one) for one in label_indices]
     for finding in [f for f in found.findings if f.row is not None][:first]:
@@ -199,7 +199,7 @@ def run(options) -> None:
             continue
         damaged, removed, added = damage(original, len(train.labels), kind, seed)
         start = time.perf_counter()
-        # What `audit_labels` does, with the embeddings at hand.
+        # What `audit_labels` does, given the embeddings.
         folds, trainings.heads.seed = assign_folds(damaged, groups, len(train.labels)), 0
         scores = score_folds(trainings.heads, damaged, folds)
         found = rank_findings(with_labels(texts, damaged, train.labels), scores, groups, hide_progress=True)
@@ -221,7 +221,7 @@ def run(options) -> None:
 
 
 def former_runs(name: str, settings: dict) -> list[dict]:
-    """What is measured already, with the same settings."""
+    """Earlier results with the same settings."""
     written = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     former = written.get(name, {})
     return former.get("runs", []) if all(former.get(key) == value for key, value in settings.items()) else []

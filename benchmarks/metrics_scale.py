@@ -4,15 +4,15 @@ Time and peak memory of the metrics at the size of RCV1's test set (781,265 x 10
 
     python benchmarks/metrics_scale.py
     python benchmarks/metrics_scale.py --reference_python /tmp/reference/bin/python   # also LibMultiLabel and napkinXC
-    python benchmarks/metrics_scale.py --smoke                                         # tiny; checks structure and values
+    python benchmarks/metrics_scale.py --smoke                                         # tiny; checks that it runs and the values agree
 
 The other libraries need a separate environment: `pip install libmultilabel --no-deps`, `pip install napkinxc`.
 
-Every system sees the same batches of scores and multi-hot labels, made from a seed and thrown away after use; each run is a
+Every system sees the same batches of scores and multi-hot labels, generated from a seed and discarded after use; each run is a
 separate process, the systems alternate, and only the time inside the metrics counts: CPU seconds on one thread (the others
-have no more), which a busy machine disturbs least, and wall seconds. Memory is the peak of the whole process
+use only one), which is least affected by other load, and wall seconds. Memory is the peak of the whole process
 and what the run added to it after its imports, one batch included. All systems compute P, R and nDCG at 1, 3 and 5;
-"ours" and LibMultiLabel also micro and macro F1, napkinXC PSP and PSnDCG, "ours, all" everything there is: propensities,
+"ours" and LibMultiLabel also micro and macro F1, napkinXC PSP and PSnDCG, "ours, all" all metrics: propensities,
 head / body / tail, sample F1, histograms. napkinXC gets rankings of five labels from numpy's argpartition, which is
 faster than its own full sort.
 """

@@ -8,11 +8,11 @@ Quality of labels that are added to a trained model: labels held out of training
     python benchmarks/new_labels.py ... --max_train_samples 500 --epochs 1     # a quick look
 
 The held-out labels are drawn by a seed among those with enough test documents and in at most a tenth of the training
-documents; their names are taken out of the training documents, which stay. Then, over the test documents:
+documents; their names are removed from the training documents, which are kept. Then, over the test documents:
 
 - AUC of each new label, and their mean; P@k among the new labels, over the documents that have one of them; macro F1 at the
-  thresholds of the new labels, and how many labels are predicted for each one that there is. For the cosine of document and label text
-  with the encoder as it was before training and as it is after, for `model.add_labels`, and for `fit_new_labels` with 1, 5 and 20 documents per
+  thresholds of the new labels, and the number of predicted labels per true label. For the cosine of document and label text
+  with the encoder before and after training, for `model.add_labels`, and for `fit_new_labels` with 1, 5 and 20 documents per
   label, without and with other documents (means over `--draws` draws of the documents).
 - P@1 and nDCG@5 of the known labels before and after: what adding labels costs the old ones.
 """
@@ -53,7 +53,7 @@ SHOWN = ("auc", "p@1", "p@3", "recall@3", "f1_macro", "predicted_per_true")
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--train_file", required=True)
-    parser.add_argument("--validation_file", required=True, help="For thresholds, and what a cosine is worth.")
+    parser.add_argument("--validation_file", required=True, help="For thresholds, and the calibration of the cosine.")
     parser.add_argument("--test_file", required=True)
     parser.add_argument(
         "--labels_file", help="{label: {name, description}} in .json, or lines of label and description."
@@ -81,8 +81,8 @@ def parse_options():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trained_too", action="store_true", help="Also train with the labels.")
     parser.add_argument("--keep", help="Folder for the trained model without the labels.")
-    parser.add_argument("--kept", help="Such a folder of an earlier call with the same settings: trains nothing.")
-    parser.add_argument("--output", help="JSON file; benchmarks/results/new_labels.json if not given.")
+    parser.add_argument("--kept", help="The folder of an earlier call with the same settings; nothing is trained.")
+    parser.add_argument("--output", help="JSON file; default: benchmarks/results/new_labels.json.")
     return parser.parse_args()
 
 
@@ -259,7 +259,7 @@ def fitted(options, model, tokenizer, rows, new: list[str], embeds: np.ndarray, 
 
 
 def seconds_of_a_fit(options, model, tokenizer, rows, new: list[str]) -> dict[str, float]:
-    """Of one call of `fit_new_labels` with five documents per label."""
+    """Seconds of one call of `fit_new_labels` with five documents per label."""
     has = multi_hot(rows, new).astype(bool)
     chosen = sorted({int(i) for column in has.T for i in np.flatnonzero(column)[:5]})
     documents = [{"text": rows[i]["text"], "labels": [n for n in rows[i]["labels"] if n in new]} for i in chosen]

@@ -4,10 +4,10 @@ Training speed of 1, 2 and 4 gloo processes of one thread each, and whether they
 
     python benchmarks/process_scaling.py                    # a MiniLM-sized random BERT, both label encodings
     python benchmarks/process_scaling.py --small            # a two-layer encoder
-    python benchmarks/process_scaling.py --smoke            # tiny, 1 and 2 processes: the equality, not the speed
+    python benchmarks/process_scaling.py --smoke            # tiny, 1 and 2 processes: checks the equality, not the speed
 
 Each process has `--batch_size` documents per step (weak scaling), in documents per second; efficiency is documents/s over
-processes times the documents/s of one. Processes beyond the number of cores share them, so their efficiency says nothing.
+processes times the documents/s of one. Processes beyond the number of cores share them, so their efficiency is meaningless.
 The equality is checked apart from that, without dropout: N processes whose batches add up to the global batch log the
 losses, classification and contrastive, that one process logs with all of it.
 """
@@ -128,7 +128,7 @@ def make_trainer(task: dict, batch_size: int, steps: int, dropout: float, callba
 
 
 def work(task: dict) -> None:
-    """What each process does; the first one writes what it found to `task["output"]`."""
+    """The work of each process; the first one writes its results to `task["output"]`."""
     torch.set_num_threads(1)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     assert processes == task["processes"], f"{processes} processes started, but {task['processes']} were requested"

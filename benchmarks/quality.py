@@ -3,12 +3,12 @@
 Quality of SEP-MLDC, of SEP-MLDC without each of its modules, and of alternatives, on the same splits.
 
     python benchmarks/quality.py run --data FOLDER --train-size 3000 --systems linear bare sep-mldc --seeds 0
-    python benchmarks/quality.py lexical --data FOLDER --work FOLDER --systems sep-mldc   # lexical scores anew, no training
-    python benchmarks/quality.py thresholds --data FOLDER --work FOLDER --systems sep-mldc   # F1 anew, of kept scores
+    python benchmarks/quality.py lexical --data FOLDER --work FOLDER --systems sep-mldc   # refit lexical scores, no training
+    python benchmarks/quality.py thresholds --data FOLDER --work FOLDER --systems sep-mldc   # recompute F1 from stored scores
     python benchmarks/quality.py report --output docs/results.md --picture docs/results.png
 
 FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}, and may hold `label_descriptions.jsonl`
-and `pseudo_documents.jsonl` (or name them with --descriptions and --pseudo). A run that was finished is not run again.
+and `pseudo_documents.jsonl` (or specify them with --descriptions and --pseudo). Finished runs are not repeated.
 
 Protocol: the training documents are the first `--train-size` of a permutation with seed 0 (the same for every system and
 seed); labels are those of the whole training file; propensities and head / body / tail count the real training documents used.
@@ -35,6 +35,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     Trainer,
@@ -44,8 +45,9 @@ from transformers import (
 )
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
+from modeling_sep_mldc.encoder_sep_mldc import dropout_settings
 from trainer import SepMldcDataCollator, SepMldcTrainer, SepMldcTrainingArguments
-from trainer.backbones import dropout_settings, freeze_layers, resolve_backbone
+from trainer.backbones import freeze_layers, resolve_backbone
 from trainer.baselines import fit_linear_svm
 from trainer.data import (
     add_pseudo_documents,
@@ -103,7 +105,7 @@ PRINTED = {
 }
 SEP_MLDC = {
     "sep-mldc": RECIPE,
-    # The same encoder, pooled over its tokens, with a plain MLP: nothing of the method.
+    # The same encoder, pooled over its tokens, with a plain MLP: without any module of the method.
     "encoder + mlp": change(
         model={**PRINTED, "label_attention": False},
         arguments={"label_loss_weight": 0.0, "document_loss_weight": 0.0},
@@ -128,7 +130,7 @@ SEP_MLDC = {
     "sep-mldc as printed": change(model=PRINTED, arguments={"label_encoding": "encoder"}),
 }
 LINEAR = {"linear": False, "linear + pseudo": True}
-# Where its package is installed: `pip install --no-deps libmultilabel sparsekmeans python-graphblas liblinear-multicore`.
+# If its package is installed: `pip install --no-deps libmultilabel sparsekmeans python-graphblas liblinear-multicore`.
 # `pip install omikuji` for Bonsai. PECOS (libpecos 1.2.8) installs, but runs neither with NumPy 2 nor with the SciPy that transformers 5 comes with.
 OTHERS = ["LibMultiLabel 1-vs-rest", "omikuji Bonsai"]
 SYSTEMS = [*LINEAR, *OTHERS, "frozen + logistic regression", "bare", "bare + pseudo", *SEP_MLDC]
@@ -186,7 +188,7 @@ def load_task(options) -> Task:
     missing = [split for split, path in files.items() if path is None]
     if missing:
         raise SystemExit(
-            f"{folder} has no {missing[0]}.jsonl or {missing[0]}.jsonl.gz. Name a folder with all three splits."
+            f"{folder} has no {missing[0]}.jsonl or {missing[0]}.jsonl.gz. Specify a folder with all three splits."
         )
     splits = load_splits(**{f"{split}_file": path for split, path in files.items()})
     labels = build_label_list(splits["train"])
@@ -315,7 +317,7 @@ def run_omikuji(task: Task, system: str, seed: int):
     def scores_of(dataset):
         transformed = vectorizer.transform(dataset["text"])
         for at in range(0, transformed.shape[0], 256):
-            # Probabilities of the best labels, as logits; all others are as good as ruled out.
+            # Probabilities of the best labels, as logits; all others are practically ruled out.
             scores = torch.full((min(256, transformed.shape[0] - at), len(task.labels)), -30.0)
             for position, row in enumerate(transformed[at : at + 256]):
                 row.sort_indices()
@@ -393,7 +395,7 @@ class KeepBest(TrainerCallback):
 
 
 def batches_of_logits(trainer, dataset):
-    """Of the bare encoder's trainer or of ours; calibrated, where the model is."""
+    """Batches of logits of the bare encoder's trainer or of ours, calibrated if the model is."""
     trainer.model.eval()
     for batch in trainer.get_test_dataloader(dataset.remove_columns("label_indices")):
         inputs = {name: value.to(trainer.model.device) for name, value in batch.items()}
@@ -446,7 +448,7 @@ def run_bare(task: Task, system: str, seed: int):
         backbone,
         num_labels=len(task.labels),
         problem_type="multi_label_classification",
-        **dropout_settings(backbone, task.options.backbone_dropout),
+        **dropout_settings(AutoConfig.from_pretrained(backbone), task.options.backbone_dropout),
     )
     metrics = None
 
@@ -511,7 +513,7 @@ def run_sep_mldc(task: Task, system: str, seed: int):
         label_frequencies=task.counts / task.num_documents,
         label_counts=[int(count) for count in task.counts],
         num_train_documents=task.num_documents,
-        backbone_kwargs=dropout_settings(backbone, task.options.backbone_dropout),
+        backbone_dropout=task.options.backbone_dropout,
         encoder_max_length=task.options.max_length,
         **{**recipe["model"], **task.options.model},
     )
@@ -563,7 +565,7 @@ def add_lexical(task: Task, trainer, train, validation, test, system: str, seed:
 
 
 def lexical(options) -> None:
-    """Fit the lexical scores of the models in the `--work` folder anew, without training."""
+    """Refit the lexical scores of the models in the `--work` folder, without training."""
     task = load_task(options)
     for system, seed in itertools.product(options.systems, options.seeds):
         name = run_name(task, system, seed)
@@ -585,7 +587,7 @@ def lexical(options) -> None:
 
 
 def thresholds(options) -> None:
-    """Tune the thresholds of finished systems anew, on the scores in the `--work` folder, and measure F1 again."""
+    """Tune the thresholds of finished systems again, on the scores in the `--work` folder, and recompute F1."""
     task = load_task(options)
     for system, seed in itertools.product(options.systems, options.seeds):
         name = run_name(task, system, seed)

@@ -1,4 +1,4 @@
-"""Tables, intervals and the picture of what `quality.py` has measured."""
+"""Tables, intervals and the plot of the results of `quality.py`."""
 
 import json
 from pathlib import Path

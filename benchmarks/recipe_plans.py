@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-The plans of `recipe_sweep.py`: which groups of runs are trained, the most telling first.
+The plans of `recipe_sweep.py`: which groups of runs are trained, the most informative first.
 
     python benchmarks/recipe_plans.py screening > plan.json
     python benchmarks/recipe_plans.py second > plan.json
@@ -144,7 +144,7 @@ SECOND = {"softmax": 0.0, "mlp": 0.0, "dropout": 0.5, "head_lr": 1e-3}
 
 
 def variants(labels: int) -> dict[str, dict]:
-    """What the screening left open: losses and rates of a head of label similarities alone."""
+    """Questions that the screening left open: losses and rates of a head of label similarities alone."""
     second = {**SECOND, "decoupled": 1.0}
     return {
         "bce": SECOND,

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Whether labels with similar texts are labels that occur together: what pseudo-documents from labels alone rely on.
+Whether labels with similar texts occur together, which pseudo-documents from labels alone rely on.
 
     python benchmarks/similar_labels.py --folder shared/data
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Resident memory while a stream of documents that never fits in memory passes through a training start.
+Resident memory while a stream of documents that does not fit into memory passes through the start of a training run.
 
     python benchmarks/streaming.py --documents 5000000
     python benchmarks/streaming.py --smoke
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="training steps before the loader runs alone")
     parser.add_argument("--shuffle_buffer_size", type=int, default=10_000, help="0: file order")
     parser.add_argument("--tolerance_mib", type=float, default=50.0)
-    parser.add_argument("--smoke", action="store_true", help="few documents: checks the structure only")
+    parser.add_argument("--smoke", action="store_true", help="few documents: only checks that it runs")
     options = parser.parse_args()
     if options.smoke:
         options.documents, options.words, options.steps, options.shuffle_buffer_size = 2000, 8, 2, 100

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-`run_mldc.py` with another classification loss, one that was made for rare labels and is not part of the package.
+`run_mldc.py` with a different classification loss, designed for rare labels and not part of the package.
 
     python benchmarks/tail_losses.py distribution+decoupled --train_file train.jsonl --do_train --do_predict --output_dir OUT ...
 

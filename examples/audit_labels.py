@@ -107,18 +107,18 @@ def audit(options: AuditArguments) -> None:
     """Write the findings, and print them on one page."""
     for name in ("train_file", "model_name_or_path"):
         if not getattr(options, name):
-            raise ValueError(f"`--{name}` is not given, but an audit needs documents and an encoder. Name it.")
+            raise ValueError(f"`--{name}` is not given, but an audit needs documents and an encoder. Specify it.")
     path = options.findings_file
     description = description_path(path)  # a wrong extension is reported before files are searched
     others = [name for name in (options.label_list_file, options.label_descriptions_file) if name]
     check_findings_file(path, [*expand_files(options.train_file), *others])
     if os.path.exists(path) and not options.overwrite:
         raise ValueError(
-            f"{path} exists, perhaps with decisions. Name another `--findings_file`, or replace it with `--overwrite`."
+            f"{path} exists, perhaps with decisions. Specify another `--findings_file`, or replace it with `--overwrite`."
         )
     if os.path.exists(description) and not options.overwrite:
         raise ValueError(
-            f"{description} exists, but the description of the findings is written there. Name another `--findings_file`, or "
+            f"{description} exists, but the description of the findings is written there. Specify another `--findings_file`, or "
             "replace it with `--overwrite`."
         )
     make_writable_folder(os.path.dirname(path) or ".")

@@ -20,7 +20,7 @@ from transformers import set_seed
 
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
 from trainer.command_line import parse_arguments, run_program
-from trainer.data import count_unknown_labels, encode_labels, load_splits, tokenize
+from trainer.data import close_labels, count_unknown_labels, encode_labels, load_splits, tokenize
 from trainer.distillation import DEFAULTS, DistillationTrainer
 from trainer.inference import load_trained
 from trainer.run_arguments import run_defaults
@@ -75,10 +75,10 @@ def main() -> None:
     )
     for name in ("teacher", "train_file"):
         if not getattr(options, name):
-            raise ValueError(f"`--{name}` is not given, but a student learns from a teacher on documents. Name it.")
+            raise ValueError(f"`--{name}` is not given, but a student learns from a teacher on documents. Specify it.")
     if os.path.realpath(args.output_dir) == os.path.realpath(options.teacher):
         raise ValueError(
-            f"`--output_dir` is {args.output_dir!r}, the folder of the teacher, which the student would replace. Name another folder."
+            f"`--output_dir` is {args.output_dir!r}, the folder of the teacher, which the student would replace. Specify another folder."
         )
     check_output_folder(args.output_dir, ("distillation.json",))
     set_seed(args.seed)
@@ -108,6 +108,8 @@ def read_documents(options: DistillArguments, config, tokenizer) -> dict[str, An
         columns |= {"label_column": options.label_column, "label_delimiter": options.label_delimiter}
         for split, dataset in load_splits(**labeled, **columns).items():
             count_unknown_labels(dataset, config.labels, split)
+            if config.hierarchy is not None:  # the teacher's label sets and thresholds refer to closed labels
+                dataset = close_labels(dataset, config.label_parents)
             found[split] = encode_labels(dataset, config.label2id)
     return {split: tokenize(dataset, tokenizer, options.max_length) for split, dataset in found.items()}
 

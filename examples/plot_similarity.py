@@ -75,7 +75,7 @@ def compare_labels(model: SepMldcForMultiLabelClassification, train, num_labels:
     chosen = [index for index in np.argsort(-counts, kind="stable")[:num_labels].tolist() if counts[index]]
     if len(chosen) < MINIMUM:
         raise ValueError(
-            f"The training file has {len(chosen)} labels that the checkpoint knows, but {MINIMUM} are needed. Name the file it "
+            f"The training file has {len(chosen)} labels that the checkpoint knows, but {MINIMUM} are needed. Specify the file it "
             "was trained on."
         )
     jaccard, _ = label_similarity(multi_hot(train["label_indices"], chosen))
@@ -90,7 +90,7 @@ def compare_labels(model: SepMldcForMultiLabelClassification, train, num_labels:
 def compare_documents(model: SepMldcForMultiLabelClassification, tokenizer, documents, max_length: int) -> dict:
     """Both matrices of `documents`, a data set with `text` and `label_indices`."""
     if len(documents) < MINIMUM:
-        raise ValueError(f"There are {len(documents)} documents, but {MINIMUM} are needed. Name a larger file.")
+        raise ValueError(f"There are {len(documents)} documents, but {MINIMUM} are needed. Specify a larger file.")
     embeds = []
     for batch in tqdm(documents.iter(8), total=-(-len(documents) // 8), desc="Encoding", unit="batch"):
         inputs = tokenizer(batch["text"], padding=True, truncation=True, max_length=max_length, return_tensors="pt")

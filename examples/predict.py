@@ -103,7 +103,7 @@ class PredictArguments:
     min_expected_f1: float | None = field(
         default=None,
         metadata={
-            "help": "Also abstain from documents whose expected F1, according to the probabilities, is lower; from 0 to 1. The report of "
+            "help": "Also abstain on documents whose expected F1, according to the probabilities, is lower; from 0 to 1. The report of "
             "run_mldc.py shows how many documents each value sends to human review."
         },
     )
@@ -176,12 +176,12 @@ class PredictArguments:
 
     def _check_files(self) -> None:
         if not self.output_file or not all(self.input_file):
-            raise ValueError("`--input_file` or `--output_file` is empty. Name a file, or - for a standard stream.")
+            raise ValueError("`--input_file` or `--output_file` is empty. Specify a file, or - for a standard stream.")
         if self.output_file == "-" and self.resume:
-            raise ValueError("`--resume` needs a file, but `--output_file` is standard output. Name a file.")
+            raise ValueError("`--resume` needs a file, but `--output_file` is standard output. Specify a file.")
         if self.output_file == "-" and self.abstained_file:
             raise ValueError(
-                "`--abstained_file` is made from the output, but `--output_file` is standard output. Name a file."
+                "`--abstained_file` is made from the output, but `--output_file` is standard output. Specify a file."
             )
         if "-" in self.input_file and len(self.input_file) > 1:
             raise ValueError(
@@ -208,11 +208,11 @@ def input_paths(args: PredictArguments) -> list[str]:
         kind = format_of(path, args)
         if kind not in STREAMED_FORMATS and not is_regular(path):
             raise ValueError(
-                f"{path}: {kind} cannot be read from a pipe. Name a file, or send {' or '.join(STREAMED_FORMATS)}."
+                f"{path}: {kind} cannot be read from a pipe. Specify a file, or send {' or '.join(STREAMED_FORMATS)}."
             )
         if kind == "txt" and (args.text_columns or args.id_column):
             raise ValueError(
-                f"{path}: a text file has no columns. Leave out `--text_columns` and `--id_column`, or name the format of the file "
+                f"{path}: a text file has no columns. Leave out `--text_columns` and `--id_column`, or specify the format of the file "
                 "with `--input_format`."
             )
     return paths
@@ -312,7 +312,7 @@ class DirectOutput:
         if path != "-":
             self.name, self._stream = path, open(path, "wb", buffering=0)
         elif sys.stdout is None:
-            raise ValueError("Standard output is closed. Open it (`> file`), or name a file with `--output_file`.")
+            raise ValueError("Standard output is closed. Open it (`> file`), or specify a file with `--output_file`.")
         else:
             self.name, self._stream = "Standard output", sys.stdout.buffer
 
@@ -351,7 +351,7 @@ def open_output(args: PredictArguments, paths: list[str]) -> DirectOutput | Resu
     if path == "-" or is_special(path):
         if args.resume or args.abstained_file:
             name = "resume" if args.resume else "abstained_file"
-            raise ValueError(f"`--{name}` needs a file, but {path} is a pipe or a device. Name a file.")
+            raise ValueError(f"`--{name}` needs a file, but {path} is a pipe or a device. Specify a file.")
         return DirectOutput(path)
     return ResumableLines(path, resume=args.resume, overwrite=args.overwrite_output_file)
 
@@ -361,15 +361,15 @@ def check_abstained_file(args: PredictArguments, paths: list[str]) -> None:
     path = str(args.abstained_file)
     written = [args.output_file, f"{args.output_file}.partial", f"{args.output_file}.journal"]
     if os.path.realpath(path) in map(os.path.realpath, written):
-        raise ValueError(f"`--abstained_file` is {path}, which the output is written to. Name another file.")
+        raise ValueError(f"`--abstained_file` is {path}, which the output is written to. Specify another file.")
     check_apart(path, [*paths, *model_files(args.model_name_or_path)], "--abstained_file")
     folder = os.path.dirname(os.path.realpath(path))
     if os.path.isdir(path) or not os.access(folder, os.W_OK):
         raise ValueError(
-            f"`--abstained_file` {path} cannot be written. Name a file in a folder that exists and is writable."
+            f"`--abstained_file` {path} cannot be written. Specify a file in a folder that exists and is writable."
         )
     if os.path.exists(path) and not is_special(path) and not (args.resume or args.overwrite_output_file):
-        raise ValueError(f"{path} exists. Name another `--abstained_file`, or add `--overwrite_output_file`.")
+        raise ValueError(f"{path} exists. Specify another `--abstained_file`, or add `--overwrite_output_file`.")
 
 
 def check_apart(output: str, others: list[str], argument: str = "--output_file") -> None:
@@ -381,7 +381,7 @@ def check_apart(output: str, others: list[str], argument: str = "--output_file")
                 if is_special(written):
                     continue  # a terminal
                 raise ValueError(
-                    f"`{argument}` would write to {written}, which is read as {other}. Name another output."
+                    f"`{argument}` would write to {written}, which is read as {other}. Specify another output."
                 )
 
 
@@ -431,10 +431,10 @@ def fingerprint_of(classify: MultiLabelDocumentClassificationPipeline, args: Pre
 
 
 def check_fingerprint(classify, args: PredictArguments, expected: dict[str, Any]) -> None:
-    """Whether a worker has loaded the model that the prediction was begun with."""
+    """Whether a worker has loaded the model that the prediction was started with."""
     if fingerprint_of(classify, args) != expected:
         raise ValueError(
-            f"{args.model_name_or_path} has changed since this prediction was begun. Name a model that stays as it is."
+            f"{args.model_name_or_path} has changed since this prediction was started. Specify a model that does not change."
         )
 
 
@@ -535,7 +535,7 @@ def skip_done(documents: Iterator[Document], output: DirectOutput | ResumableLin
         so_far = seen.add([document])
     if output.num_done and so_far != output.input_digest:
         raise ValueError(
-            f"The first {output.num_done} documents are not those that {output.path} was begun with. Resume with the same input, "
+            f"The first {output.num_done} documents are not those that {output.path} was started with. Resume with the same input, "
             "or start again with `--overwrite_output_file`."
         )
 
@@ -543,7 +543,7 @@ def skip_done(documents: Iterator[Document], output: DirectOutput | ResumableLin
 def check_not_grown(rest: Iterator[Document], args: PredictArguments) -> None:
     if next(rest, None) is not None:
         raise ValueError(
-            f"{args.output_file} is complete, but the input has grown since. Name another output, or start again with "
+            f"{args.output_file} is complete, but the input has grown since. Specify another output, or start again with "
             "`--overwrite_output_file`."
         )
 
@@ -603,7 +603,7 @@ def report_abstained(args: PredictArguments, paths: list[str], num_documents: in
         where = f" {args.abstained_file} lists them."
     if num_abstained:
         print(
-            f"The model abstains from {num_abstained:,} of {num_documents:,} documents: none of their labels reaches its threshold.{where}",
+            f"The model abstains on {num_abstained:,} of {num_documents:,} documents: it assigns no label to them.{where}",
             file=sys.stderr,
         )
 

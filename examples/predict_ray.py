@@ -136,7 +136,7 @@ def connect(args: ClusterArguments) -> int:
     wanted = args.num_workers or max(room, 1)
     if room < wanted:
         raise ValueError(
-            f"{wanted} workers of {args.cpus_per_worker} CPUs and {args.gpus_per_worker:g} GPUs were asked for, but the cluster has "
+            f"{wanted} workers of {args.cpus_per_worker} CPUs and {args.gpus_per_worker:g} GPUs were requested, but the cluster has "
             f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs, enough for {room}. Lower `--num_workers`, "
             "`--cpus_per_worker` or `--gpus_per_worker`."
         )

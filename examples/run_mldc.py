@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """
-Fine-tune, evaluate and run SEP-MLDC on documents with several labels each.
+Fine-tune, evaluate and run SEP-MLDC for multi-label document classification.
 
     accelerate launch examples/run_mldc.py examples/configs/quickstart.json
     accelerate launch examples/run_mldc.py --train_file train.csv --validation_file dev.csv --model_name_or_path roberta-base \
         --label_delimiter ";" --output_dir outputs --do_train --do_eval
 
-All arguments: `python examples/run_mldc.py --help`. They can be given in one JSON or YAML file instead.
+`python examples/run_mldc.py --help` lists all arguments. They can also be given in a JSON or YAML file.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from modeling_sep_mldc.configuration_sep_mldc import recommended_classifier
 from modeling_sep_mldc.encoder_sep_mldc import limit_tokenizer, set_padding_token
 from trainer import SepMldcTrainer
 from trainer.adapters import add_lora_adapters
-from trainer.backbones import dropout_settings, freeze_layers, loading_problem, resolve_backbone
+from trainer.backbones import freeze_layers, loading_problem, resolve_backbone
 from trainer.checkpoints import last_whole_checkpoint
 from trainer.cold_start import (
     MAX_DOCUMENTS,
@@ -110,7 +110,7 @@ class Encoder(NamedTuple):
 
     Attributes:
         name (`str`): folder or Hub name.
-        config (`PreTrainedConfig`): of the encoder or the checkpoint.
+        config (`PreTrainedConfig`): configuration of the encoder or the checkpoint.
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
         trained (`bool`): whether it is a trained SEP-MLDC checkpoint.
     """
@@ -146,7 +146,7 @@ def run(settings: RunSettings) -> None:
     if settings.args.do_train:
         with trainer.cached_frozen_layers("validation" in data.encoded, reserved_bytes=needs.disk_bytes):
             fit(settings, data, trainer)
-            if settings.args.do_eval:  # as long as the states of the validation documents are stored
+            if settings.args.do_eval:  # while the states of the validation documents are still cached
                 result = evaluate_validation(data, trainer)
     else:
         if data.starts_cold:
@@ -169,7 +169,7 @@ def run(settings: RunSettings) -> None:
 
 
 def read_settings(argv: list[str]) -> RunSettings:
-    """Parse the arguments and check all that can be checked before anything is read."""
+    """Parse the arguments and check everything that can be checked before data is read."""
     groups, named = parse_arguments(
         ARGUMENT_GROUPS,
         argv,
@@ -185,26 +185,26 @@ def read_settings(argv: list[str]) -> RunSettings:
         logging.set_verbosity_info() if args.get_process_log_level() <= 20 else logging.set_verbosity_warning()
     if any(word.partition("=")[0].replace("-", "_") == "__hub_token" for word in argv):
         logger.warning(
-            "`--hub_token` is on the command line, where process lists show it, and accelerate prints the whole command when a "
+            "`--hub_token` on the command line is visible in process lists, and accelerate prints the whole command when a "
             "run fails. Set the environment variable HF_TOKEN or use `hf auth login` instead."
         )
     if named.get("bf16") and args.use_cpu and not is_bfloat16_native(use_cpu=True):
         logger.warning(
             f"`--bf16` is emulated by this processor: in a short test it took {bfloat16_slowdown():.1f} times as long as float32. "
-            "Leave it out."
+            "Remove the flag."
         )
     set_seed(args.seed)
     return settings
 
 
 def check_output_dir(settings: RunSettings) -> None:
-    """Refuse to mix two runs in one folder, and a folder that cannot be written."""
+    """Refuse a folder that already holds another run or cannot be written to."""
     args = settings.args
     if str(args.resume_from_checkpoint).lower() in ("true", "last"):
         args.resume_from_checkpoint = True
     elif args.do_train and args.resume_from_checkpoint and not os.path.isdir(args.resume_from_checkpoint):
         raise ValueError(
-            f"`--resume_from_checkpoint` is {args.resume_from_checkpoint!r}, but there is no such folder. Name a checkpoint of the run, "
+            f"`--resume_from_checkpoint` is {args.resume_from_checkpoint!r}, but there is no such folder. Specify a checkpoint of the run, "
             "such as outputs/checkpoint-100, or `last`."
         )
     if args.should_save and not settings.run.dry_run:
@@ -214,8 +214,8 @@ def check_output_dir(settings: RunSettings) -> None:
     written = (os.path.join(args.output_dir, name) for name in ("all_results.json", "config.json"))
     if last_whole_checkpoint(args.output_dir) or any(map(os.path.exists, written)):
         raise ValueError(
-            f"The output folder {args.output_dir!r} already holds a run. Add `--resume_from_checkpoint last` to go on with it, "
-            "`--overwrite_output_dir` to write over it, or name another `--output_dir`."
+            f"The output folder {args.output_dir!r} already contains a run. Add `--resume_from_checkpoint last` to continue it, "
+            "`--overwrite_output_dir` to overwrite it, or specify another `--output_dir`."
         )
 
 
@@ -223,14 +223,14 @@ def check_output_dir(settings: RunSettings) -> None:
 
 
 def find_encoder(settings: RunSettings) -> Encoder:
-    """Load configuration and tokenizer, and check that they fit the settings."""
+    """Load the configuration and the tokenizer, and check that they are compatible with the settings."""
     name, revision = resolve_backbone(settings.model.model_name_or_path), settings.model.model_revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         config = AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"The encoder {settings.model.model_name_or_path!r} cannot be loaded: {loading_problem(name, error)} Name a Hub model or a "
+            f"The encoder {settings.model.model_name_or_path!r} cannot be loaded: {loading_problem(name, error)} Specify a Hub model, or a "
             "folder with config, weights and tokenizer."
         ) from error
     trained = config.model_type == "sep_mldc"
@@ -246,7 +246,7 @@ def find_encoder(settings: RunSettings) -> Encoder:
 
 
 def prepare_data(settings: RunSettings, encoder: Encoder) -> RunData:
-    """Read and check all input, collect the labels, tokenize. Errors in the input are found here."""
+    """Read and check all input, collect the labels, and tokenize. Invalid input raises an error here."""
     args, checkpoint = settings.args, encoder.config if encoder.trained else None
     documents = read_documents(settings)
     label_parents, hierarchy = read_hierarchy(settings, documents, checkpoint)
@@ -271,7 +271,7 @@ def prepare_data(settings: RunSettings, encoder: Encoder) -> RunData:
         data.descriptions = load_label_descriptions(settings.labels.label_descriptions_file, labels)
     data.label_sets = label_set_fields(settings, labels, label_parents, hierarchy, checkpoint)
 
-    # After the labels were collected from all training documents, so that a short trial has the same ones.
+    # Truncate only after the labels have been collected from all training documents, so that a short trial has the same labels.
     for split in documents:
         limit = settings.data.max_train_samples if split == "train" else settings.data.max_eval_samples
         documents[split] = first_documents(documents[split], limit)
@@ -301,7 +301,7 @@ def prepare_data(settings: RunSettings, encoder: Encoder) -> RunData:
 
 
 def choose_metrics(settings: RunSettings, num_labels: int) -> None:
-    """Check the k of the metrics against the number of labels, and choose what early stopping looks at."""
+    """Check the k of the metrics against the number of labels, and choose the metric for early stopping."""
     args = settings.args
     ks = args.cutoffs(num_labels)
     if settings.run.early_stopping_patience is not None and "metric_for_best_model" not in settings.named:
@@ -309,7 +309,7 @@ def choose_metrics(settings: RunSettings, num_labels: int) -> None:
 
 
 def check_work(settings: RunSettings, starts_cold: bool) -> None:
-    """Without training documents, a model that is in the output folder must not be replaced by one that was not trained."""
+    """Check that there is something to do, and that an untrained model does not overwrite a model in the output folder."""
     args, run = settings.args, settings.run
     if not starts_cold:
         if not (args.do_train or args.do_eval or args.do_predict or run.dry_run):
@@ -317,14 +317,14 @@ def check_work(settings: RunSettings, starts_cold: bool) -> None:
         return
     if run.refit_on_all:
         raise ValueError(
-            "`--refit_on_all` trains again on training and validation documents, but there are no training documents. Leave it out."
+            "`--refit_on_all` trains again on training and validation documents, but there are no training documents. Remove the flag."
         )
     if os.path.exists(os.path.join(args.output_dir, "config.json")) and not (
         args.resume_from_checkpoint or run.overwrite_output_dir or run.dry_run
     ):
         raise ValueError(
-            f"The output folder {args.output_dir!r} already holds a model. Add `--overwrite_output_dir` to write over it, or name "
-            "another `--output_dir`."
+            f"The output folder {args.output_dir!r} already contains a model. Add `--overwrite_output_dir` to overwrite it, or "
+            "specify another `--output_dir`."
         )
 
 
@@ -349,7 +349,7 @@ def show_data(settings: RunSettings, data: RunData, tokenizer) -> None:
 
 
 def build_model(settings: RunSettings, data: RunData, encoder: Encoder) -> SepMldcForMultiLabelClassification:
-    """A trained checkpoint as it is, or a new head on an encoder."""
+    """Load a trained checkpoint, or add a new head to an encoder."""
     given = settings.model
     if encoder.trained:
         model = SepMldcForMultiLabelClassification.from_pretrained(encoder.name, revision=given.model_revision)
@@ -358,7 +358,6 @@ def build_model(settings: RunSettings, data: RunData, encoder: Encoder) -> SepMl
     else:
         if data.starts_cold:
             given = for_a_cold_start(settings, data)
-        dropout = dropout_settings(encoder.name, given.backbone_dropout, revision=given.model_revision)
         counted = {}
         if not data.starts_cold:
             counted = {
@@ -382,7 +381,8 @@ def build_model(settings: RunSettings, data: RunData, encoder: Encoder) -> SepMl
             token_attention=given.token_attention,
             token_attention_size=given.token_attention_size,
             max_label_length=settings.args.max_label_length,
-            backbone_kwargs={"revision": given.model_revision, **dropout},
+            backbone_dropout=given.backbone_dropout,
+            backbone_kwargs={"revision": given.model_revision},
             encoder_max_length=given.encoder_max_length,
             **counted,
             parents_in_label_texts=settings.labels.parents_in_label_texts,
@@ -398,7 +398,7 @@ def build_model(settings: RunSettings, data: RunData, encoder: Encoder) -> SepMl
 
 
 def for_a_cold_start(settings: RunSettings, data: RunData) -> ModelArguments:
-    """The head that compares label texts, where the user named no other."""
+    """Model settings for a head that compares documents with label texts, except those that the user specified."""
     given, named = settings.model, settings.named
     chosen = {"classifier_bias_init": "zero"}
     if not settings.args.do_train:
@@ -407,7 +407,7 @@ def for_a_cold_start(settings: RunSettings, data: RunData) -> ModelArguments:
 
 
 def labels_per_document(settings: RunSettings, data: RunData) -> float:
-    """What the user said, or what the pseudo-documents have, or 1."""
+    """The value set by the user, or else the mean over the pseudo-documents, or else 1."""
     if settings.labels.labels_per_document is not None:
         return settings.labels.labels_per_document
     pseudo = data.documents.get("train")
@@ -415,7 +415,7 @@ def labels_per_document(settings: RunSettings, data: RunData) -> float:
 
 
 def build_trainer(settings: RunSettings, data: RunData, model, tokenizer) -> SepMldcTrainer:
-    """A trainer that shows short lines and the time that is left, and tells the model card what it was trained on."""
+    """A trainer that logs short lines and the remaining time, and passes the training data and settings to the model card."""
     patience = settings.run.early_stopping_patience
     trainer = SepMldcTrainer(
         model=model,
@@ -443,7 +443,7 @@ def build_trainer(settings: RunSettings, data: RunData, model, tokenizer) -> Sep
 
 
 def check_metric_for_best_model(trainer: SepMldcTrainer) -> None:
-    """An unknown metric would be noticed after the first evaluation only."""
+    """Refuse an unknown metric now; otherwise, the run would fail only after the first evaluation."""
     args = trainer.args
     if not args.do_train or args.metric_for_best_model is None:
         return
@@ -453,8 +453,8 @@ def check_metric_for_best_model(trainer: SepMldcTrainer) -> None:
     known = [*losses, *probe.compute()]
     if args.metric_for_best_model.removeprefix("eval_") not in known:
         raise ValueError(
-            f"`--metric_for_best_model` is {args.metric_for_best_model!r}, but an evaluation measures {', '.join(known)}. Choose one "
-            "of them."
+            f"`--metric_for_best_model` is {args.metric_for_best_model!r}, but an evaluation reports {', '.join(known)}. Choose one "
+            "of these."
         )
 
 
@@ -462,14 +462,14 @@ def check_metric_for_best_model(trainer: SepMldcTrainer) -> None:
 
 
 def fit(settings: RunSettings, data: RunData, trainer: SepMldcTrainer) -> None:
-    """Train and save, then fit lexical scores and thresholds."""
+    """Train and save, then fit lexical scores and tune thresholds."""
     result = trainer.train(resume_from_checkpoint=settings.args.resume_from_checkpoint)
     save_model_whole(trainer)
     trainer.save_state()
     if trainer.is_world_process_zero():
         save_metrics(settings.args.output_dir, "train", result.metrics)
         save_metrics(settings.args.output_dir, "settings", {"settings": data.settings})
-    logger.info(f"The trained model is saved in {settings.args.output_dir}.")
+    logger.info(f"Trained model saved in {settings.args.output_dir}.")
     validation = data.encoded.get("validation")
     if validation is None:
         if data.starts_cold:
@@ -485,13 +485,13 @@ def fit(settings: RunSettings, data: RunData, trainer: SepMldcTrainer) -> None:
         try:
             trainer.tune_thresholds(validation, objective=objective, calibration=calibration)
         except ValueError as error:
-            # The model is saved; a run that was trained goes on without tuned thresholds.
-            logger.warning(f"Thresholds are not tuned: {error}")
+            # The trained model is already saved, so the run continues without tuned thresholds.
+            logger.warning(f"Thresholds were not tuned: {error}")
     save_model_whole(trainer)
 
 
 def save_untrained(settings: RunSettings, data: RunData, trainer: SepMldcTrainer) -> None:
-    """Save a model that compares label texts, with thresholds from validation documents where there are some."""
+    """Save a model that compares documents with label texts, with thresholds tuned on validation documents if there are any."""
     validation = data.encoded.get("validation")
     if validation is not None and settings.thresholds.tune_thresholds:
         objective, calibration = settings.thresholds.threshold_objective, settings.thresholds.score_calibration
@@ -500,17 +500,17 @@ def save_untrained(settings: RunSettings, data: RunData, trainer: SepMldcTrainer
     if settings.args.should_log:
         config = trainer.model.config
         print(
-            f"\nNothing was trained: {settings.args.output_dir}/ scores {config.num_labels} labels by the similarity of document and label text. "
+            f"\nNothing was trained: {settings.args.output_dir}/ scores {config.num_labels:,} labels by the similarity of document and label text. "
             + (
-                "Without documents it only ranks them; name some with `--unlabeled_file` or `--validation_file` for thresholds."
+                "Without documents, it only ranks labels. To get thresholds, provide documents with `--unlabeled_file` or `--validation_file`."
                 if config.is_ranking
-                else "With the first documents with labels, train: `--train_file`."
+                else "Once you have labeled documents, train it with `--train_file`."
             )
         )
 
 
 def choose_cardinality_threshold(settings: RunSettings, data: RunData, trainer: SepMldcTrainer) -> None:
-    """One threshold for all labels, such that documents have as many labels as said, after training on pseudo-documents alone."""
+    """After training on pseudo-documents alone, choose one threshold for all labels that gives the requested number of labels per document."""
     model, wanted = trainer.bare_model(), labels_per_document(settings, data)
     batches = trainer.logit_batches(first_documents(data.encoded["train"], MAX_DOCUMENTS), "Choosing a threshold")
     if settings.labels.unlabeled_file:
@@ -531,11 +531,11 @@ def refit(
     settings: RunSettings, data: RunData, tuned: SepMldcTrainer, encoder: Encoder
 ) -> tuple[SepMldcTrainer, RunData]:
     """
-    Train a new model on training and validation documents for the number of steps that was best, with the thresholds and the weights
-    of lexical scores that were tuned. The tuned model stays in the output folder until the new one is complete.
+    Train a new model on training and validation documents for the best number of steps, and give it the tuned thresholds and weights of
+    lexical scores. The tuned model stays in the output folder until the new one is complete.
 
     Returns:
-        `tuple(SepMldcTrainer, RunData)`: the trainer of the new model, and the documents that it was trained on.
+        `tuple(SepMldcTrainer, RunData)`: the trainer of the new model, and its training data.
     """
     everything = data.with_validation()
     state, folder = tuned.state, Path(settings.args.output_dir) / "refit"
@@ -557,7 +557,7 @@ def refit(
     again = settings._replace(args=args, run=dataclasses.replace(settings.run, early_stopping_patience=None))
     if args.should_log:
         print(
-            f"\nWill train again on {everything.num_documents} documents, those for validation among them, for {steps} steps. "
+            f"\nWill train again on {everything.num_documents:,} documents, including the validation documents, for {steps} steps. "
             "Thresholds and weights of lexical scores are kept."
         )
     set_seed(args.seed)
@@ -581,14 +581,14 @@ def refit(
 
 
 def evaluate_validation(data: RunData, trainer: SepMldcTrainer) -> Evaluation:
-    """Measure on the validation documents."""
+    """Evaluate on the validation documents."""
     result = measure(data, trainer, "validation", "eval")
     trainer.log({f"eval_{name}": value for name, value in result.metrics.items()})
     return result
 
 
 def evaluate_test(data: RunData, trainer: SepMldcTrainer) -> Evaluation:
-    """Measure on the test documents and write the predictions."""
+    """Evaluate on the test documents and write the predictions."""
     args = trainer.args
     result = measure(data, trainer, "test", "test")
     if trainer.is_world_process_zero():

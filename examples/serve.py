@@ -35,6 +35,7 @@ try:
 except ImportError as error:
     sys.exit(f'serve.py: {error.name} is not installed. Install the extra: pip install "sep-mldc[serve]"')
 
+from modeling_sep_mldc.pipeline_sep_mldc import check_characters
 from trainer.inference import load_pipeline
 
 
@@ -307,6 +308,11 @@ def create_app(classify: Any, args: ServeArguments) -> FastAPI:
                 422,
                 f"The request has {len(texts)} documents, but at most {args.max_documents} are allowed. Send several requests.",
             )
+        for text in texts:  # a failed batch would also fail the requests of others
+            try:
+                check_characters(text)
+            except ValueError as error:
+                raise Refused(422, str(error)) from None
         found = await batcher.label(texts, request.parameters.model_dump(exclude_none=True))
         documents.inc(len(texts))
         seconds.observe(time.perf_counter() - started)

@@ -80,6 +80,6 @@ def check_finite(name: str | os.PathLike | None, model: nn.Module) -> None:
             # Unlike `isfinite`, a sum needs no memory. It may overflow, so tensors with a sum that is not finite are checked in full.
             if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
                 raise ValueError(
-                    f"`{tensor_name}` of {name} holds NaN or infinite values, so its scores would mean nothing; the training "
+                    f"`{tensor_name}` of {name} contains NaN or infinite values, so its scores would mean nothing; the training "
                     "diverged. Load an earlier checkpoint."
                 )

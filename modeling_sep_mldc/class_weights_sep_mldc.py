@@ -49,7 +49,7 @@ def class_weights(label_counts: Sequence[int], num_documents: int, kind: str) ->
     largest = max(label_counts, default=0)
     if largest > num_documents:
         raise ValueError(
-            f"`label_counts` holds {largest}, but there are {num_documents} documents. Count the labels again."
+            f"`label_counts` contains {largest}, but there are {num_documents} documents. Count the labels again."
         )
     counts = torch.as_tensor(label_counts, dtype=torch.float64).clamp_min(1)
     if kind == "balanced":

@@ -251,7 +251,7 @@ class SepMldcConfig(PreTrainedConfig):
             model_type = backbone.pop("model_type", None)
             if model_type not in CONFIG_MAPPING:
                 raise ValueError(
-                    f"`backbone_config` has model_type {model_type!r}, which transformers does not know. Name the type of "
+                    f"`backbone_config` has model_type {model_type!r}, which transformers does not know. Specify the type of "
                     "a text encoder of transformers, such as 'bert', 'roberta' or 'modernbert'."
                 )
             self.backbone_config = CONFIG_MAPPING[model_type](**backbone)
@@ -317,7 +317,7 @@ class SepMldcConfig(PreTrainedConfig):
         wrong = [value for value in self.thresholds or () if not 0 <= value <= 1]
         if wrong:
             raise ValueError(
-                f"`thresholds` holds {wrong[0]}, but thresholds are probabilities from 0 to 1. Tune them again."
+                f"`thresholds` contains {wrong[0]}, but thresholds are probabilities from 0 to 1. Tune them again."
             )
         for field in ("score_calibration", "cosine_calibration"):
             self._check_calibration(field, getattr(self, field))

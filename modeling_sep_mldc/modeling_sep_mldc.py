@@ -1,6 +1,8 @@
 """SEP-MLDC model: a text encoder with label-guided feature selection (Eq. 16-18) and a multi-label head."""
 
 import contextlib
+import dataclasses
+import difflib
 import inspect
 import os
 import warnings
@@ -21,7 +23,7 @@ from .added_labels_sep_mldc import AddedLabelScores
 from .checkpoint_checks_sep_mldc import check_finite, check_loading_report, explained_loading_errors
 from .class_weights_sep_mldc import class_weights
 from .classification_loss_sep_mldc import multi_label_loss
-from .configuration_sep_mldc import SepMldcConfig
+from .configuration_sep_mldc import FORMER_FIELDS, SepMldcConfig
 from .encoder_sep_mldc import TextEncodingMixin, limit_tokenizer, load_encoder, new_encoder, set_padding_token
 from .label_editing_sep_mldc import LabelEditingMixin
 from .label_sets_sep_mldc import LabelSetsMixin
@@ -188,6 +190,7 @@ class SepMldcForMultiLabelClassification(
         label_descriptions: dict[str, str] | None = None,
         label_frequencies: "torch.Tensor | list[float] | None" = None,
         max_label_length: int = 64,
+        backbone_dropout: float | None = 0.0,
         backbone_kwargs: dict[str, Any] | None = None,
         **config_kwargs: Any,
     ) -> "SepMldcForMultiLabelClassification":
@@ -203,12 +206,16 @@ class SepMldcForMultiLabelClassification(
             label_frequencies (`torch.Tensor` of shape `(L,)`, *optional*): fraction of the training documents that have
                 each label. Defaults to `label_counts / num_train_documents` if both are given.
             max_label_length (`int`, defaults to 64): maximum number of tokens per label text.
+            backbone_dropout (`float`, *optional*, defaults to 0.0): dropout probability inside the encoder. `None` keeps the encoder's own,
+                with which training on a CPU is much slower.
             backbone_kwargs (`dict`, *optional*): passed on to `AutoModel.from_pretrained` (`revision`, `token`, ...).
             config_kwargs: fields of [`SepMldcConfig`], and `attn_implementation`. `classifier_bias_init` defaults to `"prior"` if
                 label frequencies are known.
 
         Raises:
-            ValueError: there are no labels, two have the same name, one is described but not named, or frequencies do not fit.
+            ValueError: there are no labels, two have the same name, one is described but not named, frequencies do not fit, or a
+                value is out of range.
+            TypeError: an argument is neither named above nor a field of the configuration.
             OSError: the encoder cannot be loaded.
 
         Example:
@@ -220,9 +227,10 @@ class SepMldcForMultiLabelClassification(
         )
         ```
         """
+        _check_config_fields(cls.config_class, config_kwargs)
         labels, descriptions = _checked_labels(labels, label_descriptions or {})
         set_padding_token(tokenizer)
-        encoder = load_encoder(backbone, **(backbone_kwargs or {}))
+        encoder = load_encoder(backbone, backbone_dropout, **(backbone_kwargs or {}))
         if config_kwargs.get("label_counts") is not None:
             config_kwargs["label_counts"] = [int(count) for count in config_kwargs["label_counts"]]
             if label_frequencies is None and config_kwargs.get("num_train_documents"):
@@ -514,6 +522,18 @@ def apply_umask(folder: str | os.PathLike) -> None:
     for path in Path(folder).glob("*.safetensors"):
         with contextlib.suppress(OSError):  # a file system without permissions, or a file of another user
             path.chmod(0o666 & ~mask)
+
+
+def _check_config_fields(config_class: type[SepMldcConfig], given: dict[str, Any]) -> None:
+    """Refuse arguments that the configuration would store without using them, such as a misspelled field."""
+    fields = {field.name for field in dataclasses.fields(config_class)} | {"attn_implementation"}
+    unknown = [name for name in given if name not in fields and name not in FORMER_FIELDS]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], sorted(fields), n=1)
+        hint = f"Did you mean `{close[0]}`?" if close else f"See the fields of `{config_class.__name__}`."
+        raise TypeError(
+            f"`{unknown[0]}` is neither an argument of `from_backbone` nor a field of the configuration. {hint}"
+        )
 
 
 def _checked_labels(labels: Any, label_descriptions: dict[str, str]) -> tuple[list[str], dict[str, str]]:

@@ -58,6 +58,19 @@ def is_abstained(labels: list[dict[str, Any]]) -> bool:
     return all(entry.get("below_threshold", False) for entry in labels)
 
 
+def check_characters(text: str) -> None:
+    """
+    Raises:
+        ValueError: the text contains an unpaired surrogate, half of a character, which no tokenizer accepts.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"A document contains an unpaired surrogate ({error.object[error.start]!r}), which is not a character. Remove it."
+        ) from None
+
+
 def custom_pipelines() -> dict[str, dict[str, Any]]:
     """The `custom_pipelines` entry of a checkpoint's config.json; a new dictionary each time, because `pipeline()` modifies it."""
     return {
@@ -95,7 +108,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         min_labels (`int`, defaults to 0): if fewer labels reach their threshold, add the best of the others, as far as `top_k` and
             `min_score` allow, ignoring hierarchy and constraints. They have `"below_threshold": True`; a document with
             no other labels still counts as abstained.
-        min_expected_f1 (`float`, *optional*): the model also abstains from documents whose expected F1 is lower, as if no label reached its
+        min_expected_f1 (`float`, *optional*): the model also abstains on documents whose expected F1 is lower, as if no label reached its
             threshold. The expected F1 of the labels S that would be returned is 2 Σ_{l in S} p_l / (|S| + Σ_l p_l). The report of
             `run_mldc.py` and `StreamingMetrics.f1_of_kept` show how many documents each value sends to human review, and the F1 of the rest.
         max_length (`int`, *optional*): tokens per window, special tokens included. Defaults to as many as the model reads.
@@ -277,6 +290,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
                 f"A document is {repr(document)[:60]} ({type(document).__name__}), but it must be a text. Pass a string, or a "
                 "dictionary with one."
             )
+        check_characters(document)
         max_length = max_length or self.model_max_length
         stride = max_length // 8 if stride is None else stride
         room = max_length - self.tokenizer.num_special_tokens_to_add()

@@ -1,4 +1,4 @@
-"""Endpoints on loopback whose every answer a test decides, and which keep the books; and what the tests of augmentation share."""
+"""Endpoints on loopback whose answers a test decides and which record what was paid for; and helpers that the tests of augmentation share."""
 
 import asyncio
 import collections
@@ -258,7 +258,7 @@ class BatchServer(ChatServer):
 
 
 def on_a_small_disk(size, command):
-    """The program `augmentation`, where no file can have more than `size` bytes; for a process of its own."""
+    """The program `augmentation` in an environment where no file can be larger than `size` bytes; for a separate process."""
     is_language("The model of the languages is unpacked to a file.", "en")
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     sys.exit(main(list(map(str, command))))

@@ -1,4 +1,4 @@
-"""What makes the tests quick: drawing only where pictures are looked at, and garbage collection of the tests' own objects."""
+"""Speed of the tests: plots are drawn only in tests that look at them, and garbage collection skips imported modules."""
 
 import gc
 import sys

@@ -1,7 +1,7 @@
 """
-The client's side of test_hub.py, run in processes of their own: `HF_ENDPOINT` must be set before huggingface_hub is imported.
+The client side of test_hub.py, run in separate processes: `HF_ENDPOINT` must be set before huggingface_hub is imported.
 
-    python hub_client.py with_package FOLDER      trains and pushes; writes what it saw into FOLDER/with_package.json
+    python hub_client.py with_package FOLDER      trains and pushes; writes its results to FOLDER/with_package.json
     python hub_client.py without_package FOLDER   pulls where the package cannot be imported; the same
 """
 
@@ -25,7 +25,7 @@ DESCRIPTIONS = {"plain": "a b c", "new\nline": "d e " * 25_000}  # one of 100 kB
 
 
 class Blocker:
-    """Makes the installed package as good as missing."""
+    """Hides the installed package."""
 
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in PACKAGES:

@@ -1,10 +1,10 @@
 """
 A small Hugging Face Hub on loopback, for tests that push and pull through huggingface_hub's own HTTP client.
 
-It speaks what huggingface_hub 2.x calls for models: create, preupload, LFS batch / upload / verify, commit, info, tree,
+It implements the calls of huggingface_hub 2.x for models: create, preupload, LFS batch / upload / verify, commit, info, tree,
 paths-info, refs, branches, tags and `resolve` (HEAD with ETag, X-Repo-Commit, X-Linked-*; LFS files by redirect to a
 second origin, as on the real Hub, so that a client which sends its token to the storage is caught). Everything is kept
-in memory: blobs by SHA-256, commits with their parents. The Xet protocol is not spoken: run the client with
+in memory: blobs by SHA-256, commits with their parents. The Xet protocol is not supported: run the client with
 `HF_HUB_DISABLE_XET=1`.
 
     with HubServer(tokens={"hf_alice": "alice"}) as hub:
@@ -135,7 +135,7 @@ class HubServer:
         return {path: self.blobs[sha] for path, sha in self.repos[repo_id].commit(revision).files.items()}
 
     def every_byte(self):
-        """All that was ever uploaded, committed or not: where a test greps for secrets."""
+        """All bytes that were ever uploaded, committed or not; a test searches them for secrets."""
         return b"\0".join(self.blobs.values())
 
     def store(self, content):
@@ -156,7 +156,7 @@ class HubServer:
 
     def repo(self, repo_id, user, write=False):
         repo = self.repos.get(repo_id)
-        if repo is None or (repo.private and user != repo.owner):  # a private repository is as good as missing
+        if repo is None or (repo.private and user != repo.owner):  # a private repository looks like a missing one
             if user is None:
                 raise HubError(401, "Invalid username or password.", code="RepoNotFound")
             raise HubError(404, "Repository not found", code="RepoNotFound")

@@ -1,4 +1,4 @@
-"""The page: its functions on a tiny model, and the page itself in a real browser."""
+"""The demo page: its functions on a tiny model, and the page itself in a real browser."""
 
 import html
 import json
@@ -169,7 +169,7 @@ def test_an_uploaded_file_is_read_as_utf8_with_or_without_a_mark(tmp_path):
     assert app.read_document(tmp_path / "a.txt") == "Über\n"
 
 
-def test_an_uploaded_file_that_is_not_utf8_ends_in_one_sentence(tmp_path):
+def test_an_uploaded_file_that_is_not_utf8_ends_in_a_one_sentence_error(tmp_path):
     (tmp_path / "a.txt").write_bytes("naïve".encode("latin-1"))
     with pytest.raises(ValueError, match="a.txt has the byte 0xef at position 2, but it must be UTF-8"):
         app.read_document(tmp_path / "a.txt")

@@ -1,4 +1,4 @@
-"""The page to decide about findings: which one comes next, what a click saves, through the server as a browser uses it."""
+"""The page for reviewing findings: which one comes next and what a click saves, through the server as a browser uses it."""
 
 import json
 from dataclasses import replace
@@ -78,7 +78,7 @@ def test_progress_counts_decisions():
 
 
 class Browser:
-    """One session with a page that is served, by the protocol of its frontend."""
+    """One session with a served page, over the protocol of its frontend."""
 
     def __init__(self, url, session):
         self.url, self.session = url, session
@@ -90,7 +90,7 @@ class Browser:
                 self.actions[names.get(target) if event != "load" else "load", event] = dependency
 
     def do(self, name, event, *values):
-        """What an event answers: values of its outputs, or an error."""
+        """The response to an event: values of its outputs, or an error."""
         inputs = {"data": list(values), "fn_index": self.actions[name, event]["id"], "session_hash": self.session}
         assert httpx.post(f"{self.url}gradio_api/queue/join", json=inputs).status_code == 200
         address = f"{self.url}gradio_api/queue/data?session_hash={self.session}"
@@ -119,7 +119,7 @@ def served(tmp_path, monkeypatch):
     page.close()
 
 
-def test_each_click_is_saved_at_once_and_a_new_session_goes_on(served):
+def test_each_click_is_saved_at_once_and_a_new_session_continues(served):
     path, url = served
     browser = Browser(url, "first")
     assert "1. wrong label: a" in browser.do("load", "load", "all", "", "open")["data"][1]
@@ -168,7 +168,7 @@ def test_a_click_in_a_session_that_the_server_forgot_saves_nothing(served):
 @pytest.mark.parametrize(
     "arguments, message", [(["--audit", "nothing.csv"], "nothing.csv"), ([], "No model is given")]
 )
-def test_bad_arguments_of_the_page_are_one_sentence(arguments, message, tmp_path, monkeypatch):
+def test_bad_arguments_of_the_page_are_a_one_sentence_error(arguments, message, tmp_path, monkeypatch):
     pytest.importorskip("gradio")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SEP_MLDC_MODEL", "")

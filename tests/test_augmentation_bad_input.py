@@ -31,7 +31,7 @@ from augmentation.writing import replace_whole
         (b'{"text": "a"}\n', "`labels` is None"),
     ],
 )
-def test_a_bad_train_file_is_named_with_its_line(tmp_path, content, words):
+def test_a_bad_train_file_is_reported_with_its_line(tmp_path, content, words):
     path = tmp_path / "train.jsonl"
     path.write_bytes(content)
     with pytest.raises(AugmentationError, match=words):
@@ -41,11 +41,11 @@ def test_a_bad_train_file_is_named_with_its_line(tmp_path, content, words):
 @pytest.mark.parametrize(
     "name,content,words",
     [
-        ("l.txt", "\n \n", "holds no label"),
+        ("l.txt", "\n \n", "contains no label"),
         ("l.json", '{"a": ', "l.json, line 1: not valid JSON"),
         ("l.json", "3", "JSON int of another form, but labels are a list"),
         ("l.jsonl", '{"name": "a"}\n', "columns are 'name', but labels are read from a column `label`"),
-        ("l.csv", "", "holds no label"),
+        ("l.csv", "", "contains no label"),
     ],
 )
 def test_a_bad_label_file_is_refused(tmp_path, name, content, words):
@@ -54,7 +54,7 @@ def test_a_bad_label_file_is_refused(tmp_path, name, content, words):
         read_labels(tmp_path / name)
 
 
-def test_files_that_are_missing_or_damaged_are_named(tmp_path):
+def test_files_that_are_missing_or_damaged_are_reported(tmp_path):
     with pytest.raises(AugmentationError, match="missing.jsonl: no such file"):
         read_documents(tmp_path / "missing.jsonl")
     (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a", "labels": []}\n' * 50)[:-10])
@@ -105,7 +105,7 @@ def test_an_output_is_replaced_whole_or_not_at_all(tmp_path):
         ({"concurrency": 0}, "`concurrency` is 0"),
         ({"requests_per_minute": -1}, "`requests_per_minute` is -1"),
         ({"base_url": "localhost:8000"}, "must begin with http"),
-        ({"base_url": "http://me:secret@localhost/v1"}, "`base_url` holds a user name.*OPENAI_API_KEY"),
+        ({"base_url": "http://me:secret@localhost/v1"}, "`base_url` contains a user name.*OPENAI_API_KEY"),
         ({"structured_output": "xml"}, "'xml', but must be auto"),
     ],
 )

@@ -109,7 +109,7 @@ def test_a_download_that_is_cut_is_repeated(tmp_path):
     assert described(tmp_path) == LABELS
 
 
-def test_a_refused_batch_is_one_sentence(tmp_path):
+def test_a_refused_batch_is_a_one_sentence_error(tmp_path):
     with (
         BatchServer(status="failed") as server,
         pytest.raises(AugmentationError, match="refuses the batch .*not acceptable"),
@@ -139,7 +139,7 @@ def test_limits_hold_for_batches(tmp_path):
     assert described(tmp_path) == LABELS
 
 
-def test_an_endpoint_without_the_batch_api_is_told_from_one_that_has_it(tmp_path):
+def test_an_endpoint_without_the_batch_api_is_distinguished_from_one_that_has_it(tmp_path):
     with ChatServer() as server, pytest.raises(AugmentationError, match="404"):
         run(server, tmp_path)
 
@@ -252,7 +252,7 @@ class Forgetful(BatchServer):
 
 
 def left_under_way(server, folder):
-    """A run that stops while its batch is under way."""
+    """A run that stops while its batch is in progress."""
     server.polls = 10**9
     asked = threading.Event()
     retrieve = server._retrieve
@@ -270,7 +270,7 @@ def left_under_way(server, folder):
 
 @pytest.fixture
 def under_way(tmp_path):
-    """A server whose batch is under way, and the folder of the run that submitted it."""
+    """A server whose batch is in progress, and the folder of the run that submitted it."""
     server = Forgetful()
     running = left_under_way(server, tmp_path)
     next(running)
@@ -295,7 +295,7 @@ def test_a_batch_that_is_not_known_stops_the_run_until_the_user_abandons_it(tmp_
     assert described(tmp_path) == LABELS
 
 
-def test_requests_under_way_in_a_batch_are_not_paid_again_without_batch(tmp_path, under_way):
+def test_requests_in_progress_in_a_batch_are_not_paid_for_again_without_batch(tmp_path, under_way):
     with pytest.raises(
         AugmentationError, match="9 requests are in progress in the batch batch_0 .*in_progress.*paid for twice"
     ):
@@ -308,7 +308,7 @@ def test_requests_under_way_in_a_batch_are_not_paid_again_without_batch(tmp_path
     assert max(under_way.paid.values()) == 1 and described(tmp_path) == [*LABELS, "new"]
 
 
-def test_a_batch_at_another_endpoint_is_not_paid_again_here(tmp_path, under_way):
+def test_a_batch_at_another_endpoint_is_not_paid_for_again_here(tmp_path, under_way):
     with BatchServer() as other:
         for batch in (True, False):
             with pytest.raises(
@@ -339,7 +339,7 @@ def test_a_cancelled_batch_is_sent_singly(tmp_path, under_way):
 
 
 @pytest.mark.parametrize("status", [None, "odd", 5, ["completed"]])
-def test_a_batch_without_a_known_status_is_one_sentence(tmp_path, status):
+def test_a_batch_without_a_known_status_is_a_one_sentence_error(tmp_path, status):
     with (
         BatchServer(status=status) as server,
         pytest.raises(AugmentationError, match="does not answer as the Batch API does .*no known status"),
@@ -368,7 +368,7 @@ def test_a_file_that_ends_at_a_line_but_too_early_is_downloaded_again(tmp_path):
     assert described(tmp_path) == LABELS
 
 
-def test_a_batch_of_version_0_1_is_collected_and_not_paid_again(tmp_path, under_way):
+def test_a_batch_of_version_0_1_is_collected_and_not_paid_for_again(tmp_path, under_way):
     """Its keys were those of answers with the field `expansion`."""
     task = LabelDescriptions(dict.fromkeys(LABELS, ""), PromptBuilder(), settings(under_way))
     former = {task.request(i).key: task.request(i).old_key for i in range(len(task))}

@@ -1,4 +1,4 @@
-"""describe-labels against an endpoint that fails in every way, and against kills: nothing is lost and nothing is paid twice."""
+"""describe-labels against an endpoint that fails in every way, and against kills: nothing is lost and nothing is paid for twice."""
 
 import asyncio
 import collections
@@ -68,7 +68,7 @@ async def cut(body, attempt, request):
 
 
 @pytest.mark.parametrize("fault", [too_many, internal, not_json, wrong_type, empty_body, no_choices, cut])
-def test_a_fault_that_passes_is_retried_and_only_lost_answers_are_paid_again(tmp_path, fault):
+def test_a_transient_fault_is_retried_and_only_lost_answers_are_paid_for_again(tmp_path, fault):
     async def every_third_label_twice(body, attempt, request):
         third = sum(map(ord, body["messages"][1]["content"])) % 3 == 0
         return await (fault if third and attempt <= 2 else ChatServer.good)(body, attempt, request)
@@ -112,7 +112,7 @@ def test_retry_after_holds_back_all_requests(tmp_path, form):
     assert_each_item_ends_once(tmp_path, LABELS)
 
 
-def test_a_fault_that_stays_makes_a_failed_item_with_its_reason_and_a_rerun_sends_only_that_item(tmp_path):
+def test_a_persistent_fault_makes_a_failed_item_with_its_reason_and_a_rerun_sends_only_that_item(tmp_path):
     broken = True
 
     async def one_fails(body, attempt, request):
@@ -144,7 +144,7 @@ def test_a_refused_prompt_is_not_retried(tmp_path):
     assert_each_item_ends_once(tmp_path, LABELS, ["label 3"])
 
 
-def test_json_cut_by_the_token_limit_is_asked_for_again(tmp_path):
+def test_json_cut_by_the_token_limit_is_requested_again(tmp_path):
     async def truncated(body, attempt, request):
         if len(body["messages"]) == 2:
             return web.json_response(completion('{"description": "Half a sentence about \\u00e', body, "length"))
@@ -185,7 +185,7 @@ def test_an_endpoint_that_cannot_be_reached_stops_the_run_with_one_sentence(tmp_
         describe_labels(LABELS, tmp_path, RequestSettings("m", base_url="http://127.0.0.1:9/v1", **options))
 
 
-def test_the_run_breaks_off_when_everything_fails(tmp_path):
+def test_the_run_stops_when_everything_fails(tmp_path):
     labels = [f"l{i}" for i in range(200)]
     answers = 0
 
@@ -213,7 +213,7 @@ def test_a_retry_after_of_a_day_stops_the_run(tmp_path):
 # ----------------------------------------------------------------------------------------------------- limits
 
 
-def test_the_limit_of_requests_is_never_exceeded_and_the_next_run_goes_on(tmp_path):
+def test_the_limit_of_requests_is_never_exceeded_and_the_next_run_continues(tmp_path):
     with ChatServer() as server:
         summary = run(server, tmp_path, max_requests=5)
         assert len(server.requests) == 5 and "max_requests" in summary.stopped and summary.output is None
@@ -222,7 +222,7 @@ def test_the_limit_of_requests_is_never_exceeded_and_the_next_run_goes_on(tmp_pa
     assert_each_item_ends_once(tmp_path, LABELS)
 
 
-def test_partial_writes_what_is_there(tmp_path):
+def test_partial_writes_the_answers_so_far(tmp_path):
     with ChatServer() as server:
         describe_labels(LABELS, tmp_path, settings(server, max_requests=5), partial=True)
     assert len(rows(tmp_path / "label_descriptions.jsonl")) == 5
@@ -268,10 +268,12 @@ def test_rate_limits_spread_the_requests(tmp_path, limit):
 
     with ChatServer(note) as server:
         run(server, tmp_path, concurrency=12, **limit)
-    assert times[-1] - times[1] >= (len(LABELS) - 2) * 0.05 * 0.4  # tokens that were booked and not used come back
+    assert (
+        times[-1] - times[1] >= (len(LABELS) - 2) * 0.05 * 0.4
+    )  # tokens that were reserved and not used are released
 
 
-def test_ctrl_c_finishes_what_is_under_way_and_saves_it(tmp_path):
+def test_ctrl_c_finishes_and_saves_requests_in_progress(tmp_path):
     async def slow(body, attempt, request):
         await asyncio.sleep(0.3)
         return await ChatServer.good(body, attempt, request)
@@ -293,7 +295,7 @@ def test_ctrl_c_finishes_what_is_under_way_and_saves_it(tmp_path):
 # ---------------------------------------------------------------------------------------------------- the journal
 
 
-def test_a_journal_cut_in_mid_line_is_repaired_and_only_the_cut_answer_is_bought_again(tmp_path, caplog):
+def test_a_journal_cut_in_mid_line_is_repaired_and_only_the_cut_answer_is_paid_for_again(tmp_path, caplog):
     with ChatServer() as server:
         run(server, tmp_path)
         path = tmp_path / "journal.jsonl"
@@ -315,7 +317,7 @@ def test_a_damaged_line_amid_the_journal_costs_one_answer(tmp_path):
         assert run(server, tmp_path).sent == 1
 
 
-def test_of_two_answers_with_one_key_the_first_counts(tmp_path):
+def test_the_first_of_two_answers_with_the_same_key_counts(tmp_path):
     with ChatServer() as server:
         run(server, tmp_path, ["a"])
         before = rows(tmp_path / "label_descriptions.jsonl")
@@ -353,7 +355,7 @@ def test_a_full_disk_stops_the_run_and_leaves_no_half_line(tmp_path):
         stored = rows(tmp_path / "journal.jsonl")
         assert 0 < len(stored) < len(LABELS)
         assert describe_labels(LABELS, tmp_path, settings(server, model="m")).sent > 0
-        assert sum(server.paid.values()) == len(LABELS)  # what did not fit was not bought again
+        assert sum(server.paid.values()) == len(LABELS)  # what did not fit was not paid for again
         assert not (tmp_path / "journal.jsonl.rescued").exists()
     assert_each_item_ends_once(tmp_path, LABELS)
 
@@ -391,7 +393,7 @@ def test_the_key_appears_in_no_file_and_in_no_message(tmp_path, monkeypatch, cap
 
 
 def kill_at_random_moments(tmp_path, times, labels):
-    """Runs one command over and over, killing it; checks the books after each kill."""
+    """Runs one command repeatedly and kills it; checks after each kill what was paid for."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["augmentation.cli", "augmentation.label_descriptions", "augmentation.runner", "openai"]
@@ -424,7 +426,7 @@ def kill_at_random_moments(tmp_path, times, labels):
             process.join()
             assert process.exitcode == -signal.SIGKILL
             kills += 1
-            time.sleep(0.12)  # the server books what was under way
+            time.sleep(0.12)  # the server records the requests in progress
             bill = server.paid - before
             with Journal(path, read_only=True) as journal:
                 now = {server.prompt_of(entry) for entry in journal.entries()}

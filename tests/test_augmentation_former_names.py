@@ -36,7 +36,7 @@ async def refuse(body, attempt, request):
     return error(400, "nothing is to be sent")
 
 
-def test_answers_in_a_journal_of_version_0_1_are_not_paid_again(folder):
+def test_answers_in_a_journal_of_version_0_1_are_not_paid_for_again(folder):
     with ChatServer(refuse) as server:
         with pytest.warns(FutureWarning, match="2 answers in the journal are in the form of version 0.1"):
             summary = describe_labels(["big", "rare"], folder, settings(server))

@@ -1,4 +1,4 @@
-"""describe-labels and write-pseudo-documents against an endpoint that behaves."""
+"""describe-labels and write-pseudo-documents against a well-behaved endpoint."""
 
 import json
 import subprocess
@@ -76,7 +76,7 @@ def test_the_output_does_not_depend_on_the_order_in_which_answers_come(tmp_path)
     assert outputs[0] == outputs[1]
 
 
-def test_a_description_that_is_too_long_is_asked_for_once_more_saying_so(tmp_path):
+def test_a_description_that_is_too_long_is_requested_once_more_saying_so(tmp_path):
     async def long_first(body, attempt, request):
         return LONG if len(body["messages"]) == 2 else prose("short")
 
@@ -100,7 +100,7 @@ def test_a_description_that_stays_too_long_is_kept_and_marked_after_two_requests
     assert "too_long" in row["marks"] and row["description"] == LONG.strip()
 
 
-def test_a_description_in_another_language_is_asked_for_again_and_then_marked(tmp_path):
+def test_a_description_in_another_language_is_requested_again_and_then_marked(tmp_path):
     german = "Dieses Etikett beschreibt Arbeiten über das Wiederfinden von Dokumenten in großen Sammlungen."
 
     async def answer(body, attempt, request):
@@ -116,7 +116,7 @@ def test_a_description_in_another_language_is_asked_for_again_and_then_marked(tm
 
 
 @pytest.mark.parametrize("useless", ["", "As an AI language model, I cannot explain that label."])
-def test_an_answer_that_stays_useless_is_a_failed_item_that_is_not_bought_again(tmp_path, useless):
+def test_an_answer_that_stays_useless_is_a_failed_item_that_is_not_paid_for_again(tmp_path, useless):
     async def answer(body, attempt, request):
         return useless if "bad" in body["messages"][1]["content"] else prose("good")
 
@@ -226,7 +226,7 @@ def test_an_unknown_label_in_the_descriptions_is_reported_with_the_nearest_name(
     assert any("'rares'" in note and "'rare'" in note for note in summary.notes)
 
 
-def test_more_pseudo_documents_per_label_reuse_the_answers_that_are_there(server, train, tmp_path):
+def test_more_pseudo_documents_per_label_reuse_existing_answers(server, train, tmp_path):
     write_pseudo_documents(train, tmp_path, settings(server), options=PseudoDocumentOptions(per_label=4))
     summary = write_pseudo_documents(train, tmp_path, settings(server), options=PseudoDocumentOptions(per_label=6))
     assert summary.sent == 2 and summary.done == 6

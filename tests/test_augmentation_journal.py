@@ -40,7 +40,7 @@ def test_a_line_is_read_as_it_was_written():
         assert decode_line(encode_line(entry)) == entry
 
 
-def test_a_line_that_another_program_wrote_anew_is_the_same_line():
+def test_a_line_that_another_program_rewrote_is_the_same_line():
     line = json.dumps(json.loads(encode_line(ENTRY)), separators=(" , ", " : "))
     assert decode_line(line.encode() + b"\n") == ENTRY
 
@@ -51,7 +51,7 @@ def test_a_line_of_version_0_1_has_no_digest():
 
 @given(st.data())
 @hypothesis_settings(deadline=None, max_examples=300)
-def test_no_changed_byte_passes(data):
+def test_any_changed_byte_is_detected(data):
     line = encode_line(ENTRY)
     place = data.draw(st.integers(0, len(line) - 2))
     changed = bytearray(line)
@@ -64,7 +64,7 @@ def test_no_changed_byte_passes(data):
 
 @given(st.integers(0, 10_000))
 @hypothesis_settings(deadline=None)
-def test_no_cut_line_passes(length):
+def test_any_truncated_line_is_detected(length):
     line = encode_line(ENTRY)
     with pytest.raises(JournalLineError):
         decode_line(line[: length % len(line)])
@@ -89,7 +89,7 @@ def test_a_line_that_lacks_a_field_or_has_one_of_another_type_does_not_pass(entr
             decode_line(json.dumps(changed).encode() + b"\n")
 
 
-def test_damaged_lines_are_left_out_with_few_warnings_and_only_they_are_asked_for_again(tmp_path, caplog):
+def test_damaged_lines_are_left_out_with_few_warnings_and_only_they_are_requested_again(tmp_path, caplog):
     labels = [f"l{i}" for i in range(12)]
     with ChatServer() as server:
         describe_labels(labels, tmp_path, settings(server))
@@ -122,7 +122,7 @@ def test_a_journal_that_an_editor_has_saved_loses_nothing(tmp_path, change, capl
         assert len(journal) == 3
 
 
-def test_a_file_that_is_no_journal_is_refused_by_the_report(tmp_path):
+def test_a_file_that_is_not_a_journal_is_refused_by_the_report(tmp_path):
     train = tmp_path / "train.jsonl"
     train.write_text('{"text": "a", "labels": ["x"]}\n')
     with pytest.raises(AugmentationError, match="train.jsonl is not a journal"):
@@ -131,7 +131,7 @@ def test_a_file_that_is_no_journal_is_refused_by_the_report(tmp_path):
         export_sft(train, tmp_path / "missing.jsonl", tmp_path / "sft.jsonl")
 
 
-def test_a_journal_whose_only_line_was_cut_by_a_kill_is_planned_and_repaired(tmp_path):
+def test_a_journal_whose_only_line_was_truncated_by_a_kill_is_planned_and_repaired(tmp_path):
     with ChatServer() as server:
         describe_labels(["a"], tmp_path, settings(server))
         path = tmp_path / "journal.jsonl"
@@ -141,7 +141,7 @@ def test_a_journal_whose_only_line_was_cut_by_a_kill_is_planned_and_repaired(tmp
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
-def test_a_journal_that_is_no_file_is_one_sentence_before_anything_is_sent(tmp_path, kind):
+def test_a_journal_that_is_not_a_file_is_a_one_sentence_error_before_anything_is_sent(tmp_path, kind):
     path = tmp_path / "journal.jsonl"
     path.mkdir() if kind == "folder" else os.mkfifo(path)
     with ChatServer() as server, pytest.raises(AugmentationError, match="journal.jsonl must be a file"):
@@ -216,7 +216,7 @@ def test_answers_that_no_reserve_can_hold_are_kept_beside_the_journal(tmp_path):
         assert len(journal) == 3
 
 
-def test_a_sync_that_fails_throws_no_answer_away(tmp_path, monkeypatch):
+def test_a_failed_sync_loses_no_answer(tmp_path, monkeypatch):
     def fail(descriptor):
         raise OSError(5, "Input/output error")
 
@@ -229,7 +229,7 @@ def test_a_sync_that_fails_throws_no_answer_away(tmp_path, monkeypatch):
         assert max(server.paid.values()) == 1
 
 
-def test_a_full_disk_at_the_output_is_one_sentence_and_a_rerun_sends_nothing(tmp_path):
+def test_a_full_disk_at_the_output_is_a_one_sentence_error_and_a_rerun_sends_nothing(tmp_path):
     (tmp_path / "labels.txt").write_text("".join(f"l{i}\n" for i in range(5)))
     with ChatServer() as server:
         command = ["describe-labels", tmp_path / "labels.txt", "--model", "m", "--base-url", server.base_url]

@@ -79,7 +79,7 @@ def user_prompts(server):
 
 
 def answering(answer):
-    """A server whose text a function of the number of the messages gives; with `None` it is obedient."""
+    """A server whose text is a function of the number of messages; with `None` it is obedient."""
 
     async def respond(body, attempt, request):
         text = prose(json.dumps(body["messages"]))
@@ -108,7 +108,7 @@ def test_every_label_gets_documents_of_three_kinds_from_names_and_descriptions_a
     assert len({row["provenance"]["request_key"] for row in found}) == 60
 
 
-def test_a_near_miss_is_asked_for_with_the_descriptions_of_both_labels_in_turn(server, labels, tmp_path):
+def test_a_near_miss_is_requested_with_the_descriptions_of_both_labels_in_turn(server, labels, tmp_path):
     write(server, labels, tmp_path, PseudoDocumentOptions(per_label=5, hard_share=1.0, several_share=0.0))
     for row in written(tmp_path):
         (prompt,) = [
@@ -185,7 +185,7 @@ def test_near_misses_are_not_written_against_broader_or_narrower_labels(server, 
     assert found["farming"] == LABELS.keys() - {"farming"}
 
 
-def test_a_near_miss_is_no_relative_of_any_label_of_its_demonstration(server, labels, tmp_path):
+def test_a_near_miss_is_not_a_relative_of_any_label_of_its_demonstration(server, labels, tmp_path):
     train, parents = tmp_path / "train.jsonl", tmp_path / "parents.json"
     write_rows(train, [document(0, ["algebra", "trade"])])
     parents.write_text(json.dumps({"trade": ["fishery"], "farming": "trade"}))
@@ -203,7 +203,7 @@ def test_a_near_miss_is_no_relative_of_any_label_of_its_demonstration(server, la
         ("child,parent\nalgebra,\n", "names no parent of any label"),
     ],
 )
-def test_a_file_of_parents_that_is_none_is_refused_before_anything_is_sent(server, labels, tmp_path, text, message):
+def test_an_invalid_file_of_parents_is_refused_before_anything_is_sent(server, labels, tmp_path, text, message):
     parents = tmp_path / "parents.csv"
     parents.write_text(text)
     with pytest.raises(AugmentationError, match=re.escape(message)):
@@ -211,7 +211,7 @@ def test_a_file_of_parents_that_is_none_is_refused_before_anything_is_sent(serve
     assert not server.requests
 
 
-def test_parents_of_unknown_labels_are_told(server, labels, tmp_path, capsys):
+def test_parents_of_unknown_labels_are_reported(server, labels, tmp_path, capsys):
     parents = tmp_path / "parents.csv"
     parents.write_text("child,parent\ndogs,animals\n")
     words = ["write-pseudo-documents", "--labels", str(labels), "--label-parents", str(parents), "--dry-run"]
@@ -259,7 +259,7 @@ def test_a_model_that_returns_the_near_label_is_asked_for_another_text(labels, t
     assert all(row["provenance"]["requests"] == 2 and row["marks"] == "" for row in written(tmp_path))
 
 
-def test_a_model_that_insists_on_the_near_label_makes_failed_items_that_are_not_bought_again(labels, tmp_path):
+def test_a_model_that_insists_on_the_near_label_makes_failed_items_that_are_not_paid_for_again(labels, tmp_path):
     def insist(turns, text):
         return f"{text}\nnear label: yes, it has become right"
 
@@ -291,7 +291,7 @@ def test_a_near_miss_without_its_last_line_is_kept_and_marked(labels, tmp_path):
         ("A text about fish and trade.", "The first line must be"),
     ],
 )
-def test_labels_that_are_not_in_the_list_are_asked_for_again_and_then_failed(labels, tmp_path, line, complaint):
+def test_labels_that_are_not_in_the_list_are_requested_again_and_then_failed(labels, tmp_path, line, complaint):
     with answering(lambda turns, text: f"{line}\n{text}" if turns == 2 else None) as server:
         assert write(server, labels, tmp_path, SEVERAL).failed == 0
         assert complaint in server.requests[-1]["messages"][-1]["content"]
@@ -324,7 +324,7 @@ def test_a_model_may_choose_no_further_label(labels, tmp_path):
 
 @given(st.text(max_size=80))
 @hypothesis_settings(max_examples=200, deadline=None)
-def test_no_answer_is_an_error_and_no_text_holds_the_line(text):
+def test_no_answer_causes_an_exception_and_no_text_contains_the_line(text):
     near, several = read_near_miss(f"{text}\nnear label: no", '"b"'), read_several(f"labels: 2\n{text}", "bc", 2)
     assert near.text == text.rstrip() and near.problem is None
     assert several.text == text.lstrip() and several.further == ("c",)
@@ -387,14 +387,14 @@ def train(tmp_path):
     return write_rows(tmp_path / "train.jsonl", items)
 
 
-def test_with_training_documents_all_are_plain_unless_near_misses_are_asked_for(server, train, labels, tmp_path):
+def test_with_training_documents_all_are_plain_unless_near_misses_are_requested(server, train, labels, tmp_path):
     write(server, labels, tmp_path, PseudoDocumentOptions(per_label=4), train)
     assert {row["kind"] for row in written(tmp_path)} == {"plain"}
     assert not any("near miss" in text or "labels:" in text for text in user_prompts(server))
     plain = {row["id"]: row["text"] for row in written(tmp_path)}
     summary = write(server, labels, tmp_path, PseudoDocumentOptions(per_label=4, hard_share=0.5), train)
     numbers = collections.Counter(row["kind"] for row in written(tmp_path))
-    assert numbers == {"plain": 6, "hard": 6} and summary.sent == 6  # plain ones are not bought again
+    assert numbers == {"plain": 6, "hard": 6} and summary.sent == 6  # plain ones are not paid for again
     assert all(row["text"] == plain[row["id"]] for row in written(tmp_path) if row["kind"] == "plain")
 
 
@@ -420,7 +420,7 @@ def test_a_label_that_most_documents_of_a_label_have_is_not_its_near_label(serve
     assert "number theory" not in {row["near_label"] for row in written(tmp_path)}
 
 
-def test_labels_without_documents_get_further_labels_where_these_are_asked_for(server, train, labels, tmp_path):
+def test_labels_without_documents_get_further_labels_where_these_are_requested(server, train, labels, tmp_path):
     options = PseudoDocumentOptions(per_label=2, several_share=1.0, allow_no_demonstration=True)
     write(server, labels, tmp_path, options, train)
     found = {row["tail_label"]: row["kind"] for row in written(tmp_path)}
@@ -450,7 +450,7 @@ def test_no_two_rows_share_a_request(label_sets, hard_share):
 # ------------------------------------------------------------------------ budget, journal, kills, dry run, batch
 
 
-def test_a_dry_run_tells_kinds_requests_and_cost_and_sends_nothing(server, labels, tmp_path, capsys):
+def test_a_dry_run_reports_kinds_requests_and_cost_and_sends_nothing(server, labels, tmp_path, capsys):
     command = ["write-pseudo-documents", "--labels", str(labels), "--per-label", "5", "--model", "gpt-4o"]
     command += ["--base-url", server.base_url, "--output-dir", str(tmp_path / "out")]
     assert main([*command, "--dry-run", "--hard-share", "0.4", "--several-share", "0.6"]) == 0
@@ -463,14 +463,14 @@ def test_a_dry_run_tells_kinds_requests_and_cost_and_sends_nothing(server, label
     assert main([*command, "--dry-run"]) == 0 and "0 requests to send" in capsys.readouterr().out
 
 
-def test_more_documents_per_label_reuse_the_answers_that_are_there(server, labels, tmp_path):
+def test_more_documents_per_label_reuse_existing_answers(server, labels, tmp_path):
     write(server, labels, tmp_path, PseudoDocumentOptions(per_label=5))
     first = written(tmp_path)
     assert write(server, labels, tmp_path, PseudoDocumentOptions(per_label=8)).sent == 18
     assert [row for row in written(tmp_path) if int(row["id"].rpartition(":")[2]) < 5] == first
 
 
-def test_a_limit_of_cost_holds_for_near_misses_that_are_asked_for_twice(labels, tmp_path):
+def test_a_limit_of_cost_holds_for_near_misses_that_are_requested_twice(labels, tmp_path):
     async def respond(body, attempt, request):
         text = completion(structured(f"{prose(str(body))}\nnear label: yes", body), body)
         text["usage"] = {"prompt_tokens": 100, "completion_tokens": body["max_tokens"]}
@@ -484,7 +484,7 @@ def test_a_limit_of_cost_holds_for_near_misses_that_are_asked_for_twice(labels, 
         assert "max_cost" in summary.stopped and summary.output is None and 1 <= len(server.requests) <= 4
 
 
-def test_after_kills_the_same_command_goes_on_and_pays_for_nothing_twice(labels, tmp_path):
+def test_after_kills_the_same_command_continues_and_pays_for_nothing_twice(labels, tmp_path):
     async def slow(body, attempt, request):
         import asyncio
 
@@ -506,7 +506,7 @@ def test_after_kills_the_same_command_goes_on_and_pays_for_nothing_twice(labels,
             process.join()
             assert process.exitcode == -9 and not (tmp_path / "pseudo_documents.jsonl").exists()
             under_way += 4
-            time.sleep(0.2)  # the server ends what was under way
+            time.sleep(0.2)  # the server finishes the requests in progress
         assert main(command) == 0
         once = 60 + 12 + 24  # near misses and several labels take two requests each
         assert once <= sum(server.paid.values()) <= once + under_way
@@ -597,7 +597,9 @@ def test_without_documents_and_labels_nothing_can_be_written(server, tmp_path, c
         ({"tail_labels": ["algebrra"]}, "did you mean 'algebra'"),
     ],
 )
-def test_an_option_outside_its_range_is_one_sentence_before_anything_is_sent(server, labels, tmp_path, options, words):
+def test_an_option_outside_its_range_is_a_one_sentence_error_before_anything_is_sent(
+    server, labels, tmp_path, options, words
+):
     with pytest.raises(AugmentationError, match=words.replace("(", r"\(")):
         write(server, labels, tmp_path / "out", PseudoDocumentOptions(**options))
     assert not server.requests and not (tmp_path / "out").exists()

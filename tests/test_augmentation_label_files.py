@@ -1,4 +1,4 @@
-"""Label files: nothing but a label is taken for one, and names are those that training uses."""
+"""Label files: only labels are accepted as labels, and names are the same as in training."""
 
 import json
 import unicodedata
@@ -128,7 +128,7 @@ def test_notes_are_read_with_names(tmp_path):
 
 
 @pytest.mark.parametrize("labels", [[], {}, [""], ["a", None], [3], ["x" * 301]])
-def test_label_names_that_are_none_are_refused(tmp_path, labels):
+def test_invalid_label_names_are_refused(tmp_path, labels):
     with ChatServer() as server, pytest.raises(AugmentationError, match="`labels`"):
         describe_labels(labels, tmp_path, settings(server))
 
@@ -161,7 +161,7 @@ def test_an_output_never_replaces_an_input(tmp_path):
     ),
 )
 @hypothesis_settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_a_label_file_holds_its_labels_are_names_or_it_is_one_sentence(tmp_path, name, content):
+def test_any_label_file_gives_label_names_or_a_one_sentence_error(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
     for read in (read_labels, read_documents, read_label_descriptions):

@@ -1,4 +1,4 @@
-"""No limit can be switched off, no answer is paid twice, and no key is stored or shown."""
+"""No limit can be switched off, no answer is paid for twice, and no key is stored or shown."""
 
 import asyncio
 import email.utils
@@ -76,7 +76,7 @@ def test_a_threshold_of_the_review_is_a_number(name, value):
         ReviewOptions(**{name: value})
 
 
-def test_limits_that_are_no_numbers_are_refused_on_the_command_line(tmp_path, capsys):
+def test_limits_that_are_not_numbers_are_refused_on_the_command_line(tmp_path, capsys):
     (tmp_path / "l.txt").write_text("a\n")
     for option in ("--max-cost", "--temperature", "--timeout", "--requests-per-minute"):
         command = ["describe-labels", str(tmp_path / "l.txt"), "--model", "m", "--base-url", "http://127.0.0.1:9/v1"]
@@ -163,7 +163,7 @@ def test_the_limit_holds_where_a_text_has_more_tokens_than_letters_suggest(tmp_p
 
 @given(st.text(max_size=200))
 @hypothesis_settings(deadline=None, max_examples=50)
-def test_no_tokenizer_makes_more_tokens_of_a_prompt_than_are_reckoned_with(text):
+def test_no_tokenizer_makes_more_tokens_of_a_prompt_than_estimated(text):
     request = Request([{"role": "user", "content": text}], "m", {}, "f")
     assert most_prompt_tokens(request) >= len(text.encode("utf-8", "backslashreplace"))
 
@@ -180,7 +180,7 @@ def test_an_answer_that_was_paid_and_lost_counts_against_the_limit_of_later_runs
         assert summary.sent == 0 and "max_cost" in summary.stopped
 
 
-def test_the_price_is_that_of_the_model_that_was_asked_for(tmp_path):
+def test_the_price_is_that_of_the_model_that_was_requested(tmp_path):
     async def other_name(body, attempt, request):
         return web.json_response({**completion(prose("a"), body), "model": "gpt-4o-mini"})
 
@@ -191,7 +191,7 @@ def test_the_price_is_that_of_the_model_that_was_asked_for(tmp_path):
     assert summary.cost == paid[0]["cost"] == pytest.approx(450e-6)
 
 
-def test_earlier_answers_without_a_price_are_named(tmp_path):
+def test_earlier_answers_without_a_price_are_reported(tmp_path):
     with ChatServer() as server:
         describe_labels(["a"], tmp_path, settings(server, model="own"))
         summary = describe_labels(["a"], tmp_path, settings(server, max_cost=1.0))
@@ -314,14 +314,14 @@ def unreadable(text, status=200):
 
 
 @pytest.mark.parametrize("text", ["<html>", 'data: {"choices": []}', '{"choices": []}', "[]", "null"])
-def test_an_endpoint_whose_answers_cannot_be_read_is_paid_three_of_them(tmp_path, text):
+def test_an_endpoint_with_unreadable_answers_is_paid_for_three_of_them(tmp_path, text):
     with ChatServer(unreadable(text)) as server:
         with pytest.raises(AugmentationError, match="gives no answer that can be read"):
             describe_labels([f"l{i}" for i in range(20)], tmp_path, settings(server))
         assert len(server.requests) == 3
 
 
-def test_an_error_that_comes_with_status_200_is_taken_for_what_it_is(tmp_path):
+def test_an_error_with_status_200_is_recognized(tmp_path):
     async def busy(body, attempt, request):
         if attempt == 1:
             return web.json_response({"error": {"message": "rate limited upstream", "code": 429}})
@@ -376,7 +376,7 @@ def limited_for(seconds, headers):
 
 
 @pytest.mark.parametrize("skew", [None, -3600, 3600])
-def test_a_busy_second_is_waited_out_whatever_retry_after_says(tmp_path, skew):
+def test_a_short_overload_is_waited_out_regardless_of_retry_after(tmp_path, skew):
     def headers():
         if skew is None:
             return {"Retry-After": "0"}
@@ -404,7 +404,7 @@ def test_a_date_is_measured_against_the_clock_of_the_endpoint():
 
 @given(st.dictionaries(st.sampled_from(["retry-after", "retry-after-ms", "date"]), st.text(max_size=40)))
 @hypothesis_settings(deadline=None)
-def test_no_header_is_an_error_or_a_wait_without_end(headers):
+def test_no_header_causes_an_exception_or_an_endless_wait(headers):
     found = retry_after_seconds(headers)
     assert found is None or (math.isfinite(found) and found >= 0)
 
@@ -421,7 +421,7 @@ def test_no_eight_characters_of_a_key_pass(before, start, length, after):
 
 @given(st.text(max_size=200))
 @hypothesis_settings(deadline=None)
-def test_a_text_without_the_key_stays_as_it_is(text):
+def test_a_text_without_the_key_stays_unchanged(text):
     if not any(KEY[i : i + 8] in text for i in range(len(KEY) - 7)):
         assert Redactor(KEY, "", "EMPTY")(text) == text
 
@@ -492,7 +492,7 @@ def assert_no_key(tmp_path, capfd):
         assert not any(KEY[i : i + 8] in text for i in range(len(KEY) - 7)), name
 
 
-def test_a_key_that_was_given_as_the_model_or_stands_in_a_document_is_not_shown(tmp_path, monkeypatch, capsys):
+def test_a_key_that_was_given_as_the_model_or_is_in_a_document_is_not_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     train = write_rows(tmp_path / "t.jsonl", [document(0, ["a"], f"Our key is {KEY}, keep it.")])
     with ChatServer() as server:
@@ -520,9 +520,9 @@ def test_an_address_with_a_secret_or_of_another_form_is_refused(address):
 
 
 @pytest.mark.parametrize("key", ["sk-abc\nsk-def-0123", "sk with blanks 0123", "ключ-0123456789"])
-def test_a_key_that_cannot_be_sent_is_one_sentence_without_the_key(tmp_path, monkeypatch, key):
+def test_a_key_that_cannot_be_sent_is_a_one_sentence_error_without_the_key(tmp_path, monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with ChatServer() as server, pytest.raises(AugmentationError, match="key in OPENAI_API_KEY holds") as caught:
+    with ChatServer() as server, pytest.raises(AugmentationError, match="key in OPENAI_API_KEY contains") as caught:
         describe_labels(["a"], tmp_path, settings(server))
     assert key not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Prompts: labels and documents are data, whatever they hold."""
+"""Prompts: labels and documents are treated as data, whatever they contain."""
 
 import json
 import re
@@ -105,7 +105,7 @@ def test_a_user_adds_a_template_as_a_file(tmp_path):
         ("{% extends 'missing.jinja' %}", "no prompt template 'missing.jinja'"),
     ],
 )
-def test_a_broken_template_is_one_clear_sentence(tmp_path, content, words):
+def test_a_broken_template_is_a_one_sentence_error(tmp_path, content, words):
     path = tmp_path / "own.jinja"
     path.write_text(content)
     with pytest.raises(AugmentationError, match=words):
@@ -167,7 +167,7 @@ def test_the_text_is_found_in_every_form_of_an_answer(content, text, cut):
     assert answer_text({"content": content, "finish_reason": "stop"}, "f") == (text, cut)
 
 
-def test_hostile_rows_survive_the_way_through_files(tmp_path):
+def test_hostile_rows_survive_a_round_trip_through_files(tmp_path):
     from augmentation.files import read_documents
     from augmentation.writing import write_json_lines
 

@@ -83,7 +83,7 @@ def test_a_cut_off_pseudo_document_is_rejected(tmp_path):
     assert judge(tmp_path, [pseudo(GOOD[0], marks="cut_off")]) == ["cut_off"]
 
 
-def test_of_pseudo_documents_that_are_nearly_the_same_the_first_is_kept(tmp_path):
+def test_the_first_of_near_duplicate_pseudo_documents_is_kept(tmp_path):
     near = GOOD[0].replace("We measure", "We now measure")
     documents = [pseudo(GOOD[0], 0), pseudo(GOOD[0] + " ", 1), pseudo(near, 2)]
     assert judge(tmp_path, documents) == [None, "duplicate_of_pseudo_document", "near_duplicate_of_pseudo_document"]

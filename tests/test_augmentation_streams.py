@@ -1,4 +1,4 @@
-"""Standard streams that are closed or full, and outputs that are no files."""
+"""Standard streams that are closed or full, and outputs that are not files."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_a_closed_standard_stream_changes_no_file(command, tmp_path, closed):
 
 
 @pytest.mark.parametrize("path", ["/dev/stdin", "-"])
-def test_closed_standard_input_is_no_empty_file(command, tmp_path, path):
+def test_closed_standard_input_is_not_an_empty_file(command, tmp_path, path):
     code, message = command("write-pseudo-documents", path, stdin=CLOSED)
     assert code == 1 and "error: " in message and "Traceback" not in message
     assert not (tmp_path / "o").exists()
@@ -115,7 +115,9 @@ def test_no_command_replaces_what_it_reads(written):
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_an_endpoint_that_refuses_the_connection_is_told_from_one_that_is_slow_and_costs_nothing(tmp_path, capsys):
+def test_an_endpoint_that_refuses_the_connection_is_distinguished_from_one_that_is_slow_and_costs_nothing(
+    tmp_path, capsys
+):
     (tmp_path / "l.txt").write_text("a\n")
     command = ["describe-labels", str(tmp_path / "l.txt"), "--model", "m", "--base-url", "http://127.0.0.1:9/v1"]
     assert main([*command, "--output-dir", str(tmp_path), "--quiet"]) == 1
@@ -124,7 +126,7 @@ def test_an_endpoint_that_refuses_the_connection_is_told_from_one_that_is_slow_a
     assert (tmp_path / "journal.jsonl").read_bytes() == b""
 
 
-def test_something_unexpected_is_one_sentence(tmp_path, monkeypatch, capsys):
+def test_something_unexpected_is_a_one_sentence_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789abcdefghij")
     monkeypatch.setattr("augmentation.cli.template_names", lambda: [][1] or "sk-0123456789abcdefghij")
     assert main(["prompts", "list"]) == 1

@@ -1,4 +1,4 @@
-"""A checkpoint that is damaged, foreign or dangerous is refused in one clear sentence."""
+"""A checkpoint that is damaged, foreign or dangerous is refused with a one-sentence error."""
 
 import json
 import shutil
@@ -34,14 +34,14 @@ def with_lexical(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 4, 100, -1])
-def test_a_cut_weights_file_is_refused(checkpoint, size):
+def test_a_truncated_weights_file_is_refused(checkpoint, size):
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:size])
     with pytest.raises(OSError, match="checkpoint cannot be read .* cut or damaged"):
         AutoModel.from_pretrained(checkpoint)
 
 
-def test_pickled_weights_are_refused_and_the_reason_is_told(checkpoint):
+def test_pickled_weights_are_refused_and_the_reason_is_reported(checkpoint):
     (checkpoint / "model.safetensors").unlink()
     torch.save(torch.nn.Linear(1, 1).state_dict(), checkpoint / "pytorch_model.bin")
     with pytest.raises(OSError, match="no weights in safetensors.*can run any code"):
@@ -56,7 +56,7 @@ def test_weights_that_are_not_finite_are_refused(checkpoint, name, value):
     weights = load_file(checkpoint / "model.safetensors")
     weights[name].view(-1)[-1] = value
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"`{name}` of .* holds NaN or infinite values"):
+    with pytest.raises(ValueError, match=f"`{name}` of .* contains NaN or infinite values"):
         AutoModel.from_pretrained(checkpoint)
 
 
@@ -74,7 +74,7 @@ def test_a_checkpoint_without_weights_is_refused(checkpoint):
         AutoModel.from_pretrained(checkpoint)
 
 
-def test_mismatched_sizes_can_still_be_asked_for(checkpoint):
+def test_mismatched_sizes_can_still_be_requested(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     config["id2label"]["3"], config["label2id"]["four"] = "four", 3
     (checkpoint / "config.json").write_text(json.dumps(config))
@@ -117,7 +117,7 @@ def test_a_checkpoint_with_tensors_that_the_model_lacks_is_refused(with_lexical)
         AutoModel.from_pretrained(with_lexical)
 
 
-def test_a_checkpoint_of_an_encoder_is_told_from_a_trained_model(tmp_path):
+def test_a_checkpoint_of_an_encoder_is_distinguished_from_a_trained_model(tmp_path):
     folder = tiny_backbone(tmp_path)
     with pytest.raises(ValueError, match="use `from_backbone`"):
         SepMldcForMultiLabelClassification.from_pretrained(
@@ -132,7 +132,7 @@ def test_buffers_that_are_not_finite_are_refused(with_lexical, name):
         return weights
 
     rewrite(with_lexical, spoil)
-    with pytest.raises(ValueError, match=f"`{name}` of .* holds NaN or infinite values"):
+    with pytest.raises(ValueError, match=f"`{name}` of .* contains NaN or infinite values"):
         AutoModel.from_pretrained(with_lexical)
 
 
@@ -190,13 +190,13 @@ def test_a_checkpoint_whose_vocabulary_is_missing_is_refused(checkpoint, tmp_pat
 
 
 @pytest.mark.parametrize("program", ["predict", "distill", "export_onnx"])
-def test_programs_tell_an_encoder_from_a_trained_model(tmp_path, program):
+def test_programs_distinguish_an_encoder_from_a_trained_model(tmp_path, program):
     tiny_backbone(tmp_path / "encoder")
     refused(program, tmp_path / "encoder", tmp_path, "is a bert model, but a trained sep_mldc model is needed")
 
 
 @pytest.mark.parametrize("program", ["predict", "distill", "export_onnx"])
-def test_a_model_that_is_not_there_is_one_sentence(tmp_path, program):
+def test_a_missing_model_is_a_one_sentence_error(tmp_path, program):
     refused(program, tmp_path / "gone", tmp_path, "cannot be loaded: ")
 
 

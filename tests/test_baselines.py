@@ -1,4 +1,4 @@
-"""trainer/baselines.py: what a trained model is compared with."""
+"""trainer/baselines.py: the baselines that a trained model is compared with."""
 
 import pytest
 

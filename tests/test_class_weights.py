@@ -63,7 +63,7 @@ def test_the_classifiers_are_measured_on_the_validation_documents(encoder):
         ({"validation": labeled([], [])}, "There are no validation documents to choose class weights on"),
     ],
 )
-def test_bad_input_is_one_sentence(encoder, change, message):
+def test_bad_input_is_a_one_sentence_error(encoder, change, message):
     given = {"validation": labeled(*documents(10)), **change}
     with pytest.raises(ValueError, match=message):
         choose_class_weights(labeled(*documents(10)), model_name_or_path=encoder, hide_progress=True, **given)

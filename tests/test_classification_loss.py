@@ -195,8 +195,8 @@ def test_rarer_labels_weigh_more_and_the_effective_weights_of_all_positives_have
         torch.testing.assert_close(weights[0], torch.tensor(100 / 900))
 
 
-def test_counts_that_cannot_be_and_unknown_kinds_are_refused():
-    with pytest.raises(ValueError, match="`label_counts` holds 11, but there are 10 documents"):
+def test_impossible_counts_and_unknown_kinds_are_refused():
+    with pytest.raises(ValueError, match="`label_counts` contains 11, but there are 10 documents"):
         class_weights([11], 10, "balanced")
     with pytest.raises(ValueError, match="`kind` is 'auto'"):
         class_weights([1], 10, "auto")

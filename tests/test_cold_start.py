@@ -35,7 +35,7 @@ def files(tmp_path_factory):
     return folder
 
 
-def run(monkeypatch, files, output_dir, **values):
+def command(monkeypatch, files, output_dir, **values):
     values = {
         "model_name_or_path": files / "encoder",
         "output_dir": output_dir,
@@ -48,6 +48,10 @@ def run(monkeypatch, files, output_dir, **values):
     words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     monkeypatch.setattr(sys, "argv", ["run_mldc.py", *words])
     run_mldc.main()
+
+
+def run(monkeypatch, files, output_dir, **values):
+    command(monkeypatch, files, output_dir, **values)
     return SepMldcForMultiLabelClassification.from_pretrained(output_dir)
 
 
@@ -131,6 +135,31 @@ def test_label_descriptions_alone_give_a_checkpoint_that_ranks(monkeypatch, file
     assert len(answers) == 1 and answers[0]["label"] in LABELS
 
 
+def test_a_checkpoint_that_ranks_gives_the_logits_of_the_pipeline_and_assigns_nothing(
+    monkeypatch, files, tmp_path, capsys
+):
+    run(monkeypatch, files, tmp_path / "model", label_descriptions_file=files / "labels.csv")
+    command(
+        monkeypatch,
+        files,
+        tmp_path,
+        model_name_or_path=tmp_path / "model",
+        test_file=files / "test.jsonl",
+        do_predict=True,
+        prediction_top_k=2,
+    )
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    texts = [json.loads(line)["text"] for line in (files / "test.jsonl").read_text().splitlines()]
+    assert not any({"assigned", "abstained"} & set(row) for row in rows)
+    for row, answer in zip(rows, load_pipeline(tmp_path / "model")(texts, top_k=2), strict=True):
+        assert [entry["label"] for entry in row["labels"]] == [entry["label"] for entry in answer]
+        assert [entry["score"] for entry in row["labels"]] == pytest.approx(
+            [entry["score"] for entry in answer], rel=1e-2
+        )
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  -> ")]
+    assert shown and not any("threshold" in line for line in shown)
+
+
 def test_documents_without_labels_give_thresholds(monkeypatch, files, tmp_path):
     model = run(
         monkeypatch,
@@ -189,7 +218,7 @@ def test_pseudo_documents_alone_are_trained_on(monkeypatch, files, tmp_path):
     assert "Nothing was trained" not in card
 
 
-def test_training_goes_on_from_a_cold_checkpoint(monkeypatch, files, tmp_path):
+def test_training_continues_from_a_cold_checkpoint(monkeypatch, files, tmp_path):
     settings = {"label_descriptions_file": files / "labels.csv", "unlabeled_file": files / "unlabeled.jsonl"}
     cold = run(monkeypatch, files, tmp_path / "cold", **settings)
     settings = {"model_name_or_path": tmp_path / "cold", "train_file": files / "test.jsonl", "do_train": True}
@@ -230,7 +259,7 @@ def test_bad_input_is_explained_and_nothing_is_written(monkeypatch, files, tmp_p
 def test_a_model_is_not_replaced_by_one_that_was_not_trained(monkeypatch, files, tmp_path):
     run(monkeypatch, files, tmp_path, label_descriptions_file=files / "labels.csv")
     former = (tmp_path / "config.json").read_bytes()
-    with pytest.raises(ValueError, match="already holds a model"):
+    with pytest.raises(ValueError, match="already contains a model"):
         run(monkeypatch, files, tmp_path, label_list_file=files / "names.txt")
     assert (tmp_path / "config.json").read_bytes() == former
     with pytest.raises(ValueError, match="nothing to do"):

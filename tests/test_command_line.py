@@ -114,8 +114,8 @@ def test_yaml_gives_what_json_gives_and_the_command_line_wins(tmp_path):
         ({"numbers": [None]}, "is in a list"),
         ({"flag": "maybe"}, "Truthy value expected"),
         ({"kind": "z"}, "invalid choice: 'z'"),
-        ([], "holds no arguments by name"),
-        ("3", "holds no arguments by name"),
+        ([], "contains no named arguments"),
+        ("3", "contains no named arguments"),
         ("", "cannot be parsed"),
         ('{"rate": 1,}', "cannot be parsed"),
         ('{"rate": 1, "rate": 2}', "'rate' appears twice"),
@@ -129,7 +129,7 @@ def test_a_file_that_is_wrong_ends_in_one_sentence_that_names_it(tmp_path, value
     assert str(path) in str(caught.value) and len(str(caught.value)) < 500
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path):
+def test_files_that_cannot_be_read_are_reported(tmp_path):
     for content, name in ((b"\xff\xfe\x00", "a.json"), (b"a: [", "a.yaml")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name} cannot be parsed"):
@@ -151,7 +151,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         (["word"], "'word' belongs to no argument|no argument `word`"),
     ],
 )
-def test_a_command_line_that_is_wrong_ends_in_one_sentence(argv, sentence):
+def test_a_command_line_that_is_wrong_ends_in_a_one_sentence_error(argv, sentence):
     with pytest.raises(ValueError, match=sentence):
         parse(*argv)
 
@@ -192,7 +192,7 @@ def run(folder, body, **streams):
         ("raise KeyboardInterrupt", 130, "program: Interrupted.\n"),
     ],
 )
-def test_what_a_user_can_mend_is_one_sentence_and_an_exit_code(tmp_path, body, code, sentence):
+def test_an_error_that_a_user_can_fix_is_one_sentence_and_an_exit_code(tmp_path, body, code, sentence):
     assert run(tmp_path, body) == (code, sentence)
 
 
@@ -225,15 +225,15 @@ WRITES = """
     ],
     ids=str,
 )
-def test_a_program_whose_output_nobody_can_read_goes_on(tmp_path, streams):
-    """Closed streams and a full disk: what is printed is lost, and never lands in another file."""
+def test_a_program_whose_output_nobody_can_read_continues(tmp_path, streams):
+    """Closed streams and a full disk: printed text is lost, but never ends up in another file."""
     body = WRITES.format(path=str(tmp_path / "result"), closed=streams == {"stdout": CLOSED})
     code, message = run(tmp_path, body, **streams)
     assert code == 0, message
     assert (tmp_path / "result").read_text() == "written"
 
 
-def test_a_program_goes_on_when_the_reader_of_its_output_has_gone(tmp_path):
+def test_a_program_continues_when_the_reader_of_its_output_has_gone(tmp_path):
     """In an interpreter of its own, which closes its streams at the end."""
     body = textwrap.indent(textwrap.dedent(WRITES), "    ").format(path=str(tmp_path / "result"), closed=False)
     program = tmp_path / "program.py"
@@ -273,12 +273,12 @@ def settings_of(*argv):
         (["--threshold_objective", "f2"], "f2"),
         (["--threshold_objective", "precision:nan"], "precision"),
         (["--score_calibration", "plat"], "plat"),
-        (["--early_stopping_patience", 2], "nothing is evaluated during training"),
+        (["--early_stopping_patience", 2], "there is no evaluation during training"),
         (["--early_stopping_patience", 0, "--eval_strategy", "epoch"], "`--early_stopping_patience` is 0"),
         (["--do_train", "False"], "There is nothing to do"),
     ],
 )
-def test_values_out_of_range_are_told_before_anything_is_read(argv, sentence):
+def test_values_out_of_range_are_reported_before_anything_is_read(argv, sentence):
     with pytest.raises(ValueError, match=sentence):
         check_arguments(*settings_of(*argv).groups)
 

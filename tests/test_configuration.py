@@ -12,9 +12,9 @@ from modeling_sep_mldc import SepMldcConfig
 
 NAN = float("nan")
 WRONG = [
-    ({"thresholds": [0.5, 0.5, 1.2]}, "`thresholds` holds 1.2, but thresholds are probabilities"),
-    ({"thresholds": [0.5, 0.5, -0.1]}, "`thresholds` holds -0.1"),
-    ({"thresholds": [0.5, NAN, 0.5]}, "`thresholds` holds nan"),
+    ({"thresholds": [0.5, 0.5, 1.2]}, "`thresholds` contains 1.2, but thresholds are probabilities"),
+    ({"thresholds": [0.5, 0.5, -0.1]}, "`thresholds` contains -0.1"),
+    ({"thresholds": [0.5, NAN, 0.5]}, "`thresholds` contains nan"),
     ({"thresholds": [0.5]}, "`thresholds` has 1 values for 3 labels"),
     ({"score_calibration": {"scale": 0.0, "bias": 0.0}}, "`score_calibration` is {'scale': 0.0"),
     ({"score_calibration": {"scale": 1.0, "bias": NAN}}, "finite numbers and a scale above 0"),

@@ -72,7 +72,7 @@ def test_new_documents_keep_the_risk_even_if_few_were_there_to_choose_by(risk, o
         cut = {0.0: -np.inf, 1.0: np.inf}.get(threshold) or logit(threshold)
         realized.append(loss_of(risk, logits[30:], labels[30:], cut)[0])
     assert np.mean(realized) <= limit + 2 * np.std(realized) / len(realized) ** 0.5
-    assert np.mean(realized) > limit / 3  # and it is not kept by predicting everything or nothing
+    assert np.mean(realized) > limit / 3  # and not by predicting everything or nothing
 
 
 def test_a_calibration_moves_the_threshold_and_not_the_decisions():
@@ -223,11 +223,11 @@ def test_a_guarantee_survives_a_new_name_until_label_texts_are_encoded_again(tmp
     assert not has_guarantee(model)
 
 
-def test_thresholds_that_keep_a_guarantee_by_labeling_nothing_or_everything_are_warned_of(caplog):
+def test_thresholds_that_keep_a_guarantee_by_labeling_nothing_or_everything_cause_a_warning(caplog):
     logits, labels = torch.zeros(40, 2), torch.zeros(40, 2)
     labels[:, 0] = 1
     with caplog.at_level("WARNING"):
-        tune_thresholds_from_batches([(logits, labels)], 2, "fdr:0.1")  # nothing tells the labels apart
+        tune_thresholds_from_batches([(logits, labels)], 2, "fdr:0.1")  # the labels cannot be distinguished
     assert "'fdr:0.1' leaves 100% of the documents without any label" in caplog.text
     caplog.clear()
     with caplog.at_level("WARNING"):

@@ -1,4 +1,4 @@
-"""Documents: every usual form gives the same table, and every mistake one sentence that names its place."""
+"""Documents: every common format gives the same table, and every error is one sentence that names its place."""
 
 import gzip
 import json
@@ -134,7 +134,7 @@ def test_class_label_ids_become_names_from_parquet_and_from_a_data_set(tmp_path,
         assert list(splits["validation"]) == [{"text": "x", "labels": ["pos", "neg"]}, {"text": "y", "labels": []}]
 
 
-def test_a_bad_row_or_column_of_a_data_set_is_named_by_split_and_row(tmp_path):
+def test_a_bad_row_or_column_of_a_data_set_is_reported_by_split_and_row(tmp_path):
     folder = tmp_path / "hub"
     folder.mkdir()
     (folder / "train.parquet").write_bytes(parquet([{"text": "x", "labels": ["a"]}, {"text": " ", "labels": []}]))
@@ -155,7 +155,7 @@ def test_unlabeled_documents_load_without_a_label_column(tmp_path, load):
     assert load(write(tmp_path / "t.csv", "text\nx\n"), label_column=None).column_names == ["text"]
 
 
-def test_a_changed_file_is_read_anew_and_an_unchanged_one_comes_from_the_cache(tmp_path, load):
+def test_a_changed_file_is_read_again_and_an_unchanged_one_comes_from_the_cache(tmp_path, load):
     path = tmp_path / "t.jsonl"
     first = load(write(path, jsonl([{"text": "old", "labels": []}])))
     assert load(str(path)).cache_files == first.cache_files
@@ -200,7 +200,7 @@ def test_rcv1_is_read_from_token_files_and_qrels(tmp_path, load):
     ]
 
 
-def test_a_changed_label_file_of_a_published_form_is_read_anew(tmp_path, load):
+def test_a_changed_label_file_of_a_published_form_is_read_again(tmp_path, load):
     write(tmp_path / "label_train", "a\n")
     file = write(tmp_path / "text_train", "x\n")
     assert load(file, data_format="aapd")["labels"][:] == [["a"]]
@@ -238,7 +238,7 @@ def test_a_changed_label_file_of_a_published_form_is_read_anew(tmp_path, load):
         ({"tokens.dat": "x\n.I 1\n", "topics.qrels": "A 1 1\n"}, "rcv1", "tokens.dat, line 1: 'x' comes before"),
     ],
 )
-def test_a_bad_published_form_is_named(tmp_path, load, files, data_format, message):
+def test_a_bad_published_form_is_reported(tmp_path, load, files, data_format, message):
     first, *_ = [write(tmp_path / name, content) for name, content in files.items()]
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load(first, data_format=data_format)
@@ -250,7 +250,7 @@ GOOD = '{"text": "x", "labels": ["a"]}\n'
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
-def test_a_malformed_line_is_named_by_file_and_line_also_in_a_compressed_file(tmp_path, load, compression):
+def test_a_malformed_line_is_reported_by_file_and_line_also_in_a_compressed_file(tmp_path, load, compression):
     file = write(tmp_path / f"t.jsonl{compression}", GOOD * 1500 + "\n" + '{"text": "x", "labels": ["a"\n' + GOOD)
     with pytest.raises(
         ValueError, match=rf"t\.jsonl{compression}, line 1502: not valid JSON .* Write one JSON object per line"
@@ -275,7 +275,7 @@ def test_a_malformed_line_is_named_by_file_and_line_also_in_a_compressed_file(tm
         ("t.jsonl", GOOD + '{"text": "x", "labels": [1, 0]}\n', r"line 2: `labels` is \[1, 0\], but a list"),
         ("t.jsonl", GOOD + '{"text": "x", "labels": [""]}\n', r"line 2: `labels` is \[''\], but a list"),
         ("t.jsonl", GOOD + '{"text": "x"}\n', "line 2: `labels` is None, but a list"),
-        ("t.jsonl", GOOD + '{"text": "\\ud800", "labels": []}\n', "line 2: the text holds an unpaired surrogate"),
+        ("t.jsonl", GOOD + '{"text": "\\ud800", "labels": []}\n', "line 2: the text contains an unpaired surrogate"),
         ("t.jsonl", GOOD.encode() + b'{"text": "caf\xe9", "labels": []}\n', "line 2: byte 0xe9 is not UTF-8"),
         (
             "t.jsonl",
@@ -283,8 +283,8 @@ def test_a_malformed_line_is_named_by_file_and_line_also_in_a_compressed_file(tm
             r"line 1: no column 'text'. The columns are 'body', 'labels'.*`text_columns`",
         ),
         ("t.jsonl", '{"text": "x", "tags": []}\n', "no column 'labels'.*`label_column`"),
-        ("t.jsonl", "", "t.jsonl: holds no documents"),
-        ("t.csv", "text,labels\n", "t.csv: holds no documents"),
+        ("t.jsonl", "", "t.jsonl: contains no documents"),
+        ("t.csv", "text,labels\n", "t.csv: contains no documents"),
         ("t.csv", 'text,labels\nx,"a\n', "t.csv, line 2: unexpected end of data"),
         ("t.csv", "text,labels,text\nx,a,y\n", "line 1: the header .* names a column twice"),
         ("t.csv", "text,labels\nx,a\n", "line 2: `labels` is 'a', but a list"),
@@ -292,31 +292,31 @@ def test_a_malformed_line_is_named_by_file_and_line_also_in_a_compressed_file(tm
         ("t.doc", "x\n", "the format is not known from the name"),
     ],
 )
-def test_bad_input_is_named_with_its_place_and_a_remedy(tmp_path, load, name, content, message):
+def test_bad_input_is_reported_with_its_place_and_a_remedy(tmp_path, load, name, content, message):
     with pytest.raises(ValueError, match=message):
         load(write(tmp_path / name, content))
 
 
-def test_a_csv_row_with_too_many_columns_is_named_by_its_line_also_after_a_line_break_in_a_value(tmp_path, load):
+def test_a_csv_row_with_too_many_columns_is_reported_by_its_line_also_after_a_line_break_in_a_value(tmp_path, load):
     file = write(tmp_path / "t.csv", 'text,labels\n"x\ny",a\nx,b,c\n')
     with pytest.raises(ValueError, match=r"t.csv, line 4: 3 columns, but the header has 2 \(text, labels\)"):
         load(file, label_delimiter=";")
 
 
-def test_a_multi_hot_value_that_is_neither_0_nor_1_is_named(tmp_path, load):
+def test_a_multi_hot_value_that_is_neither_0_nor_1_is_reported(tmp_path, load):
     with pytest.raises(ValueError, match="line 3: label column `a` is '2', but 0 or 1 is needed"):
         load(write(tmp_path / "t.csv", "text,a\nx,1\ny,2\n"), label_column=["a"])
 
 
-def test_an_unlabeled_class_id_is_named(tmp_path, load):
+def test_an_unlabeled_class_id_is_reported(tmp_path, load):
     features = Features({"text": Value("string"), "labels": ListFeature(ClassLabel(names=["a"]))})
     file = write(tmp_path / "t.parquet", parquet([{"text": "x", "labels": [-1]}], features))
-    with pytest.raises(ValueError, match="row 1: `labels` holds -1, but its 1 classes"):
+    with pytest.raises(ValueError, match="row 1: `labels` contains -1, but its 1 classes"):
         load(file)
 
 
 @pytest.mark.parametrize("compression", [".gz", ".zst"])
-def test_a_compressed_file_cut_short_is_named(tmp_path, load, compression):
+def test_a_compressed_file_cut_short_is_reported(tmp_path, load, compression):
     rng = np.random.default_rng(0)
     records = [{"text": rng.bytes(200).hex(), "labels": []} for _ in range(2000)]
     path = tmp_path / f"t.jsonl{compression}"
@@ -326,7 +326,7 @@ def test_a_compressed_file_cut_short_is_named(tmp_path, load, compression):
         load(str(path))
 
 
-def test_a_missing_file_is_named(load):
+def test_a_missing_file_is_reported(load):
     with pytest.raises(FileNotFoundError, match="nowhere.jsonl: no such file"):
         load("nowhere.jsonl")
     with pytest.raises(FileNotFoundError, match=r"nowhere\*.jsonl: no such file"):
@@ -347,7 +347,7 @@ def test_contradicting_arguments_are_refused(kwargs, message):
         load_splits(**kwargs)
 
 
-def test_a_bad_document_of_a_stream_is_named_when_it_is_reached(tmp_path, load):
+def test_a_bad_document_of_a_stream_is_reported_when_it_is_reached(tmp_path, load):
     dataset = load(write(tmp_path / "t.jsonl", GOOD * 2 + '{"text": "", "labels": []}\n'), streaming=True)
     with pytest.raises(ValueError, match="line 3: the document has no text"):
         build_label_list(dataset)
@@ -383,7 +383,7 @@ def test_a_label_list_file_fixes_the_order_and_refuses_a_name_twice(tmp_path, tr
     assert build_label_list(train, write(tmp_path / "labels.txt", "c\n\nz\na\n")) == ["c", "z", "a"]
     with pytest.raises(ValueError, match="line 3: label 'c' already appears in line 1"):
         build_label_list(train, write(tmp_path / "labels.txt", "c\na\nc\n"))
-    with pytest.raises(ValueError, match="holds no labels"):
+    with pytest.raises(ValueError, match="contains no labels"):
         build_label_list(train, write(tmp_path / "labels.txt", "\n"))
 
 
@@ -500,7 +500,7 @@ def test_a_description_of_an_unknown_label_is_left_out_with_a_warning_that_names
         ("d.json", '{"a": "x",\n "b": }', "d.json, line 2: not valid JSON"),
     ],
 )
-def test_bad_label_descriptions_are_named(tmp_path, name, content, message):
+def test_bad_label_descriptions_are_reported(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message):
         load_label_descriptions(write(tmp_path / name, content), ["a"])
 

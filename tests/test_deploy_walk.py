@@ -1,4 +1,4 @@
-"""The walk of docs/deploy.md, as a new user: train, push, load elsewhere, serve, query, export, compare."""
+"""The walkthrough of docs/deploy.md, as a new user: train, push, load elsewhere, serve, query, export, compare."""
 
 import json
 import os

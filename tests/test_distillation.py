@@ -205,7 +205,7 @@ with torch.no_grad():
     "change, message",
     [({"hidden_size": 33}, "`hidden_size` is 33, .* 1 to 32"), ({"train_dataset": None}, "tokenized")],
 )
-def test_what_no_student_can_be_made_of_is_refused(teacher, tmp_path, change, message):
+def test_models_that_cannot_have_a_student_are_refused(teacher, tmp_path, change, message):
     given = {"train_dataset": tiny_documents(4), "args": arguments(tmp_path), **change}
     with pytest.raises(ValueError, match=message):
         distill(teacher, tiny_tokenizer(), **given)
@@ -258,6 +258,18 @@ def test_the_command_never_replaces_the_teacher(teacher, tmp_path):
     done = run_example("distill", *given)
     assert done.returncode == 2 and "the folder of the teacher" in done.stderr
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_the_command_closes_the_labels_of_documents_as_the_teacher_does(teacher, tmp_path):
+    (tmp_path / "test.jsonl").write_text(json.dumps({"text": "search", "labels": ["label 1"]}) + "\n")
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": "search"}) + "\n")
+    command = load_example("distill")
+    files = {f"{split}_file": [str(tmp_path / f"{split}.jsonl")] for split in ("train", "test")}
+    for hierarchy, expected in ((None, [1]), ("closure", [0, 1]), ("leaves", [0, 1])):
+        config = copy.deepcopy(teacher.config)
+        config.label_parents, config.hierarchy = {"label 1": ["label 0"]}, hierarchy
+        found = command.read_documents(command.DistillArguments(**files), config, tiny_tokenizer())
+        assert sorted(found["test"]["label_indices"][0]) == expected
 
 
 def test_the_command_names_labels_that_the_teacher_does_not_know(teacher, tmp_path, monkeypatch):

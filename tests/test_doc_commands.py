@@ -32,7 +32,7 @@ def executed(page):
             yield words
 
 
-# A command that stands on several pages runs once.
+# A command that is on several pages runs once.
 COMMANDS: dict[str, list[list[str]]] = {}
 for page in PAGES:
     known = [words for others in COMMANDS.values() for words in others]
@@ -41,7 +41,7 @@ for page in PAGES:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with the files and the checkpoints that the pages speak of."""
+    """A folder with the files and the checkpoints that the pages mention."""
     documents = [document(i, [LABELS[i % 3], LABELS[3 + i % 3]]) for i in range(60)]
     for name in ("train", "dev", "validation", "test", "unlabeled", "new"):
         start = 40 if name in ("dev", "validation", "test") else 0

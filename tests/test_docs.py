@@ -1,4 +1,4 @@
-"""The code of README and documentation runs, and what they name exists."""
+"""The code in the README and the documentation runs, and the names in them exist."""
 
 import csv
 import importlib.util
@@ -31,7 +31,7 @@ def blocks(page, language):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with the files and models that the pages speak of."""
+    """A folder with the files and models that the pages mention."""
     names = list(TOPICS)
     with open(tmp_path / "train.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)

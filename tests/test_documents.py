@@ -1,4 +1,4 @@
-"""Documents from one file: loading in one call, stratified splits, a report on what is there, and bad rows."""
+"""Documents from one file: loading in one call, stratified splits, the data report, and bad rows."""
 
 import json
 import time
@@ -114,7 +114,7 @@ def test_a_stream_skips_or_ends_at_a_bad_row(tmp_path):
 
 def test_nothing_but_bad_rows_is_an_error(tmp_path):
     file = write(tmp_path / "t.jsonl", jsonl([{"text": "", "labels": []}]))
-    with pytest.raises(DataFileError, match="holds no documents"):
+    with pytest.raises(DataFileError, match="contains no documents"):
         load_splits(train_file=file, cache_dir=str(tmp_path / "cache"), on_bad_rows="skip")
 
 
@@ -185,7 +185,7 @@ def test_near_duplicates_stay_on_one_side():
     assert {text[:40] for text in apart.train["text"]} & {text[:40] for text in apart.held_out["text"]}
 
 
-def test_near_duplicates_are_told_from_texts_that_share_words():
+def test_near_duplicates_are_distinguished_from_texts_that_share_words():
     base = text_of(0, 100)
     changed = base.replace(base.split()[50], "changed")
     half = " ".join(base.split()[:50]) + " " + text_of(1, 50)
@@ -208,15 +208,16 @@ def test_near_duplicates_are_told_from_texts_that_share_words():
         ([["a"]] * 4, {"fraction": 1.0}, "`fraction` is 1.0, but a share between 0 and 1"),
         ([["a"]] * 4, {"size": 4}, "4 of 4 documents are to be set aside"),
         ([["a"]], {}, "1 of 1 documents"),
+        ([["a", "b"], ["c"], ["d"]], {}, "1 of 3 documents are to be set aside, but only 0 can be"),
         ([["a"]] * 4, {"size": 1, "fraction": 0.5}, "one decides"),
     ],
 )
-def test_a_split_that_cannot_be_is_refused(labels, arguments, message):
+def test_an_impossible_split_is_refused(labels, arguments, message):
     with pytest.raises(ValueError, match=message):
         split_documents(documents_with(labels), **arguments)
 
 
-def test_a_split_without_labels_to_go_by_names_the_columns():
+def test_a_split_without_labels_to_stratify_by_names_the_columns():
     with pytest.raises(ValueError, match="The columns are text, but `labels` or `label_indices`"):
         split_documents(Dataset.from_dict({"text": ["a", "b"]}), 0.5)
 
@@ -239,12 +240,12 @@ def test_the_report_names_labels_of_nearly_all_documents():
     rows = [["ticket", "a"]] * 19 + [["a"]] * 2
     report = inspect_documents(Dataset.from_dict({"text": [text_of(i) for i in range(20)], "labels": rows[:20]}))
     assert report.common_labels == ["ticket", "a"]
-    assert "! labels of nearly all documents: 'ticket', 'a'." in str(report) and "bad rows" not in str(report)
+    assert "! labels on nearly all documents: 'ticket', 'a'." in str(report) and "bad rows" not in str(report)
     report = inspect_documents(Dataset.from_dict({"text": [text_of(i) for i in range(21)], "labels": rows}))
     assert report.common_labels == ["a"]
 
 
-def test_the_report_counts_what_is_there(tmp_path):
+def test_the_report_has_the_right_counts(tmp_path):
     train = [{"id": str(i), "text": text_of(i), "labels": ["a", "b"] if i % 2 else ["a"]} for i in range(20)]
     train += [
         {"id": "0", "text": text_of(0).upper() + "!", "labels": ["A"]},
@@ -268,13 +269,19 @@ def test_the_report_counts_what_is_there(tmp_path):
     page = str(report)
     assert len(page.splitlines()) < 40
     report.alike_labels = [[f"A{i}", f"a{i}"] for i in range(8)]
-    assert "labels that differ only in case or whitespace: 3 further groups." in str(report)
-    for words in ("'A', 'a'", "'NaN'", "'new' (1)", "1 documents of test are also in train", "line 24"):
+    assert "labels that differ only in case or whitespace: 3 more groups." in str(report)
+    for words in (
+        "'A', 'a'",
+        "'NaN'",
+        "'new' (1)",
+        "1 test documents are duplicates or near-duplicates of train documents (1 exact)",
+        "line 24",
+    ):
         assert words in page
     assert json.loads(json.dumps(report.to_dict()))["splits"]["train"]["labels"] == 6
 
 
-def test_the_report_tells_how_much_is_cut(tmp_path):
+def test_the_report_shows_the_share_of_truncated_documents(tmp_path):
     class Tokenizer:
         def __call__(self, texts, **kwargs):
             return {"input_ids": [text.split() for text in texts]}
@@ -283,13 +290,13 @@ def test_the_report_tells_how_much_is_cut(tmp_path):
         {"text": [text_of(i, 10 + 10 * (i % 2)) for i in range(10)], "label_indices": [[0]] * 10}
     )
     report = inspect_documents(dataset, labels=["a"], tokenizer=Tokenizer(), max_length=15)
-    assert report.share_cut == 0.5 and "cut at 15 tokens: 50%" in str(report)
+    assert report.share_cut == 0.5 and "truncated at 15 tokens: 50%" in str(report)
     assert report.splits["train"].label_counts == {"a": 10}
     assert inspect_documents(dataset, max_length=15).share_cut is None
 
 
-def test_the_report_names_a_column_that_is_not_there(tmp_path):
+def test_the_report_names_a_missing_column(tmp_path):
     with pytest.raises(DataFileError, match="no column 'labels'.*`label_column`"):
         inspect_documents(write(tmp_path / "t.csv", "text,tags\nx,a\n"))
-    with pytest.raises(DataFileError, match="train: holds no documents"):
+    with pytest.raises(DataFileError, match="train: contains no documents"):
         inspect_documents(write(tmp_path / "t.csv", "text,labels\n"))

@@ -126,7 +126,7 @@ def test_label_texts_are_padded_no_further_than_the_encoder_reads(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bart", "vit", "fnet", "funnel"])
-def test_what_is_no_text_encoder_is_refused_in_one_sentence(kind):
+def test_models_that_are_not_text_encoders_are_refused_in_one_sentence(kind):
     with pytest.raises(ValueError, match=f"model_type '{kind}'.* Choose a text encoder such as BERT"):
         SepMldcForMultiLabelClassification(SepMldcConfig(backbone_config=CONFIG_MAPPING[kind]()))
 
@@ -159,7 +159,9 @@ def test_embeddings_instead_of_tokens_give_the_same_scores_on_either_side():
         (int(1e30), {"encoder_max_length": 8}, 20),
     ],
 )
-def test_a_tokenizer_that_states_no_limit_or_a_larger_one_gets_the_encoders(tmp_path, stated, settings, expected):
+def test_a_tokenizer_without_a_limit_or_with_a_larger_one_gets_that_of_the_encoder(
+    tmp_path, stated, settings, expected
+):
     tokenizer = tiny_tokenizer()
     tokenizer.model_max_length = stated
     folder = tiny_backbone(tmp_path, max_position_embeddings=20)

@@ -155,7 +155,7 @@ def test_export_does_not_write_into_a_folder_in_use(tmp_path):
     occupied = tmp_path / "occupied"
     occupied.mkdir()
     (occupied / "mine.txt").write_text("kept")
-    with pytest.raises(ValueError, match="Name a new folder"):
+    with pytest.raises(ValueError, match="Specify a new folder"):
         export_onnx(tiny_model(), occupied)
     assert [path.name for path in occupied.iterdir()] == ["mine.txt"]
 
@@ -299,7 +299,7 @@ def test_the_command_writes_an_export_and_says_how_far_it_is_off(commanded):
     printed = r"int8. On 20 documents: [0-9.]+% have the same label set, [0-9.]+% the same best label"
     assert re.search(printed, done.stdout)
     again = run_example("export_onnx", folder.parent / "checkpoint", folder, "--int8")
-    assert again.returncode == 2 and again.stderr.strip().endswith("Name a new folder for the export.")
+    assert again.returncode == 2 and again.stderr.strip().endswith("Specify a new folder for the export.")
 
 
 def test_the_readme_of_an_export_says_what_was_measured_on_which_processor(model, exported, commanded):
@@ -383,7 +383,7 @@ def test_an_export_labels_files_as_its_checkpoint_does_and_another_export_does_n
     ]
     scores = [[one["score"] for labels in each for one in labels] for each in answers]
     assert scores[0] and scores[0] == pytest.approx(scores[1], abs=1e-4)
-    # The output is now the checkpoint's; the export may not go on with it.
+    # The output is now the checkpoint's; the export must not continue it.
     command[1] = str(exported)
     with pytest.raises(SystemExit, match="model weights"):
         predict.main([*command, "--resume", "True"])

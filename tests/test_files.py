@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, what is no regular file stays what it is, and tables hold no formulas."""
+"""Writing files: completely or not at all; other than regular files are not replaced; tables contain no formulas."""
 
 import csv
 import os
@@ -60,7 +60,7 @@ def test_permissions_are_those_of_the_former_file_or_of_any_new_one(tmp_path):
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o604
 
 
-def test_a_link_is_followed_even_to_a_file_that_is_not_there_yet(tmp_path):
+def test_a_link_is_followed_even_to_a_file_that_does_not_exist_yet(tmp_path):
     (tmp_path / "folder").mkdir()
     link = tmp_path / "link"
     link.symlink_to("folder/target")
@@ -70,7 +70,7 @@ def test_a_link_is_followed_even_to_a_file_that_is_not_there_yet(tmp_path):
         assert link.is_symlink() and (tmp_path / "folder" / "target").read_text() == text
 
 
-def test_a_fifo_and_a_device_are_written_to_and_stay_what_they_are(tmp_path):
+def test_a_fifo_and_a_device_are_written_to_and_stay_unchanged(tmp_path):
     fifo, read = tmp_path / "fifo", []
     os.mkfifo(fifo)
     reader = threading.Thread(target=lambda: read.append(fifo.read_text()))
@@ -113,7 +113,7 @@ def test_a_text_that_a_spreadsheet_would_run_gets_an_apostrophe(text, tmp_path):
     assert '"x;=1+1"' in raw
 
 
-def test_harmless_texts_and_numbers_stay_as_they_are():
+def test_harmless_texts_and_numbers_stay_unchanged():
     for value in ("cs.AI", "a=b", "", "'quoted", -1, -0.5, None, "1-2"):
         assert harmless_cell(value) == value
 

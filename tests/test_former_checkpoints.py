@@ -1,4 +1,4 @@
-"""Checkpoints that earlier versions saved load and answer as they did."""
+"""Checkpoints saved by earlier versions load and give the same predictions."""
 
 import json
 from pathlib import Path

@@ -20,7 +20,7 @@ from trainer.frozen_layers import (
 )
 
 
-# Short texts on which it is found out which layers are frozen, for the cache and for the trainer, and whether their states can be stored.
+# Short texts that are used to determine which layers are frozen, for the cache and for the trainer, and whether their states can be stored.
 NUM_PROBES = 5
 
 
@@ -103,7 +103,7 @@ def test_the_frozen_layers_do_not_run_for_stored_documents(tmp_path):
     del attention[:], words[:]
     with cache.attached():
         model(**batch)
-        assert not attention and len(words) == 1  # tells the shape
+        assert not attention and len(words) == 1  # determines the shape
         model(**batch)
         assert not attention and len(words) == 1
         model(**tiny_batch(4, seed=1))  # others are computed
@@ -128,7 +128,7 @@ def test_documents_without_stored_states_get_the_same_logits_and_no_dropout_belo
         assert encoder_layers(model.backbone)[0].training
 
 
-def test_a_cut_file_is_filled_again_and_other_weights_start_anew(tmp_path):
+def test_a_truncated_file_is_filled_again_and_other_weights_start_again(tmp_path):
     model, batch = frozen(), tiny_batch(6)
     rows = rows_of(batch)
     cache = FrozenLayersCache(tmp_path, model.backbone).fill(rows[:3])
@@ -267,7 +267,7 @@ def test_a_cache_for_one_epoch_is_made_only_on_demand(tmp_path, monkeypatch):
     assert filled
 
 
-def test_without_room_for_a_cache_that_was_asked_for_nothing_is_trained(tmp_path, monkeypatch):
+def test_without_room_for_a_cache_that_was_requested_nothing_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(FrozenLayersCache, "has_space_for", lambda *given: False)
     with pytest.raises(ValueError, match="states of the frozen layers need .* GiB"):
         trained(tmp_path / "named", cache=True)

@@ -63,12 +63,12 @@ def model_with(**fields):
         ([["biology", "science"]], "but parents by label are needed"),
     ],
 )
-def test_wrong_parents_are_named_with_a_remedy(parents, message):
+def test_wrong_parents_are_reported_with_a_remedy(parents, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         check_label_parents(parents, LABELS)
 
 
-def test_a_circle_is_named_in_the_direction_of_the_parents_and_a_diamond_is_none():
+def test_a_cycle_is_reported_from_child_to_parent_and_a_diamond_is_not_a_cycle():
     with pytest.raises(ValueError, match="'a' > 'c' > 'b' > 'a'"):
         check_label_parents({"z": "a", "a": "b", "b": "c", "c": "a"})
     assert check_label_parents(PARENTS, LABELS) == PARENTS
@@ -96,7 +96,7 @@ def test_names_of_parents_are_composed_and_distinct():
         ),
     ],
 )
-def test_wrong_constraints_are_named_with_a_remedy(group, message):
+def test_wrong_constraints_are_reported_with_a_remedy(group, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         check_label_constraints([group], LABELS, PARENTS)
 
@@ -209,7 +209,7 @@ def test_label_sets_are_closed_or_reduced_to_leaves():
     assert names(strict.label_sets(scores, threshold=0.65)) == [{"genetics", "biology", "science"}]
 
 
-def test_of_an_exclusive_group_the_best_label_stays_and_the_others_go_with_their_descendants():
+def test_an_exclusive_group_keeps_its_best_label_and_loses_the_others_with_their_descendants():
     group = {"labels": ["biology", "chemistry"], "at_most": 1}
     scores = scores_of(chemistry=0.8, genetics=0.7)
     assert names(model_with(label_constraints=[group]).label_sets(scores)) == [{"chemistry", "genetics"}]

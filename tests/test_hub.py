@@ -228,7 +228,7 @@ def test_a_wrong_token_is_refused_clearly_and_nothing_is_pushed(session):
     assert "alice/wrong" not in hub.repos and list(commits(hub, "alice/run")).count("End of training") == 1
 
 
-def test_an_upload_that_was_cut_is_sent_again(session):
+def test_an_upload_that_was_interrupted_is_sent_again(session):
     hub, _, _, _ = session
     uploads = [(path, status) for method, path, status in hub.requests if method == "PUT" and "/storage/" in path]
     # Files go up side by side, so another may be answered before the one that was cut: only the order within a path holds.
@@ -237,14 +237,14 @@ def test_an_upload_that_was_cut_is_sent_again(session):
     assert {status for _, status in uploads} == {0, 200}
 
 
-def test_a_push_whose_commit_was_cut_leaves_nothing_and_succeeds_when_repeated(session):
+def test_a_push_whose_commit_was_interrupted_leaves_nothing_and_succeeds_when_repeated(session):
     hub, seen, _, _ = session
     assert seen["cut commit"][0] not in ("nothing", "RuntimeError")
     assert seen["files after cut"] == [".gitattributes"]
     assert CODE | {"config.json", "model.safetensors"} <= set(hub.files("alice/cut"))
 
 
-def test_a_push_that_failed_during_training_is_told_and_the_training_goes_on(session):
+def test_a_push_that_failed_during_training_is_reported_and_the_training_continues(session):
     hub, seen, _, _ = session
     assert "A push to alice/every during training failed" in seen["stderr"]
     assert list(commits(hub, "alice/every"))[1:] == [

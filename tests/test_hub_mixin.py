@@ -1,4 +1,4 @@
-"""The card of each saved folder belongs to the weights beside it."""
+"""The card of each saved folder describes the weights next to it."""
 
 import pickle
 from concurrent.futures import Future
@@ -58,7 +58,7 @@ def test_the_card_of_the_best_model_has_the_measures_of_the_best_step(run, tmp_p
 
 
 @pytest.mark.pictures
-def test_what_was_predicted_stands_in_the_card_beside_what_was_evaluated_and_the_picture_stays(run, tmp_path):
+def test_test_results_are_in_the_card_next_to_validation_results_and_the_picture_stays(run, tmp_path):
     trainer, _ = run
     evaluated = trainer.evaluate()
     predicted = trainer.predict(trainer.eval_dataset, metric_key_prefix="test").metrics
@@ -67,7 +67,7 @@ def test_what_was_predicted_stands_in_the_card_beside_what_was_evaluated_and_the
     assert measured["test", "p@1"] == predicted["test_p@1"]
     assert f"| {100 * predicted['test_psp@1']:.2f} | {100 * evaluated['eval_psp@1']:.2f} |" in card.text
     assert (tmp_path / "decile_recall.png").exists() and "measured after training" in card.text
-    # Documents without labels measure nothing, and take nothing away.
+    # Documents without labels add no metrics and remove none.
     trainer.predict(trainer.eval_dataset.remove_columns("label_indices"))
     trainer.save_model(tmp_path)
     assert results(tmp_path)[1] == measured and (tmp_path / "decile_recall.png").exists()
@@ -122,7 +122,7 @@ def test_a_push_that_fails_while_the_next_one_starts_is_told_too(run, tmp_path, 
 # Last: each makes arguments of its own, which resets the state of accelerate that the trainer above uses.
 
 
-def test_each_of_several_evaluation_sets_stands_in_the_card(tmp_path):
+def test_each_of_several_evaluation_sets_is_in_the_card(tmp_path):
     tokenizer = make_tokenizer()
     trainer = make_trainer(
         tmp_path, tokenizer, make_model(tmp_path, tokenizer), "out", push_to_hub=False, hub_token=None

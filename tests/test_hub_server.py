@@ -130,7 +130,7 @@ def test_nobody_else_writes(hub, alice, folder, token, status):
     assert (len(hub.blobs), len(hub.repos["alice/model"].commits)) == (before, commits)
 
 
-def test_an_upload_that_was_cut_is_sent_again_by_the_client(hub, alice, folder):
+def test_an_upload_that_was_interrupted_is_sent_again_by_the_client(hub, alice, folder):
     alice.create_repo("alice/model")
     hub.fail_next("PUT", "/storage/")
     alice.upload_folder(repo_id="alice/model", folder_path=folder)
@@ -138,7 +138,7 @@ def test_an_upload_that_was_cut_is_sent_again_by_the_client(hub, alice, folder):
     assert hub.files("alice/model")["model.safetensors"] == WEIGHTS
 
 
-def test_a_refused_upload_leaves_the_branch_as_it_was(hub, alice, folder):
+def test_a_refused_upload_leaves_the_branch_unchanged(hub, alice, folder):
     alice.create_repo("alice/model")
     hub.fail_next("PUT", "/storage/", status=403)
     with pytest.raises(RuntimeError, match="model.safetensors"):
@@ -146,7 +146,7 @@ def test_a_refused_upload_leaves_the_branch_as_it_was(hub, alice, folder):
     assert set(hub.files("alice/model")) == {".gitattributes"}
 
 
-def test_a_download_that_was_cut_goes_on_where_it_stopped(hub, alice, folder, tmp_path, monkeypatch):
+def test_a_download_that_was_interrupted_continues_where_it_stopped(hub, alice, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what the client keeps of a cut answer
     alice.create_repo("alice/model")
     alice.upload_folder(repo_id="alice/model", folder_path=folder)

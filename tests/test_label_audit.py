@@ -1,4 +1,4 @@
-"""Planted label errors are found, decisions are kept, and the corrected documents differ in nothing else."""
+"""Planted label errors are found, decisions are kept, and the corrected documents differ only in these."""
 
 import csv
 import gzip
@@ -132,7 +132,7 @@ def test_suspicion_weighs_wrong_and_missing_labels_by_how_many_labels_there_are(
     probabilities = np.full((10, 10), 0.02)
     probabilities[2, 2] = 0.98
     found = suspicion(probabilities, labels)
-    # A given label with the probability of any label is as good as undecided.
+    # A given label with the probability of any label is practically undecided.
     assert found[0, 0] == pytest.approx(0.5) and found[2, 2] == pytest.approx(0.98) and found[3, 3] < 0.03
 
 
@@ -314,7 +314,7 @@ def test_findings_are_read_as_a_spreadsheet_with_semicolons_saves_them(tmp_path)
         ("score", "high", "line 2: .*`score` 'high', but they must be numbers"),
     ],
 )
-def test_a_bad_value_in_the_findings_is_named_with_its_line(tmp_path, column, value, message):
+def test_a_bad_value_in_the_findings_is_reported_with_its_line(tmp_path, column, value, message):
     path = write_all(tmp_path, "x.jsonl")
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
@@ -366,7 +366,7 @@ def test_decisions_of_many_threads_and_of_another_program_are_all_kept(tmp_path)
     assert decisions == {**dict.fromkeys([*range(1, 21), 26], "accept"), 25: "reject"}
 
 
-def test_a_disk_that_cannot_be_written_leaves_the_findings_as_they_were(tmp_path, monkeypatch):
+def test_a_disk_that_cannot_be_written_leaves_the_findings_unchanged(tmp_path, monkeypatch):
     path = write_all(tmp_path, "x.jsonl", decisions=("", "", ""))
     store = FindingsFile(path)
     before = path.read_bytes()
@@ -548,7 +548,7 @@ def test_the_command_audits_and_applies(encoder, tmp_path, monkeypatch, capsys):
         (["--apply", "nothing.csv"], "nothing.json"),
     ],
 )
-def test_bad_input_of_the_command_is_one_sentence(arguments, message, tmp_path, monkeypatch):
+def test_bad_input_of_the_command_is_a_one_sentence_error(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run_example("audit_labels", *arguments)
     assert done.returncode in (1, 2) and message in done.stderr and "Traceback" not in done.stderr
@@ -564,8 +564,8 @@ def test_findings_are_never_written_over_the_audited_documents(name, findings, m
     done = run_example(
         "audit_labels", "--train_file", name, "--model_name_or_path", "x", "--findings_file", findings, *more
     )
-    assert done.returncode == 2 and f"would be written over '{name}'" in done.stderr
-    with pytest.raises(ValueError, match=f"would be written over '{name}'"):
+    assert done.returncode == 2 and f"would overwrite '{name}'" in done.stderr
+    with pytest.raises(ValueError, match=f"would overwrite '{name}'"):
         write_findings(findings, [], AuditedFiles([str(tmp_path / name)], ["text"], "labels"))
     assert (tmp_path / name).read_text() == "kept" and len(list(tmp_path.iterdir())) == 1
 

@@ -251,7 +251,7 @@ def test_editing_reads_the_list_of_labels_a_fixed_number_of_times(monkeypatch):
         (lambda model: model.rename_label("stars", ""), "a label needs a name"),
     ],
 )
-def test_a_bad_edit_is_explained_and_leaves_the_model_as_it_was(edit, message):
+def test_a_bad_edit_is_explained_and_leaves_the_model_unchanged(edit, message):
     model = make_model()
     before = copy.deepcopy(model)
     with pytest.raises(ValueError, match=message):

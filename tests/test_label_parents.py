@@ -71,7 +71,7 @@ def test_parents_are_read_from_every_form(tmp_path, name, text):
         ("p.ttl", "@prefix ex: <http://e.org/> . ex:a ex:b ex:c .", "has neither `skos:broader` nor `skos:narrower`"),
     ],
 )
-def test_bad_files_of_parents_end_in_one_sentence(tmp_path, name, text, message):
+def test_bad_files_of_parents_end_in_a_one_sentence_error(tmp_path, name, text, message):
     if name.endswith(".ttl"):
         pytest.importorskip("rdflib")
     with pytest.raises(DataFileError, match=re.escape(message)):
@@ -96,7 +96,7 @@ def test_bad_files_of_parents_end_in_one_sentence(tmp_path, name, text, message)
         ),
     ],
 )
-def test_concepts_of_skos_are_called_as_the_labels_are(tmp_path, labels, expected):
+def test_skos_concepts_get_the_names_of_the_labels(tmp_path, labels, expected):
     pytest.importorskip("rdflib")
     found = read_label_parents(write(tmp_path, "p.ttl", SKOS), labels)
     assert {child: sorted(parents) for child, parents in found.items()} == expected
@@ -116,7 +116,7 @@ def test_parents_of_other_labels_are_left_out_with_a_warning_and_missing_ones_ar
         DataFileError, match="p.csv: 1 parents are not among the 5 labels of the model: 'science'. Add `--hierarchy"
     ):
         parents_of_labels(PARENTS, LABELS[1:], "p.csv")
-    # Also an ancestor that is reached through a name that is no label.
+    # Also an ancestor that is reached through a name that is not a label.
     with pytest.raises(DataFileError, match="2 parents are not among the 1 labels"):
         parents_of_labels({"a": ["b"], "b": ["c"]}, ["a"], "p.csv")
     with pytest.raises(DataFileError, match="but none of them is among the 6 labels of the model"):
@@ -148,7 +148,7 @@ def test_constraints_are_read_with_their_place(tmp_path):
     with pytest.raises(DataFileError, match="c.jsonl, line 2: .* names 'botany'"):
         text = json.dumps(group) + "\n" + json.dumps({"labels": ["botany"], "at_most": 1}) + "\n"
         read_label_constraints(write(tmp_path, "c.jsonl", text), LABELS)
-    with pytest.raises(DataFileError, match="c.json: holds no constraint. Write"):
+    with pytest.raises(DataFileError, match="c.json: contains no constraints. Write"):
         read_label_constraints(write(tmp_path, "c.json", "[]"), LABELS)
 
 
@@ -266,7 +266,7 @@ def test_a_guarantee_is_refused_where_label_sets_are_changed_further(tmp_path, f
     assert "guarantee" not in trainer.model.config.threshold_info
 
 
-def test_a_wrong_hierarchy_leaves_a_trained_model_as_it_was_and_a_right_one_leaves_its_label_texts():
+def test_a_wrong_hierarchy_leaves_a_trained_model_unchanged_and_a_right_one_leaves_its_label_texts():
     model = model_with(hierarchy="closure", threshold_info={"guarantee": "On average ..."})
     before = model.config.to_dict()
     with pytest.raises(ValueError, match="has a cycle"):
@@ -283,7 +283,7 @@ def test_a_wrong_hierarchy_leaves_a_trained_model_as_it_was_and_a_right_one_leav
 # ---- Model card ----
 
 
-def test_the_model_card_tells_the_hierarchy_and_the_constraints():
+def test_the_model_card_reports_the_hierarchy_and_the_constraints():
     constraints = [{"labels": ["genetics", "sports"], "at_least": 1}]
     text = build_model_card(model_with(hierarchy="leaves", label_constraints=constraints).config).text
     assert "4 labels have parents" in text and "without ancestors of assigned labels" in text
@@ -297,7 +297,7 @@ def test_the_model_card_tells_the_hierarchy_and_the_constraints():
 
 
 def test_a_run_adds_parents_as_labels_and_its_label_sets_are_closed(monkeypatch, files, tmp_path, capsys):  # noqa: F811
-    # "space" and "things" are no labels of the documents.
+    # "space" and "things" are not labels of the documents.
     parents = write(tmp_path, "parents.csv", "child,parent\nstars,space\nspace,things\nrobots,things\nmoons,space\n")
     constraints = write(tmp_path, "constraints.json", '[{"labels": ["robots", "markets"], "at_most": 1}]')
     out = tmp_path / "out"
@@ -345,6 +345,11 @@ def test_a_run_adds_parents_as_labels_and_its_label_sets_are_closed(monkeypatch,
         hierarchy="leaves",
     )
     leaves = [json.loads(line) for line in (tmp_path / "leaves" / "predictions.jsonl").read_text().splitlines()]
+    shown = [line.removeprefix("  -> ") for line in capsys.readouterr().out.splitlines() if line.startswith("  -> ")]
+    assert shown
+    for line, row in zip(shown, leaves):
+        names = [part.rpartition(" ")[0] for part in line.split(", ")]
+        assert names == row["assigned"] or (not row["assigned"] and line.endswith("(below its threshold)"))
     hierarchy = LabelHierarchy(config.labels, config.label_parents)
     for row, reduced in zip(rows, leaves):
         for key in ("assigned", "gold"):
@@ -359,7 +364,7 @@ def test_a_run_adds_parents_as_labels_and_its_label_sets_are_closed(monkeypatch,
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"hierarchy": "closure"}, "`--hierarchy` is closure, but no label has a parent. Name the parents with"),
+        ({"hierarchy": "closure"}, "`--hierarchy` is closure, but no label has a parent. Specify parents with"),
         (
             {"label_parents_file": "child,parent\nstars,space\n"},
             "1 parents are not among the 3 labels of the model: 'space'",

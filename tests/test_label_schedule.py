@@ -20,7 +20,7 @@ def labels_with(present, num_labels):
     return labels
 
 
-# Drawn by the version before this class: a run that was begun there goes on with the same labels.
+# Drawn by the version before this class: a run that was started there continues with the same labels.
 DRAWN = {
     (4, 6, 42, (1, 5)): [[1, 2, 3, 5], [1, 2, 4, 5], [1, 2, 3, 5], [1, 2, 4, 5]],
     (2, 6, 7, (0, 1, 2, 3)): [[0, 2], [0, 1], [1, 3], [0, 1]],
@@ -103,7 +103,7 @@ def test_refresh_encodes_all_texts_once_until_something_changes():
     torch.testing.assert_close(model.label_embeddings, expected)
 
 
-def test_a_renamed_label_is_encoded_anew_from_its_new_text():
+def test_a_renamed_label_is_encoded_again_from_its_new_text():
     model = tiny_model(num_labels=3)
     schedule = schedule_for(model)
     schedule.refresh(model)
@@ -114,7 +114,7 @@ def test_a_renamed_label_is_encoded_anew_from_its_new_text():
     torch.testing.assert_close(model.label_embeddings[[0, 2]], before[[0, 2]])
 
 
-def test_token_ids_of_ones_own_are_kept_while_the_texts_stay_and_missing_ones_are_named():
+def test_token_ids_of_ones_own_are_kept_while_the_texts_stay_and_missing_ones_are_reported():
     model = tiny_model(num_labels=2)
     with pytest.raises(ValueError, match="Call `prepare`"):
         schedule_for(labels_per_step=1).inputs(torch.tensor([0]))

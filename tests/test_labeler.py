@@ -78,7 +78,7 @@ def test_labels_are_those_of_the_pipeline_that_reads_the_first_window(settings):
 
 
 def student(**settings):
-    """A model with a static encoder, random as it is; and its tokenizer reads 24 tokens."""
+    """A model with a random static encoder, and its tokenizer with a limit of 24 tokens."""
     encoder = StaticEncoderConfig(vocab_size=len(tiny_tokenizer()), hidden_size=16)
     torch.manual_seed(0)
     labels = dict(enumerate(["math", "physics", "robots", "money", "law"]))

@@ -1,4 +1,4 @@
-"""Lexical scores: the sparse linear classifier on tokens that a trained model may have beside its encoder."""
+"""Lexical scores: the sparse linear classifier on tokens that a trained model may have in addition to its encoder."""
 
 from functools import partial
 
@@ -68,7 +68,7 @@ def test_a_batch_of_the_model_gets_the_term_weights_that_were_fitted_on():
     weights = term_weights(ids, mask, torch.from_numpy(idf))
     np.testing.assert_allclose(weights.numpy(), matrix.toarray(), atol=1e-6)
     assert weights[2].abs().sum() == 0 and weights[:, [0, 2, 3]].abs().sum() == 0
-    # Padding counts for nothing even where its id is a word's.
+    # Padding is ignored even if its id is that of a word.
     assert torch.equal(term_weights(ids.masked_fill(mask == 0, 5), mask, torch.from_numpy(idf)), weights)
 
 
@@ -83,7 +83,7 @@ def test_pairs_of_neighboring_tokens_count_in_a_batch_as_in_fitting():
     pairs = weights[:, 12:] > 0
     assert pairs.sum(dim=1).tolist() == [1, 1, 0, 0] and torch.equal(pairs[0], pairs[1])
     assert (idf[12:] > 0).sum() == 1 and idf[12:].max() == pytest.approx((np.log(5 / 3) + 1) / 2)
-    # Padding and unknown tokens are part of no pair.
+    # Padding and unknown tokens are not part of any pair.
     assert torch.equal(term_weights(ids.masked_fill(mask == 0, 6), mask, torch.from_numpy(idf), 101), weights)
     unknown = term_weights(torch.tensor([[9, 5, 9, 6]]), None, torch.from_numpy(idf), 101)
     assert (unknown > 0).sum() == 2
@@ -204,7 +204,7 @@ def test_the_common_line_is_a_logistic_regression_over_all_labels():
     line = fit_common_line(lambda labels: margins[:, list(labels)], members, 400)
     slopes, intercepts = line.at(log_frequencies(np.array([len(rows) for rows in members]), 400))
     probabilities = 1 / (1 + np.exp(-(margins * slopes + intercepts)))
-    # As often as the labels occur, and surer the further the margins are apart.
+    # On average as frequent as the labels, and more certain the further the margins are apart.
     np.testing.assert_allclose(probabilities.mean(0), [len(rows) / 400 for rows in members], rtol=0.15)
     doubled = fit_common_line(lambda labels: 2 * margins[:, list(labels)], members, 400)
     np.testing.assert_allclose(doubled.slopes[0], line.slopes[0] / 2, rtol=0.1)
@@ -231,7 +231,7 @@ def test_the_slope_of_the_common_line_goes_with_the_documents_that_classifiers_h
 def test_a_label_with_one_document_is_on_the_common_line_and_does_not_bend_it():
     margins, members = noisy_margins(counts=(100, 50, 20, 10, 5, 2))
     line = fit_common_line(lambda labels: margins[:, list(labels)], members, 400)
-    # Without its only document, a classifier says less of it than of any other.
+    # Without its only document, a classifier knows less about it than about any other.
     margins = np.concatenate([margins, np.full((400, 3), -1, np.float32)], axis=1)
     members = [*members, [0], [1], [2]]
     margins[range(3), range(6, 9)] = -1.5
@@ -384,7 +384,7 @@ def test_weights_are_finite_where_the_scores_separate_the_labels():
     assert np.isfinite(found).all() and found[1] > 0
 
 
-def test_no_more_pairs_than_asked_for_are_kept():
+def test_no_more_pairs_than_requested_are_kept():
     logits, margins, labels = simulated(0.7, 5.0, -2.0)
     scores = validation_scores(logits, margins, labels, max_pairs=2001)
     assert scores.num_documents == 150 and sum(len(batch[0]) for batch in scores.batches) == 150
@@ -409,7 +409,7 @@ def test_fitting_raises_the_validation_metrics_and_changes_the_logits_by_the_sca
     assert info["scale"] > 0 and info["with"]["ndcg@5"] > info["without"]["ndcg@5"] + 0.05
     margins = model.lexical.margins(inputs["input_ids"], inputs["attention_mask"])
     torch.testing.assert_close(model(**inputs).logits, before + info["scale"] * margins)
-    assert info["tail_weight"] == 0  # nothing is known of how frequent the labels are
+    assert info["tail_weight"] == 0  # label frequencies are unknown
     assert info["calibrate"]
     measured = trainer.evaluate()
     assert measured["eval_ndcg@5"] == pytest.approx(info["with"]["ndcg@5"])
@@ -430,7 +430,7 @@ def test_the_weight_of_the_tail_lifts_rare_labels_by_their_inverse_propensity(tm
     factor = added[0] @ expected / (expected @ expected)
     assert factor > 0
     np.testing.assert_allclose(added, np.tile(factor * expected, (6, 1)), atol=1e-3)
-    # A label that is lifted gets a threshold that is lifted as much (`shrinkage=0`: no other label has a say).
+    # A label that is lifted gets a threshold that is lifted as much (`shrinkage=0`: no influence of other labels).
     for trainer in (plain, lifted):
         trainer.tune_thresholds(calibration="platt", shrinkage=0.0)
     measured = lifted.evaluate()
@@ -516,7 +516,7 @@ def test_scores_that_do_not_help_are_not_kept(tmp_path):
     assert trainer.model.lexical is None and trainer.model.config.num_lexical_features is None
 
 
-def test_former_thresholds_are_dropped_and_can_be_tuned_anew(tmp_path):
+def test_former_thresholds_are_dropped_and_can_be_tuned_again(tmp_path):
     trainer = make_trainer(tmp_path, documents=tiny_documents(120), evaluation=tiny_documents(60, seed=1))
     trainer.tune_thresholds()
     trainer.fit_lexical_scores(num_features=8)

@@ -314,7 +314,7 @@ def test_document_loss_compiles_without_a_graph_break():
     ],
 )
 @pytest.mark.parametrize("kind", LOSSES)
-def test_bad_arguments_are_named_in_one_sentence(kind, arguments, message):
+def test_bad_arguments_are_reported_in_one_sentence(kind, arguments, message):
     arguments = {"embeds": torch.zeros(4, 3), "labels": torch.zeros(4, 4), **arguments}
     with pytest.raises(ValueError, match=message):
         LOSSES[kind](arguments.pop("embeds"), arguments.pop("labels"), **arguments)

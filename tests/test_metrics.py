@@ -373,26 +373,26 @@ def update(scores=None, labels=None, **kwargs):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"ks": (1, 5)}, "`ks` holds 5.*number of labels .4."),
-        ({"ks": (0,)}, "`ks` holds 0"),
+        ({"ks": (1, 5)}, "`ks` contains 5.*number of labels .4."),
+        ({"ks": (0,)}, "`ks` contains 0"),
         ({"ks": ()}, "`ks` is empty"),
         ({"scores": torch.tensor([[1.0, math.nan, 0, 0]] * 2)}, "`scores` hold NaN"),
         ({"scores": torch.zeros(2, 3)}, r"`scores` has shape \(2, 3\).*4 labels"),
         ({"labels": torch.zeros(3, 4)}, r"labels are \(3, 4\)"),
         ({"labels": torch.zeros(2, 4), "label_indices": [[0], [1]]}, "not both"),
-        ({"label_indices": [[0], [4]]}, "`label_indices` holds 4.*between 0 and 3"),
-        ({"label_indices": [[0], [-1]]}, "`label_indices` holds -1"),
-        ({"thresholds": 1.2}, "`thresholds` holds values that are not probabilities"),
+        ({"label_indices": [[0], [4]]}, "`label_indices` contains 4.*between 0 and 3"),
+        ({"label_indices": [[0], [-1]]}, "`label_indices` contains -1"),
+        ({"thresholds": 1.2}, "`thresholds` contains values that are not probabilities"),
         ({"thresholds": [0.5, 0.5]}, r"`thresholds` has shape \(2,\).*4 labels"),
         ({"label_counts": [1, 2, 3]}, r"`label_counts` has shape \(3,\)"),
         ({"label_counts": [1, 2, 3, 30], "num_documents": 20}, "between 0 and `num_documents` .20."),
         ({"label_counts": [1, 2, 3, 4], "num_documents": 0}, "`num_documents` is 0"),
-        ({"propensities": [0.5, 1, 1, 1]}, "`propensities` holds 0.5.*inverse_propensities"),
+        ({"propensities": [0.5, 1, 1, 1]}, "`propensities` contains 0.5.*inverse_propensities"),
         ({"activation": "softmax"}, "`activation` is 'softmax'"),
         ({"scores": torch.full((2, 4), 1.5), "activation": None, "histograms": True}, "outside 0..1"),
     ],
 )
-def test_bad_arguments_are_named_in_one_sentence(arguments, message):
+def test_bad_arguments_are_reported_in_one_sentence(arguments, message):
     with pytest.raises(ValueError, match=message):
         update(**arguments)
 
@@ -403,14 +403,14 @@ def test_shares_of_kept_documents_are_checked():
         metrics.f1_of_kept()
     metrics.update(np.zeros((1, 3)), np.ones((1, 3)))
     with pytest.raises(
-        ValueError, match="`shares` holds 1.5, but a share of the documents must be above 0 and at most 1"
+        ValueError, match="`shares` contains 1.5, but a share of the documents must be above 0 and at most 1"
     ):
         metrics.f1_of_kept((1.5,))
     with pytest.raises(ValueError, match="no label is predicted without thresholds"):
         StreamingMetrics(3, (1,), thresholds=None).f1_of_kept()
 
 
-def test_what_was_not_kept_is_named():
+def test_unavailable_results_are_reported():
     metrics = StreamingMetrics(4, (1,))
     metrics.update(torch.zeros(2, 4), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="histograms=True"):

@@ -1,4 +1,4 @@
-"""The model card says what was measured and nothing that must stay private, whatever the labels are called."""
+"""The model card reports what was measured and nothing private, whatever the label names are."""
 
 import os
 import sys
@@ -110,7 +110,7 @@ def test_the_metadata_is_what_the_hub_asks_for(tmp_path):
     assert "sep-mldc" in data["tags"] and "model-index" not in data
 
 
-def test_nothing_is_made_up_that_was_not_given():
+def test_nothing_is_made_up():
     card = build_model_card(make_config())
     assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags"}
     assert "Not measured yet." in card.text and "None were tuned." in card.text
@@ -127,7 +127,7 @@ def test_hostile_labels_and_descriptions_are_shown_letter_by_letter():
     assert all(len(row) == 2 for row in rows) and not tags & {"script", "img", "em", "del", "h6"}
 
 
-def test_characters_that_turn_the_reading_direction_are_spelt_out():
+def test_characters_that_turn_the_reading_direction_are_spelled_out():
     card = build_model_card(make_config(["user\u202etxt.exe", "bell\x07", "ok"]))
     assert "\u202e" not in card.content and "\x07" not in card.content and "u202e" in card.text
 
@@ -146,7 +146,7 @@ def test_of_many_labels_the_most_frequent_are_listed():
     assert "50 of 3201 labels" in card.text
 
 
-def test_thresholds_and_how_they_were_tuned_are_told():
+def test_thresholds_and_how_they_were_tuned_are_reported():
     config = make_config(thresholds=[0.25, 0.5, 0.75], threshold_info={"objective": "macro F1", "documents": 500})
     rows, _ = table_cells(build_model_card(config))
     assert ["a", "0.250"] in rows and ["objective", "macro F1"] in rows and ["documents", "500"] in rows
@@ -160,7 +160,7 @@ def test_thresholds_and_how_they_were_tuned_are_told():
         ({"classification_loss": "bce+softmax"}, False),
     ],
 )
-def test_scores_that_are_no_probabilities_are_called_so(kwargs, told):
+def test_scores_that_are_not_probabilities_are_called_so(kwargs, told):
     assert ("not probabilities" in build_model_card(make_config(**kwargs)).text) is told
 
 
@@ -171,7 +171,7 @@ def test_metrics_stand_overall_and_by_head_body_and_tail():
     assert ["Recall@5", "validation", "90.00", "50.00", "10.00"] in rows
 
 
-def test_loss_settings_are_told_and_secrets_and_folders_are_not(tmp_path):
+def test_loss_settings_are_reported_and_secrets_and_folders_are_not(tmp_path):
     arguments = SepMldcTrainingArguments(
         str(tmp_path / "private-folder"), hub_token="hf_secret", label_loss_weight=0.03, run_name="private-run"
     )
@@ -198,7 +198,7 @@ def test_loss_settings_are_told_and_secrets_and_folders_are_not(tmp_path):
 
 
 @pytest.mark.parametrize("token_attention", [True, False])
-def test_dimensions_of_token_attention_are_told_where_there_is_one(token_attention):
+def test_dimensions_of_token_attention_are_reported_where_there_is_one(token_attention):
     card = build_model_card(make_config(token_attention=token_attention))
     assert ("dimensions of label-wise attention" in card.text) == token_attention
 
@@ -219,7 +219,7 @@ def test_f1_of_the_documents_that_are_kept_is_in_the_card_with_the_share_that_is
     assert "abstains" not in build_model_card(make_config(), metrics=METRICS).text
 
 
-def test_pseudo_documents_are_told_with_their_model_prompts_and_dates():
+def test_pseudo_documents_are_reported_with_their_model_prompts_and_dates():
     rows = [
         {
             "text": "t",
@@ -248,7 +248,7 @@ def test_pseudo_documents_are_told_with_their_model_prompts_and_dates():
     assert "Not stated." in build_model_card(make_config()).text
 
 
-def test_emissions_are_told_where_codecarbon_measured_them(tmp_path):
+def test_emissions_are_reported_where_codecarbon_measured_them(tmp_path):
     (tmp_path / "emissions.csv").write_text("run_id,emissions\none,0.0005\none,0.001\ntwo,0.002\n")
     path = save_model_card(tmp_path, make_config())
     assert ModelCard.load(path).data.co2_eq_emissions["emissions"] == pytest.approx(3.0)
@@ -284,7 +284,7 @@ def test_a_readme_of_the_user_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("change", [lambda text: text + "A note.\n", lambda text: "---\nlicense: mit" + text[3:]])
-def test_a_card_is_written_anew_until_someone_changes_it(tmp_path, change):
+def test_a_card_is_rewritten_until_someone_changes_it(tmp_path, change):
     path = save_model_card(tmp_path, make_config())
     save_model_card(tmp_path, make_config(), metrics=METRICS)
     assert "87.12" in path.read_text()
@@ -378,15 +378,15 @@ def test_the_card_of_20000_labels_with_long_descriptions_is_small():
     assert len(build_model_card(config, metrics=METRICS).content) < 25_000
 
 
-def test_provenance_that_is_no_dictionary_does_not_matter():
+def test_provenance_that_is_not_a_dictionary_does_not_matter():
     assert summarize_provenance([{"provenance": "an LLM"}, {"provenance": None}])["count"] == 2
 
 
-def test_settings_stand_in_the_card_with_their_reasons():
-    rows = [("recipe | of", 0.5, "few *documents*"), ("freeze_layers", 4, "named by the user")]
+def test_settings_are_in_the_card_with_their_reasons():
+    rows = [("recipe | of", 0.5, "few *documents*"), ("freeze_layers", 4, "specified by the user")]
     cells, _ = table_cells(build_model_card(make_config(), recipe="best", settings=rows))
     at = cells.index(["Setting", "Value", "Why"])
     assert cells[at + 1] == ["recipe | of", "0.5", "few *documents*"]
-    assert cells[at + 2] == ["freeze_layers", "4", "named by the user"]
+    assert cells[at + 2] == ["freeze_layers", "4", "specified by the user"]
     without, _ = table_cells(build_model_card(make_config()))
     assert ["Setting", "Value", "Why"] not in without

@@ -73,6 +73,34 @@ def test_from_backbone_takes_over_the_encoder_and_encodes_the_label_texts_with_i
     assert str(tmp_path) not in model.config.to_json_string()
 
 
+def test_the_encoder_has_no_dropout_unless_requested(tmp_path):
+    folder = tiny_backbone(tmp_path)
+    AutoModel.from_pretrained(folder, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2).save_pretrained(
+        folder
+    )
+
+    def dropouts(**arguments):
+        model = SepMldcForMultiLabelClassification.from_backbone(folder, tiny_tokenizer(), LABELS, **arguments)
+        return {module.p for module in model.backbone.modules() if isinstance(module, torch.nn.Dropout)}
+
+    assert dropouts() == {0.0} and dropouts(backbone_dropout=0.3) == {0.3} and dropouts(backbone_dropout=None) == {0.2}
+    assert dropouts(backbone_kwargs={"hidden_dropout_prob": 0.1}) == {0.0, 0.1}
+    with pytest.raises(ValueError, match="`backbone_dropout` is 1, but"):
+        dropouts(backbone_dropout=1)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"clasifier_dropout": 0.3}, "`clasifier_dropout` is neither .*Did you mean `classifier_dropout`?"),
+        ({"lexical_scores": True}, "`lexical_scores` is neither an argument of `from_backbone` nor a field"),
+    ],
+)
+def test_from_backbone_refuses_unknown_arguments(tmp_path, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        SepMldcForMultiLabelClassification.from_backbone(tmp_path, tiny_tokenizer(), LABELS, **arguments)
+
+
 def test_an_encoder_stored_in_half_precision_is_trained_in_float32(tmp_path):
     folder = tiny_backbone(tmp_path)
     AutoModel.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)
@@ -134,7 +162,7 @@ def test_embedded_inputs_score_like_their_token_ids():
     torch.testing.assert_close(by_embeds.logits, model(**batch).logits)
 
 
-def test_hidden_states_and_attentions_of_the_encoder_are_returned_when_asked_for():
+def test_hidden_states_and_attentions_of_the_encoder_are_returned_on_request():
     model, batch = tiny_model(attn_implementation="eager"), tiny_batch()
     out = model(**batch, output_hidden_states=True, output_attentions=True)
     assert [len(out.hidden_states), len(out.attentions)] == [3, 2]
@@ -329,7 +357,7 @@ def test_labels_encoded_in_chunks_equal_labels_encoded_one_by_one(batch_size):
     assert not rows.requires_grad
 
 
-def test_encoding_labels_uses_no_dropout_and_leaves_training_mode_as_it_was():
+def test_encoding_labels_uses_no_dropout_and_leaves_training_mode_unchanged():
     model = tiny_model(hidden_dropout=0.5, attention_dropout=0.5)
     inputs = tokenize_label_texts(tiny_tokenizer(), ["graph", "image data"])
     expected = model.encode_labels(inputs)
@@ -407,7 +435,7 @@ def test_labels_with_another_number_of_columns_than_labels_are_refused(columns):
         tiny_model()(**batch)
 
 
-def test_an_unknown_encoder_type_or_one_that_is_no_single_encoder_is_refused():
+def test_an_unknown_encoder_type_or_one_that_is_not_a_single_encoder_is_refused():
     with pytest.raises(ValueError, match="model_type 'brt', which transformers does not know"):
         SepMldcConfig(backbone_config={"model_type": "brt"}, num_labels=2)
     with pytest.raises(ValueError, match="model_type 'funnel', for which `AutoModel` has no single model"):

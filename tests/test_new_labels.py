@@ -325,7 +325,7 @@ def test_a_chunk_replaces_the_last_columns_only():
         (DOCUMENTS, [3], "a list of texts is needed"),
     ],
 )
-def test_a_bad_fit_is_explained_and_leaves_the_model_as_it_was(documents, others, message):
+def test_a_bad_fit_is_explained_and_leaves_the_model_unchanged(documents, others, message):
     model = with_new_labels()
     before = copy.deepcopy(model)
     with pytest.raises(ValueError, match=message):

@@ -43,7 +43,7 @@ def predict():
 
 
 def read_in_three_ways(path, predict, cache, has_labels=True):
-    """What each user makes of a file: documents, or the sentence that says why not."""
+    """The result of each reader for a file: documents, or the error message."""
 
     def training():
         labels = {"label_column": "labels", "label_delimiter": "|"} if has_labels else {"label_column": None}
@@ -83,7 +83,7 @@ def test_a_file_is_read_alike_by_training_augmentation_and_prediction(tmp_path, 
     [
         ("t.jsonl", '{"text": "x", "labels": []}\n{"text": ' + "[" * 100_000, "line 2: not valid JSON"),
         ("t.jsonl", b'{"text": "caf\xe9", "labels": []}\n', "line 1: byte 0xe9 is not UTF-8"),
-        ("t.csv", b"text,labels\nx\x00,a\n", "line 2: holds a NUL character"),
+        ("t.csv", b"text,labels\nx\x00,a\n", "line 2: contains a NUL character"),
         ("t.csv", 'text;labels\nx;"a\n', "line 2: unexpected end of data"),
         ("t.csv", b"PK\x03\x04", "is an Excel workbook"),
         ("t.csv.gz", b"", "has 0 bytes"),
@@ -91,7 +91,7 @@ def test_a_file_is_read_alike_by_training_augmentation_and_prediction(tmp_path, 
         ("t.parquet", b"PAR1", "not a whole Parquet file"),
     ],
 )
-def test_a_bad_file_is_told_in_the_same_words_by_all_three(tmp_path, predict, name, content, words):
+def test_a_bad_file_is_reported_in_the_same_words_by_all_three(tmp_path, predict, name, content, words):
     path = tmp_path / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     found = read_in_three_ways(str(path), predict, str(tmp_path / "cache"))

@@ -416,7 +416,7 @@ def keyword_model(request):
     return model.eval()
 
 
-def test_the_explanation_puts_the_word_that_a_label_hangs_on_first(keyword_model):
+def test_the_explanation_puts_the_decisive_word_of_a_label_first(keyword_model):
     text = " ".join(
         ["the data of the market and speech"] * 3 + ["robot"] + ["with price on the query"] * 3 + ["galaxy image"]
     )
@@ -568,7 +568,7 @@ def test_the_stock_text_classification_pipeline_gives_sigmoid_scores_in_batches_
         ({"explanation_budget": 0}, "`explanation_budget` is 0"),
     ],
 )
-def test_a_parameter_out_of_its_range_is_named_with_its_rule(arguments, message):
+def test_a_parameter_out_of_its_range_is_reported_with_its_rule(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_pipeline()("robot", **arguments)
 
@@ -581,9 +581,10 @@ def test_a_parameter_out_of_its_range_is_named_with_its_rule(arguments, message)
         ([b"robot"], "bytes"),
         ({"body": "robot"}, "has no `text`, only 'body'"),
         ([{"text": 3}], "is 3"),
+        ("robot \ud800", r"unpaired surrogate \('\\ud800'\).*Remove it"),
     ],
 )
-def test_a_document_that_is_no_text_is_shown_with_what_is_needed(document, message):
+def test_a_document_that_is_not_text_is_shown_with_what_is_needed(document, message):
     with pytest.raises(ValueError, match=message):
         make_pipeline()(document)
 

@@ -121,7 +121,7 @@ def test_the_command_writes_both_pictures_and_the_correlations(files, tmp_path, 
     assert all(-1 <= entry["rank_correlation"] <= 1 for entry in summary.values())
 
 
-def test_a_file_without_enough_known_labels_ends_in_one_sentence(files, tmp_path, monkeypatch):
+def test_a_file_without_enough_known_labels_ends_in_a_one_sentence_error(files, tmp_path, monkeypatch):
     (tmp_path / "other.jsonl").write_text('{"text": "a", "labels": ["unknown"]}\n{"text": "b", "labels": ["stars"]}\n')
     with pytest.raises(ValueError, match="has 1 labels that the checkpoint knows, but 3 are needed"):
         run(files / "checkpoint", "--train_file", tmp_path / "other.jsonl", monkeypatch=monkeypatch)

@@ -74,7 +74,7 @@ def arguments(model_folder, source, output, *more):
 
 
 def run(*args):
-    """Run the command in this process; a message on which it ends is raised as ValueError."""
+    """Run the command in this process; a final error message is raised as ValueError."""
     try:
         predict.main(arguments(*args))
     except SystemExit as error:
@@ -219,7 +219,7 @@ def test_abstained_documents_are_marked_counted_and_listed_with_their_texts(
     assert [line["abstained"] for line in lines] == [not labels for labels in expected]
     count = sum(line["abstained"] for line in lines)
     assert 10 < count < 30
-    assert f"abstains from {count} of 40 documents" in capsys.readouterr().err
+    assert f"abstains on {count} of 40 documents" in capsys.readouterr().err
     listed = read(tmp_path / "review")
     assert [row["index"] for row in listed] == [line["index"] for line in lines if line["abstained"]]
     for row in listed:
@@ -252,8 +252,8 @@ def test_a_resumed_prediction_lists_the_abstained_documents_of_all_runs(cautious
     source = write_jsonl(tmp_path / "in.jsonl", documents)
     lines = run(cautious_folder, source, tmp_path / "out", *options, "--resume")
     count = sum(line["abstained"] for line in lines)
-    assert len(read(tmp_path / "review")) == count and f"from {count} of 40" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="review exists. Name another `--abstained_file`"):
+    assert len(read(tmp_path / "review")) == count and f"on {count} of 40" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="review exists. Specify another `--abstained_file`"):
         run(cautious_folder, source, tmp_path / "other", *options)
     (tmp_path / "review").unlink()
     run(cautious_folder, source, tmp_path / "out", *options, "--resume")  # complete: the list is written again
@@ -266,7 +266,7 @@ def test_a_resumed_prediction_lists_the_abstained_documents_of_all_runs(cautious
         ("-", "review", "`--abstained_file` is made from the output"),
         ("out", "out", "which the output is written to"),
         ("out", "in.jsonl", "`--abstained_file` would write to .*in.jsonl, which is read"),
-        ("out", "missing/review", "cannot be written. Name a file in a folder that exists"),
+        ("out", "missing/review", "cannot be written. Specify a file in a folder that exists"),
     ],
 )
 def test_a_list_that_cannot_be_written_is_an_error_before_anything_is_read(
@@ -292,7 +292,7 @@ def test_bf16_gives_nearly_the_same_scores(model_folder, documents, tmp_path):
 # ---- Memory and order of work ----
 
 
-def test_two_workers_write_the_lines_of_one_before_a_bad_document_and_one_goes_on_after_it_is_mended(
+def test_two_workers_write_the_same_lines_as_one_up_to_a_bad_document_and_one_continues_after_the_fix(
     model_folder, documents, tmp_path, monkeypatch
 ):
     whole = write_jsonl(tmp_path / "whole.jsonl", documents)
@@ -353,7 +353,7 @@ def test_the_model_sees_documents_of_like_length_together_within_the_look_ahead(
     assert [(line["index"], len(line["labels"][0]["label"])) for line in lines] == [(0, 5), (1, 1), (2, 9), (3, 3)]
 
 
-def test_a_block_ends_at_the_look_ahead_or_where_its_texts_become_too_much_to_hold(monkeypatch):
+def test_a_block_ends_at_the_look_ahead_or_when_its_texts_become_too_large(monkeypatch):
     monkeypatch.setattr(predict, "MAX_BLOCK_CHARACTERS", 100)
     stream = [predict.Document(i, None, "x" * length) for i, length in enumerate([1] * 5 + [60, 60, 1, 1, 200, 1])]
     assert [[d.index for d in block] for block in predict.blocks_of(stream, 4)] == [
@@ -443,7 +443,7 @@ def test_a_kill_in_mid_prediction_loses_and_repeats_nothing(model_folder, docume
     assert process.exitcode == -9
     done = partial.read_bytes().count(b"\n")
     assert 0 < done < 800 and not output.exists()
-    with pytest.raises(ValueError, match="holds a part of an earlier run. Resume it"):
+    with pytest.raises(ValueError, match="contains a part of an earlier run. Resume it"):
         run(model_folder, source, output)
     assert len(run(model_folder, source, output, "--resume")) == 800
     assert not partial.exists()
@@ -468,20 +468,20 @@ def interrupted(model_folder, documents, tmp_path_factory):
 
 @pytest.fixture
 def half_done(interrupted, documents, tmp_path):
-    """A copy of it whose input is mended: source, output and partial output."""
+    """A copy of it whose input is fixed: source, output and partial output."""
     shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
     source = write_jsonl(tmp_path / "in.jsonl", documents)
     return source, tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
 
 
-def test_a_bad_document_stops_after_the_good_ones_before_it_and_can_be_mended(model_folder, documents, half_done):
+def test_a_bad_document_stops_after_the_good_ones_before_it_and_can_be_fixed(model_folder, documents, half_done):
     source, output, _ = half_done
     run(model_folder, source, output, "--resume")
     assert_whole(output, documents, model_folder)
 
 
 @pytest.mark.parametrize("rest", [b"", b"{", b'{"id": "d17", "index": 17, "labels": [{"lab', b"\0" * 9000])
-def test_a_cut_last_line_is_repaired(model_folder, documents, half_done, rest):
+def test_a_truncated_last_line_is_repaired(model_folder, documents, half_done, rest):
     source, output, partial = half_done
     whole = partial.read_bytes()
     position = sum(len(line) for line in whole.splitlines(keepends=True)[:17])
@@ -527,7 +527,7 @@ def test_without_its_journal_a_part_is_not_continued(model_folder, documents, ha
     assert_whole(output, documents, model_folder)
 
 
-def test_a_full_disk_ends_in_one_sentence_and_resume_goes_on(model_folder, documents, tmp_path):
+def test_a_full_disk_ends_in_a_one_sentence_error_and_resume_continues(model_folder, documents, tmp_path):
     source, output = write_jsonl(tmp_path / "in.jsonl", documents), tmp_path / "out.jsonl"
     # A limit on the size of files makes the write itself fail, in the middle of a line, as a full disk does.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -593,7 +593,7 @@ def test_a_complete_output_is_neither_overwritten_nor_made_again_unless_asked(
 ):
     source, output = write_jsonl(tmp_path / "in.jsonl", documents), tmp_path / "out.jsonl"
     output.write_text("{}\n")
-    with pytest.raises(ValueError, match="exists. Name another"):
+    with pytest.raises(ValueError, match="exists. Specify another"):
         run(model_folder, source, output)
     with pytest.raises(ValueError, match="the settings it was made with are unknown"):
         run(model_folder, source, output, "--resume")
@@ -651,7 +651,7 @@ def test_two_predictions_never_share_an_output(model_folder, documents, tmp_path
 # ---- Special files ----
 
 
-def test_a_pipe_and_a_device_are_written_to_and_stay_what_they_are(model_folder, documents, tmp_path):
+def test_a_pipe_and_a_device_are_written_to_and_stay_unchanged(model_folder, documents, tmp_path):
     source, fifo, received = write_jsonl(tmp_path / "in.jsonl", documents), tmp_path / "fifo", []
     os.mkfifo(fifo)
     reader = threading.Thread(target=lambda: received.append(fifo.read_text()))
@@ -732,7 +732,7 @@ def test_a_closed_standard_stream_is_an_error_only_where_it_is_needed(
 # ---- Bad input ----
 
 
-def test_bytes_that_are_not_utf8_are_named_with_their_line(model_folder, tmp_path):
+def test_bytes_that_are_not_utf8_are_reported_with_their_line(model_folder, tmp_path):
     path = tmp_path / "in.txt"
     path.write_bytes(b"star\nna\xefve\n")
     with pytest.raises(ValueError, match="in.txt, line 2: byte 0xef is not UTF-8. Convert the file"):
@@ -750,7 +750,7 @@ def test_bytes_that_are_not_utf8_are_named_with_their_line(model_folder, tmp_pat
         ('{"text": ["a"]}\n', "line 1: `text` is \\['a'\\], but a text is needed"),
     ],
 )
-def test_a_bad_line_is_named_with_its_rule(model_folder, tmp_path, content, message):
+def test_a_bad_line_is_reported_with_its_rule(model_folder, tmp_path, content, message):
     path = tmp_path / "in.jsonl"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
@@ -780,28 +780,28 @@ def test_a_bad_line_is_named_with_its_rule(model_folder, tmp_path, content, mess
         (["--id_column", "key"], "no column 'key'"),
     ],
 )
-def test_an_option_out_of_its_range_is_named_with_its_rule(model_folder, documents, tmp_path, options, message):
+def test_an_option_out_of_its_range_is_reported_with_its_rule(model_folder, documents, tmp_path, options, message):
     source = write_jsonl(tmp_path / "in.jsonl", documents[:2])
     with pytest.raises(ValueError, match=message):
         run(model_folder, source, tmp_path / "out", *options)
     assert os.listdir(tmp_path) == ["in.jsonl"]
 
 
-def test_files_that_cannot_be_read_or_written_are_named(model_folder, documents, tmp_path):
+def test_files_that_cannot_be_read_or_written_are_reported(model_folder, documents, tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", documents[:2])
     with pytest.raises(ValueError, match="gone.jsonl: no such file"):
         run(model_folder, tmp_path / "gone.jsonl", tmp_path / "out")
     with pytest.raises(ValueError, match="in.doc: the format is not known"):
         os.link(source, tmp_path / "in.doc")
         run(model_folder, tmp_path / "in.doc", tmp_path / "out")
-    with pytest.raises(ValueError, match="out.journal cannot be written .* Name another output"):
+    with pytest.raises(ValueError, match="out.journal cannot be written .* Specify another output"):
         run(model_folder, source, tmp_path / "no" / "such" / "folder" / "out")
     with pytest.raises(ValueError, match="is a bert model, but a trained sep_mldc model is needed"):
         run(tiny_backbone(tmp_path / "bert"), source, tmp_path / "out")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_a_folder_without_permission_is_named(model_folder, documents, tmp_path):
+def test_a_folder_without_permission_is_reported(model_folder, documents, tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", documents[:2])
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(ValueError, match="Permission denied"):

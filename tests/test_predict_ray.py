@@ -122,7 +122,7 @@ def test_a_killed_command_resumes(cluster, folder, expected):
     assert "nothing to resume" in process.communicate()[1]
 
 
-def test_bad_input_is_one_sentence_and_nothing_is_lost(cluster, folder, expected):
+def test_bad_input_is_a_one_sentence_error_and_nothing_is_lost(cluster, folder, expected):
     output, bad = folder / "bad.jsonl", folder / "bad_input.jsonl"
     bad.write_text((folder / "b.jsonl").read_text() + '{"id": "x", "body": "no text"}\n')
     arguments = ["--input_file", "a.jsonl", "bad_input.jsonl"]

@@ -1,4 +1,4 @@
-"""What the logits of a model say about the probability of its labels."""
+"""The relation between the logits of a model and the probabilities of its labels."""
 
 import json
 

@@ -123,7 +123,7 @@ def check_resumed(folder, uninterrupted, first_step):
         assert found[step] == pytest.approx(expected[step], rel=1e-5), step
 
 
-def test_a_run_killed_in_its_second_epoch_goes_on_with_the_same_losses(tmp_path, one_process):
+def test_a_run_killed_in_its_second_epoch_continues_with_the_same_losses(tmp_path, one_process):
     assert launch([{"folder": str(tmp_path), "kill_at": 6}], tmp_path) == [-signal.SIGKILL]
     assert last_whole_checkpoint(tmp_path).endswith("checkpoint-4")
     training_script.run_resumable(str(tmp_path), resume=True)
@@ -139,7 +139,7 @@ def test_a_run_killed_in_the_middle_of_a_save_resumes_from_the_checkpoint_before
     assert is_whole(tmp_path / "checkpoint-4")
 
 
-def test_two_processes_killed_in_the_second_epoch_go_on_with_the_same_losses(tmp_path, two_processes):
+def test_two_processes_killed_in_the_second_epoch_continue_with_the_same_losses(tmp_path, two_processes):
     assert launch([{"folder": str(tmp_path), "kill_at": 6}], tmp_path, processes=2)[0] == -signal.SIGKILL
     assert last_whole_checkpoint(tmp_path).endswith("checkpoint-4")
     codes = launch([{"folder": str(tmp_path), "resume": True}], tmp_path, processes=2)
@@ -158,7 +158,7 @@ def test_a_streamed_run_resumes_in_its_first_pass_with_the_same_losses(tmp_path)
     assert set(found) == set(range(1, 8)) and found == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_checkpoint_with_a_missing_or_cut_file_is_not_whole(tmp_path, one_process):
+def test_a_checkpoint_with_a_missing_or_truncated_file_is_not_whole(tmp_path, one_process):
     import shutil
 
     copy = tmp_path / "checkpoint-6"

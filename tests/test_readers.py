@@ -1,4 +1,4 @@
-"""The one reader: every format, compression and encoding gives the same records, and whatever is wrong is one sentence."""
+"""The one reader: every format, compression and encoding gives the same records, and every error is one sentence."""
 
 import gzip
 import json
@@ -48,7 +48,7 @@ def texts_of(path, *args, **kwargs):
     return [record["text"] for _, record in read_records(path, *args, **kwargs)]
 
 
-# --- what is read ----------------------------------------------------------------
+# --- formats ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
@@ -74,7 +74,7 @@ def test_standard_input_is_read_in_every_format(tmp_path, form, encoding):
         assert all(where.startswith("standard input, ") for where, _ in records)
 
 
-def test_a_closed_standard_input_is_named():
+def test_a_closed_standard_input_is_reported():
     code = "from trainer.data.readers import read_records; list(read_records('-'))"
     done = subprocess.run(["sh", "-c", '"$0" -c "$1" <&-', sys.executable, code], capture_output=True)
     assert b"standard input is closed" in done.stderr
@@ -135,7 +135,7 @@ def test_only_the_columns_that_are_needed_are_read_from_parquet(tmp_path):
     assert texts_of(tmp_path / "t.parquet") == ["a", "b"]
 
 
-def test_damaged_pages_of_a_parquet_file_are_one_sentence(tmp_path):
+def test_damaged_pages_of_a_parquet_file_are_a_one_sentence_error(tmp_path):
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"text": [f"text {i} " * 50 for i in range(500)]}), path, compression="zstd")
     data = bytearray(path.read_bytes())
@@ -145,7 +145,7 @@ def test_damaged_pages_of_a_parquet_file_are_one_sentence(tmp_path):
         texts_of(path)
 
 
-# --- what is wrong ----------------------------------------------------------------
+# --- errors ----------------------------------------------------------------
 
 GOOD = '{"text": "x"}\n'
 
@@ -155,8 +155,8 @@ GOOD = '{"text": "x"}\n'
     [
         ("t.jsonl", GOOD + '{"text": ' + "[" * 100_000, "line 2: not valid JSON"),
         ("t.jsonl", GOOD + '{"id": ' + "9" * 5000 + "}", "line 2: not valid JSON"),
-        ("t.jsonl", GOOD.encode() + b'{"text": "a\x00b"}', "line 2: holds a NUL character"),
-        ("t.csv", b"t\x00e\x00x\x00t\x00\n\x00", "line 1: holds a NUL character.*UTF-16"),
+        ("t.jsonl", GOOD.encode() + b'{"text": "a\x00b"}', "line 2: contains a NUL character"),
+        ("t.csv", b"t\x00e\x00x\x00t\x00\n\x00", "line 1: contains a NUL character.*UTF-16"),
         ("t.csv", b"text\ncaf\xe9\n", "line 2: byte 0xe9 is not UTF-8.*CSV UTF-8"),
         ("t.csv", b"\xff\xfe" + "text\nabc".encode("utf-16-le") + b"a", "after line 1: is not UTF-16"),
         ("t.csv", b"PK\x03\x04....", "is an Excel workbook or a zip archive"),
@@ -167,7 +167,7 @@ GOOD = '{"text": "x"}\n'
         ("t.xlsx", b"", "t.xlsx: spreadsheets are not read.*CSV UTF-8"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_place(tmp_path, name, content, message):
+def test_errors_are_reported_with_their_place(tmp_path, name, content, message):
     with pytest.raises(DataFileError, match=message):
         list(read_records(write(tmp_path / name, content)))
 
@@ -182,7 +182,7 @@ def test_a_compressed_file_of_0_bytes_is_not_an_empty_one(tmp_path, compression)
 
 
 @pytest.mark.parametrize("compression", [".gz", ".zst"])
-def test_a_torn_compressed_file_is_named_in_every_format(tmp_path, compression):
+def test_a_torn_compressed_file_is_reported_in_every_format(tmp_path, compression):
     rows = [{"text": os.urandom(300).hex(), "labels": []} for _ in range(300)]
     for form, content in {"jsonl": jsonl(rows), "csv": table(rows), "txt": "\n".join(r["text"] for r in rows)}.items():
         path = tmp_path / f"t.{form}{compression}"
@@ -192,7 +192,7 @@ def test_a_torn_compressed_file_is_named_in_every_format(tmp_path, compression):
             list(read_records(path))
 
 
-def test_a_folder_and_a_missing_file_are_named(tmp_path):
+def test_a_folder_and_a_missing_file_are_reported(tmp_path):
     with pytest.raises(DataFileError, match="is a folder"):
         read_records(tmp_path, "csv")
     with pytest.raises(FileNotFoundError, match="no such file"):
@@ -200,14 +200,14 @@ def test_a_folder_and_a_missing_file_are_named(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_a_file_without_permission_is_named(tmp_path):
+def test_a_file_without_permission_is_reported(tmp_path):
     path = write(tmp_path / "t.csv", "text\nx\n")
     os.chmod(path, 0)
     with pytest.raises(DataFileError, match="t.csv: cannot be read"):
         list(read_records(path))
 
 
-def test_bad_lines_are_reported_and_left_out_on_request(tmp_path):
+def test_bad_lines_are_reported_and_skipped_on_request(tmp_path):
     errors = []
     path = write(tmp_path / "t.jsonl", GOOD.encode() + b"{\n" + b'{"text": "\xff"}\n[]\n' + GOOD.encode())
     assert texts_of(path, on_error=errors.append) == ["x", "x"]
@@ -228,7 +228,7 @@ def test_bad_lines_are_reported_and_left_out_on_request(tmp_path):
     ),
 )
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_a_file_holds_it_is_read_or_it_is_one_sentence_with_its_name(tmp_path, name, content):
+def test_any_file_is_read_or_gives_a_one_sentence_error_with_its_name(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
     for read in (lambda path: list(read_records(path)), read_labels, read_label_descriptions):

@@ -31,7 +31,7 @@ def test_every_setting_is_an_argument_that_exists_and_has_a_reason(size, recipe,
 
 
 @pytest.mark.parametrize("num_labels", [2, MANY_LABELS - 1, MANY_LABELS])
-def test_a_model_and_a_trainer_without_named_settings_have_the_recommended_ones(num_labels, tmp_path):
+def test_a_model_and_a_trainer_have_the_recommended_settings_by_default(num_labels, tmp_path):
     backbone = tiny_backbone(tmp_path / "encoder")
     labels = [f"label {index}" for index in range(num_labels)]
     known = {"label_counts": [1] * num_labels, "num_train_documents": 10_000}
@@ -41,14 +41,15 @@ def test_a_model_and_a_trainer_without_named_settings_have_the_recommended_ones(
     given = SepMldcConfig(id2label=dict(enumerate(labels)), num_train_documents=10_000)
     depends_on_documents = {"encoder_max_length", "num_train_epochs", "per_device_train_batch_size", "logging_steps"}
     depends_on_documents |= {"eval_strategy", "save_strategy", "bf16"}
-    for name in set(settings.model) - depends_on_documents:
+    assert model.config.backbone_config.hidden_dropout_prob == settings.model["backbone_dropout"]
+    for name in set(settings.model) - depends_on_documents - {"backbone_dropout"}:
         assert getattr(model.config, name) == settings[name], name
         assert name == "classifier_bias_init" or getattr(given, name, settings[name]) == settings[name], name
     for name in set(settings.training) - depends_on_documents:
         assert getattr(args, name) == settings[name], name
 
 
-def test_the_prior_is_left_out_where_label_frequencies_are_not_known(tmp_path):
+def test_no_prior_is_used_if_label_frequencies_are_unknown(tmp_path):
     model = SepMldcForMultiLabelClassification.from_backbone(tiny_backbone(tmp_path), tiny_tokenizer(), ["a", "b"])
     assert model.config.classifier_bias_init == "zero" and not model.classifier.bias.any()
 
@@ -59,7 +60,7 @@ def test_more_documents_need_fewer_epochs_and_more_labels_need_more():
     assert recommend_settings(6000, 3201)["num_train_epochs"] > recommend_settings(6000, 76)["num_train_epochs"]
 
 
-def test_a_handful_of_documents_is_not_seen_hundreds_of_times():
+def test_a_handful_of_documents_is_not_repeated_hundreds_of_times():
     assert recommend_settings(4, 2)["num_train_epochs"] == MOST_EPOCHS
 
 
@@ -139,12 +140,12 @@ def test_the_recipe_of_the_paper_has_its_settings():
     assert not paper["lexical_scores"] and paper["freeze_layers"] == 0
 
 
-def test_what_the_user_named_wins_is_said_to_and_what_depends_on_it_follows():
+def test_settings_of_the_user_take_precedence_and_dependent_settings_follow():
     named = {"learning_rate": 3e-5, "classifier": "similarity", "num_train_epochs": 1, "use_cpu": True}
     named["token_attention"] = False
     settings = recommend_settings(6400, 76, num_validation_documents=1000, named=named)
     rows = {name: (value, why) for name, value, why in settings.rows()}
-    assert rows["learning_rate"] == ("3e-05", "named by the user") and settings["head_learning_rate"] == 3e-3
+    assert rows["learning_rate"] == ("3e-05", "specified by the user") and settings["head_learning_rate"] == 3e-3
     assert settings["classifier_dropout"] == 0.2 and settings["eval_steps"] == 34 and settings["logging_steps"] == 4
     assert "use_cpu" not in settings
     limited = recommend_settings(6400, 76, num_validation_documents=1000, named={"max_steps": 60})

@@ -1,4 +1,4 @@
-"""The report of a run against slow references, and what it says in clear cases."""
+"""The report of a run against slow references, and its text in clear cases."""
 
 import csv
 import math
@@ -70,7 +70,7 @@ def test_a_difference_is_judged_on_the_same_documents():
     compared = bootstrap({"good": good, "bad": bad, "other": other})
     assert compared == bootstrap({"good": good, "bad": bad, "other": other})
     first, second = comparison_lines(compared)
-    assert first.startswith("ahead of bad on ndcg@5") and second.startswith("level with other")
+    assert first.startswith("ahead of bad on ndcg@5") and second.startswith("on par with other")
     (line,) = comparison_lines(bootstrap({"bad": bad, "good": good}))
     assert line.startswith("behind good")
 
@@ -87,8 +87,8 @@ def results_of(documents):
     return DocumentResults(Predictions(np.array(indices), np.array(assigned)), gold, 4)
 
 
-def test_worst_labels_are_not_advised_where_there_are_none():
-    assert next_steps(has_mistakes=False) == []
+def test_worst_labels_are_not_suggested_if_there_are_none():
+    assert next_steps(has_errors=False) == []
 
 
 def test_the_worst_labels_come_first_with_the_likely_reason():
@@ -107,12 +107,12 @@ def test_the_worst_labels_come_first_with_the_likely_reason():
     ("documents", "why"),
     [
         ([("a", "a")] * 2 + [("a", "")] + [("", "a")] * 9, "assigned too often (11 times, 2 correct)"),
-        ([("a", "")] * 2 + [("", "a")] * 3, "never assigned correctly (3 times wrongly)"),
+        ([("a", "")] * 2 + [("", "a")] * 3, "never assigned correctly (3 false positives)"),
         ([("a", "a")] + [("a", "")] * 9, "missed in 9 of 10 documents"),
-        ([("a", "a")] * 4 + [("a", "")] * 3 + [("", "a")] * 3, "mistakes of both kinds"),
+        ([("a", "a")] * 4 + [("a", "")] * 3 + [("", "a")] * 3, "false positives and false negatives"),
     ],
 )
-def test_reasons_follow_the_kind_of_mistake(documents, why):
+def test_reasons_depend_on_the_kind_of_error(documents, why):
     assert [row.why for row in worst_labels(results_of(documents), LABELS)] == [why]
 
 
@@ -128,16 +128,16 @@ def test_the_worst_labels_are_written_as_a_harmless_table_and_a_picture(tmp_path
     write_worst_labels(tmp_path / "..", worst[:0])
 
 
-def test_what_to_do_next_begins_with_what_matters_most():
+def test_the_most_important_next_steps_come_first():
     assert next_steps() == [
-        "Read worst_labels.csv: labels that are confused with each other may need clearer annotation guidelines."
+        "Look through worst_labels.csv: labels that are confused with each other may need clearer annotation guidelines."
     ]
     lines = next_steps(
         label_counts=[1, 2, 100], num_steps=104, share_cut=0.5, has_validation=False, behind_linear=True,
         has_lexical_scores=False, has_descriptions=False,
     )  # fmt: skip
     assert len(lines) == 3
-    assert "--validation_file" in lines[0] and "--lexical_scores" in lines[1] and "Only 104 steps" in lines[2]
+    assert "--validation_file" in lines[0] and "--lexical_scores" in lines[1] and "only 104 steps" in lines[2]
     assert "Labels with fewer than 10 training documents: 2." in next_steps(label_counts=[1, 2, 100])[0]
     assert "50% of the documents" in next_steps(share_cut=0.5)[0]
 
@@ -153,12 +153,12 @@ def test_an_evaluation_is_one_short_line_and_other_logs_stay():
     assert short_logs({"own": 1}) == {"own": 1}
 
 
-def test_the_report_says_how_many_documents_are_abstained_and_what_leaving_more_out_brings():
+def test_the_report_has_the_number_of_abstentions_and_the_f1_of_the_rest():
     kept = [{"share_kept": 1.0, "f1_micro": 0.5, "min_expected_f1": 0.0}]
     kept += [{"share_kept": 0.9, "f1_micro": 0.625, "min_expected_f1": 0.4321}]
     lines = abstention_lines(0.015, 200, kept)
-    assert lines[0] == "The model abstains from 3 of 200 documents: none of their labels reaches its threshold."
+    assert lines[0] == "The model abstains on 3 of 200 documents: none of their labels reaches its threshold."
     assert lines[2].split() == ["documents", "kept", "100%", "90%"]
     assert lines[3].split() == ["micro", "F1", "50.0", "62.5"]
     assert lines[4].split() == ["min_expected_f1", "0.000", "0.432"]
-    assert abstention_lines(0.0, 200, kept)[0].startswith("The model abstains from no document")
+    assert abstention_lines(0.0, 200, kept)[0].startswith("The model does not abstain on any document")

@@ -99,7 +99,7 @@ def test_lexical_scores_are_fitted_after_training_and_raise_the_test_results(mon
 
 
 @pytest.mark.pictures
-def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, files, tmp_path, capsys):
+def test_a_run_writes_a_checkpoint_results_predictions_and_a_table(monkeypatch, files, tmp_path, capsys):
     run(
         monkeypatch,
         files,
@@ -134,7 +134,7 @@ def test_a_run_leaves_a_checkpoint_results_predictions_and_a_table(monkeypatch, 
     assert model.config.num_train_documents == 24 and model.config.class_weights == "effective"
     card = (tmp_path / "README.md").read_text()
     assert (tmp_path / "training_curve.png").read_bytes().startswith(b"\x89PNG")
-    assert "(recipe best)" in card and "named by the user |" in card  # the table of settings
+    assert "(recipe best)" in card and "specified by the user |" in card  # the table of settings
     shown = capsys.readouterr().out
     for word in ("SEP-MLDC", "TF-IDF + LinearSVC", "majority labels", "p@1", "f1_macro", "->"):
         assert word in shown
@@ -152,7 +152,7 @@ def test_a_trained_checkpoint_can_be_evaluated_and_run_alone(monkeypatch, files,
     assert second["test_loss"] == pytest.approx(first["test_loss"], rel=1e-4)
 
 
-def test_arguments_can_stand_in_one_file_and_be_changed_on_the_command_line(monkeypatch, files, tmp_path):
+def test_arguments_can_be_in_one_file_and_be_overridden_on_the_command_line(monkeypatch, files, tmp_path):
     values = arguments(files, tmp_path / "unused", do_predict=False, num_train_epochs=5)
     (tmp_path / "run.yaml").write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items()))
     changed = ["--output_dir", str(tmp_path / "used"), "--num_train_epochs", "1"]
@@ -232,7 +232,7 @@ BAD_INPUT = {
     "k above L": (lambda f, t: {"metric_ks": "1,5"}, "k = 5, but there are only 3 labels"),
     "labels per step below one": (lambda f, t: {"labels_per_step": 0}, "`labels_per_step` is 0"),
     "no training documents": (lambda f, t: {"train_file": None}, "training documents|train documents"),
-    "a stream without end": (lambda f, t: {"streaming": True}, "Say how long to train with `--max_steps`"),
+    "a stream without end": (lambda f, t: {"streaming": True}, "Set the length of training with `--max_steps`"),
     "a stream and baselines": (
         lambda f, t: {"streaming": True, "max_steps": 2, "baselines": True},
         "`--baselines` needs all training documents at once",
@@ -271,7 +271,7 @@ BAD_INPUT = {
     ),
     "a split beside a file": (
         lambda f, t: {"validation_split": 0.2},
-        "`--validation_split` is 0.2, but `--validation_file` names documents",
+        "`--validation_split` is 0.2, but `--validation_file` specifies documents",
     ),
     "a split of everything": (
         lambda f, t: {"validation_file": None, "validation_split": 1},
@@ -292,14 +292,14 @@ BAD_INPUT = {
             ),
             "threshold_objective": "recall:0.9",
         },
-        "'recall:0.9', which needs at least 9 validation documents with labels, but there are 8",
+        "'recall:0.9', which needs at least 9 validation documents with labels, but there are only 8",
     ),
     "too few validation documents for a guarantee of false discoveries": (
         lambda f, t: {
             "validation_file": written(t, '{"text": "a star", "labels": ["stars"]}\n' * 3),
             "threshold_objective": "fdr:0.2",
         },
-        "'fdr:0.2', which needs at least 4 validation documents, but there are 3",
+        "'fdr:0.2', which needs at least 4 validation documents, but there are only 3",
     ),
     "a guarantee without validation documents": (
         lambda f, t: {
@@ -330,19 +330,19 @@ BAD_INPUT = {
     ),
     "an objective of thresholds that are not tuned": (
         lambda f, t: {"tune_thresholds": False, "threshold_objective": "macro"},
-        "`--threshold_objective` is macro, but `--tune_thresholds false` tunes nothing",
+        "`--threshold_objective` is macro, but `--tune_thresholds false` disables tuning",
     ),
     "a calibration that is not tuned": (
         lambda f, t: {"tune_thresholds": False, "score_calibration": "platt"},
-        "`--score_calibration` is platt, but `--tune_thresholds false` tunes nothing",
+        "`--score_calibration` is platt, but `--tune_thresholds false` disables tuning",
     ),
     "a cache without frozen layers": (
         lambda f, t: {"cache_frozen_layers": True, "freeze_layers": 0},
-        "`--cache_frozen_layers` asks for a cache, but no layer is frozen",
+        "`--cache_frozen_layers` requests a cache, but no layer is frozen",
     ),
     "a cache that is not read": (
         lambda f, t: {"cache_frozen_layers": True, "freeze_layers": 1, "torch_compile": True},
-        "`--cache_frozen_layers` asks for a cache, but `--torch_compile` does not read it",
+        "`--cache_frozen_layers` requests a cache, but `--torch_compile` cannot use it",
     ),
     "a stream and a cache": (
         lambda f, t: {"streaming": True, "max_steps": 2, "cache_frozen_layers": True},
@@ -363,7 +363,7 @@ BAD_INPUT = {
             "eval_strategy": "epoch",
             "save_strategy": "epoch",
         },
-        "`--metric_for_best_model` is 'ndcg5', but an evaluation measures loss, .*ndcg@3",
+        "`--metric_for_best_model` is 'ndcg5', but an evaluation reports loss, .*ndcg@3",
     ),
     "a label list without any label of the documents": (
         lambda f, t: {"label_list_file": label_list(t, "C1", "C2", "C3")},
@@ -428,19 +428,19 @@ def test_a_description_of_an_unknown_label_warns_with_the_closest_name(files, ca
     assert "'star'" in caplog.text and "'stars'" in caplog.text
 
 
-def test_an_output_folder_with_a_run_is_not_written_over(monkeypatch, files, tmp_path):
+def test_an_output_folder_with_a_run_is_not_overwritten(monkeypatch, files, tmp_path):
     run(monkeypatch, files, tmp_path, do_predict=False)
     before = (tmp_path / "all_results.json").read_bytes()
-    with pytest.raises(ValueError, match="already holds a run"):
+    with pytest.raises(ValueError, match="already contains a run"):
         run(monkeypatch, files, tmp_path)
     assert (tmp_path / "all_results.json").read_bytes() == before
     (tmp_path / "all_results.json").unlink()  # a model alone, as `save_pretrained` leaves it
-    with pytest.raises(ValueError, match="already holds a run"):
+    with pytest.raises(ValueError, match="already contains a run"):
         run(monkeypatch, files, tmp_path, model_name_or_path=str(tmp_path))
     run(monkeypatch, files, tmp_path, overwrite_output_dir=True, do_predict=False)
 
 
-def test_the_script_says_one_sentence_instead_of_a_stack_of_frames(files, tmp_path):
+def test_the_script_prints_one_sentence_instead_of_a_traceback(files, tmp_path):
     words = [w for n, v in arguments(files, tmp_path, labels_per_step=0).items() for w in (f"--{n}", v)]
     done = run_example("run_mldc", *words)
     assert done.returncode == 2
@@ -517,7 +517,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_cut_results_file_does_not_stop_a_resume(monkeypatch, files, tmp_path):
+def test_a_truncated_results_file_does_not_stop_a_resume(monkeypatch, files, tmp_path):
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "do_eval": False}
     run(monkeypatch, files, tmp_path, **settings)
     for content in (b"", b'{"a": ', b"[1]", b"\xff"):
@@ -554,7 +554,7 @@ def test_a_failed_save_leaves_the_former_model_whole(monkeypatch, files, tmp_pat
     assert not (tmp_path / "_unfinished_model").exists()
 
 
-def test_a_readme_of_the_user_and_links_stay_what_they_are(monkeypatch, files, tmp_path):
+def test_a_readme_of_the_user_and_links_stay_unchanged(monkeypatch, files, tmp_path):
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere.jsonl"
     out.mkdir()
     (out / "README.md").write_text("# Mine\n")
@@ -564,7 +564,7 @@ def test_a_readme_of_the_user_and_links_stay_what_they_are(monkeypatch, files, t
     assert (out / "predictions.jsonl").is_symlink() and len(lines(elsewhere)) == 6
 
 
-def test_labels_that_are_not_learned_are_named(monkeypatch, files, tmp_path, caplog):
+def test_labels_that_are_not_learned_are_reported(monkeypatch, files, tmp_path, caplog):
     monkeypatch.setattr(run_data.logger, "propagate", True)
     run(monkeypatch, files, tmp_path / "out", label_list_file=label_list(tmp_path, "stars", "robots"), metric_ks="1")
     assert "'markets' (10)" in caplog.text and "labels.txt" in caplog.text
@@ -577,7 +577,7 @@ def test_labels_that_are_not_learned_are_named(monkeypatch, files, tmp_path, cap
     assert "'markets' (10)" in caplog.text and "model.add_labels" in caplog.text
 
 
-def test_the_revision_is_asked_of_the_checkpoint_too(monkeypatch, files, tmp_path):
+def test_the_revision_applies_to_the_checkpoint_too(monkeypatch, files, tmp_path):
     asked = []
     original = run_mldc.AutoConfig.from_pretrained
 
@@ -613,14 +613,18 @@ def test_one_file_is_enough(monkeypatch, files, tmp_path, capsys):
     assert config.thresholds is not None and config.num_train_documents < 24 and min(config.label_counts) >= 1
 
 
-def test_a_dry_run_shows_a_page_and_leaves_nothing(monkeypatch, files, tmp_path, capsys):
+def test_a_dry_run_prints_a_report_and_writes_nothing(monkeypatch, files, tmp_path, capsys):
     monkeypatch.setattr(run_mldc.SepMldcTrainer, "__init__", lambda *args, **kwargs: pytest.fail("a trainer was made"))
     named = {"recipe": "paper", "lexical_scores": True, "learning_rate": 5e-5}
     run(monkeypatch, files, tmp_path / "out", dry_run=True, num_train_epochs=2, **named)
     shown = capsys.readouterr().out
-    assert "training documents per label" in shown and "named by the user" in shown and "Will train 6 steps (" in shown
-    assert "Not those of the recipe 'paper', because you named them: lexical_scores, " in shown
-    assert "learning_rate," not in shown.split("because you named them")[1]
+    assert (
+        "training documents per label" in shown
+        and "specified by the user" in shown
+        and "Will train for 6 steps (" in shown
+    )
+    assert "Specified by you instead of by the recipe 'paper': lexical_scores, " in shown
+    assert "learning_rate," not in shown.split("Specified by you instead of")[1]
     assert "of memory (" in shown and "of disk space (" in shown
     assert not (tmp_path / "out").exists()
 
@@ -632,7 +636,7 @@ def test_evaluations_are_spread_over_the_steps_that_the_run_has(monkeypatch, tmp
     monkeypatch.setattr(sys, "argv", ["run_mldc.py", config, *changes])
     run_mldc.main()
     shown = capsys.readouterr().out
-    steps = int(re.search(r"Will train (\d+) steps", shown)[1])
+    steps = int(re.search(r"Will train for (\d+) steps", shown)[1])
     assert re.search(r"eval_steps +(\d+) +6 evaluations", shown)[1] == str(math.ceil(steps / 6))
 
 
@@ -693,7 +697,7 @@ def test_settings_that_a_trained_checkpoint_contradicts_are_refused(monkeypatch,
     run(monkeypatch, files, tmp_path / "second", classifier="mlp", **given)
 
 
-def test_class_weights_are_chosen_before_the_training_and_told(monkeypatch, files, tmp_path, capsys):
+def test_class_weights_are_chosen_and_printed_before_training(monkeypatch, files, tmp_path, capsys):
     found = {kind: {"f1_micro": 0.5, "f1_macro": 0.25} for kind in ("none", "balanced", "effective")}
     given = {}
     monkeypatch.setattr(
@@ -709,7 +713,7 @@ def test_class_weights_are_chosen_before_the_training_and_told(monkeypatch, file
     assert "effective" in (tmp_path / "README.md").read_text()
 
 
-def test_rows_that_are_no_documents_can_be_skipped(monkeypatch, files, tmp_path):
+def test_invalid_rows_can_be_skipped(monkeypatch, files, tmp_path):
     content = (files / "train.jsonl").read_text() + '{"text": "a star"}\n'
     changes = broken(files, tmp_path, content)
     with pytest.raises(ValueError, match="Or leave such rows out: `--on_bad_rows skip`"):
@@ -737,10 +741,10 @@ def test_predictions_hold_scores_decisions_and_the_right_labels(monkeypatch, fil
     assert "| Documents kept | `min_expected_f1` | Micro F1 |" in (tmp_path / "README.md").read_text()
 
 
-def test_the_report_tells_of_abstained_documents(monkeypatch, files, tmp_path, capsys):
+def test_the_report_counts_abstained_documents(monkeypatch, files, tmp_path, capsys):
     run(monkeypatch, files, tmp_path, threshold_objective="fdr:0.2", do_eval=False)
     shown = capsys.readouterr().out
-    assert re.search(r"The model abstains from (no document|\d+ of 6 documents)", shown)
+    assert re.search(r"The model (does not abstain on any document|abstains on \d+ of 6 documents)", shown)
     assert re.search(r"documents kept +100% +95% +90% +80% +70% +50%\n +micro F1", shown)
 
 
@@ -757,7 +761,7 @@ def test_the_report_gives_intervals_worst_labels_and_next_steps(monkeypatch, fil
         monkeypatch, files, tmp_path, baselines=True, learning_rate=1e-9, head_learning_rate=1e-9, lexical_scores=False
     )
     shown = capsys.readouterr().out
-    for part in ("95% interval", "Labels with the lowest F1", "What to do next:\n1. "):
+    for part in ("95% confidence interval", "Labels with the lowest F1", "Next steps:\n1. "):
         assert part in shown
     compared = json.loads((tmp_path / "comparison.json").read_text())
     for name, metrics in compared["intervals"].items():
@@ -767,7 +771,7 @@ def test_the_report_gives_intervals_worst_labels_and_next_steps(monkeypatch, fil
     assert worst and float(worst[0]["f1"]) < 1 and worst[0]["why"]
 
 
-def test_output_folders_that_cannot_be_written_are_told(tmp_path):
+def test_output_folders_that_cannot_be_written_are_refused(tmp_path):
     with pytest.raises(OSError, match="is a file"):
         (tmp_path / "file").write_text("")
         run_outputs.check_output_folder(tmp_path / "file")
@@ -806,7 +810,9 @@ def test_a_refitted_model_keeps_what_was_tuned_and_knows_more_documents(monkeypa
     assert "refit_on_all" in (tmp_path / "README.md").read_text().replace("\\", "")
 
 
-def test_a_refit_that_was_stopped_leaves_the_tuned_model_and_goes_on_from_its_checkpoint(monkeypatch, files, tmp_path):
+def test_a_refit_that_was_stopped_leaves_the_tuned_model_and_continues_from_its_checkpoint(
+    monkeypatch, files, tmp_path
+):
     named = {
         "refit_on_all": True,
         "save_strategy": "steps",
@@ -850,4 +856,4 @@ def test_adapters_are_trained_and_saved_merged(monkeypatch, files, tmp_path, cap
         name for name, value in encoder.items() if not torch.equal(value, model.backbone.state_dict().get(name, value))
     }
     assert changed and all("layer.1." in name and name.endswith("weight") for name in changed)
-    assert "LoRA adapters need larger steps" in capsys.readouterr().out
+    assert "LoRA adapters need a higher learning rate" in capsys.readouterr().out

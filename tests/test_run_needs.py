@@ -1,4 +1,4 @@
-"""What a run takes is told before it starts, and a run that cannot fit is refused."""
+"""The resources that a run needs are reported before it starts, and a run that does not fit is refused."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_the_memory_of_weights_and_optimizer_is_that_of_the_model(num_frozen_lay
     assert found.state_bytes == pytest.approx(4 * whole + 12 * trained, rel=0.1)
 
 
-def test_a_batch_takes_more_with_more_documents_tokens_and_bits():
+def test_a_batch_needs_more_memory_with_more_documents_tokens_and_bits():
     model = tiny_model(num_labels=50)
     first = needs_of(model).batch_bytes
     assert needs_of(model, batch_size=16).batch_bytes == 2 * first
@@ -60,7 +60,7 @@ def test_a_run_that_cannot_fit_is_refused(memory, disk, word):
     check_fits(needs, None, 5 * GIB)
 
 
-def test_the_kernel_of_lexical_scores_must_fit_beside_the_weights_or_into_main_memory():
+def test_the_kernel_of_lexical_scores_must_fit_next_to_the_weights_or_into_main_memory():
     needs = RunNeeds(1, 1, state_bytes=4 * GIB, batch_bytes=0, disk_bytes=0, kernel_bytes=2 * GIB)
     with pytest.raises(
         ValueError, match="2.0 GiB of memory after training, in addition to 4.0 GiB .* but 5.0 GiB are"
@@ -72,7 +72,7 @@ def test_the_kernel_of_lexical_scores_must_fit_beside_the_weights_or_into_main_m
     check_fits(needs, 5 * GIB, GIB, main_memory=2 * GIB)
 
 
-def test_a_cache_that_is_wanted_must_fit_beside_the_checkpoints():
+def test_a_requested_cache_must_fit_in_addition_to_the_checkpoints():
     needs = needs_of(tiny_model(), num_cached_tokens=100)
     assert needs.cache_bytes == 100 * 4 * tiny_model().config.backbone_config.hidden_size
     assert needs_of(tiny_model(), num_cached_tokens=100, half_precision=True).cache_bytes * 2 == needs.cache_bytes
@@ -95,7 +95,7 @@ def test_free_memory_and_disk_space_are_those_of_the_machine_or_container(tmp_pa
     assert available_memory() > 5000
 
 
-def test_the_time_is_told_once_after_a_few_steps(tmp_path, capsys):
+def test_the_time_is_reported_once_after_a_few_steps(tmp_path, capsys):
     seconds = iter(range(0, 10_000, 20))
     estimate = TimeEstimate(clock=lambda: next(seconds))
     make_trainer(tmp_path, callbacks=[estimate], max_steps=12).train()
@@ -105,7 +105,7 @@ def test_the_time_is_told_once_after_a_few_steps(tmp_path, capsys):
     assert told[0].startswith("Step 3 of 12: about 3 minutes") and "of memory in use" in told[0]
 
 
-def test_short_runs_tell_no_time(tmp_path, capsys):
+def test_short_runs_report_no_time(tmp_path, capsys):
     make_trainer(tmp_path, callbacks=[TimeEstimate()], max_steps=2).train()
     assert "of training left" not in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""What a checkpoint records of its run: resumes go on as one run, or say what does not belong together."""
+"""What a checkpoint records about its run: a resumed run continues as one run, or the error says what does not match."""
 
 import json
 import logging
@@ -126,7 +126,7 @@ def warnings_of(caplog, monkeypatch):
     return caplog
 
 
-def test_other_documents_and_arguments_are_told_and_equal_ones_are_not(tmp_path, warnings_of):
+def test_changed_documents_and_arguments_are_reported_and_equal_ones_are_not(tmp_path, warnings_of):
     interrupted(tmp_path)
     shutil.copytree(tmp_path, tmp_path.parent / "copy")
     trainer = make_trainer(tmp_path, **SAVING)

@@ -71,10 +71,11 @@ def test_answers_are_those_of_the_pipeline(client, classify):
         ('{"inputs": "a", "parameters": {"top_k": 0}}', 422, "parameters.top_k"),
         ('{"inputs": "a", "parameters": {"topk": 1}}', 422, "parameters.topk"),
         ('{"inputs": ["a", "b", "c", "d", "e"]}', 422, "has 5 documents, but at most 4"),
+        (json.dumps({"inputs": ["a", "b \ud800"]}), 422, "unpaired surrogate"),
         (json.dumps({"inputs": "a" * 1000}), 413, "more than 300 bytes"),
     ],
 )
-def test_a_bad_request_gets_one_sentence_and_the_next_one_an_answer(classify, folder, body, status, words):
+def test_a_bad_request_gets_a_one_sentence_error_and_the_next_one_an_answer(classify, folder, body, status, words):
     app = serve.create_app(classify, arguments(folder, max_documents=4, max_body_bytes=300))
     with TestClient(app) as client:
         answer = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
@@ -248,7 +249,7 @@ def test_a_server_that_is_told_to_stop_answers_what_it_has_begun(folder, tmp_pat
         server.join()
 
 
-def test_an_unknown_model_is_one_sentence(tmp_path):
+def test_an_unknown_model_is_a_one_sentence_error(tmp_path):
     done = run_example("serve", "--model_name_or_path", tmp_path / "none")
     assert done.returncode == 1 and "serve.py:" in done.stderr and "Traceback" not in done.stderr
 

@@ -294,7 +294,7 @@ def test_expected_calibration_error_equals_a_slow_count():
         (expected_calibration_error, {"positives": np.zeros(4)}, "must be .num_labels, num_bins. twice"),
     ],
 )
-def test_bad_arguments_are_named_in_one_sentence(function, arguments, message):
+def test_bad_arguments_are_reported_in_one_sentence(function, arguments, message):
     good = {
         "positives": np.array([[0, 0, 1, 3]]),
         "negatives": np.array([[0, 0, 3, 4]]),

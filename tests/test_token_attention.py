@@ -1,4 +1,4 @@
-"""Label-wise attention over tokens: a slow reference, chunks, and its life through saving, editing and training."""
+"""Label-wise attention over tokens: a slow reference, chunks, and behavior in saving, editing and training."""
 
 import json
 import math

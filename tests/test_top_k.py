@@ -41,7 +41,7 @@ def test_top_k_never_makes_a_tensor_of_documents_times_labels(classifier, label_
     assert large.made
 
 
-def test_top_k_is_predicted_without_gradient_and_dropout_and_leaves_training_mode_as_it_was():
+def test_top_k_is_predicted_without_gradient_and_dropout_and_leaves_training_mode_unchanged():
     model = tiny_model(num_labels=NUM_LABELS, hidden_dropout=0.5, classifier_dropout=0.5, classifier="mlp+similarity")
     batch = {name: value for name, value in tiny_batch().items() if name != "labels"}
     expected = model.predict_top_k(**batch, k=3)

@@ -191,7 +191,7 @@ def test_gradient_norms_are_those_of_each_term_of_the_loss_over_each_group(tmp_p
             assert rows[0][f"gradient_norm_{group}_{name}"] == pytest.approx(square**0.5, rel=1e-3, abs=1e-6)
 
 
-def test_no_gradient_norms_are_logged_unless_asked_for(tmp_path):
+def test_no_gradient_norms_are_logged_unless_requested(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.train()
     assert not any("gradient_norm" in name for row in trainer.state.log_history for name in row)
@@ -395,7 +395,7 @@ def test_best_model_is_selected_on_any_metric_and_early_stopping_stops(tmp_path)
     )
     trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
     trainer.train()
-    assert trainer.state.global_step == 6  # the first evaluation is the best; two more without progress end the run
+    assert trainer.state.global_step == 6  # the first evaluation is the best; two more without improvement end the run
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
 
 
@@ -474,7 +474,7 @@ def test_collator_makes_multi_hot_rows_of_label_ids():
     assert set(batch) == {"input_ids", "attention_mask", "labels"} | set(batch) & {"token_type_ids"}
     dense = collator([{**f, "labels": [0, 1, 0, 0]} for f in [{"input_ids": [2], "attention_mask": [1]}]])
     assert dense["labels"].tolist() == [[0, 1, 0, 0]]
-    with pytest.raises(ValueError, match="holds 4, but the labels are 0 to 3"):
+    with pytest.raises(ValueError, match="contains 4, but the labels are 0 to 3"):
         collator([{**features[0], "label_indices": [4]}])
     with pytest.raises(ValueError, match="num_labels=..."):
         SepMldcDataCollator(tiny_tokenizer())(features)
@@ -651,7 +651,7 @@ def test_evaluation_and_prediction_lose_no_document_and_keep_their_order(tmp_pat
     assert getattr(trainer.args, name) == value
 
 
-def test_workers_that_persist_read_the_data_set_that_is_asked_for(tmp_path):
+def test_workers_that_persist_read_the_data_set_that_is_requested(tmp_path):
     trainer = make_trainer(tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True)
     trainer.evaluate()
     trainer.evaluate(tiny_documents(7, seed=2))
@@ -755,7 +755,7 @@ def test_threshold_objectives_and_bad_arguments(tmp_path):
         ("label_indices", "label 0", "Turn label names into ids with `trainer.encode_labels`"),
         ("label_indices", [0.5], "a list of label ids is needed"),
         ("label_indices", None, "a document without labels has an empty list"),
-        ("label_indices", [0, -1], "holds -1, but the labels are 0 to 5"),
+        ("label_indices", [0, -1], "contains -1, but the labels are 0 to 5"),
     ],
 )
 @pytest.mark.parametrize("group", [False, True])

@@ -1,4 +1,4 @@
-"""SepMldcTrainingArguments: wrong values are refused in one sentence, former forms still work, no secret is saved."""
+"""SepMldcTrainingArguments: invalid values are refused in one sentence, former forms still work, no secret is saved."""
 
 import math
 import pickle

@@ -16,7 +16,7 @@ def test_the_installed_transformers_has_what_is_overridden():
 
 
 @pytest.mark.parametrize("name", OVERRIDDEN)
-def test_a_missing_or_changed_part_is_named(monkeypatch, name):
+def test_a_missing_or_changed_part_is_reported(monkeypatch, name):
     monkeypatch.setattr(Trainer, name, lambda self, other: None)
     assert changed_internals() == [f"`Trainer.{name}` takes (self, other), not ({', '.join(OVERRIDDEN[name])})."]
     monkeypatch.delattr(Trainer, name)

@@ -264,5 +264,5 @@ def run_rank(tasks: list[dict], rank: int, processes: int, port: int) -> None:
 
 if __name__ == "__main__":
     expected = os.environ["EXPECTED_PROCESSES"]
-    assert os.environ.get("WORLD_SIZE", "1") == expected, f"{expected} processes were asked for"
+    assert os.environ.get("WORLD_SIZE", "1") == expected, f"{expected} processes were requested"
     run_tasks(json.loads(sys.argv[1]))

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig
 
 
 PACKAGE_PREFIX = "package:"
@@ -39,7 +38,7 @@ def resolve_backbone(name: str) -> str:
             )
         return path
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not os.path.isdir(os.path.expanduser(name)):
-        raise ValueError(f"There is no folder {name!r} with an encoder. Name a folder, or a model of the Hub.")
+        raise ValueError(f"There is no folder {name!r} with an encoder. Specify a folder, or a model of the Hub.")
     return os.path.expanduser(name)
 
 
@@ -65,36 +64,6 @@ def loading_problem(name: str, error: Exception) -> str:
     if "backend tokenizer" in reason:
         return "the folder holds no tokenizer, such as a file tokenizer.json."
     return f"{reason}."
-
-
-def dropout_settings(name: str, probability: float | None, **kwargs: Any) -> dict[str, float]:
-    """
-    The fields of an encoder's configuration that hold a dropout probability, all set to `probability`, to be passed to
-    `AutoModel.from_pretrained`; none of them for `None`.
-
-    Without dropout inside the encoder, attention uses the fused kernel and no random numbers are drawn, which makes training on a CPU
-    much faster. The dropout of the head is not affected.
-
-    Args:
-        name (`str`): folder or Hub name of the encoder.
-        probability (`float`, *optional*): dropout probability, at least 0 and below 1.
-        kwargs: for `AutoConfig.from_pretrained` (`revision`, ...).
-
-    Raises:
-        ValueError: the probability is out of range.
-    """
-    if probability is None:
-        return {}
-    if not 0 <= probability < 1:
-        raise ValueError(
-            f"`backbone_dropout` is {probability}, but a dropout probability is at least 0 and below 1. Use 0 for none."
-        )
-    fields = AutoConfig.from_pretrained(name, **kwargs).to_dict()
-    return {
-        field: float(probability)
-        for field, value in fields.items()
-        if "drop" in field and isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
 
 
 def encoder_layers(backbone: nn.Module) -> Sequence[nn.Module]:

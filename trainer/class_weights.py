@@ -43,7 +43,7 @@ def choose_class_weights(
         ValueError: no validation documents, a loss without binary cross-entropy, or an encoder that cannot be loaded.
     """
     if not len(validation.dataset):
-        raise ValueError("There are no validation documents to choose class weights on. Name some, or use `none`.")
+        raise ValueError("There are no validation documents to choose class weights on. Specify some, or use `none`.")
     heads = HeadTrainer(train, model_name_or_path, label_descriptions, **settings)
     config = heads.model.config
     config.classification_loss = classification_loss or config.classification_loss

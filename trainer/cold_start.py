@@ -129,7 +129,7 @@ def read_texts(files: Sequence[str], text_columns: Sequence[str], limit: int = M
             text = " ".join(part for part in parts if isinstance(part, str)).strip()
             if not text:
                 raise DataFileError(
-                    f"{where}: there is no text in {', '.join(map(repr, text_columns))}; the columns are {', '.join(record)}. Name the "
+                    f"{where}: there is no text in {', '.join(map(repr, text_columns))}; the columns are {', '.join(record)}. Specify the "
                     "columns of the text with `--text_columns`."
                 )
             texts.append(text)

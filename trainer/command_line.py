@@ -114,16 +114,18 @@ def read_argument_file(path: str | os.PathLike) -> dict[str, Any]:
 
             values = yaml.safe_load(text)
     except FileNotFoundError:
-        raise ValueError(f"There is no file {path}. Name a JSON or YAML file of arguments.") from None
+        raise ValueError(f"There is no file {path}. Specify a JSON or YAML file of arguments.") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}). Name a JSON or YAML file of arguments.") from None
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}). Specify a JSON or YAML file of arguments."
+        ) from None
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply to be arguments. Write one value per argument.") from None
     except Exception as error:  # yaml has errors of its own
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be parsed ({reason}). Correct it there.") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise ValueError(f'{path} holds no arguments by name. Write {{"train_file": "train.csv", ...}}.')
+        raise ValueError(f'{path} contains no named arguments. Write {{"train_file": "train.csv", ...}}.')
     return values
 
 

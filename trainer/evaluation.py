@@ -151,7 +151,8 @@ class EvaluationMixin(TransformersInternals):
     ) -> PredictionOutput:
         """
         As in transformers; `predictions` are the best `prediction_top_k` labels per document, `(probabilities, label ids)` of
-        shape `(num_documents, k)` each, in the order of the documents. The labels that are assigned are in `last_label_sets`.
+        shape `(num_documents, k)` each, in the order of the documents. The labels that are assigned are in `last_label_sets`. A model
+        that only ranks labels (`config.is_ranking`) gives logits instead of probabilities and assigns no labels.
         """
         self._predicting = True
         try:
@@ -222,8 +223,10 @@ class EvaluationMixin(TransformersInternals):
         if not self._predicting:
             return loss, None, None
         scores, indices = logits.topk(min(self.args.prediction_top_k, logits.shape[1]), dim=-1)
+        if bare.config.is_ranking:  # there are no probabilities
+            return loss, (scores, indices), None
         found = (bare.probabilities(scores, logits), indices)
-        return loss, found if bare.config.is_ranking else (*found, self._assigned(logits, *found)), None
+        return loss, (*found, self._assigned(logits, *found)), None
 
     def _decided(self, logits: torch.Tensor, leaves: bool = False) -> torch.Tensor | None:
         """Label sets (B, L) if there is a hierarchy or there are constraints, closed unless `leaves`; else `None`."""

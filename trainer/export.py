@@ -189,7 +189,7 @@ def check_folder(folder: str | os.PathLike) -> Path:
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not an empty folder. Name a new folder for the export.")
+        raise ValueError(f"{folder} exists and is not an empty folder. Specify a new folder for the export.")
     return folder
 
 
@@ -216,7 +216,7 @@ def quantize_int8(exported: ExportedModel) -> ExportedModel:
     for name, weights in integer_weights(program).items():
         if abs(weights.astype("int32")).max(initial=0) > MAX_INT8_WEIGHT:
             raise RuntimeError(
-                f"{name} holds int8 weights from {weights.min()} to {weights.max()}, but beyond +-{MAX_INT8_WEIGHT} they overflow "
+                f"{name} contains int8 weights from {weights.min()} to {weights.max()}, but beyond +-{MAX_INT8_WEIGHT} they overflow "
                 "on processors without VNNI. Install another version of onnxruntime."
             )
     config = copy.deepcopy(exported.config)

@@ -81,7 +81,7 @@ def is_special(path: str | os.PathLike) -> bool:
     if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
         return True
     raise IsADirectoryError(
-        f"{os.fspath(path)} is a directory, a socket or a block device, but a file is needed. Name another file."
+        f"{os.fspath(path)} is a directory, a socket or a block device, but a file is needed. Specify another file."
     )
 
 

@@ -379,7 +379,7 @@ def cached_frozen_layers(
         if args.cache_frozen_layers:
             raise ValueError(
                 f"The states of the frozen layers need {size} in {args.output_dir!r}, but the disk does not have that much space left. Free "
-                "some, name another `output_dir`, or set `cache_frozen_layers=False`."
+                "some, specify another `output_dir`, or set `cache_frozen_layers=False`."
             )
         logger.warning(
             f"The states of the frozen layers need {size} of disk space, which is not available: they are not cached."

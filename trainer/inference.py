@@ -37,7 +37,7 @@ def load_pipeline(
         ValueError: the model is not a SEP-MLDC model, the checkpoint is damaged, the device cannot be used, or a parameter is
             out of range.
         OSError: there is no such model.
-        ImportError: an ONNX export is named, but ONNX Runtime is not installed.
+        ImportError: an ONNX export is given, but ONNX Runtime is not installed.
 
     Example:
 
@@ -107,7 +107,8 @@ def _trained_config(name: str, revision: str = "main") -> Any:
         config = AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise OSError(
-            f"The model {name!r} cannot be loaded: {loading_problem(name, error)} Name a folder with a trained model, or a model of the Hub."
+            f"The model {name!r} cannot be loaded: {loading_problem(name, error)} Specify a folder with a trained model, or a model of the "
+            "Hub."
         ) from error
     if config.model_type != SepMldcConfig.model_type:
         raise ValueError(

@@ -8,7 +8,11 @@ import numpy as np
 import torch
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
-from modeling_sep_mldc.pipeline_sep_mldc import DEFAULT_RANKING_SIZE, MultiLabelDocumentClassificationPipeline
+from modeling_sep_mldc.pipeline_sep_mldc import (
+    DEFAULT_RANKING_SIZE,
+    MultiLabelDocumentClassificationPipeline,
+    check_characters,
+)
 
 from .data.word_cache import WordCache
 
@@ -195,6 +199,8 @@ class StudentPipeline(MultiLabelDocumentClassificationPipeline):
         is_list = isinstance(inputs, list) and all(isinstance(text, str) for text in inputs)
         if not is_list or set(chosen) - set(FAST_PARAMETERS) or self.model.config.is_ranking:
             return super().__call__(inputs, **kwargs)
+        for text in inputs:
+            check_characters(text)
         max_length = chosen.pop("max_length", None) or self.model_max_length
         merge = chosen.pop("window_merge", "max")
         stride, is_exact = max_length // 8, self._words.is_exact

@@ -26,7 +26,7 @@ from .training_arguments import SepMldcTrainingArguments, recommended_head_learn
 
 
 RECIPES = ("best", "fast", "paper")
-PAPER = "the paper's"
+PAPER = "as in the paper"
 # Up to this number of documents, batches are small.
 SMALL = 2000
 # Several devices share a batch, but each gets at least this many documents.
@@ -38,9 +38,9 @@ EVALUATIONS = 6
 # With fewer validation documents, selecting a checkpoint is mostly noise.
 ENOUGH_VALIDATION = 300
 LORA_LEARNING_RATE = 5e-4
-NAMED = "named by the user"
+NAMED = "specified by the user"
 VALIDATION_SETTINGS = ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
-# Which settings belong to the model (`SepMldcConfig`, `from_backbone`); all others are training arguments or steps of `run_mldc.py`.
+# Which settings belong to the model (`from_backbone`); all others are training arguments or steps of `run_mldc.py`.
 MODEL_SETTINGS = (
     "pooling",
     "classification_loss",
@@ -51,8 +51,9 @@ MODEL_SETTINGS = (
     "label_attention",
     "token_attention",
     "encoder_max_length",
+    "backbone_dropout",
 )
-PIPELINE_SETTINGS = ("freeze_layers", "backbone_dropout", "lexical_scores", "early_stopping_patience")
+PIPELINE_SETTINGS = ("freeze_layers", "lexical_scores", "early_stopping_patience")
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def recommend_settings(
         device (`str`, defaults to `"cpu"`): `"cpu"`, or a type of accelerator such as `"cuda"`.
         num_devices (`int`, defaults to 1): devices that train together, each on its own batches.
         bf16 (`bool`, defaults to `False`): whether the device computes in bfloat16 without emulation.
-        recipe (`str`, defaults to `"best"`): `"best"`; `"fast"`, which trains the classifier on embeddings that are computed once; or
+        recipe (`str`, defaults to `"best"`): `"best"`; `"fast"`, which trains only the classifier, on embeddings that are computed once; or
             `"paper"`, the settings of the SEP-MLDC paper.
         named (`dict[str, Any]`, *optional*): settings that the user specified. They take precedence, and settings that depend on them are
             adapted.
@@ -158,7 +159,7 @@ def recommend_settings(
     >>> settings["classifier"], settings["num_train_epochs"], settings["freeze_layers"]
     ('mlp+similarity', 11.1, 8)
     >>> settings.settings["freeze_layers"].why
-    'two thirds of the layers on a CPU: a third of the time for about one point of nDCG@5'
+    'two thirds of the layers on a CPU: a third of the training time, about 1 point of nDCG@5 lower'
 
     ```
     """
@@ -188,7 +189,7 @@ def recommend_settings(
     if named.get("max_steps", -1) > 0:  # overrides the number of epochs
         del settings["num_train_epochs"]
         settings["max_steps"] = Setting(named["max_steps"], NAMED)
-    why = "the device computes in bfloat16" if bf16 else "the device would emulate bfloat16"
+    why = "supported natively by the device" if bf16 else "the device would emulate it, which is slow"
     settings |= _with_named({"bf16": Setting(bf16, why)}, named)
     return RecommendedSettings(recipe, settings)
 
@@ -209,53 +210,56 @@ def _model_settings(num_documents: int, num_labels: int, recipe: str, named: Map
             "token_attention": Setting(False, "not in the paper"),
             "label_encoding": Setting("encoder", f"{PAPER}, Eq. 5"),
             # The paper's 0.01 is for a loss that is averaged over labels; here it is summed.
-            "label_loss_weight": Setting(0.01 * num_labels, f"{PAPER} β of Eq. 21, 0.01 per label"),
-            "document_loss_weight": Setting(0.01 * num_labels, f"{PAPER} γ of Eq. 21, 0.01 per label"),
+            "label_loss_weight": Setting(0.01 * num_labels, f"{PAPER}, β of Eq. 21: 0.01 per label"),
+            "document_loss_weight": Setting(0.01 * num_labels, f"{PAPER}, γ of Eq. 21: 0.01 per label"),
             "lexical_scores": Setting(False, "not in the paper"),
         }
-    classifier = Setting(recommended_classifier(num_labels), "ahead of either part alone for fewer labels")
+    classifier = Setting(
+        recommended_classifier(num_labels), f"better than either part alone below {MANY_LABELS:,} labels"
+    )
     if recipe == "fast":
-        classifier = Setting("mlp+similarity", "over embeddings that are not trained")
+        classifier = Setting("mlp+similarity", "works on fixed embeddings")
     elif classifier.value == "similarity":
-        classifier = Setting("similarity", f"from {MANY_LABELS:,} labels: +0.5 to +2 points of nDCG@5")
+        classifier = Setting("similarity", f"{MANY_LABELS:,} labels or more: +0.5 to +2 points of nDCG@5")
     kind = named.get("classifier", classifier.value)
     token_attention = Setting(True, "+0.2 to +6 points of nDCG@5, more with more labels")
     if not recommended_token_attention(num_labels, num_documents):
         few = num_documents <= FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION
         why = (
-            f"needs more than {FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION:,} documents"
+            f"needs more than {FEWEST_DOCUMENTS_FOR_TOKEN_ATTENTION:,} training documents"
             if few
-            else "its time grows with the labels"
+            else "its cost grows with the number of labels"
         )
         token_attention = Setting(False, why)
     attends = bool(named.get("token_attention", token_attention.value))
     return {
         "classifier": classifier,
         "classification_loss": Setting(
-            SepMldcConfig.classification_loss, "best P@1 at every size, and calibrated probabilities"
+            SepMldcConfig.classification_loss, "best P@1 at every data size, and calibrated probabilities"
         ),
         "class_weights": Setting(
             SepMldcConfig.class_weights, "thresholds are tuned anyway, and probabilities stay calibrated"
         ),
         "classifier_dropout": Setting(recommended_dropout(kind, attends), _goes_with(kind, attends)),
-        "classifier_bias_init": Setting("prior", "no steps are spent on learning how rare the labels are"),
-        "label_attention": Setting(SepMldcConfig.label_attention, "+0.8 points of PSP@5 and +1.3 of macro F1"),
+        "classifier_bias_init": Setting("prior", "no steps are spent on learning label frequencies"),
+        "label_attention": Setting(SepMldcConfig.label_attention, "+0.8 points of PSP@5, +1.3 points of macro F1"),
         "token_attention": token_attention,
         "label_encoding": Setting(
-            SepMldcTrainingArguments.label_encoding, "as good as encoding label texts in each step, and faster"
+            SepMldcTrainingArguments.label_encoding, "as good as encoding the label texts in each step, and faster"
         ),
         "label_loss_weight": Setting(
-            SepMldcTrainingArguments.label_loss_weight, "no effect at any weight with this classifier"
+            SepMldcTrainingArguments.label_loss_weight, "off: no measurable effect at any weight with this classifier"
         ),
         "document_loss_weight": Setting(
-            SepMldcTrainingArguments.document_loss_weight, "no effect at any weight with this classifier"
+            SepMldcTrainingArguments.document_loss_weight,
+            "off: no measurable effect at any weight with this classifier",
         ),
-        "lexical_scores": Setting(True, "ahead of the encoder alone and of a linear model at every size"),
+        "lexical_scores": Setting(True, "better than encoder or linear model alone at every data size"),
     }
 
 
 def _goes_with(classifier: str, token_attention: bool) -> str:
-    return f"suits `{classifier}`{' and token attention' if token_attention else ''}"
+    return f"recommended for `{classifier}`{' with token attention' if token_attention else ''}"
 
 
 def _encoder_settings(
@@ -263,26 +267,27 @@ def _encoder_settings(
 ) -> dict[str, Setting]:
     limit = min(max_tokens, 256 if device == "cpu" else 512)
     if lengths is None or not len(lengths):
-        length = Setting(limit, "the document lengths are unknown")
+        length = Setting(limit, "document lengths are unknown")
     else:
         # Rounded to multiples of 32, so that similar data sets get the same shapes.
         needed = 32 * math.ceil(float(np.quantile(np.asarray(lengths), 0.95)) / 32)
-        why = f"95% of the documents have at most {needed} tokens"
-        length = Setting(max(min(needed, limit), 32), why if needed <= limit else f"the limit on {device}; {why}")
+        why = f"95% of documents have at most {needed} tokens"
+        length = Setting(max(min(needed, limit), 32), why if needed <= limit else f"maximum on {device}; {why}")
     if recipe == "fast":
-        frozen = Setting(num_layers, "embeddings are computed once")
+        frozen = Setting(num_layers, "all layers: embeddings are computed once")
     elif device == "cpu" and recipe == "best":
         frozen = Setting(
-            2 * num_layers // 3, "two thirds of the layers on a CPU: a third of the time for about one point of nDCG@5"
+            2 * num_layers // 3,
+            "two thirds of the layers on a CPU: a third of the training time, about 1 point of nDCG@5 lower",
         )
     else:
         frozen = Setting(0, PAPER if recipe == "paper" else "all layers are trained on an accelerator")
     return {
         "encoder_max_length": length,
         "freeze_layers": frozen,
-        "backbone_dropout": Setting(None, "the encoder's own")
+        "backbone_dropout": Setting(None, "the encoder's own value")
         if recipe == "paper"
-        else Setting(0.0, "no effect on quality; attention is faster without"),
+        else Setting(0.0, "no effect on quality, and attention is faster without dropout"),
     }
 
 
@@ -298,17 +303,17 @@ def _optimizer_settings(
         return {
             "learning_rate": Setting(5e-5, PAPER),
             "head_learning_rate": Setting(5e-5, PAPER),
-            "per_device_train_batch_size": Setting(32, "not in the paper"),
-            "num_train_epochs": Setting(10.0, "not in the paper"),
-            "warmup_steps": Setting(0.1, "not in the paper"),
-            "weight_decay": Setting(0.01, "not in the paper"),
+            "per_device_train_batch_size": Setting(32, "not specified in the paper"),
+            "num_train_epochs": Setting(10.0, "not specified in the paper"),
+            "warmup_steps": Setting(0.1, "not specified in the paper"),
+            "weight_decay": Setting(0.01, "not specified in the paper"),
         }
     wanted = 16 if num_documents <= SMALL else 32
     per_device = min(wanted, max(math.ceil(wanted / num_devices), FEWEST_PER_DEVICE))
     batch = per_device * num_devices
-    why = f"{'up to' if wanted == 16 else 'above'} {SMALL:,} documents"
+    why = f"{'up to' if wanted == 16 else 'more than'} {SMALL:,} documents"
     if num_devices > 1:
-        why = f"batches of {batch} on {num_devices} devices; {wanted} on one {why}"
+        why = f"total of {batch} on {num_devices} devices (a single device: {wanted}); {why}"
     if recipe == "fast":
         epochs = min(max(850 / math.sqrt(num_documents), 5), 40)
     else:
@@ -320,16 +325,16 @@ def _optimizer_settings(
     partly_frozen = settings["freeze_layers"].value > 0 and num_documents <= 1000
     learning_rate = Setting(
         2e-4 if partly_frozen else SepMldcTrainingArguments.learning_rate,
-        "few documents, lower layers frozen" if partly_frozen else "flat optimum",
+        "few documents and frozen lower layers" if partly_frozen else "not sensitive",
     )
     if adapters:
-        learning_rate = Setting(LORA_LEARNING_RATE, "LoRA adapters need larger steps")
+        learning_rate = Setting(LORA_LEARNING_RATE, "LoRA adapters need a higher learning rate")
     return {
-        "num_train_epochs": Setting(round(epochs, 1), "fewer for many documents, more for many labels"),
+        "num_train_epochs": Setting(round(epochs, 1), "fewer with many documents, more with many labels"),
         "per_device_train_batch_size": Setting(per_device, why),
         "learning_rate": learning_rate,
         "head_learning_rate": Setting(recommended_head_learning_rate(kind, attends), _goes_with(kind, attends)),
-        "warmup_steps": Setting(SepMldcTrainingArguments.warmup_steps, "a tenth of the steps"),
+        "warmup_steps": Setting(SepMldcTrainingArguments.warmup_steps, "10% of the steps"),
         "weight_decay": Setting(SepMldcTrainingArguments.weight_decay, "not sensitive"),
     }
 
@@ -341,19 +346,19 @@ def _validation_settings(
     steps = math.ceil(settings["num_train_epochs"].value * steps_per_epoch)
     if named.get("max_steps", -1) > 0:
         steps = named["max_steps"]
-    logging = {"logging_steps": Setting(max(steps // 50, 1), "2% of the run")}
+    logging = {"logging_steps": Setting(max(steps // 50, 1), "every 2% of the run")}
     if any(name in named for name in VALIDATION_SETTINGS):
         return logging  # the user has decided when to evaluate and save
     if num_validation_documents < ENOUGH_VALIDATION:
-        why = f"with fewer than {ENOUGH_VALIDATION} validation documents, the last weights are as good as the best"
+        why = f"selecting a checkpoint needs at least {ENOUGH_VALIDATION} validation documents"
         return {"eval_strategy": Setting("no", why), "save_strategy": Setting("no", why), **logging}
     every = max(math.ceil(steps / EVALUATIONS), 1)
     return {
         "eval_strategy": Setting("steps", f"{EVALUATIONS} evaluations"),
         "eval_steps": Setting(every, f"{EVALUATIONS} evaluations"),
-        "save_strategy": Setting("steps", "as `eval_strategy`"),
-        "save_steps": Setting(every, "as `eval_steps`"),
+        "save_strategy": Setting("steps", "same as `eval_strategy`"),
+        "save_steps": Setting(every, "same as `eval_steps`"),
         "save_total_limit": Setting(2, "the best and the last checkpoint"),
-        "load_best_model_at_end": Setting(True, "up to one point of nDCG@5 where a model overfits"),
+        "load_best_model_at_end": Setting(True, "up to +1 point of nDCG@5 if the model overfits"),
         **logging,
     }

@@ -132,8 +132,10 @@ def comparison_lines(compared: Mapping[str, Any], metric: str = "ndcg@5") -> lis
         if metric not in metrics:
             continue
         low, high = (100 * value for value in metrics[metric])
-        verdict = "ahead of" if low > 0 else "behind" if high < 0 else "level with"
-        lines.append(f"{verdict} {name} on {metric}: difference {low:+.2f} to {high:+.2f} points (95% interval)")
+        verdict = "ahead of" if low > 0 else "behind" if high < 0 else "on par with"
+        lines.append(
+            f"{verdict} {name} on {metric}: difference {low:+.2f} to {high:+.2f} points (95% confidence interval)"
+        )
     return lines
 
 
@@ -190,7 +192,7 @@ def worst_labels(
         if predicted[i] == 0:
             reasons.append("never assigned")
         elif correct[i] == 0:
-            reasons.append(f"never assigned correctly ({predicted[i]} times wrongly)")
+            reasons.append(f"never assigned correctly ({predicted[i]} false positives)")
         elif precision < recall / 2:
             reasons.append(f"assigned too often ({predicted[i]} times, {correct[i]} correct)")
         elif recall < precision / 2:
@@ -200,7 +202,7 @@ def worst_labels(
         rows.append(
             WorstLabel(
                 labels[i], count, int(support[i]), int(predicted[i]), precision, recall, f1,
-                "; ".join(reasons) or "mistakes of both kinds", name,
+                "; ".join(reasons) or "false positives and false negatives", name,
             )
         )  # fmt: skip
     return sorted(rows, key=lambda row: (row.f1, -row.support))
@@ -240,7 +242,7 @@ def write_worst_labels(folder: str | os.PathLike, worst: Sequence[WorstLabel], n
 
 def abstention_lines(share_abstained: float, num_documents: int, kept: Sequence[Mapping[str, float]]) -> list[str]:
     """
-    Number of documents from which the model abstains, and F1 of the rest if more documents are sent to human review.
+    Number of documents on which the model abstains, and F1 of the rest if more documents are sent to human review.
 
     Args:
         share_abstained (`float`): share of the documents none of whose labels reaches its threshold.
@@ -249,9 +251,9 @@ def abstention_lines(share_abstained: float, num_documents: int, kept: Sequence[
     """
     count = round(share_abstained * num_documents)
     return [
-        f"The model abstains from {count:,} of {num_documents:,} documents: none of their labels reaches its threshold."
+        f"The model abstains on {count:,} of {num_documents:,} documents: none of their labels reaches its threshold."
         if count
-        else "The model abstains from no document: each has a label that reaches its threshold.",
+        else "The model does not abstain on any document: each has a label that reaches its threshold.",
         "Micro F1 if documents with a low expected F1 are sent to human review (`predict.py --min_expected_f1`):",
         "  documents kept   " + "".join(f"{row['share_kept']:>7.0%}" for row in kept),
         "  micro F1         " + "".join(f"{100 * row['f1_micro']:>7.1f}" for row in kept),
@@ -261,10 +263,10 @@ def abstention_lines(share_abstained: float, num_documents: int, kept: Sequence[
 
 def worst_label_lines(worst: Sequence[WorstLabel], count: int = 5) -> list[str]:
     """The first labels of [`worst_labels`] as lines of text."""
-    return [f"{row.label}: F1 {100 * row.f1:.0f}, {row.support} documents; {row.why}" for row in worst[:count]]
+    return [f"{row.label}: F1 {100 * row.f1:.0f}, {row.support:,} documents; {row.why}" for row in worst[:count]]
 
 
-# ---- What to do next ----
+# ---- Next steps ----
 
 
 def next_steps(
@@ -276,7 +278,7 @@ def next_steps(
     has_descriptions: bool = True,
     has_lexical_scores: bool = True,
     behind_linear: bool = False,
-    has_mistakes: bool = True,
+    has_errors: bool = True,
     train_file: str = "train.jsonl",
     count: int = 3,
 ) -> list[str]:
@@ -289,42 +291,42 @@ def next_steps(
         share_cut (`float`): share of the training documents that exceed the encoder's maximum length.
         has_validation, has_descriptions, has_lexical_scores (`bool`): whether the run had these.
         behind_linear (`bool`): whether the linear baseline is ahead.
-        has_mistakes (`bool`): whether worst_labels.csv lists any label.
+        has_errors (`bool`): whether worst_labels.csv lists any label.
         train_file (`str`): file name for suggested commands.
         count (`int`, defaults to 3): maximum number of suggestions.
     """
     lines = []
     if not has_validation:
         lines.append(
-            "No thresholds were tuned, because there are no validation documents: name some with `--validation_file`."
+            "No thresholds were tuned, because there are no validation documents: specify some with `--validation_file`."
         )
     if behind_linear:
         remedy = "train longer or read more tokens" if has_lexical_scores else "add `--lexical_scores`"
-        lines.append(f"A linear model is ahead: {remedy}, and check that the texts are read correctly.")
+        lines.append(f"The linear model is ahead: {remedy}, and check that the texts are read correctly.")
     if num_steps is not None and num_steps < 200:
-        lines.append(f"Only {num_steps} steps were trained: try more with `--num_train_epochs` or `--max_steps`.")
+        lines.append(f"Training ran for only {num_steps} steps: increase `--num_train_epochs` or `--max_steps`.")
     if share_cut > 0.2:
         lines.append(
-            f"{share_cut:.0%} of the documents are longer than the encoder's limit: raise `--max_length` or `--encoder_max_length`."
+            f"{share_cut:.0%} of the documents are longer than the encoder's limit: increase `--max_length` or `--encoder_max_length`."
         )
     rare = 0 if label_counts is None else int((np.asarray(label_counts) < FEW_DOCUMENTS).sum())
     if rare:
         lines.append(
-            f"Labels with fewer than {FEW_DOCUMENTS} training documents: {rare}. Add documents, or have some written with "
+            f"Labels with fewer than {FEW_DOCUMENTS} training documents: {rare:,}. Add documents, or generate pseudo-documents with "
             f"`sep-mldc-augment write-pseudo-documents {train_file}`."
         )
     if not has_descriptions:
         lines.append(
-            f"No label has a description: write them, or run `sep-mldc-augment describe-labels {train_file}`, and pass "
+            f"No label has a description: write descriptions, or run `sep-mldc-augment describe-labels {train_file}`, and pass them with "
             "`--label_descriptions_file`."
         )
-    if has_mistakes:
+    if has_errors:
         lines.append(
-            "Read worst_labels.csv: labels that are confused with each other may need clearer annotation guidelines."
+            "Look through worst_labels.csv: labels that are confused with each other may need clearer annotation guidelines."
         )
     return lines[:count]
 
 
 def linear_baseline_seconds(num_words: int, num_labels: int) -> float:
-    """A rough estimate of how long the linear baseline trains, from the number of words of the training documents."""
+    """A rough estimate of the training time of the linear baseline, in seconds, from the number of words of the training documents."""
     return SVM_SECONDS * num_words * num_labels

@@ -85,7 +85,7 @@ class ResumableLines:
             journal = open(os.open(self.journal, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
         except OSError as error:
             raise ValueError(
-                f"{self.journal} cannot be written ({error.strerror}). Name another output, in a folder that exists and is writable."
+                f"{self.journal} cannot be written ({error.strerror}). Specify another output, in a folder that exists and is writable."
             ) from None
         locked = True
         if fcntl is not None:
@@ -98,7 +98,7 @@ class ResumableLines:
                 pass  # a file system without locks
         if not locked:
             journal.close()
-            raise ValueError(f"Another process is writing {self.path}. Wait until it ends, or name another output.")
+            raise ValueError(f"Another process is writing {self.path}. Wait until it ends, or specify another output.")
         return journal
 
     def _choose_what_to_resume(self, resume: bool, overwrite: bool) -> str | None:
@@ -107,15 +107,15 @@ class ResumableLines:
         started = os.path.exists(self.partial) and os.path.getsize(self.partial) > 0
         if started and exists and resume and not overwrite:
             raise ValueError(
-                f"{self.path} exists, and {self.partial} holds a part of a later run. To continue that run and replace the output, "
+                f"{self.path} exists, and {self.partial} contains a part of a later run. To continue that run and replace the output, "
                 "resume and overwrite."
             )
         if started and not resume and not overwrite:
             raise ValueError(
-                f"{self.partial} holds a part of an earlier run. Resume it, or overwrite it to start from the beginning."
+                f"{self.partial} contains a part of an earlier run. Resume it, or overwrite it to start from the beginning."
             )
         if exists and not resume and not overwrite:
-            raise ValueError(f"{self.path} exists. Name another output, or overwrite it.")
+            raise ValueError(f"{self.path} exists. Specify another output, or overwrite it.")
         if not resume:
             return None
         if started:
@@ -172,7 +172,7 @@ class ResumableLines:
             self._stream = open(self.partial, mode, buffering=0)
             return self._stream
         except OSError as error:
-            raise ValueError(f"{self.partial} cannot be written ({error.strerror}). Name another output.") from None
+            raise ValueError(f"{self.partial} cannot be written ({error.strerror}). Specify another output.") from None
 
     def _read_journal(self) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
         """The fingerprint and the records of blocks, each with the end position of its line, up to the first damaged line."""

@@ -347,8 +347,8 @@ class RunSettings(NamedTuple):
 
     Attributes:
         model, data, labels, thresholds, lexical, report, run: the groups above.
-        args ([`SepMldcTrainingArguments`]): of the trainer.
-        named (`dict[str, Any]`): the arguments that the user named; all others are defaults, which a recommendation may change.
+        args ([`SepMldcTrainingArguments`]): arguments of the trainer.
+        named (`dict[str, Any]`): the arguments that the user specified; all others are defaults, which the recipe may change.
     """
 
     model: ModelArguments
@@ -401,7 +401,7 @@ def check_arguments(
         ValueError: a value is out of range, or arguments contradict each other.
     """
     if not model.model_name_or_path:
-        raise ValueError("No encoder is named. Name a Hub model or a folder with `--model_name_or_path`.")
+        raise ValueError("No encoder is specified. Specify a Hub model or a folder with `--model_name_or_path`.")
     whole: list[tuple[Any, str, int, str]] = [
         (data, "max_length", 1, "Leave it out to use the encoder's own."),
         (data, "max_train_samples", 1, "Leave it out to use all documents."),
@@ -427,8 +427,8 @@ def check_arguments(
         )
         if getattr(data, name) and getattr(data, name.replace("split", "file")):
             raise ValueError(
-                f"`--{name}` is {getattr(data, name)}, but `--{name.replace('split', 'file')}` names documents. Leave one of the "
-                "two out."
+                f"`--{name}` is {getattr(data, name)}, but `--{name.replace('split', 'file')}` specifies documents. Remove one of "
+                "the two."
             )
     check_threshold_settings(thresholds.threshold_objective, None, thresholds.score_calibration)
     if thresholds.tune_thresholds and (labels.hierarchy == "leaves" or labels.label_constraints_file):
@@ -437,27 +437,27 @@ def check_arguments(
         for name, usual in (("threshold_objective", "f1"), ("score_calibration", None)):
             if getattr(thresholds, name) != usual:
                 raise ValueError(
-                    f"`--{name}` is {getattr(thresholds, name)}, but `--tune_thresholds false` tunes nothing. Leave one of the two out."
+                    f"`--{name}` is {getattr(thresholds, name)}, but `--tune_thresholds false` disables tuning. Remove one of the two."
                 )
     if model.class_weights != "none" and "bce" not in model.classification_loss:
         raise ValueError(
             f"`--class_weights` is {model.class_weights}, but `--classification_loss {model.classification_loss}` has no binary "
-            "cross-entropy to weight. Choose a loss with `bce`, or leave it out."
+            "cross-entropy to weight. Choose a loss with `bce`, or remove the argument."
         )
     if run.early_stopping_patience is not None and args.eval_strategy == "no":
         raise ValueError(
-            f"`--early_stopping_patience` is {run.early_stopping_patience}, but nothing is evaluated during training. Add "
-            "`--eval_strategy epoch`, or leave it out."
+            f"`--early_stopping_patience` is {run.early_stopping_patience}, but there is no evaluation during training. Add "
+            "`--eval_strategy epoch`, or remove the argument."
         )
     if run.refit_on_all and not args.do_train:
-        raise ValueError("`--refit_on_all` trains again, but `--do_train` is missing. Add it, or leave the other out.")
+        raise ValueError("`--refit_on_all` trains again, but `--do_train` is missing. Add it, or remove the other.")
     without_documents = not (data.train_file or data.dataset_name)
     if labels.labels_per_document is not None:
         check_labels_per_document(labels.labels_per_document)
     if not without_documents and (labels.unlabeled_file or labels.labels_per_document is not None):
         name = "unlabeled_file" if labels.unlabeled_file else "labels_per_document"
         raise ValueError(
-            f"`--{name}` is for a model without training documents, but there are some, on which thresholds are tuned. Leave it out."
+            f"`--{name}` is for a model without training documents, but there are training documents. Remove the argument."
         )
     label_texts = labels.label_descriptions_file or labels.label_list_file
     if not (args.do_train or args.do_eval or args.do_predict or run.dry_run or (without_documents and label_texts)):
@@ -484,7 +484,7 @@ def check_named_of_checkpoint(named: Mapping[str, Any], checkpoint: Any) -> None
     Check the arguments that the user specified against a trained checkpoint.
 
     Args:
-        named (`dict[str, Any]`): the arguments that the user named.
+        named (`dict[str, Any]`): the arguments that the user specified.
         checkpoint (`SepMldcConfig`): of the checkpoint.
 
     Raises:
@@ -494,7 +494,7 @@ def check_named_of_checkpoint(named: Mapping[str, Any], checkpoint: Any) -> None
         value = getattr(checkpoint, name)
         if named.get(name, value) != value:
             raise ValueError(
-                f"`--{name}` is {named[name]}, but the trained checkpoint has {value}, which does not change. Leave it out, or name an "
+                f"`--{name}` is {named[name]}, but the trained checkpoint has {value}, which cannot be changed. Remove the argument, or specify an "
                 "encoder to train a new model."
             )
 
@@ -544,10 +544,10 @@ def _check_streaming(
 ) -> None:
     if args.do_train and args.max_steps <= 0:
         raise ValueError(
-            "`--streaming` does not know the number of documents. Say how long to train with `--max_steps`."
+            "With `--streaming`, the number of documents is unknown. Set the length of training with `--max_steps`."
         )
     if data.dataset_name:
-        raise ValueError("`--streaming` reads files, but `--dataset_name` names a data set of the Hub. Use its files.")
+        raise ValueError("`--streaming` reads files, but `--dataset_name` is a data set on the Hub. Use its files.")
     for name, named in (
         ("baselines", report.baselines),
         ("validation_split", data.validation_split),
@@ -564,5 +564,5 @@ def _check_streaming(
                 ", or write the pseudo-documents into the training files" if name == "pseudo_documents_file" else ""
             )
             raise ValueError(
-                f"`--{name}` needs all training documents at once, which `--streaming` never has. Leave one of the two out{further}."
+                f"`--{name}` needs all training documents at once, which `--streaming` does not provide. Remove one of the two{further}."
             )

@@ -1,4 +1,4 @@
-"""The documents and labels of a run: reading, setting aside and checking them."""
+"""Read, split and check the documents and labels of a run."""
 
 import dataclasses
 from collections import Counter
@@ -28,20 +28,20 @@ DEFAULT_VALIDATION_SPLIT = 0.1
 @dataclass
 class RunData:
     """
-    What a run works on.
+    The data of a run.
 
     Attributes:
-        documents (`dict[str, Dataset]`): `"train"`, `"validation"`, `"test"`, those that there are: texts and label names.
+        documents (`dict[str, Dataset]`): texts and label names of each available split: `"train"`, `"validation"`, `"test"`.
         encoded (`dict[str, Dataset]`): the same documents as token ids and label ids.
-        labels (`list[str]` of length `num_labels`): in the order of their ids.
-        counts (`np.ndarray` of shape `(num_labels,)`, *optional*): real training documents of each label.
-        num_documents (`int`): real training documents.
-        descriptions (`dict[str, str]`): of the labels that have one.
-        pseudo_documents (`dict`, *optional*): where the pseudo-documents come from, for the model card.
+        labels (`list[str]` of length `num_labels`): label names, in the order of their ids.
+        counts (`np.ndarray` of shape `(num_labels,)`, *optional*): number of real training documents per label.
+        num_documents (`int`): number of real training documents.
+        descriptions (`dict[str, str]`): label descriptions, for the labels that have one.
+        pseudo_documents (`dict`, *optional*): provenance of the pseudo-documents, for the model card.
         settings (`dict`): value and reason of each setting that the recipe covers.
-        label_sets (`dict`): `label_parents`, `hierarchy` and `label_constraints` of the model's configuration.
-        starts_cold (`bool`): whether there is no real training document, only label texts.
-        unlabeled (`list[str]`): documents without labels, for the thresholds of a model that starts cold.
+        label_sets (`dict`): `label_parents`, `hierarchy` and `label_constraints` for the model's configuration.
+        starts_cold (`bool`): whether there are no real training documents, only label texts.
+        unlabeled (`list[str]`): documents without labels, used for the thresholds of a model without training documents.
     """
 
     documents: dict[str, Any]
@@ -57,7 +57,7 @@ class RunData:
     unlabeled: list[str] = field(default_factory=list)
 
     def with_validation(self) -> "RunData":
-        """The same data with the validation documents among the training documents, before the pseudo-documents."""
+        """The same data with the validation documents added to the training documents, before the pseudo-documents."""
 
         def merge(train: Any, validation: Any) -> Any:
             if "is_pseudo" not in train.column_names:
@@ -79,19 +79,20 @@ class RunData:
 
 def read_documents(settings: RunSettings) -> dict[str, Any]:
     """
-    The documents that the arguments name, and those that are set aside from the training documents where no others are named.
+    Read the documents given by the arguments, and set aside validation and test documents from the training documents if no files are
+    given for them.
 
     Args:
         settings ([`RunSettings`]): of the run.
 
     Returns:
-        `dict[str, Dataset]`: `"train"`, `"validation"`, `"test"`, those that there are, with the columns "id" (if there are ids),
+        `dict[str, Dataset]`: the available splits (`"train"`, `"validation"`, `"test"`), with the columns "id" (if there are ids),
         "text" and "labels" (names). With `streaming`, `"train"` is an `IterableDataset`.
 
     Raises:
-        DataFileNotFoundError: if a file is not there. It is a `FileNotFoundError`.
+        DataFileNotFoundError: if a file does not exist. It is a `FileNotFoundError`.
         DataFileError: if a column is missing or a row is bad. It is a `ValueError`.
-        ValueError: if the run needs documents of a split that has none, or too few can be set aside.
+        ValueError: if the run needs a split that has no documents, or if too few documents can be set aside.
     """
     args = settings.args
     with args.main_process_first(desc="reading documents"):
@@ -134,7 +135,7 @@ def _load_splits(settings: RunSettings, streaming: bool = False, **sources: Any)
 
 
 def _set_aside(settings: RunSettings, documents: dict[str, Any]) -> None:
-    """Take test and validation documents from the training documents where no others are named."""
+    """Take test and validation documents from the training documents if no files are given for them."""
     train = documents.get("train")
     if train is None or not settings.args.do_train or isinstance(train, IterableDataset):
         return
@@ -148,7 +149,7 @@ def _set_aside(settings: RunSettings, documents: dict[str, Any]) -> None:
         except ValueError as error:
             if named:
                 raise
-            logger.warning(f"There are no {split} documents, and none can be set aside: {error}")
+            logger.warning(f"There are no {split} documents, and none could be set aside: {error}")
             continue
         if settings.args.should_log:
             print(f"{len(documents[split])} of {len(train)} training documents are set aside for {split}.")
@@ -157,13 +158,13 @@ def _set_aside(settings: RunSettings, documents: dict[str, Any]) -> None:
 def _check_splits(settings: RunSettings, documents: Mapping[str, Any]) -> None:
     for flag, split in {"do_train": "train", "do_eval": "validation", "do_predict": "test"}.items():
         if split == "train" and settings.labels.pseudo_documents_file and not settings.data.train_file:
-            continue  # they are all that there is to train on
+            continue  # the pseudo-documents are the training documents
         if getattr(settings.args, flag) and split not in documents:
             raise ValueError(
-                f"`--{flag}` needs {split} documents. Name them with `--{split}_file`, set some aside with `--{split}_split 0.1`, or "
-                "leave the flag out."
+                f"`--{flag}` needs {split} documents. Specify them with `--{split}_file`, set some aside with `--{split}_split 0.1`, or "
+                "remove the flag."
                 if split != "train"
-                else f"`--{flag}` needs training documents. Name them with `--train_file`, or leave the flag out."
+                else f"`--{flag}` needs training documents. Specify them with `--train_file`, or remove the flag."
             )
     if "validation" in documents or not settings.args.do_train:
         return
@@ -176,18 +177,18 @@ def _check_splits(settings: RunSettings, documents: Mapping[str, Any]) -> None:
     ):
         if wanted:
             raise ValueError(
-                f"`--{flag}` needs validation documents. Name them with `--validation_file`, or leave it out."
+                f"`--{flag}` needs validation documents. Specify them with `--validation_file`, or remove `--{flag}`."
             )
 
 
 def _wanted_guarantee(settings: RunSettings) -> tuple[str, float] | None:
-    """Risk and limit that the thresholds are to keep, see `check_guarantee`; `None` if no guarantee is asked for."""
+    """Risk and limit of the requested guarantee, see `check_guarantee`; `None` if no guarantee is requested."""
     return check_guarantee(settings.thresholds.threshold_objective) if settings.thresholds.tune_thresholds else None
 
 
 def check_guarantee_documents(settings: RunSettings, documents: Mapping[str, Any], labels: Sequence[str]) -> None:
     """
-    Check before the training that there are enough validation documents for the guarantee of the thresholds.
+    Check before training that there are enough validation documents for the guarantee of the thresholds.
 
     Args:
         settings ([`RunSettings`]): of the run.
@@ -205,12 +206,12 @@ def check_guarantee_documents(settings: RunSettings, documents: Mapping[str, Any
     if known < documents_needed(limit):
         raise ValueError(
             f"`--threshold_objective` is {settings.thresholds.threshold_objective!r}, which needs at least {documents_needed(limit)} validation "
-            f"documents{' with labels' if risk == 'recall' else ''}, but there are {known}. Add some, or allow more errors."
+            f"documents{' with labels' if risk == 'recall' else ''}, but there are only {known}. Add some, or choose a less strict objective."
         )
 
 
 def first_documents(dataset: AnyDataset, limit: int | None) -> AnyDataset:
-    """The first `limit` documents of a data set or a stream; all for `None`."""
+    """The first `limit` documents of a data set or a stream, or all of them if `limit` is `None`."""
     if limit is None:
         return dataset
     if isinstance(dataset, IterableDataset):
@@ -220,7 +221,7 @@ def first_documents(dataset: AnyDataset, limit: int | None) -> AnyDataset:
 
 def encode_documents(settings: RunSettings, dataset: AnyDataset, labels: Sequence[str], tokenizer: Any) -> AnyDataset:
     """
-    Documents as token ids and label ids; a stream is also shuffled in a buffer.
+    Convert documents to token ids and label ids. A stream is also shuffled, in a buffer.
 
     Args:
         settings ([`RunSettings`]): of the run.
@@ -245,19 +246,19 @@ def read_hierarchy(
     settings: RunSettings, documents: Mapping[str, Any], checkpoint: Any = None
 ) -> tuple[dict[str, list[str]] | None, str | None]:
     """
-    Parents of labels, and how label sets follow them: as the arguments say, or else as the trained checkpoint does.
+    The label parents and the `hierarchy` setting, from the arguments or else from the trained checkpoint.
 
     Args:
         settings ([`RunSettings`]): of the run.
-        documents (`dict[str, Dataset]`): of each split, with "labels" (names), which SKOS concepts are matched with.
+        documents (`dict[str, Dataset]`): of each split, with "labels" (names), to which SKOS concepts are matched.
         checkpoint (`SepMldcConfig`, *optional*): of the checkpoint that is trained further, evaluated or run.
 
     Returns:
-        `tuple(dict[str, list[str]], str)`: parents by name of the label, and `hierarchy` of the configuration; each may be `None`.
+        `tuple(dict[str, list[str]], str)`: parents by label name, and `hierarchy` of the configuration; each may be `None`.
 
     Raises:
         DataFileError: if the file of parents cannot be read. It is a `ValueError`.
-        ValueError: if a hierarchy is asked for and no label has a parent.
+        ValueError: if a hierarchy is requested but no label has a parent.
     """
     path, parents = settings.labels.label_parents_file, getattr(checkpoint, "label_parents", None)
     hierarchy = settings.labels.hierarchy or getattr(checkpoint, "hierarchy", None)
@@ -268,7 +269,7 @@ def read_hierarchy(
         parents = read_label_parents(path, names)
     if hierarchy is not None and not parents:
         raise ValueError(
-            f"`--hierarchy` is {hierarchy}, but no label has a parent. Name the parents with `--label_parents_file`, or leave it out."
+            f"`--hierarchy` is {hierarchy}, but no label has a parent. Specify parents with `--label_parents_file`, or remove the argument."
         )
     return parents, hierarchy
 
@@ -281,7 +282,7 @@ def label_set_fields(
     checkpoint: Any = None,
 ) -> dict[str, Any]:
     """
-    The fields of the configuration that shape label sets, for these labels.
+    The configuration fields that control label sets, for these labels.
 
     Args:
         settings ([`RunSettings`]): of the run.
@@ -310,17 +311,17 @@ def check_known_labels(
     settings: RunSettings, dataset: AnyDataset, labels: Sequence[str], split: str, names: Counter | None = None
 ) -> None:
     """
-    Say which labels of the documents the model cannot learn or predict. Training and validation documents need at least one that it can.
+    Report the document labels that the model cannot learn or predict. Training and validation documents need at least one label that it can.
 
     Args:
         settings ([`RunSettings`]): of the run.
         dataset (`Dataset` or `IterableDataset`): with "labels" (names).
         labels (`list[str]` of length `num_labels`): of the model.
         split (`str`): `"train"`, `"validation"` or `"test"`.
-        names (`Counter`, *optional*): training documents of each label, where they are counted already.
+        names (`Counter`, *optional*): number of training documents per label, if already counted.
 
     Raises:
-        ValueError: if none of the labels of the documents is known.
+        ValueError: if the model knows none of the labels of the documents.
     """
     known = set(labels)
     if split != "train":
@@ -328,7 +329,7 @@ def check_known_labels(
         if split == "validation" and not any(known.intersection(names) for names in dataset["labels"]):
             raise ValueError(
                 f"None of the {len(dataset)} validation documents has one of the {len(labels)} labels of the model ({labels[0]!r}, ...), "
-                "so nothing can be measured on them. Check the labels of `--validation_file`, or leave it out."
+                "so the model cannot be evaluated on them. Check the labels of `--validation_file`, or remove the argument."
             )
         return
     counts = count_label_names(dataset)[0] if names is None else names

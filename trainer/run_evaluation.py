@@ -1,4 +1,4 @@
-"""What a run measures on its validation and test documents."""
+"""Evaluation of a run on its validation and test documents."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,20 +12,21 @@ from .run_outputs import save_metrics, write_per_label_metrics
 from .sep_mldc_trainer import SepMldcTrainer
 
 
-# Number of best labels from which the assigned ones are chosen.
+# Assigned labels are chosen among this many top-ranked labels.
 MOST_ASSIGNED = 100
 
 
 class Evaluation(NamedTuple):
     """
-    What was measured on the documents that are reported.
+    Metrics on the reported split.
 
     Attributes:
         split (`str`): `"validation"` or `"test"`.
-        metrics (`dict[str, float]`): without prefix.
+        metrics (`dict[str, float]`): by name, without prefix.
         scores, indices (`np.ndarray` of shape `(num_documents, k)`): probabilities and label ids, best first.
-        label_sets (`list[np.ndarray]`, *optional*): ids of the assigned labels; `None` for a model that only ranks labels.
-        kept (`list[dict]`): F1 of the documents that are kept when the least certain ones are left to people; empty without probabilities.
+        label_sets (`list[np.ndarray]`, *optional*): ids of the assigned labels; `None` if the model only ranks labels.
+        kept (`list[dict]`): F1 of the remaining documents when the least certain ones are sent to human review; empty without
+            probabilities.
     """
 
     split: str
@@ -38,14 +39,14 @@ class Evaluation(NamedTuple):
 
 def measure(data: RunData, trainer: SepMldcTrainer, split: str, prefix: str) -> Evaluation:
     """
-    Metrics and the best labels of each document of a split, also written to `{prefix}_results.json`, `all_results.json` and
+    Compute metrics and the best labels of each document of a split, and write them to `{prefix}_results.json`, `all_results.json` and
     `per_label_metrics.csv`. Must be called by every process.
 
     Args:
         data ([`RunData`]): with documents of the split.
         trainer ([`SepMldcTrainer`]): of the model.
         split (`str`): `"validation"` or `"test"`.
-        prefix (`str`): of the metrics in the files: `"eval"` or `"test"`.
+        prefix (`str`): prefix of the metrics in the files: `"eval"` or `"test"`.
 
     Returns:
         [`Evaluation`]
@@ -68,8 +69,8 @@ def measure(data: RunData, trainer: SepMldcTrainer, split: str, prefix: str) -> 
 
 def gold_names(data: RunData) -> list[list[str]]:
     """
-    Labels of the test documents, in the form of the label sets of the model: with `hierarchy="leaves"`, without the ancestors of
-    others.
+    Gold labels of the test documents, in the same form as the model's label sets: with `hierarchy="leaves"`, without labels that are
+    ancestors of other labels.
 
     Args:
         data ([`RunData`]): with test documents.
@@ -83,7 +84,7 @@ def gold_names(data: RunData) -> list[list[str]]:
 
 def assigned_among(result: Evaluation, model: Any) -> np.ndarray:
     """
-    Which of the best labels of each document are assigned, with a hierarchy also as ancestors of others.
+    Which of the best labels of each document are assigned. With a hierarchy, ancestors of assigned labels count as assigned.
 
     Args:
         result ([`Evaluation`]): of the model.

@@ -182,7 +182,7 @@ def check_fits(
     if must_cache and needs.disk_bytes + needs.cache_bytes > disk:
         raise ValueError(
             f"The states of the frozen layers need {gib(needs.cache_bytes)} of disk space in addition to {gib(needs.disk_bytes)} of checkpoints and "
-            f"model, but {gib(disk)} are free. Free some, name another `output_dir`, or leave `cache_frozen_layers` out."
+            f"model, but {gib(disk)} are free. Free some, specify another `output_dir`, or leave `cache_frozen_layers` out."
         )
 
 

@@ -1,4 +1,4 @@
-"""Before a run trains: its settings from the recipe, what they take, and the class weights; chosen, shown and checked."""
+"""Before training: choose settings and class weights, estimate the resources that they need, and print and check the plan."""
 
 import dataclasses
 import math
@@ -28,10 +28,10 @@ logger = logging.get_logger(__name__)
 
 def choose_settings(settings: RunSettings, data: RunData, encoder_config: Any) -> RunSettings:
     """
-    Fill in every setting that the user did not name, from the data and the device, and print what was chosen and why.
+    Fill in every setting that the user did not specify, from the data and the device, and print the values and the reasons.
 
     Args:
-        settings ([`RunSettings`]): as the user gave them.
+        settings ([`RunSettings`]): as specified by the user.
         data ([`RunData`]): with training documents; its `settings` are set.
         encoder_config (`PreTrainedConfig`): of the encoder or the trained checkpoint.
 
@@ -75,21 +75,19 @@ def choose_settings(settings: RunSettings, data: RunData, encoder_config: Any) -
     if settings.run.refit_on_all:
         data.settings["refit_on_all"] = {
             "value": "True",
-            "why": "named by the user: trained again on validation documents too",
+            "why": "specified by the user: train again, including the validation documents",
         }
     if args.should_log:
         print(f"\nSettings (recipe {settings.run.recipe!r})\n")
         print("\n".join(chosen.table()))
         if contradicted:
-            print(
-                f"\nNot those of the recipe {settings.run.recipe!r}, because you named them: {', '.join(contradicted)}."
-            )
+            print(f"\nSpecified by you instead of by the recipe {settings.run.recipe!r}: {', '.join(contradicted)}.")
     return settings._replace(**groups)
 
 
 def show_plan(settings: RunSettings, data: RunData, encoder_config: Any) -> RunNeeds:
     """
-    Print what will be done and what it takes, and refuse what cannot fit.
+    Print the plan of the run and the resources that it needs, and refuse a run that does not fit.
 
     Args:
         settings ([`RunSettings`]): complete, see [`choose_settings`].
@@ -100,12 +98,16 @@ def show_plan(settings: RunSettings, data: RunData, encoder_config: Any) -> RunN
         [`RunNeeds`]: steps, tokens, memory and disk space.
 
     Raises:
-        ValueError: if memory or disk space is too small, or a cache of frozen layers is asked for that nothing would read.
+        ValueError: if there is too little memory or disk space, or if a cache of frozen layers is requested that would not be used.
     """
     args, frozen = settings.args, settings.model.freeze_layers
     if args.cache_frozen_layers and (not frozen or args.torch_compile):
-        reason = "`--torch_compile` does not read it" if frozen else "no layer is frozen"
-        raise ValueError(f"`--cache_frozen_layers` asks for a cache, but {reason}. Leave one of the two out.")
+        reason, remedy = (
+            ("`--torch_compile` cannot use it", "Remove one of the two options.")
+            if frozen
+            else ("no layer is frozen", "Set `--freeze_layers`, or remove the option.")
+        )
+        raise ValueError(f"`--cache_frozen_layers` requests a cache, but {reason}. {remedy}")
     needs = estimate_needs(settings, data, encoder_config)
     if not args.should_save:
         return needs
@@ -115,15 +117,19 @@ def show_plan(settings: RunSettings, data: RunData, encoder_config: Any) -> RunN
         further.append("thresholds")
     if args.should_log:
         print(
-            f"\nWill train {needs.num_steps} steps ({needs.num_tokens:,} tokens) on {args.device.type}"
+            f"\nWill train for {needs.num_steps} steps ({needs.num_tokens:,} tokens) on {args.device.type}"
             + (" in bfloat16" if args.bf16 else "")
             + (f", then fit {' and '.join(further)} on the validation documents" if further else "")
-            + (", then train again with those too" if settings.run.refit_on_all else "")
-            + f"; results go to {args.output_dir}/.\nThat takes about {gib(needs.state_bytes + needs.batch_bytes)} of memory"
+            + (", then train again with these documents added" if settings.run.refit_on_all else "")
+            + f"; results go to {args.output_dir}/.\nThis needs about {gib(needs.state_bytes + needs.batch_bytes)} of memory"
             + (f" ({gib(memory)} are free)" if memory is not None else "")
             + f" in addition to the documents, and {gib(needs.disk_bytes)} of disk space"
-            + (f", {gib(needs.cache_bytes)} more for the states of frozen layers" if needs.cache_bytes > 2**20 else "")
-            + f" ({gib(disk)} are free). An estimate of the time follows after the first steps."
+            + (
+                f", {gib(needs.cache_bytes)} more to cache the states of frozen layers"
+                if needs.cache_bytes > 2**20
+                else ""
+            )
+            + f" ({gib(disk)} are free). A time estimate follows after the first steps."
         )
         if settings.model.class_weights == "auto":
             print(
@@ -131,28 +137,28 @@ def show_plan(settings: RunSettings, data: RunData, encoder_config: Any) -> RunN
                 "more, and three classifiers are trained on their embeddings."
             )
         if needs.kernel_bytes > needs.state_bytes + needs.batch_bytes:
-            print(f"Lexical scores take about {gib(needs.kernel_bytes)} of memory after the training.")
+            print(f"Lexical scores need about {gib(needs.kernel_bytes)} of memory after training.")
     main_memory = None if args.device.type == "cpu" else available_memory()
     check_fits(needs, memory, disk, main_memory, must_cache=bool(args.cache_frozen_layers))
     if memory is not None and needs.state_bytes + needs.batch_bytes > memory:
         logger.warning(
-            f"Training may not fit into the {gib(memory)} of memory that are free. Lower `--per_device_train_batch_size` or "
-            "`--encoder_max_length` if it ends."
+            f"Training may not fit into the {gib(memory)} of free memory. If it runs out of memory, lower "
+            "`--per_device_train_batch_size` or `--encoder_max_length`."
         )
     return needs
 
 
 def weigh_classes(settings: RunSettings, data: RunData, backbone: str) -> RunSettings:
     """
-    The settings with the class weights that are best on the validation documents; they are printed.
+    Choose and print the class weights that are best on the validation documents.
 
     Args:
         settings ([`RunSettings`]): with `class_weights="auto"`.
-        data ([`RunData`]): with training and validation documents; what was found is added to its `settings`.
+        data ([`RunData`]): with training and validation documents; the choice is added to its `settings`.
         backbone (`str`): Hub name or folder of the encoder.
 
     Returns:
-        [`RunSettings`]: with one of the other class weights.
+        [`RunSettings`]: with the chosen `class_weights`.
 
     Raises:
         ValueError: if there are no training documents.
@@ -160,7 +166,7 @@ def weigh_classes(settings: RunSettings, data: RunData, backbone: str) -> RunSet
     args = settings.args
     answer: list[Any] = [None]
     if data.starts_cold:
-        raise ValueError("`--class_weights auto` needs training documents, but there are none. Leave it out.")
+        raise ValueError("`--class_weights auto` needs training documents, but there are none. Remove the argument.")
     if args.process_index == 0:
         parts = {}
         for split in ("train", "validation"):
@@ -196,7 +202,7 @@ def weigh_classes(settings: RunSettings, data: RunData, backbone: str) -> RunSet
 
 def estimate_needs(settings: RunSettings, data: RunData, encoder_config: Any) -> RunNeeds:
     """
-    What a run takes.
+    Estimate the resources that a run needs.
 
     Args:
         settings ([`RunSettings`]): complete, see [`choose_settings`].
@@ -250,6 +256,6 @@ def estimate_needs(settings: RunSettings, data: RunData, encoder_config: Any) ->
 
 
 def _num_tokens(encoded: Dataset, limit: int | None) -> int:
-    """Tokens of documents that an encoder reads, at most `limit` of each."""
+    """Number of tokens that the encoder reads, at most `limit` per document."""
     lengths = np.asarray(encoded["length"][:], dtype=np.int64)
     return int(np.minimum(lengths, limit).sum() if limit else lengths.sum())

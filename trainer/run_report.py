@@ -1,4 +1,4 @@
-"""The report that a run prints and writes: results beside baselines, the worst labels, some documents, and what to do next."""
+"""The report of a run: results compared with baselines, the worst labels, example documents, and next steps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,20 +28,22 @@ from .sep_mldc_trainer import SepMldcTrainer
 
 
 TABLE = ["p@1", "p@3", "p@5", "ndcg@3", "ndcg@5", "psp@1", "psp@3", "psp@5", "f1_micro", "f1_macro", "hierarchical_f1"]
-# Baselines are trained by default if they take less than this share of the training time.
+# By default, baselines are trained if this takes less than this share of the training time.
 BASELINE_SHARE = 0.1
+# Number of labels shown per document if the model only ranks labels.
+SHOWN_RANKED = 3
 
 
 def print_report(settings: RunSettings, data: RunData, trainer: SepMldcTrainer, result: Evaluation) -> None:
     """
-    Print the results next to baselines, the worst labels, some documents, and what to do next. Write `comparison.json`,
-    `worst_labels.csv`, `baseline_results.json` where there are baselines, and the model card. Only the first process does.
+    Print the results compared with baselines, the worst labels, example documents, and next steps. Write `comparison.json`,
+    `worst_labels.csv`, `baseline_results.json` if there are baselines, and the model card. Only the first process does this.
 
     Args:
         settings ([`RunSettings`]): of the run.
-        data ([`RunData`]): what the model was trained on, and the documents that were measured.
+        data ([`RunData`]): the training documents, and the documents of the reported split.
         trainer ([`SepMldcTrainer`]): of the model.
-        result ([`Evaluation`]): what was measured.
+        result ([`Evaluation`]): metrics and predictions on the reported split.
     """
     if not trainer.is_world_process_zero():
         return
@@ -67,18 +69,18 @@ def print_report(settings: RunSettings, data: RunData, trainer: SepMldcTrainer, 
     compared = bootstrap(documents)
     write_json(folder / "comparison.json", {"metrics": systems, **compared})
 
-    print(f"\n{split} documents: {len(gold)}, labels: {len(data.labels)}; all figures in percent")
+    print(f"\n{split} documents: {len(gold):,}, labels: {len(data.labels):,}; all metrics in percent")
     if settings.run.refit_on_all:
         print(
-            "They are those of the model that was trained again on training and validation documents."
+            "These are the results of the model that was trained again on training and validation documents."
             if split == "test"
-            else "They were measured before the model was trained again on these documents too."
+            else "These results were measured before the model was trained again with these documents included."
         )
     print()
     print("\n".join(rows_of_table(systems, [name for name in TABLE if name in systems["SEP-MLDC"]])))
     key = f"ndcg@{max(k for k in ks if k <= 5) if min(ks) <= 5 else max(ks)}"
     low, high = compared["intervals"]["SEP-MLDC"][key]
-    print(f"\n{key} of SEP-MLDC with other documents of this kind: {100 * low:.1f} to {100 * high:.1f} (95% interval)")
+    print(f"\n95% confidence interval of {key} for SEP-MLDC: {100 * low:.1f} to {100 * high:.1f}")
     print("\n".join(f"SEP-MLDC is {line}" for line in comparison_lines(compared, key)))
     if result.kept:
         print("\n" + "\n".join(abstention_lines(result.metrics["share_abstained"], len(gold), result.kept)))
@@ -87,19 +89,17 @@ def print_report(settings: RunSettings, data: RunData, trainer: SepMldcTrainer, 
         worst = worst_labels(documents["SEP-MLDC"], data.labels, trainer.model.config.label_counts)
         write_worst_labels(folder, worst)
         print("\nLabels with the lowest F1 (all in worst_labels.csv):")
-        print(
-            "\n".join(f"- {line}" for line in worst_label_lines(worst)) if worst else "- none: there are no mistakes"
-        )
+        print("\n".join(f"- {line}" for line in worst_label_lines(worst)) if worst else "- none: no errors")
     if split == "test":
-        _show_examples(data.documents["test"]["text"], result, assigned, data.labels, settings.report.num_examples)
+        _show_examples(data.documents["test"]["text"], result, data.labels, settings.report.num_examples)
     if settings.args.do_train:
         behind = any(high < 0 for name, d in compared["differences"].items() if "SVC" in name for _, high in [d[key]])
-        lines = _advice(settings, data, trainer, behind, has_mistakes=bool(worst))
+        lines = _advice(settings, data, trainer, behind, has_errors=bool(worst))
         if lines:
-            print("\nWhat to do next:\n" + "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1)))
+            print("\nNext steps:\n" + "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1)))
     trainer.create_model_card()
     tables = "per_label_metrics.csv" + ("" if result.label_sets is None else ", worst_labels.csv")
-    print(f"\nEverything is in {folder}/: the checkpoint, all_results.json, {tables}, ...")
+    print(f"\nOutputs in {folder}/: the checkpoint, all_results.json, {tables}, ...")
 
 
 def _wants_baselines(settings: RunSettings, data: RunData, trainer: SepMldcTrainer) -> bool:
@@ -115,17 +115,22 @@ def _wants_baselines(settings: RunSettings, data: RunData, trainer: SepMldcTrain
     return linear_baseline_seconds(int(num_words), len(data.labels)) < BASELINE_SHARE * runtime
 
 
-def _show_examples(
-    texts: Sequence[str], result: Evaluation, assigned: np.ndarray, labels: list[str], count: int
-) -> None:
-    for text, scores, indices, chosen in list(zip(texts, result.scores, result.indices, assigned))[:count]:
-        shown = [f"{labels[index]} {score:.2f}" for score, index, chosen in zip(scores, indices, chosen) if chosen]
-        shown = shown or [f"{labels[indices[0]]} {scores[0]:.2f} (below its threshold)"]
+def _show_examples(texts: Sequence[str], result: Evaluation, labels: list[str], count: int) -> None:
+    """Print the first documents with their label sets, or with their best labels if the model only ranks labels."""
+    for number, text in enumerate(list(texts[:count])):
+        scores = dict(zip(result.indices[number].tolist(), result.scores[number].tolist()))
+        best = next(iter(scores))
+        if result.label_sets is None:
+            shown = [f"{labels[index]} {score:.2f}" for index, score in list(scores.items())[:SHOWN_RANKED]]
+        else:
+            chosen = result.label_sets[number].tolist()
+            shown = [f"{labels[index]} {scores[index]:.2f}" for index in chosen if index in scores]
+            shown = shown or [f"{labels[best]} {scores[best]:.2f} (below its threshold)"]
         print(f"\n  {text[:300]}{'...' if len(text) > 300 else ''}\n  -> {', '.join(shown)}")
 
 
 def _advice(
-    settings: RunSettings, data: RunData, trainer: SepMldcTrainer, behind_linear: bool, has_mistakes: bool
+    settings: RunSettings, data: RunData, trainer: SepMldcTrainer, behind_linear: bool, has_errors: bool
 ) -> list[str]:
     train, config = data.encoded["train"], trainer.model.config
     share_cut = 0.0
@@ -141,6 +146,6 @@ def _advice(
         has_descriptions=bool(config.label_descriptions),
         has_lexical_scores=bool(config.num_lexical_features),
         behind_linear=behind_linear,
-        has_mistakes=has_mistakes,
+        has_errors=has_errors,
         train_file=(settings.data.train_file or ["train.jsonl"])[0],
     )

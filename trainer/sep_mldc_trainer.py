@@ -441,7 +441,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             dataset (`Dataset` or `str`, *optional*): as in `logit_batches`; must be labeled.
             objective, shrinkage, calibration: as in [`~trainer.thresholds.tune_thresholds_from_batches`]. A model trained with
                 the softmax loss alone has no per-label probabilities and always gets `"platt"`; one with lexical scores gets
-                it unless another calibration is named.
+                it unless another calibration is given.
 
         Returns:
             `dict`: the value of `threshold_info`, see [`~trainer.thresholds.TunedThresholds`].

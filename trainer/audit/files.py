@@ -69,7 +69,7 @@ def description_path(path: str | os.PathLike) -> Path:
 
 def check_findings_file(path: str | os.PathLike, files: Iterable[str | os.PathLike]) -> None:
     """
-    Check that neither the findings nor their description would be written over one of the `files` that the audit reads.
+    Check that neither the findings nor their description would overwrite one of the `files` that the audit reads.
 
     Raises:
         ValueError: one of them would be, or `path` does not end in `.csv`.
@@ -78,7 +78,7 @@ def check_findings_file(path: str | os.PathLike, files: Iterable[str | os.PathLi
     for written in (os.fspath(path), os.fspath(description_path(path))):
         if os.path.realpath(written) in read:
             raise ValueError(
-                f"The findings {os.fspath(path)!r} would be written over {written!r}, which the audit reads. Name another findings file."
+                f"The findings {os.fspath(path)!r} would overwrite {written!r}, which the audit reads. Specify another findings file."
             )
 
 
@@ -92,7 +92,7 @@ def write_findings(path: str | os.PathLike, findings: Sequence[Finding], source:
         source ([`AuditedFiles`]): the documents.
 
     Raises:
-        ValueError: another ending, or one of the audited documents would be written over.
+        ValueError: if the file has another extension, or would overwrite one of the audited documents.
         OSError: a file cannot be written.
     """
     check_findings_file(path, source.files)
@@ -217,7 +217,9 @@ class FindingsFile:
 
     def _refresh(self) -> None:
         if not self.path.exists():
-            raise DataFileNotFoundError(f"There is no file {self.path}. Name the findings that audit_labels.py wrote.")
+            raise DataFileNotFoundError(
+                f"There is no file {self.path}. Specify the findings that audit_labels.py wrote."
+            )
         signature = file_signature(str(self.path))
         if signature != self._signature:
             self._findings, self._signature = read_findings(self.path), signature
@@ -284,7 +286,7 @@ def apply_findings(path: str | os.PathLike, output_file: str | os.PathLike) -> d
     for used in (*files, os.fspath(path), description_path(path)):
         if os.path.realpath(used) == os.path.realpath(output_file):
             raise ValueError(
-                f"`output_file` is {os.fspath(output_file)!r}, which the corrections are read from. Name another file."
+                f"`output_file` is {os.fspath(output_file)!r}, which the corrections are read from. Specify another file."
             )
     accepted = [finding for finding in findings if finding.decision == ACCEPT]
     dropped = {normalize_label(finding.label) for finding in accepted if finding.change == DROP}

@@ -302,12 +302,12 @@ def _load_encoder(name: str) -> tuple[str, Any, Any]:
         tokenizer, config = AutoTokenizer.from_pretrained(path), AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"The encoder {name!r} cannot be loaded: {loading_problem(path, error)} Name a Hub model or a folder with config, weights and "
+            f"The encoder {name!r} cannot be loaded: {loading_problem(path, error)} Specify a Hub model or a folder with config, weights and "
             "tokenizer."
         ) from error
     if config.model_type == SepMldcConfig.model_type:
         raise ValueError(
-            f"{name!r} is a trained SEP-MLDC model, which may have learned the wrong labels of these documents. Name the encoder that "
+            f"{name!r} is a trained SEP-MLDC model, which may have learned the wrong labels of these documents. Specify the encoder that "
             "it was trained from."
         )
     set_padding_token(tokenizer)

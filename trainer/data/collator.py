@@ -28,8 +28,8 @@ class SepMldcDataCollator:
             the size.
 
     Raises:
-        ValueError: documents that are not tokenized, `label_indices` without `num_labels`, label names instead of ids, an id outside 0 .. L - 1, or `labels` that are
-            not multi-hot.
+        ValueError: documents that are not tokenized, `label_indices` without `num_labels`, label names instead of ids, an id outside
+            0 .. L - 1, or `labels` that are not multi-hot.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -126,7 +126,7 @@ def check_label_indices(value: Any, num_labels: int) -> list[int]:
     wrong = next((index for index in ids if not 0 <= index < num_labels), None)
     if wrong is not None:
         raise ValueError(
-            f"`label_indices` holds {wrong}, but the labels are 0 to {num_labels - 1}. Encode the documents with the "
+            f"`label_indices` contains {wrong}, but the labels are 0 to {num_labels - 1}. Encode the documents with the "
             "model's own label list."
         )
     return [int(index) for index in ids]

@@ -53,7 +53,7 @@ class Columns:
         These columns, with `id` filled in where there is a column of that name.
 
         Raises:
-            DataFileError: if a column is not there.
+            DataFileError: if a column is missing.
         """
         for argument, names in (
             ("text_columns", self.text),
@@ -63,7 +63,7 @@ class Columns:
             missing = [name for name in names if name not in available]
             if missing:
                 raise DataFileError(
-                    f"{where}: no column {join_names(missing)}. The columns are {join_names(available, 20)}: name one with "
+                    f"{where}: no column {join_names(missing)}. The columns are {join_names(available, 20)}: specify one with "
                     f"`{argument}`."
                 )
         return replace(self, id=self.id or ("id" if "id" in available else None))
@@ -145,7 +145,7 @@ class Columns:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataFileError(
-                f"{where}: the text holds an unpaired surrogate ({error.object[error.start]!r}) in `{column}`, which is not a "
+                f"{where}: the text contains an unpaired surrogate ({error.object[error.start]!r}) in `{column}`, which is not a "
                 "character. Remove it."
             ) from None
         return text

@@ -50,7 +50,7 @@ def count_label_names(dataset: AnyDataset) -> tuple[Counter, int]:
 def _label_name(value: object) -> str:
     if not isinstance(value, str):
         raise DataFileError(
-            f"`labels` holds {value!r}, but names are needed here. Ids belong in a column `label_indices`, which needs no encoding; "
+            f"`labels` contains {value!r}, but names are needed here. Ids belong in a column `label_indices`, which needs no encoding; "
             "multi-hot rows are trained on as they are."
         )
     return normalize_label(value)
@@ -98,14 +98,14 @@ def read_label_list(label_list_file: str | os.PathLike) -> list[str]:
             )
         places[name] = where
     if not places:
-        raise DataFileError(f"{path}: holds no labels. Write one label name per line.")
+        raise DataFileError(f"{path}: contains no labels. Write one label name per line.")
     return list(places)
 
 
 def _check_overlap(counts: Counter, labels: Sequence[str], source: str) -> None:
     if counts and not any(normalize_label(name) in counts for name in labels):
         raise DataFileError(
-            f"{source}: holds {join_names(labels)}, but no training document has one of them; they have {join_names(counts)}. "
+            f"{source}: contains {join_names(labels)}, but no training document has one of them; they have {join_names(counts)}. "
             "List the names that the documents use, not codes for them."
         )
 

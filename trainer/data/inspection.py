@@ -155,7 +155,7 @@ def inspect_documents(
         [`DataReport`]
 
     Raises:
-        DataFileError: if a file cannot be read at all, lacks a column or holds no rows.
+        DataFileError: if a file cannot be read at all, lacks a column or contains no rows.
 
     Example:
 
@@ -220,7 +220,7 @@ class _Scan:
             except DataFileError as error:
                 self.add_bad_row(error)
         if self.report.documents == 0 and self.report.bad_rows == 0:
-            raise DataFileError(f"{split}: holds no documents. Name a file with at least one.")
+            raise DataFileError(f"{split}: contains no documents. Specify a file with at least one.")
 
     def add_bad_row(self, error: DataFileError) -> None:
         self.report.bad_rows += 1
@@ -341,7 +341,7 @@ def _page(report: DataReport) -> Iterator[str]:
         ("without labels", "unlabeled"),
         ("duplicates", "duplicates"),
         ("near-duplicates", "near_duplicates"),
-        ("ids used twice", "duplicate_ids"),
+        ("duplicate ids", "duplicate_ids"),
     ):
         values = [getattr(split, attribute) for split in report.splits.values()]
         if attribute != "bad_rows" or any(values):  # documents that are already loaded have none
@@ -364,7 +364,7 @@ def _details(report: DataReport) -> Iterator[str]:
     if train.lengths:
         yield f"{report.unit} per training document: " + _show_quantiles(train.length_quantiles())
     if report.share_cut is not None:
-        yield f"training documents cut at {report.max_length} tokens: {100 * report.share_cut:.0f}%"
+        yield f"training documents truncated at {report.max_length} tokens: {100 * report.share_cut:.0f}%"
 
 
 def _show_quantiles(values: Sequence[float]) -> str:
@@ -380,22 +380,22 @@ def _warnings(report: DataReport) -> Iterator[str]:
         near = report.near_overlap.get(pair, count)
         first, second = pair.split(", ")
         if near and first == "train":
-            yield f"{count:,} documents of {second} are also in {first}, {near:,} nearly so: scores on them are too optimistic."
+            yield f"{near:,} {second} documents are duplicates or near-duplicates of {first} documents ({count:,} exact): metrics on them are too optimistic."
     if report.single_labels:
-        yield f"labels with one training document: {report.single_labels:,}. They can hardly be learned."
+        yield f"labels with one training document: {report.single_labels:,}. They are hard to learn."
     if report.common_labels:
-        yield f"labels of nearly all documents: {join_names(report.common_labels)}. They hardly distinguish documents, and inflate micro F1."
+        yield f"labels on nearly all documents: {join_names(report.common_labels)}. They barely distinguish documents, and they inflate micro F1."
     for names in report.alike_labels[:5]:
         yield f"labels that differ only in case or whitespace: {join_names(names)}."
     if len(report.alike_labels) > 5:
-        yield f"labels that differ only in case or whitespace: {len(report.alike_labels) - 5:,} further groups."
+        yield f"labels that differ only in case or whitespace: {len(report.alike_labels) - 5:,} more groups."
     if report.missing_labels:
         yield f"labels that look like missing values: {join_names(report.missing_labels)}."
     if report.joined_labels:
-        yield f"labels that look like several labels joined by another delimiter: {join_names(report.joined_labels)}."
+        yield f"labels that look like several labels joined by a different delimiter: {join_names(report.joined_labels)}."
     for split, unseen in report.unseen_labels.items():
         shown = ", ".join(f"{shorten(name)} ({count})" for name, count in list(unseen.items())[:5])
-        yield f"{split}: {len(unseen):,} labels are in no training document and cannot be predicted: {shown}."
+        yield f"{split}: {len(unseen):,} labels do not occur in the training documents and cannot be predicted: {shown}."
     lists = {tuple(split.labels_per_document) for split in report.splits.values()}
     if all(values and values[0] == values[-1] == 1 for values in lists):
         yield "every document has exactly one label: this is single-label classification."

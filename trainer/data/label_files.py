@@ -32,13 +32,13 @@ def read_labels(path: str | os.PathLike, label_delimiter: str | None = None) -> 
         label_delimiter (`str`, *optional*): separator of joined labels in a training file.
 
     Raises:
-        DataFileError: if the file has another form, or holds no label. Other columns are never interpreted as labels.
+        DataFileError: if the file has another form, or contains no label. Other columns are never interpreted as labels.
     """
     labels: dict[str, str] = {}
     for _, name, note in iterate_labels(path, label_delimiter):
         labels[name] = labels.get(name) or note
     if not labels:
-        raise DataFileError(f"{path}: holds no label, but at least one is needed. Write one label name per line.")
+        raise DataFileError(f"{path}: contains no label, but at least one is needed. Write one label name per line.")
     return labels
 
 
@@ -65,7 +65,7 @@ def _check_length(name: str, where: str) -> str:
     if len(name) > MAX_LABEL_LENGTH:
         raise DataFileError(
             f"{where}: the label {shorten(name)} has {len(name)} characters, but a label name has at most {MAX_LABEL_LENGTH}. Is this "
-            "a file of documents? Name the file of the labels."
+            "a file of documents? Specify the file with the labels."
         )
     return name
 
@@ -203,7 +203,7 @@ def read_described_labels(path: str | os.PathLike) -> dict[str, str]:
         descriptions[name] = text.strip()
     if former:
         warnings.warn(
-            f"{path} holds label descriptions in the column `expansion` of version 0.1. Rename it to `description`.",
+            f"{path} contains label descriptions in the column `expansion` of version 0.1. Rename it to `description`.",
             FutureWarning,
             stacklevel=3,
         )

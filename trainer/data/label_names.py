@@ -31,7 +31,7 @@ def check_label(value: Any, where: str, column: str = "label") -> str:
         name.encode()
     except UnicodeEncodeError:
         raise DataFileError(
-            f"{where}: the label {shorten(name)} holds an unpaired surrogate, which is not a character. Remove it."
+            f"{where}: the label {shorten(name)} contains an unpaired surrogate, which is not a character. Remove it."
         ) from None
     return name
 
@@ -74,7 +74,7 @@ def _remedy(value: Any) -> str:
             "label, give each label a column of its own and name these columns with `label_column`."
         )
     return (
-        'a list of label names is needed. Write ["a", "b"] (or [] for a document without labels), or name the separator of joined '
+        'a list of label names is needed. Write ["a", "b"] (or [] for a document without labels), or specify the separator of joined '
         "labels with `label_delimiter`."
     )
 

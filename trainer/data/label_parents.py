@@ -154,5 +154,5 @@ def read_label_constraints(
     for where, record in read_records(path):
         groups += _with_place(where, check_label_constraints, [record], labels, label_parents)
     if not groups:
-        raise DataFileError(f'{path}: holds no constraint. Write [{{"labels": ["a", "b"], "at_most": 1}}].')
+        raise DataFileError(f'{path}: contains no constraints. Write [{{"labels": ["a", "b"], "at_most": 1}}].')
     return groups

@@ -74,7 +74,7 @@ def _check_columns(paths: list[str], data_format: str, columns: Columns) -> Colu
 
 
 def _no_documents(where: str) -> DataFileError:
-    return DataFileError(f"{where}: holds no documents. Name a file with at least one.")
+    return DataFileError(f"{where}: contains no documents. Specify a file with at least one.")
 
 
 def _load_once(path: str, split: str, columns: Columns, data_format: str, bad_rows: BadRows) -> Dataset:
@@ -153,7 +153,7 @@ def _normalize_dataset(
 ) -> AnyDataset:
     available = dataset.column_names or list(next(iter(dataset), {}))
     if not available or (isinstance(dataset, Dataset) and len(dataset) == 0):
-        raise DataFileError(f"{where}: holds no documents. Name a data set with at least one in each split.")
+        raise DataFileError(f"{where}: contains no documents. Specify a data set with at least one in each split.")
     columns = columns.check(available, where)
     names = {name: labels for name, labels in _class_label_names(dataset.features).items() if name == columns.labels}
     dataset = dataset.select_columns(columns.used)
@@ -260,7 +260,7 @@ def load_splits(
         names).
 
     Raises:
-        DataFileNotFoundError: if a file is not there. It is a `FileNotFoundError`.
+        DataFileNotFoundError: if a file does not exist. It is a `FileNotFoundError`.
         DataFileError: if a column is missing or a row is bad, with file, line, rule and remedy. It is a `ValueError`.
         ValueError: if arguments contradict each other.
     """
@@ -322,7 +322,7 @@ def make_columns(
     if not columns.text or columns.labels == () or label_delimiter == "":
         raise ValueError(
             f"`text_columns` is {text_columns!r}, `label_column` {label_column!r} and `label_delimiter` {label_delimiter!r}, but "
-            "none may be empty. Name at least one column, and leave the delimiter out if labels are lists."
+            "none may be empty. Specify at least one column, and leave the delimiter out if labels are lists."
         )
     return columns
 

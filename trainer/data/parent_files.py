@@ -94,7 +94,7 @@ def _pairs_of_rdf(path: str, labels: Collection[str]) -> Pairs:
     edges |= dict.fromkeys((child, parent) for parent, child in graph.subject_objects(SKOS.narrower))
     if not edges:
         raise DataFileError(
-            f"{path}: has neither `skos:broader` nor `skos:narrower`. Name a SKOS file, or a csv file."
+            f"{path}: has neither `skos:broader` nor `skos:narrower`. Specify a SKOS file, or a csv file."
         )
     names = _concept_names(graph, sorted({str(concept) for edge in edges for concept in edge}), labels)
     for child, parent in edges:

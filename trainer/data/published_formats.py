@@ -42,7 +42,7 @@ def _beside(path: str, name: str, data_format: str) -> str:
         if found.is_file():
             return str(found)
     raise DataFileNotFoundError(
-        f"{path}: the labels are read from `{bare}` (or .gz, .zst) in the same folder, which is not there. "
+        f"{path}: the labels are read from `{bare}` (or .gz, .zst) in the same folder, which does not exist. "
         f"Put it there; data_format {data_format!r} takes the published pair of files."
     )
 

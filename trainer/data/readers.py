@@ -84,7 +84,7 @@ def read_records(
             the first such error is raised. Errors after which reading cannot continue are always raised.
 
     Raises:
-        DataFileNotFoundError: if the file, or the label file that belongs to it, is not there.
+        DataFileNotFoundError: if the file, or the label file that belongs to it, does not exist.
         DataFileError: if the format is unknown or the file is not in it. It is a `ValueError`.
     """
     path = os.fspath(path)
@@ -283,7 +283,7 @@ def _read_table(lines: Iterator[str], name: str, delimiter: str, skipped: int, o
         except csv.Error as error:
             on_error(
                 DataFileError(
-                    f"{where}: {error}. Separate the columns with {_delimiter_name(delimiter)}, put a value that holds quotes or "
+                    f"{where}: {error}. Separate the columns with {_delimiter_name(delimiter)}, put a value that contains quotes or "
                     'line breaks in "quotes" and double the quotes inside.'
                 )
             )
@@ -368,7 +368,7 @@ def decode_class_labels(record: dict[str, Any], names: dict[str, list[str]], whe
     Replaces the ids of a record's ClassLabel columns by the list of their names, in place.
 
     Raises:
-        DataFileError: if an id is none of the column's.
+        DataFileError: if an id is not one of the column's.
     """
     for column, column_names in names.items():
         value = record.get(column)
@@ -378,7 +378,7 @@ def decode_class_labels(record: dict[str, Any], names: dict[str, list[str]], whe
         wrong = [i for i in ids if not isinstance(i, int) or not 0 <= i < len(column_names)]
         if wrong:
             raise DataFileError(
-                f"{where}: `{column}` holds {wrong[0]}, but its {len(column_names)} classes are numbered from 0 to "
+                f"{where}: `{column}` contains {wrong[0]}, but its {len(column_names)} classes are numbered from 0 to "
                 f"{len(column_names) - 1}. Leave out documents whose labels are not known."
             )
         record[column] = [column_names[i] for i in ids]

@@ -93,7 +93,7 @@ def _target(num_documents: int, fraction: float | None, size: int | None) -> int
 
 
 def _check_size(count: int, target: int, num_documents: int, grouped: bool) -> None:
-    if count >= target - max(1, target // 10):
+    if count and count >= target - max(1, target // 10):
         return
     problem = (
         f"{target} of {num_documents} documents are to be set aside, but only {count} can be: the others hold the last training "
@@ -101,7 +101,7 @@ def _check_size(count: int, target: int, num_documents: int, grouped: bool) -> N
     )
     if 2 * count < target:
         raise ValueError(
-            f"{problem} Choose a smaller `fraction` or `size`, leave out labels with one document, or name a file of held-out "
+            f"{problem} Choose a smaller `fraction` or `size`, leave out labels with one document, or specify a file of held-out "
             "documents instead."
         )
     logger.warning(problem)

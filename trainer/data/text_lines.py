@@ -55,12 +55,14 @@ def check_file(path: str) -> None:
     """
     if path == STANDARD_INPUT:
         if sys.stdin is None or sys.stdin.closed:
-            raise DataFileError("standard input is closed, so there is nothing to read. Name a file, or pipe one in.")
+            raise DataFileError(
+                "standard input is closed, so there is nothing to read. Specify a file, or pipe one in."
+            )
     elif not os.path.exists(path):
         raise DataFileNotFoundError(f"{path}: no such file. Check the path; relative ones start at {os.getcwd()}.")
     elif os.path.isdir(path):
         raise DataFileError(
-            f"{path}: is a folder, but a file is needed. Name the files in it, for example `{path}/*.csv`."
+            f"{path}: is a folder, but a file is needed. Specify the files in it, for example `{path}/*.csv`."
         )
 
 
@@ -142,7 +144,7 @@ def _encoding(start: bytes) -> str:
 def _check_characters(text: str, where: str) -> None:
     if "\0" in text:
         raise DataFileError(
-            f"{where}: holds a NUL character, which is not allowed in text. If the file is UTF-16, convert it with "
+            f"{where}: contains a NUL character, which is not allowed in text. If the file is UTF-16, convert it with "
             "`iconv -f utf-16 -t utf-8`; otherwise write it again."
         )
 

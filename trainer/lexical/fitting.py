@@ -289,7 +289,7 @@ def _check_settings(
     if class_weights != "none" and solver == "ridge":
         raise ValueError(
             f"`class_weights` is {class_weights!r}, but ridge regressions share one factor of the kernel and cannot weight documents by "
-            'label. Use `solver="svm"`, or leave one of the two out.'
+            'label. Use `solver="svm"`, or remove one of the two.'
         )
     if num_features < 1:
         raise ValueError(f"`num_features` is {num_features}, but each label needs at least one weight. Use 300.")

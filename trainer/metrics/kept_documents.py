@@ -48,7 +48,7 @@ def f1_of_kept(counts: np.ndarray, shares: Sequence[float] = SHARES) -> list[dic
     wrong = [share for share in shares if not 0 < share <= 1]
     if wrong:
         raise ValueError(
-            f"`shares` holds {wrong[0]}, but a share of the documents must be above 0 and at most 1. Use 0.9, for example."
+            f"`shares` contains {wrong[0]}, but a share of the documents must be above 0 and at most 1. Use 0.9, for example."
         )
     best_first = np.asarray(counts, dtype=np.float64)[:, ::-1]
     sums = np.concatenate([np.zeros((4, 1)), best_first.cumsum(axis=1)], axis=1)

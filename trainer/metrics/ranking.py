@@ -93,7 +93,7 @@ def positives(
         if cols.size and not 0 <= cols.min() <= cols.max() < shape[1]:
             wrong = cols.min() if cols.min() < 0 else cols.max()
             raise ValueError(
-                f"`label_indices` holds {wrong}, but label ids lie between 0 and {shape[1] - 1}. Encode the labels with the model's label list."
+                f"`label_indices` contains {wrong}, but label ids lie between 0 and {shape[1] - 1}. Encode the labels with the model's label list."
             )
     else:
         rows, cols = labels.nonzero()

@@ -149,7 +149,7 @@ class StreamingMetrics:
         for k in self.ks:
             if not 1 <= k <= num_labels:
                 raise ValueError(
-                    f"`ks` holds {k}, but a cut-off must lie between 1 and the number of labels ({num_labels}). "
+                    f"`ks` contains {k}, but a cut-off must lie between 1 and the number of labels ({num_labels}). "
                     "Leave out the larger ones."
                 )
         if not self.ks:
@@ -163,7 +163,7 @@ class StreamingMetrics:
         self.propensities = None if propensities is None else self._per_label(propensities, "propensities")
         if self.propensities is not None and not self.propensities.min() >= 1:
             raise ValueError(
-                f"`propensities` holds {self.propensities.min()}, but inverse propensities (at least 1) are needed. "
+                f"`propensities` contains {self.propensities.min()}, but inverse propensities (at least 1) are needed. "
                 "Pass what `inverse_propensities(label_counts, num_documents)` returns."
             )
         self.thresholds = None
@@ -173,7 +173,7 @@ class StreamingMetrics:
             )
             if not (self.thresholds.min() >= 0 and self.thresholds.max() <= 1):
                 raise ValueError(
-                    "`thresholds` holds values that are not probabilities between 0 and 1. Pass probabilities, one per label or one for all."
+                    "`thresholds` contains values that are not probabilities between 0 and 1. Pass probabilities, one per label or one for all."
                 )
         self.tail_threshold = tail_threshold
         if histograms and num_bins is None:
