@@ -391,7 +391,7 @@ BAD_INPUT = {
     ),
     "an encoder folder without a model": (
         lambda f, t: {"model_name_or_path": blocked(t, "cold", os.mkdir)["output_dir"] / "cold"},
-        "cannot be loaded: the folder holds no config.json, so it is not a model. Name a Hub model",
+        "cannot be loaded: the folder holds no config.json, so it is not a model. Specify a Hub model",
     ),
     "an output folder that is a file": (lambda f, t: {"output_dir": f / "pseudo.jsonl"}, "is a file"),
     "an output that is a folder": (lambda f, t: blocked(t, "predictions.jsonl", os.mkdir), "is a folder, but a file"),
