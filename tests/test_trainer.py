@@ -257,11 +257,15 @@ def test_prediction_works_without_labels(tmp_path):
     assert "test_p@1" not in output.metrics
 
 
-def test_softmax_models_predict_shares_that_sum_to_one(tmp_path):
+def test_models_that_rank_labels_predict_logits_and_assign_no_labels(tmp_path):
     trainer = make_trainer(tmp_path, model=tiny_model(num_labels=NUM_LABELS, classification_loss="softmax"))
-    output = trainer.predict(tiny_documents(5))
-    assert np.allclose(output.predictions[0].sum(axis=1), 1, atol=1e-5)
-    assert "test_f1_micro" not in output.metrics
+    documents = tiny_documents(5)
+    output = trainer.predict(documents)
+    expected = torch.cat([batch.logits for batch in trainer.logit_batches(documents)]).topk(
+        output.predictions[0].shape[1]
+    )
+    assert np.allclose(output.predictions[0], expected.values, atol=1e-5)
+    assert trainer.last_label_sets is None and "test_f1_micro" not in output.metrics
 
 
 def test_own_compute_metrics_gets_logits_and_labels_batch_by_batch(tmp_path):
