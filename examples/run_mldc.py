@@ -72,6 +72,7 @@ from trainer.run_data import (
     encode_documents,
     first_documents,
     label_set_fields,
+    lexical_documents,
     read_documents,
     read_hierarchy,
 )
@@ -479,7 +480,8 @@ def fit(settings: RunSettings, data: RunData, trainer: SepMldcTrainer) -> None:
     if settings.lexical.lexical_scores:
         features = settings.lexical.num_lexical_features
         weights = settings.lexical.lexical_class_weights
-        trainer.fit_lexical_scores(data.encoded["train"], validation, num_features=features, class_weights=weights)
+        documents = lexical_documents(data.encoded["train"], hide_progress=settings.args.disable_tqdm)
+        trainer.fit_lexical_scores(documents, validation, num_features=features, class_weights=weights)
     if settings.thresholds.tune_thresholds:
         objective, calibration = settings.thresholds.threshold_objective, settings.thresholds.score_calibration
         try:

@@ -38,7 +38,7 @@ async def refuse(body, attempt, request):
 
 def test_answers_in_a_journal_of_version_0_1_are_not_paid_for_again(folder):
     with ChatServer(refuse) as server:
-        with pytest.warns(FutureWarning, match="2 answers in the journal are in the form of version 0.1"):
+        with pytest.warns(FutureWarning, match="2 answers in the journal are in the format of version 0.1"):
             summary = describe_labels(["big", "rare"], folder, settings(server))
         written = write_pseudo_documents(
             folder / "train.jsonl", folder, settings(server), folder / "label_descriptions.jsonl", options=OPTIONS

@@ -177,8 +177,7 @@ def test_joined_labels_and_several_text_columns_are_read_from_csv(monkeypatch, f
 
 def test_streamed_training_documents_give_the_model_that_loaded_ones_give(monkeypatch, files, tmp_path):
     same = {"max_steps": 5, "num_train_epochs": None, "do_predict": False, "learning_rate": 1e-3}
-    # A stream has neither; with bfloat16 a cache rounds differently.
-    same |= {"cache_frozen_layers": False, "lexical_scores": False}
+    same["cache_frozen_layers"] = False  # a stream has none, and with bfloat16 it rounds differently
     run(monkeypatch, files, tmp_path / "loaded", train_sampling_strategy="sequential", **same)
     run(monkeypatch, files, tmp_path / "streamed", streaming=True, shuffle_buffer_size=0, **same)
     loaded, streamed = (
@@ -189,6 +188,7 @@ def test_streamed_training_documents_give_the_model_that_loaded_ones_give(monkey
     assert len(losses) == 5 and [row["loss"] for row in streamed if "loss" in row] == pytest.approx(losses, rel=1e-5)
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("loaded", "streamed")]
     assert configs[0] == configs[1] and configs[0]["num_train_documents"] == 24
+    assert configs[1]["lexical_info"]["num_documents"] == 24
     # Shuffled, a stream gives other batches.
     run(monkeypatch, files, tmp_path / "shuffled", streaming=True, **same)
     history = json.loads((tmp_path / "shuffled" / "trainer_state.json").read_text())["log_history"]
@@ -240,10 +240,6 @@ BAD_INPUT = {
     "a stream and pairs": (
         lambda f, t: {"streaming": True, "max_steps": 2, "group_by_label_set": True},
         "`--group_by_label_set` needs all training documents at once",
-    ),
-    "a stream and lexical scores": (
-        lambda f, t: {"streaming": True, "max_steps": 2, "lexical_scores": True},
-        "`--lexical_scores` needs all training documents at once",
     ),
     "lexical scores without validation documents": (
         lambda f, t: {"lexical_scores": True, "validation_file": None, "validation_split": 0, "do_eval": False},

@@ -463,7 +463,7 @@ def check_arguments(
     if not (args.do_train or args.do_eval or args.do_predict or run.dry_run or (without_documents and label_texts)):
         raise ValueError("There is nothing to do. Add `--do_train`, `--do_eval`, `--do_predict` or `--dry_run`.")
     if data.streaming:
-        _check_streaming(model, data, labels, lexical, report, run, args)
+        _check_streaming(model, data, labels, report, run, args)
 
 
 # Settings that cannot be changed in a trained checkpoint.
@@ -537,7 +537,6 @@ def _check_streaming(
     model: ModelArguments,
     data: DataArguments,
     labels: LabelArguments,
-    lexical: LexicalArguments,
     report: ReportArguments,
     run: RunArguments,
     args: SepMldcTrainingArguments,
@@ -554,7 +553,6 @@ def _check_streaming(
         ("test_split", data.test_split),
         ("pseudo_documents_file", labels.pseudo_documents_file),
         ("group_by_label_set", args.group_by_label_set),
-        ("lexical_scores", lexical.lexical_scores),
         ("refit_on_all", run.refit_on_all),
         ("cache_frozen_layers", args.cache_frozen_layers),
         ("class_weights", model.class_weights == "auto"),

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import IterableDataset, concatenate_datasets
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
+from datasets import List as ListFeature
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .data.encoding import count_label_names, count_unknown_labels, encode_labels, label_counts, num_real_documents
@@ -23,6 +25,9 @@ from .thresholds import check_guarantee, documents_needed
 
 logger = logging.get_logger(__name__)
 DEFAULT_VALIDATION_SPLIT = 0.1
+# Number of documents of a stream that lexical scores are fitted on.
+MAX_STREAMED_DOCUMENTS = 200_000
+LEXICAL_FEATURES = Features({"input_ids": ListFeature(Value("int32")), "label_indices": ListFeature(Value("int64"))})
 
 
 @dataclass
@@ -217,6 +222,27 @@ def first_documents(dataset: AnyDataset, limit: int | None) -> AnyDataset:
     if isinstance(dataset, IterableDataset):
         return dataset.take(limit)
     return dataset.select(range(min(limit, len(dataset))))
+
+
+def lexical_documents(dataset: AnyDataset, hide_progress: bool = False) -> Dataset:
+    """
+    The documents that lexical scores are fitted on: those of a data set, or the first 200,000 of a stream, whose tokens are read into memory.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): with "input_ids" and "label_indices".
+        hide_progress (`bool`, defaults to `False`): no progress bar.
+
+    Returns:
+        `Dataset` with "input_ids" and "label_indices".
+    """
+    if not isinstance(dataset, IterableDataset):
+        return dataset
+    columns: dict[str, list] = {"input_ids": [], "label_indices": []}
+    first = dataset.take(MAX_STREAMED_DOCUMENTS)
+    for document in tqdm(first, desc="Documents for lexical scores", disable=hide_progress, leave=False):
+        columns["input_ids"].append(np.asarray(document["input_ids"], dtype=np.int32))
+        columns["label_indices"].append(list(document["label_indices"]))
+    return Dataset.from_dict(columns, features=LEXICAL_FEATURES)
 
 
 def encode_documents(settings: RunSettings, dataset: AnyDataset, labels: Sequence[str], tokenizer: Any) -> AnyDataset:

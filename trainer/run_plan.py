@@ -19,7 +19,7 @@ from .lexical.fitting import default_num_features, default_solver
 from .lexical.solvers import kernel_bytes
 from .recipes import recommend_settings
 from .run_arguments import RunSettings
-from .run_data import RunData, first_documents
+from .run_data import MAX_STREAMED_DOCUMENTS, RunData, first_documents
 from .run_needs import RunNeeds, available_memory, check_fits, estimate_run, free_disk_space, gib
 
 
@@ -58,7 +58,7 @@ def choose_settings(settings: RunSettings, data: RunData, encoder_config: Any) -
     contradicted = [
         name for name in chosen if name in settings.named and chosen[name] != unnamed.get(name, chosen[name])
     ]
-    if validation is None or streamed:
+    if validation is None:
         chosen = chosen.without("lexical_scores")
     named = set(settings.named)
     groups = {}
@@ -228,10 +228,11 @@ def estimate_needs(settings: RunSettings, data: RunData, encoder_config: Any) ->
     features = settings.lexical.num_lexical_features or default_num_features(len(data.labels))
     kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
     lexical = settings.lexical.lexical_scores
+    num_fitted = min(data.num_documents, MAX_STREAMED_DOCUMENTS) if isinstance(train, IterableDataset) else len(train)
     ridge = (
         lexical
         and settings.lexical.lexical_class_weights == "none"
-        and default_solver(len(train), len(data.labels)) == "ridge"
+        and default_solver(num_fitted, len(data.labels)) == "ridge"
     )
     cached = 0
     if settings.model.freeze_layers and caches_states(args):
@@ -250,7 +251,7 @@ def estimate_needs(settings: RunSettings, data: RunData, encoder_config: Any) ->
         num_lexical_features=features if lexical else 0,
         token_attention_size=size if settings.model.token_attention else None,
         num_checkpoints=kept,
-        kernel_bytes=kernel_bytes(len(train)) if ridge else 0,
+        kernel_bytes=kernel_bytes(num_fitted) if ridge else 0,
         num_cached_tokens=cached,
     )
 
