@@ -24,7 +24,7 @@ from trainer.data import close_labels, count_unknown_labels, encode_labels, load
 from trainer.distillation import DEFAULTS, DistillationTrainer
 from trainer.inference import load_trained
 from trainer.run_arguments import run_defaults
-from trainer.run_outputs import check_output_folder, save_model_whole, write_json
+from trainer.run_outputs import check_output_folder, removed_if_empty, save_model_whole, write_json
 
 
 TABLE = ("p@1", "p@5", "ndcg@5", "psp@5", "f1_micro", "f1_macro")
@@ -80,7 +80,13 @@ def main() -> None:
         raise ValueError(
             f"`--output_dir` is {args.output_dir!r}, the folder of the teacher, which the student would replace. Specify another folder."
         )
-    check_output_folder(args.output_dir, ("distillation.json",))
+    with removed_if_empty(args.output_dir):
+        check_output_folder(args.output_dir, ("distillation.json",))
+        make_student(options, args)
+
+
+def make_student(options: DistillArguments, args: SepMldcTrainingArguments) -> None:
+    """Train, tune, save and measure a student."""
     set_seed(args.seed)
     teacher, tokenizer = load_trained(options.teacher)
     documents = read_documents(options, teacher.config, tokenizer)

@@ -260,6 +260,12 @@ def test_the_command_never_replaces_the_teacher(teacher, tmp_path):
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_a_refused_run_leaves_no_folder(teacher, tmp_path):
+    given = ("--teacher", tmp_path / "none", "--train_file", "nothing.jsonl", "--output_dir", tmp_path / "new" / "out")
+    done = run_example("distill", *map(str, given))
+    assert done.returncode and "cannot be loaded" in done.stderr and not (tmp_path / "new").exists()
+
+
 def test_the_command_closes_the_labels_of_documents_as_the_teacher_does(teacher, tmp_path):
     (tmp_path / "test.jsonl").write_text(json.dumps({"text": "search", "labels": ["label 1"]}) + "\n")
     (tmp_path / "train.jsonl").write_text(json.dumps({"text": "search"}) + "\n")
