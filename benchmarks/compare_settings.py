@@ -20,26 +20,23 @@ from pathlib import Path
 
 import defaults
 import numpy as np
-import quality
-from quality import write_json
+import tasks
+from tasks import write_json
 
 from trainer.devices import has_accelerator, is_bfloat16_native
 
 
 def write_files(options, folder: Path) -> None:
-    source = Path(options.data)
-    task = quality.load_splits(**{f"{s}_file": quality.find(source, f"{s}.jsonl") for s in ("train", "validation")})
-    documents = task["validation"]
+    parts = tasks.read_splits(options.data, ("train", "validation"))
+    documents = parts["validation"]
     if len(documents) <= options.validation:
-        raise SystemExit(f"{source} has {len(documents)} validation documents; give fewer with `--validation`.")
-    rows = np.random.default_rng(0).permutation(len(task["train"]))[: options.size]
-    parts = {
-        "train": task["train"].select(rows),
-        "validation": documents.select(range(options.validation)),
-        "test": documents.select(range(options.validation, len(documents))),
-    }
-    for name, part in parts.items():
-        part.select_columns(["text", "labels"]).to_json(folder / f"{name}.jsonl", force_ascii=False)
+        raise SystemExit(f"{options.data} has {len(documents)} validation documents; give fewer with `--validation`.")
+    tasks.write_splits(
+        folder,
+        train=tasks.sample(parts["train"], options.size),
+        validation=documents.select(range(options.validation)),
+        test=documents.select(range(options.validation, len(documents))),
+    )
 
 
 def compare(options) -> None:
@@ -49,7 +46,7 @@ def compare(options) -> None:
     with tempfile.TemporaryDirectory(dir=options.work) as name:
         folder = Path(name)
         write_files(options, folder)
-        task = quality.load_task(defaults.quality_options(options, folder))
+        task = tasks.load_task(folder)
         gold, runs = task.indices(task.test), {}
         for setting in options.settings:
             title, _, more = setting.partition("=")

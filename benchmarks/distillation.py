@@ -20,14 +20,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-import quality
+import tasks
 import torch
-from quality import write_json
+from tasks import write_json
 from transformers import AutoTokenizer
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcForMultiLabelClassification
 from trainer import FastLabeler, SepMldcTrainer, distill, distillation_arguments
-from trainer.data import encode_labels, load_splits, tokenize
+from trainer.data import encode_labels, tokenize
 from trainer.data.word_cache import WordCache
 from trainer.devices import is_bfloat16_native
 
@@ -39,16 +39,13 @@ SPEEDS = ("model", "tokenizer", "words looked up", "pipeline", "text to labels")
 
 def read(options, config, tokenizer) -> tuple[dict, list[str]]:
     """Tokenized documents by split, and the texts of the test documents."""
-    source = Path(options.data)
-    files = {f"{split}_file": quality.find(source, f"{split}.jsonl") for split in ("validation", "test")}
-    labeled = load_splits(**files)
-    train = load_splits(train_file=quality.find(source, "train.jsonl"), label_column=None)["train"]
-    rows = np.random.default_rng(0).permutation(len(train))[: options.documents]
+    labeled = tasks.read_splits(options.data, ("validation", "test"))
+    train = tasks.read_splits(options.data, ("train",), label_column=None)["train"]
     limits = {"validation": options.validation, "test": options.test}
     parts = {split: labeled[split].select(range(min(limit, len(labeled[split])))) for split, limit in limits.items()}
     texts = list(parts["test"]["text"])
     encoded = {split: encode_labels(part, config.label2id) for split, part in parts.items()}
-    encoded["train"] = train.select(rows)
+    encoded["train"] = tasks.sample(train, options.documents)
     return {name: tokenize(part, tokenizer, options.max_length) for name, part in encoded.items()}, texts
 
 

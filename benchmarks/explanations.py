@@ -29,8 +29,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quality import write_json
 from scipy.stats import spearmanr
+from tasks import write_json
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 

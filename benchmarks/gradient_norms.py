@@ -19,7 +19,7 @@ from pathlib import Path
 
 import defaults
 import numpy as np
-from quality import write_json
+from tasks import write_json
 
 
 RESULT = Path(__file__).parent / "results" / "gradient_norms.json"

@@ -29,14 +29,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import quality
+import tasks
 import torch
-from quality import write_json
+from tasks import write_json
 from transformers import AutoTokenizer
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
-from trainer.data import encode_labels, load_splits, tokenize
+from trainer.data import encode_labels, tokenize
 from trainer.thresholds import RiskCurve, check_guarantee
 
 
@@ -54,7 +54,7 @@ def train(options, folder: Path) -> Path:
     output = folder / f"{options.name}_{options.size}"
     if (output / "model.safetensors").exists() and (output / "all_results.json").exists():
         return output
-    source = quality.find(Path(options.data), "train.jsonl")
+    source = tasks.find(Path(options.data), "train.jsonl")
     with (
         gzip.open(source, "rt", encoding="utf-8") if source.suffix == ".gz" else source.open(encoding="utf-8") as file
     ):
@@ -89,9 +89,7 @@ def score(options, checkpoint: Path) -> tuple[Counts, dict, dict]:
     )
     model.config.score_calibration = None  # as in `tune_thresholds`
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    documents = load_splits(
-        **{f"{split}_file": quality.find(Path(options.data), f"{split}.jsonl") for split in SPLITS}
-    )
+    documents = tasks.read_splits(options.data, SPLITS)
     documents = {split: part.select(range(min(len(part), options.held_out))) for split, part in documents.items()}
     label2id = {label: index for index, label in enumerate(model.config.labels)}
     args = SepMldcTrainingArguments(

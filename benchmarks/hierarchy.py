@@ -30,7 +30,7 @@ from types import SimpleNamespace
 import defaults
 import numpy as np
 import torch
-from quality import write_json
+from tasks import write_json
 from transformers import AutoTokenizer
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification

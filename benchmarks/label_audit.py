@@ -27,12 +27,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import quality
 from datasets import Dataset
-from quality import write_json
 from sklearn.metrics import f1_score
+from tasks import read_splits, write_json
 
-from trainer import load_splits, ranking_metrics
+from trainer import ranking_metrics
 from trainer.audit.findings import (
     ADD,
     DUPLICATES,
@@ -158,11 +157,7 @@ class Trainings:
 
 
 def read(options) -> tuple[LabeledDocuments, dict[str, LabeledDocuments]]:
-    files = {
-        f"{split}_file": quality.find(Path(options.data), f"{split}.jsonl")
-        for split in ("train", "validation", "test")
-    }
-    parts = load_splits(**files)
+    parts = read_splits(options.data)
     rows = np.random.default_rng(0).permutation(len(parts["train"]))[: options.documents]
     parts["train"] = parts["train"].select(sorted(rows.tolist()))
     parts["test"] = parts["test"].select(range(min(options.test, len(parts["test"]))))

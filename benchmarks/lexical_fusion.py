@@ -7,8 +7,8 @@ The effect of lexical scores and their fusion, given the logits of a trained enc
 
 FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}. `scores.npz` holds the logits `validation` and
 `test` of a model that was trained on the first `--train-size` documents of a permutation with seed 0, rows in the order of the
-files (or of their first documents), columns in the order of `build_label_list(train)`: what `benchmarks/quality.py --work` keeps. With
-`--checkpoint`, the logits are those of a trained model without its lexical scores.
+files (or of their first documents), columns in the order of `build_label_list(train)`. With `--checkpoint`, the
+logits are those of a trained model without its lexical scores.
 
 Every system is fitted on the same training documents; weights and thresholds come from the first `--max-validation` documents,
 metrics from the test documents. With `--choose`, metrics come from the other validation documents instead, for choosing settings.

@@ -5,8 +5,8 @@ CPU time and peak memory of the solvers of lexical scores on the same documents,
     python benchmarks/lexical_solvers.py --data FOLDER --sizes 3000 6000 13768
     python benchmarks/lexical_solvers.py --data FOLDER --sizes 30000 --solvers shortlist
 
-FOLDER holds train / validation .jsonl(.gz) files of {"text", "labels"}. The first documents of a permutation with seed 0 are fitted, as
-in `quality.py`; labels are those of the training file. Each solver runs in a process of its own, on one thread, with the settings that
+FOLDER holds train / validation .jsonl(.gz) files of {"text", "labels"}. The first documents of a permutation with seed 0 are fitted;
+labels are those of the training file. Each solver runs in a process of its own, on one thread, with the settings that
 `fit_lexical_scores` gives it. nDCG@5 and PSP@5 are those of the margins alone, without an encoder, on the validation documents.
 """
 
@@ -20,8 +20,7 @@ import time
 from pathlib import Path
 
 import datasets
-import numpy as np
-import quality
+import tasks
 import torch
 from transformers import AutoTokenizer
 
@@ -43,15 +42,12 @@ def measure(options) -> dict:
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
     data, (size,), (solver,) = Path(options.data), options.sizes, options.solvers
-    splits = quality.load_splits(
-        **{f"{split}_file": quality.find(data, f"{split}.jsonl") for split in ("train", "validation")}
-    )
-    rows = np.random.default_rng(0).permutation(len(splits["train"]))[:size]
+    splits = tasks.read_splits(data, ("train", "validation"))
     labels = build_label_list(splits["train"])
     tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(options.backbone))
     train, validation = (
         encode_labels(tokenize(part, tokenizer), {name: index for index, name in enumerate(labels)})
-        for part in (splits["train"].select(rows), splits["validation"])
+        for part in (tasks.sample(splits["train"], size), splits["validation"])
     )
     lexical = LexicalScores(len(tokenizer), len(labels), default_num_features(len(labels)), options.num_bigrams)
     settings = {**SETTINGS[solver], "hide_progress": True}
@@ -103,7 +99,7 @@ def main() -> None:
             print(row, flush=True)
             key = ("data", "documents", "solver")
             rows = [other for other in rows if any(other[name] != row[name] for name in key)] + [row]
-            quality.write_json(RESULTS, rows)
+            tasks.write_json(RESULTS, rows)
 
 
 if __name__ == "__main__":

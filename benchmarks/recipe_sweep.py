@@ -15,8 +15,8 @@ Small encoders leave a GPU idle when they are trained one by one.
 
 Every run is scored on validation documents `evaluations` times; a line of JSON holds the curve. Also scored there: the sum of
 logit and scaled margin of the linear baseline ("fused"), and nDCG@5 on small random subsets, to see what early stopping with
-few validation documents would choose. The protocol is that of `quality.py`: the first n documents of a permutation with seed 0,
-labels of the whole training file, AdamW with decay 0.01, gradient norm 1, linear decay after warm-up, similar lengths batched.
+few validation documents would choose. The training documents are the first n of a permutation with seed 0, with
+the labels of the whole training file; AdamW with decay 0.01, gradient norm 1, linear decay after warm-up, similar lengths batched.
 """
 
 import argparse
