@@ -16,7 +16,7 @@ logger = logging.get_logger(__name__)
 # Maximum number of document-label pairs: two matrices of 64 MB.
 MAX_PAIRS = 16_000_000
 TAIL_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-# Chosen on validation documents, see "Margins as log-odds" in docs/results.md.
+# Chosen on validation documents, see "Margins as log-odds" in docs/ablations.md.
 USUAL_TAIL_WEIGHT = 0.75
 
 
