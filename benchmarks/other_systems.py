@@ -171,7 +171,8 @@ def fit_bare(task: Task, settings: Settings) -> Score:
         weight_decay=ours["weight_decay"],
     )
     theirs = {field.name for field in dataclasses.fields(TrainingArguments)}
-    best = f"ndcg@{min(5, len(task.labels))}"
+    k = min(5, len(task.labels))
+    best = f"ndcg@{k}"
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=settings.work)))
         if recommended["freeze_layers"]:
@@ -198,7 +199,7 @@ def fit_bare(task: Task, settings: Settings) -> Score:
             data_collator=SepMldcDataCollator(tokenizer, len(task.labels)),
             train_dataset=train,
             eval_dataset=validation,
-            compute_metrics=lambda found: {best: ranking_metrics(found.predictions, found.label_ids)[best]},
+            compute_metrics=lambda found: ranking_metrics(found.predictions, found.label_ids, ks=(k,)),
         )
         trainer.train()
 
@@ -264,13 +265,15 @@ def recommended_for(task: Task, settings: Settings) -> tuple[RecommendedSettings
     backbone = resolve_backbone(settings.backbone)
     tokenizer, config = AutoTokenizer.from_pretrained(backbone), AutoConfig.from_pretrained(backbone)
     use_cpu = not has_accelerator()
-    lengths = tokenize(task.train, tokenizer, 512)["length"]
+    limit = min(tokenizer.model_max_length, 512)
+    lengths = tokenize(task.train, tokenizer, limit)["length"]
     recommended = recommend_settings(
         len(task.train),
         len(task.labels),
         document_lengths=np.asarray(lengths),
         num_validation_documents=len(task.validation),
         num_layers=config.num_hidden_layers,
+        max_tokens=limit,
         device="cpu" if use_cpu else "cuda",
         bf16=is_bfloat16_native(use_cpu=use_cpu),
         named={"classifier": "mlp", "token_attention": False},
