@@ -102,6 +102,24 @@ class SepMldcClassifier(nn.Module):
     def uses_label_embeds(self) -> bool:
         return hasattr(self, "similarity_proj")
 
+    @torch.no_grad()
+    def start_from_similarities(self, label_embeds: torch.Tensor | None = None) -> None:
+        """
+        Initialize the similarity logits with the cosine of the document embedding, which is the last part of the features, and the label
+        embedding, instead of a random projection.
+
+        With `label_embeds` (L, d), without the direction that all label texts have in common: encoders without sentence-level training place
+        all texts close together, so that all cosines would be about 1.
+        """
+        weight = self.similarity_proj.weight
+        identity = torch.eye(len(weight), device=weight.device)
+        if label_embeds is not None:
+            common = F.normalize(F.normalize(label_embeds.float(), dim=-1).mean(dim=0), dim=0)
+            identity -= torch.outer(common, common)
+        weight.zero_()
+        weight[:, -len(weight) :] = identity
+        self.similarity_proj.bias.zero_()
+
     def forward(self, features: torch.Tensor, score_labels: Callable[..., torch.Tensor]) -> torch.Tensor:
         """`score_labels(queries (B, d), cosine=True)` returns the (B, L) products of queries and label embeddings."""
         features = self.dropout(features)
@@ -258,6 +276,8 @@ class SepMldcForMultiLabelClassification(
         )
         if model.token_attention is not None:
             model.token_attention.start_from(model.label_embeddings)
+        if model.classifier.uses_label_embeds:
+            model.classifier.start_from_similarities(model.label_embeddings)
         if config.classifier_bias_init == "prior":
             if label_frequencies is None:
                 raise ValueError(

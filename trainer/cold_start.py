@@ -77,11 +77,7 @@ def start_from_cosines(
         cosines = _cosines(model, tokenizer, documents, batch_size, hide_progress)
         scale, bias = _expecting(cosines, labels_per_document)
         threshold = cardinality_threshold([torch.sigmoid(scale * cosines + bias)], labels_per_document)
-    size = config.hidden_size
-    weight = classifier.similarity_proj.weight
-    weight.zero_()
-    weight[:, weight.shape[1] - size :] = torch.eye(size)  # e_x is the last part of the features
-    classifier.similarity_proj.bias.zero_()
+    classifier.start_from_similarities()
     classifier.similarity_scale.fill_(scale)
     classifier.bias.fill_(bias)
     if hasattr(classifier, "out_proj"):
