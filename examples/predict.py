@@ -33,11 +33,12 @@ from transformers.utils import logging as transformers_logging
 
 from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, is_abstained
 from trainer.abstentions import abstained_rows, write_abstained
+from trainer.backbones import is_onnx_export
 from trainer.data.columns import Columns
 from trainer.data.readers import expand_files, find_format, is_regular, read_records
 from trainer.data.text_lines import check_file
 from trainer.files import digest, is_special
-from trainer.inference import is_onnx_export, load_pipeline
+from trainer.inference import load_pipeline
 from trainer.ordered_workers import WorkerEnded, map_in_order
 from trainer.resumable_lines import ResumableLines
 

@@ -31,6 +31,11 @@ def explained_loading_errors(name: str | os.PathLike | None, kwargs: dict[str, A
             f"The weights of {name} cannot be read ({error}): a file of them is cut or damaged. Copy or download it again."
         ) from error
     except OSError as error:
+        if name is not None and os.path.isfile(os.path.join(name, "export.json")):
+            raise OSError(
+                f"{name} is an ONNX export, which holds no weights for PyTorch. Load it with `trainer.export.load_onnx`, or load the "
+                "checkpoint that it was exported from."
+            ) from error
         if "file named" in str(error) and "safetensors" in str(error):
             raise OSError(
                 f"{name} has no weights in safetensors. Pickled ones (`pytorch_model.bin`) can run any code when they are "

@@ -80,16 +80,11 @@ def rename_former_fields(values: dict[str, Any], warn: bool = False) -> dict[str
     return renamed
 
 
-def _check_label_names(id2label: dict[int, str]) -> None:
+def _check_label_ids(id2label: dict[int, str]) -> None:
     if sorted(id2label) != list(range(len(id2label))):
         raise ValueError(
             f"`id2label` has the keys {sorted(id2label)[:5]}..., but labels are numbered from 0 on without gaps. Renumber them."
         )
-    for index, name in id2label.items():
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(
-                f"`id2label` calls label {index} {name!r}, but a name is needed. Give it one that is not blank."
-            )
 
 
 @strict
@@ -272,18 +267,33 @@ class SepMldcConfig(PreTrainedConfig):
                 "`problem_type` out."
             )
         if self.id2label is not None:
-            _check_label_names(self.id2label)
+            _check_label_ids(self.id2label)
+            self.check_label_names()
             # Two Unicode forms of a name look the same and must not be two labels.
             self.id2label = {index: normalize("NFC", label) for index, label in self.id2label.items()}
             self.label2id = {label: index for index, label in self.id2label.items()}
-            if len(self.label2id) != len(self.id2label):
-                double = next(name for name, count in Counter(self.id2label.values()).items() if count > 1)
-                raise ValueError(
-                    f"`id2label` has {double!r} more than once, but label names must differ. Rename or merge them."
-                )
         if self.label_descriptions is not None:
             self.label_descriptions = {normalize("NFC", name): text for name, text in self.label_descriptions.items()}
         self.check_values()
+
+    def check_label_names(self) -> None:
+        """
+        Check that each label has a name of its own. Called when the configuration is created and on saving.
+
+        Raises:
+            ValueError: a name is blank, or two labels have the same one.
+        """
+        for index, name in self.id2label.items():
+            if not isinstance(name, str) or not name.strip():
+                raise ValueError(
+                    f"`id2label` calls label {index} {name!r}, but a name is needed. Give it one that is not blank."
+                )
+        counts = Counter(normalize("NFC", name) for name in self.id2label.values())
+        double = [name for name, count in counts.items() if count > 1]
+        if double:
+            raise ValueError(
+                f"`id2label` has {double[0]!r} more than once, but label names must differ. Rename or merge them."
+            )
 
     def check_values(self) -> None:
         """
@@ -389,7 +399,18 @@ class SepMldcConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "SepMldcConfig":
-        """As in transformers. Old names of fields are accepted: silently in `config_dict`, with a warning in `kwargs`."""
+        """
+        As in transformers. Old names of fields are accepted: silently in `config_dict`, with a warning in `kwargs`.
+
+        Raises:
+            ValueError: the configuration is that of another model, such as an encoder.
+        """
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(
+                f"The configuration has model_type {kind!r}, but that of a trained SEP-MLDC model is {cls.model_type!r}. To start from a "
+                "pre-trained encoder, use `SepMldcForMultiLabelClassification.from_backbone`."
+            )
         values = rename_former_fields(config_dict)
         values.setdefault("token_attention", False)  # saved before there was one
         if values.get("score_calibration") is not None:

@@ -40,6 +40,11 @@ def encoder_class(backbone_config: PreTrainedConfig) -> Any:
         ValueError: the configuration is not that of a text encoder.
     """
     kind = backbone_config.model_type
+    if kind == "sep_mldc":
+        raise ValueError(
+            "The backbone is a trained SEP-MLDC model, but an encoder is needed. Load the model with `from_pretrained` to train it further "
+            "(`model.add_labels` adds labels), or choose the encoder that it was trained from."
+        )
     remedy = "Choose a text encoder such as BERT, RoBERTa, DeBERTa-v2 or ModernBERT."
     found: Any = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(backbone_config), None)
     if found is None:
@@ -158,8 +163,12 @@ def set_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
     Set an existing token as the padding token of a tokenizer that has none (GPT-2, Llama). Padding is masked, so any token will do.
 
     Raises:
-        ValueError: the tokenizer has no end-of-text, separator or unknown token either.
+        ValueError: it is not a tokenizer, or has no end-of-text, separator or unknown token either.
     """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"`tokenizer` is {repr(tokenizer)[:80]}, but a tokenizer is needed. Pass `AutoTokenizer.from_pretrained(...)` of the encoder."
+        )
     if tokenizer.pad_token_id is not None:
         return
     for name in ("eos_token", "sep_token", "unk_token"):
@@ -170,6 +179,21 @@ def set_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
         f"{type(tokenizer).__name__} has no padding token, which batches need, and no end-of-text token to take its place. Set "
         "`tokenizer.pad_token`."
     )
+
+
+def check_token_ids(tokenizer: PreTrainedTokenizerBase, backbone_config: PreTrainedConfig) -> None:
+    """
+    Check that an encoder has embeddings for all tokens of a tokenizer.
+
+    Raises:
+        ValueError: it has not, because tokens were added to the tokenizer, or it is that of another encoder.
+    """
+    largest, size = max(tokenizer.get_vocab().values(), default=0), backbone_config.get_text_config().vocab_size
+    if largest >= size:
+        raise ValueError(
+            f"The tokenizer has token ids up to {largest}, but the encoder has embeddings for {size} tokens only. Use the encoder's own "
+            "tokenizer, or, for added tokens, call `resize_token_embeddings(len(tokenizer))` of the encoder and save it first."
+        )
 
 
 def limit_tokenizer(
@@ -253,8 +277,12 @@ class TextEncodingMixin:
         Like [`encode`], but also returns the attention mask (B, T') of the tokens that were read. With `with_states=False`, an encoder that
         can pool without token states may omit `last_hidden_state`.
         """
+        tokens: Any = input_ids if input_ids is not None else inputs_embeds
+        if tokens is None:
+            raise ValueError(
+                "Neither `input_ids` nor `inputs_embeds` is given, but texts are needed. Pass one of them."
+            )
         if attention_mask is None:
-            tokens: Any = input_ids if input_ids is not None else inputs_embeds
             attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
         if not self.takes_token_type_ids:
             token_type_ids = None

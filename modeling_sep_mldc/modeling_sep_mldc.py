@@ -24,7 +24,14 @@ from .checkpoint_checks_sep_mldc import check_finite, check_loading_report, expl
 from .class_weights_sep_mldc import class_weights
 from .classification_loss_sep_mldc import multi_label_loss
 from .configuration_sep_mldc import FORMER_FIELDS, SepMldcConfig
-from .encoder_sep_mldc import TextEncodingMixin, limit_tokenizer, load_encoder, new_encoder, set_padding_token
+from .encoder_sep_mldc import (
+    TextEncodingMixin,
+    check_token_ids,
+    limit_tokenizer,
+    load_encoder,
+    new_encoder,
+    set_padding_token,
+)
 from .label_editing_sep_mldc import LabelEditingMixin
 from .label_sets_sep_mldc import LabelSetsMixin
 from .label_table_sep_mldc import LabelTable, attention_weights
@@ -231,8 +238,8 @@ class SepMldcForMultiLabelClassification(
                 label frequencies are known.
 
         Raises:
-            ValueError: there are no labels, two have the same name, one is described but not named, frequencies do not fit, or a
-                value is out of range.
+            ValueError: there are no labels, two have the same name, one is described but not named, frequencies do not fit, a
+                value is out of range, the encoder is a trained SEP-MLDC model, or it has no embeddings for some tokens of the tokenizer.
             TypeError: an argument is neither named above nor a field of the configuration.
             OSError: the encoder cannot be loaded.
 
@@ -249,6 +256,7 @@ class SepMldcForMultiLabelClassification(
         labels, descriptions = _checked_labels(labels, label_descriptions or {})
         set_padding_token(tokenizer)
         encoder = load_encoder(backbone, backbone_dropout, **(backbone_kwargs or {}))
+        check_token_ids(tokenizer, encoder.config)
         if config_kwargs.get("label_counts") is not None:
             config_kwargs["label_counts"] = [int(count) for count in config_kwargs["label_counts"]]
             if label_frequencies is None and config_kwargs.get("num_train_documents"):
@@ -333,6 +341,12 @@ class SepMldcForMultiLabelClassification(
             raise ValueError(
                 f"`label_frequencies` has shape {tuple(label_frequencies.shape)}, but there are {self.config.num_labels} "
                 "labels. Give one share per label."
+            )
+        wrong = label_frequencies[~((label_frequencies >= 0) & (label_frequencies <= 1))]
+        if len(wrong):
+            raise ValueError(
+                f"`label_frequencies` contains {wrong[0].item():g}, but it is the share of the training documents that have a label, "
+                "from 0 to 1. Divide counts by the number of documents."
             )
         rates = label_frequencies.to(self.classifier.bias).clamp(1e-6, 1 - 1e-6)
         self.classifier.bias.copy_(torch.logit(rates))
@@ -521,6 +535,7 @@ class SepMldcForMultiLabelClassification(
         from .handler import REQUIREMENTS
         from .pipeline_sep_mldc import custom_pipelines
 
+        self.config.check_label_names()
         self.config.check_guarantee()
         self.config.auto_map = dict(AUTO_MAP)
         self.config.custom_pipelines = custom_pipelines()
@@ -561,6 +576,11 @@ def _checked_labels(labels: Any, label_descriptions: dict[str, str]) -> tuple[li
     labels = labels if isinstance(labels, str) else list(labels)
     if isinstance(labels, str) or not labels:
         raise ValueError(f"`labels` is {labels!r}, but a list of label names is needed. Pass at least one.")
+    wrong = [label for label in labels if not isinstance(label, str)]
+    if wrong:
+        raise ValueError(
+            f"`labels` contains {wrong[0]!r}, but label names are strings. Write numbers that are names as strings, such as '1'."
+        )
     labels = [normalize("NFC", label) for label in labels]
     descriptions = {normalize("NFC", label): text for label, text in label_descriptions.items()}
     unknown = sorted(set(descriptions) - set(labels))

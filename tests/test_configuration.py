@@ -5,7 +5,7 @@ import re
 import unicodedata
 
 import pytest
-from tiny_models import tiny_backbone_config
+from tiny_models import tiny_backbone_config, tiny_model
 
 from modeling_sep_mldc import SepMldcConfig
 
@@ -59,6 +59,16 @@ def test_a_value_that_overrides_a_saved_one_is_checked(tmp_path):
     with pytest.raises(ValueError, match="`thresholds` has 2 values for 3 labels"):
         SepMldcConfig.from_pretrained(tmp_path, thresholds=[0.5, 0.5])
     assert SepMldcConfig.from_pretrained(tmp_path, thresholds=[0, 0.5, 1]).thresholds == [0, 0.5, 1]
+
+
+def test_a_model_whose_label_names_were_changed_is_saved_only_if_it_can_be_loaded(tmp_path):
+    model = tiny_model(num_labels=2)
+    model.config.id2label = {0: "a", 1: "a"}
+    with pytest.raises(ValueError, match="'a' more than once"):
+        model.save_pretrained(tmp_path)
+    model.config.id2label = {0: "a", 1: "b"}
+    model.save_pretrained(tmp_path)
+    assert SepMldcConfig.from_pretrained(tmp_path).label2id == {"a": 0, "b": 1}
 
 
 def test_label_names_are_in_one_unicode_form():

@@ -527,6 +527,20 @@ def test_documents_are_cut_at_what_the_model_takes_with_a_warning(train, tokeniz
         tokenize(train, tiny_tokenizer(), max_length=2)
 
 
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        ([{"text": "one"}], "The documents are a list, but a data set is needed"),
+        (Dataset.from_dict({"body": ["one"]}), "columns 'body', but no `text`. Name the column .* with `text_column`"),
+        (Dataset.from_dict({"text": ["one", None]}), "A document has None as its `text`, but that must be a text"),
+        (Dataset.from_dict({"text": [1, 2]}), "A document has 1 as its `text`"),
+    ],
+)
+def test_documents_that_are_not_texts_are_not_tokenized(tokenizer, documents, message):
+    with pytest.raises(ValueError, match=message):
+        tokenize(documents, tokenizer)
+
+
 def test_another_process_takes_loaded_and_tokenized_documents_from_the_cache(tmp_path, tokenizer):
     file = write(tmp_path / "t.jsonl", jsonl(DOCUMENTS))
     tokenizer.save_pretrained(tmp_path / "tokenizer")

@@ -16,7 +16,11 @@ from tiny_models import KINDS, MAX_LENGTH, WORDS, tiny_batch, tiny_model, tiny_t
 from transformers.exporters import OnnxRuntimeDynamicConfig
 from transformers.utils import logging as transformers_logging
 
-from modeling_sep_mldc import MultiLabelDocumentClassificationPipeline, SepMldcOutput
+from modeling_sep_mldc import (
+    MultiLabelDocumentClassificationPipeline,
+    SepMldcForMultiLabelClassification,
+    SepMldcOutput,
+)
 from modeling_sep_mldc.static_encoder_sep_mldc import StaticEncoderConfig
 from trainer import export
 from trainer.export import compare_logits, export_onnx, integer_weights, load_onnx, quantize_int8
@@ -59,6 +63,16 @@ def exported(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx") / "fp32"
     export_onnx(model, folder, tiny_tokenizer())
     return folder
+
+
+def test_an_export_and_a_checkpoint_are_not_taken_for_each_other(exported, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "checkpoint")
+    with pytest.raises(OSError, match="has no export.json, .* a checkpoint is loaded with `from_pretrained`"):
+        load_onnx(tmp_path / "checkpoint")
+    with pytest.raises(OSError, match="there is no such folder"):
+        load_onnx(tmp_path / "missing")
+    with pytest.raises(OSError, match="is an ONNX export, .* Load it with `trainer.export.load_onnx`"):
+        SepMldcForMultiLabelClassification.from_pretrained(exported)
 
 
 @pytest.mark.parametrize("size, length", SHAPES)

@@ -408,6 +408,11 @@ def test_no_forward_argument_but_labels_looks_like_a_target_to_transformers():
             {"labels": ["a"], "classifier_bias_init": "prior", "label_frequencies": [0.1, 0.2]},
             r"shape \(2,\), but there are 1 labels",
         ),
+        (
+            {"labels": ["a"], "label_frequencies": [1.5]},
+            "`label_frequencies` contains 1.5, but it is the share .* from 0 to 1",
+        ),
+        ({"labels": [1, 2]}, "`labels` contains 1, but label names are strings"),
         ({"labels": ["a"], "problem_type": "regression"}, "`problem_type` is 'regression'"),
     ],
 )
@@ -416,6 +421,37 @@ def test_a_model_that_cannot_be_made_says_why_in_one_sentence(tmp_path, argument
     with pytest.raises(ValueError, match=message) as error:
         SepMldcForMultiLabelClassification.from_backbone(folder, tiny_tokenizer(), **arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_does_not_fit_the_encoder_is_refused(tmp_path):
+    folder, tokenizer = tiny_backbone(tmp_path), tiny_tokenizer()
+    with pytest.raises(ValueError, match="`tokenizer` is None, but a tokenizer is needed"):
+        SepMldcForMultiLabelClassification.from_backbone(folder, None, LABELS)
+    encoder = AutoModel.from_pretrained(folder)
+    tokenizer.add_tokens(["robotics", "stellar"])
+    with pytest.raises(ValueError, match=f"token ids up to {len(tokenizer) - 1}, but the encoder has embeddings for"):
+        SepMldcForMultiLabelClassification.from_backbone(folder, tokenizer, LABELS)
+    encoder.resize_token_embeddings(len(tokenizer))
+    encoder.save_pretrained(tmp_path / "resized")
+    model = SepMldcForMultiLabelClassification.from_backbone(str(tmp_path / "resized"), tokenizer, ["robotics"])
+    assert model(**tokenizer("stellar", return_tensors="pt")).logits.isfinite().all()
+
+
+def test_a_trained_model_is_not_taken_for_an_encoder_nor_an_encoder_for_a_trained_model(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "trained")
+    with pytest.raises(ValueError, match="is a trained SEP-MLDC model, but an encoder is needed"):
+        SepMldcForMultiLabelClassification.from_backbone(str(tmp_path / "trained"), tiny_tokenizer(), LABELS)
+    encoder = tiny_backbone(tmp_path / "encoder")
+    for loaded in (SepMldcForMultiLabelClassification, SepMldcConfig):
+        with pytest.raises(
+            ValueError, match="has model_type 'bert'.*use `SepMldcForMultiLabelClassification.from_backbone`"
+        ):
+            loaded.from_pretrained(encoder)
+
+
+def test_a_forward_pass_without_texts_is_refused():
+    with pytest.raises(ValueError, match="Neither `input_ids` nor `inputs_embeds` is given"):
+        tiny_model()()
 
 
 @pytest.mark.parametrize(

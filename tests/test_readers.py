@@ -157,7 +157,7 @@ GOOD = '{"text": "x"}\n'
         ("t.jsonl", GOOD + '{"id": ' + "9" * 5000 + "}", "line 2: not valid JSON"),
         ("t.jsonl", GOOD.encode() + b'{"text": "a\x00b"}', "line 2: contains a NUL character"),
         ("t.csv", b"t\x00e\x00x\x00t\x00\n\x00", "line 1: contains a NUL character.*UTF-16"),
-        ("t.csv", b"text\ncaf\xe9\n", "line 2: byte 0xe9 is not UTF-8.*CSV UTF-8"),
+        ("t.csv", b"text\ncaf\xe9\n", "line 2: byte 0xe9 is not UTF-8.*iconv -f cp1252.*CSV UTF-8"),
         ("t.csv", b"\xff\xfe" + "text\nabc".encode("utf-16-le") + b"a", "after line 1: is not UTF-16"),
         ("t.csv", b"PK\x03\x04....", "is an Excel workbook or a zip archive"),
         ("t.csv", 'text;labels\n"x;a\n', "line 2: unexpected end of data. Separate the columns with semicolons"),

@@ -232,6 +232,10 @@ BAD_INPUT = {
     "k above L": (lambda f, t: {"metric_ks": "1,5"}, "k = 5, but there are only 3 labels"),
     "labels per step below one": (lambda f, t: {"labels_per_step": 0}, "`labels_per_step` is 0"),
     "no training documents": (lambda f, t: {"train_file": None}, "training documents|train documents"),
+    "no validation documents beside a stream": (
+        lambda f, t: {"streaming": True, "max_steps": 2, "validation_file": None},
+        "Specify them with `--validation_file`, or remove the flag",
+    ),
     "a stream without end": (lambda f, t: {"streaming": True}, "Set the length of training with `--max_steps`"),
     "a stream and baselines": (
         lambda f, t: {"streaming": True, "max_steps": 2, "baselines": True},

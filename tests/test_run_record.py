@@ -140,6 +140,21 @@ def test_changed_documents_and_arguments_are_reported_and_equal_ones_are_not(tmp
     assert "was trained on other documents" in warnings_of.text
 
 
+def test_a_resume_from_another_stream_is_reported_by_its_label_counts(tmp_path, warnings_of):
+    def resume(folder, counts):
+        model = tiny_model(num_labels=NUM_LABELS, label_counts=counts, num_train_documents=24)
+        make_trainer(folder, model=model, documents=documents, **SAVING).train(resume_from_checkpoint=True)
+
+    documents = tiny_documents().to_iterable_dataset()
+    model = tiny_model(num_labels=NUM_LABELS, label_counts=[4] * NUM_LABELS, num_train_documents=24)
+    interrupted(tmp_path / "same", model=model, documents=documents)
+    shutil.copytree(tmp_path / "same", tmp_path / "other")
+    resume(tmp_path / "same", [4] * NUM_LABELS)
+    assert "other documents" not in warnings_of.text
+    resume(tmp_path / "other", [5] * NUM_LABELS)
+    assert "was trained on other documents" in warnings_of.text
+
+
 def test_a_checkpoint_without_a_record_can_be_resumed(tmp_path):
     interrupted(tmp_path)
     path = tmp_path / "checkpoint-2" / "trainer_state.json"

@@ -197,6 +197,14 @@ def test_no_gradient_norms_are_logged_unless_requested(tmp_path):
     assert not any("gradient_norm" in name for row in trainer.state.log_history for name in row)
 
 
+def test_an_evaluation_does_not_depend_on_the_batch_size(tmp_path):
+    settings = {"label_encoding": "embedding", "label_loss_weight": 0, "document_loss_weight": 0}
+    measured = [make_trainer(tmp_path, per_device_eval_batch_size=size, **settings).evaluate() for size in (1, 8, 10)]
+    for name in ("eval_loss", "eval_classification_loss", "eval_ndcg@5"):
+        assert [metrics[name] for metrics in measured] == pytest.approx([measured[0][name]] * 3, rel=1e-5)
+    assert measured[0]["eval_classification_loss"] == pytest.approx(measured[0]["eval_loss"], rel=1e-5)
+
+
 def test_evaluation_equals_metrics_of_the_whole_score_matrix(tmp_path):
     trainer = make_trainer(tmp_path, per_device_eval_batch_size=4, metric_ks=[1, 3])
     metrics = trainer.evaluate()
@@ -361,6 +369,22 @@ def test_a_data_set_without_documents_is_refused(tmp_path, kind):
         trainer.evaluate()
     with pytest.raises(ValueError, match=f"`eval_dataset` 'mail' {match}"):
         make_trainer(tmp_path, evaluation={"mail": empty}).evaluate()
+
+
+def test_a_stream_without_documents_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`train_dataset` is a stream without documents after step 0 of 3"):
+        make_trainer(tmp_path, documents=stream([])).train()
+    trainer = make_trainer(tmp_path, evaluation=stream([]))
+    for read in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match="The data set has 0 documents, but at least one is needed"):
+            read(stream([]))
+    with pytest.raises(ValueError, match="no documents to tune thresholds on"):
+        trainer.tune_thresholds()
+
+
+def test_a_stream_that_ends_before_the_last_step_begins_again(tmp_path):
+    trainer = make_trainer(tmp_path, documents=stream([dict(row) for row in tiny_documents(8)]))
+    assert trainer.train().global_step == trainer.train().global_step == 3
 
 
 def test_without_a_tokenizer_only_padded_documents_with_multi_hot_labels_are_read(tmp_path):
@@ -544,6 +568,11 @@ def test_wrong_set_ups_are_refused(tmp_path):
         SepMldcTrainer(
             model=model, args=SepMldcTrainingArguments(str(tmp_path), label_encoding="encoder", use_cpu=True)
         )
+    args = SepMldcTrainingArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match="`model` is 'outputs', but a SepMldcForMultiLabelClassification is needed"):
+        SepMldcTrainer("outputs", args)
+    with pytest.raises(ValueError, match="`model` is a BertModel"):
+        SepMldcTrainer(model.backbone, args)
     with pytest.raises(ValueError, match="needs SepMldcTrainingArguments"):
         SepMldcTrainer(model=model, args=TrainingArguments(str(tmp_path), use_cpu=True))
     trainer = make_trainer(tmp_path)
@@ -741,6 +770,8 @@ def test_threshold_objectives_and_bad_arguments(tmp_path):
     assert calibrated["expected_calibration_error"] <= calibrated["expected_calibration_error_before"] + 1e-6
     with pytest.raises(ValueError, match="these have none"):
         trainer.tune_thresholds(validation.remove_columns("label_indices"))
+    with pytest.raises(ValueError, match="None of the documents has a label"):
+        trainer.tune_thresholds([{**validation[0], "label_indices": []}])
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
-"""Where a pre-trained encoder comes from, and how much of it is trained."""
+"""Where an encoder or a trained model comes from, and how much of an encoder is trained."""
 
 import importlib.util
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +65,11 @@ def loading_problem(name: str, error: Exception) -> str:
     if "backend tokenizer" in reason:
         return "the folder holds no tokenizer, such as a file tokenizer.json."
     return f"{reason}."
+
+
+def is_onnx_export(name_or_path: str | os.PathLike) -> bool:
+    """Whether this is a folder that [`~trainer.export_onnx`] wrote."""
+    return Path(name_or_path, "export.json").is_file()
 
 
 def encoder_layers(backbone: nn.Module) -> Sequence[nn.Module]:

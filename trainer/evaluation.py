@@ -19,7 +19,7 @@ from transformers.trainer_utils import (
 )
 
 from .data.collator import SepMldcDataCollator, collate_without_tokenizer
-from .data.tokenization import check_documents
+from .data.tokenization import NO_DOCUMENTS, check_documents
 from .losses.terms import TermMeans
 from .metrics.streaming import StreamingMetrics
 from .transformers_internals import TransformersInternals
@@ -188,6 +188,8 @@ class EvaluationMixin(TransformersInternals):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
+            if output.num_samples == 0:  # a stream: the length of other data sets has been checked
+                raise ValueError(NO_DOCUMENTS.format("The data set"))
             values = self._terms.pop(self.accelerator)
             if self._metrics is not None and self._metrics.num_seen > 0:
                 values.update(self._metrics.compute())

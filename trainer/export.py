@@ -31,6 +31,8 @@ from transformers.exporters import utils as exporter_utils
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
 from modeling_sep_mldc.label_sets_sep_mldc import LabelSetsMixin
 
+from .backbones import is_onnx_export, loading_problem
+
 
 TOLERANCE = 1e-4
 # Batch sizes and lengths for checking an export: a single token, a single document, and shapes that differ from the traced one.
@@ -286,7 +288,15 @@ def load_onnx(folder: str, num_threads: int | None = None, **kwargs: Any) -> Onn
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         kwargs["session_options"] = options
-    exported = OnnxSepMldc.from_pretrained(folder, **kwargs)
+    try:
+        exported = OnnxSepMldc.from_pretrained(folder, **kwargs)
+    except OSError as error:
+        problem = loading_problem(str(folder), error)
+        if os.path.isdir(folder) and not is_onnx_export(folder):
+            problem = "the folder has no export.json, so `export_onnx` did not write it."
+        raise OSError(
+            f"The ONNX export {str(folder)!r} cannot be loaded: {problem} Specify an export; a checkpoint is loaded with `from_pretrained`."
+        ) from error
     exported.num_threads = num_threads or os.cpu_count() or 1
     return exported
 

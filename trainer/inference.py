@@ -1,7 +1,6 @@
 """A trained model, ready to label documents: from a checkpoint or from an ONNX export."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from modeling_sep_mldc import (
 )
 from modeling_sep_mldc.static_encoder_sep_mldc import StaticEncoderConfig
 
-from .backbones import loading_problem
+from .backbones import is_onnx_export, loading_problem
 from .labeler import StudentPipeline
 
 
@@ -116,11 +115,6 @@ def _trained_config(name: str, revision: str = "main") -> Any:
             "examples/run_mldc.py."
         )
     return config
-
-
-def is_onnx_export(name_or_path: str | os.PathLike) -> bool:
-    """Whether this is a folder that [`~trainer.export_onnx`] wrote."""
-    return Path(name_or_path, "export.json").is_file()
 
 
 def _check_device(device: str | torch.device | None) -> None:

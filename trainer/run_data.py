@@ -165,11 +165,10 @@ def _check_splits(settings: RunSettings, documents: Mapping[str, Any]) -> None:
         if split == "train" and settings.labels.pseudo_documents_file and not settings.data.train_file:
             continue  # the pseudo-documents are the training documents
         if getattr(settings.args, flag) and split not in documents:
+            splits = split != "train" and not settings.data.streaming
             raise ValueError(
-                f"`--{flag}` needs {split} documents. Specify them with `--{split}_file`, set some aside with `--{split}_split 0.1`, or "
-                "remove the flag."
-                if split != "train"
-                else f"`--{flag}` needs training documents. Specify them with `--train_file`, or remove the flag."
+                f"`--{flag}` needs {'training' if split == 'train' else split} documents. Specify them with `--{split}_file`, "
+                f"{f'set some aside with `--{split}_split 0.1`, ' if splits else ''}or remove the flag."
             )
     if "validation" in documents or not settings.args.do_train:
         return

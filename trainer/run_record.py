@@ -113,7 +113,8 @@ def run_fingerprint(model: Any, args: Any, train_dataset: Any) -> dict[str, Any]
     Args:
         model (`SepMldcForMultiLabelClassification`): its label texts and settings.
         args (`SepMldcTrainingArguments`): see `ARGUMENTS`; the batch size counts all processes and accumulated batches.
-        train_dataset (`Dataset`, *optional*): its length and up to 1,000 evenly spaced documents; ignored for a stream.
+        train_dataset (`Dataset`, *optional*): its length and up to 1,000 evenly spaced documents; for a stream, the numbers of documents
+            in all and per label, from the configuration.
 
     Returns:
         `dict`: `"label_texts"` (digest), `"model"`, `"arguments"` (values by name), `"documents"` (number and digest).
@@ -128,7 +129,7 @@ def run_fingerprint(model: Any, args: Any, train_dataset: Any) -> dict[str, Any]
         "model": settings,
         "arguments": {name: getattr(value, "value", value) for name, value in values.items()}
         | {"batch size": batch_size},
-        "documents": _documents(train_dataset),
+        "documents": _documents(train_dataset, config),
     }
 
 
@@ -175,7 +176,7 @@ def check_same_run(checkpoint: str | os.PathLike, labels: list[str], fingerprint
         logger.warning(
             f"{checkpoint} was trained with other arguments than this run: {arguments}. The run continues with the new ones."
         )
-    if stored.get("documents", fingerprint["documents"]) != fingerprint["documents"]:
+    if (stored.get("documents") or fingerprint["documents"]) != fingerprint["documents"]:
         logger.warning(
             f"{checkpoint} was trained on other documents than those of this run. The run continues with the new ones, at the same position."
         )
@@ -210,9 +211,11 @@ def _differences(stored: dict[str, Any], current: dict[str, Any]) -> str:
     return ", ".join(f"`{name}` {old!r} then, {new!r} now" for name, old, new in pairs if old != new)
 
 
-def _documents(dataset: Any) -> list | None:
-    if dataset is None or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+def _documents(dataset: Any, config: Any) -> list | None:
+    if dataset is None:
         return None
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        return [config.num_train_documents, _digest(config.label_counts)]
     count = len(dataset)
     step = max(count // NUM_SAMPLED_DOCUMENTS, 1)
     sample = []

@@ -18,6 +18,7 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import logging
 
+from modeling_sep_mldc import SepMldcConfig
 from modeling_sep_mldc.modeling_sep_mldc import apply_umask
 
 from .adapters import load_adapters, lora_rank, save_adapters
@@ -88,6 +89,16 @@ def _checked_arguments(
     return args
 
 
+def _check_model(model: Any) -> None:
+    """Check that the model of a trainer, if given, is a SEP-MLDC model, possibly wrapped by PEFT or compiled."""
+    if model is not None and getattr(getattr(model, "config", None), "model_type", None) != SepMldcConfig.model_type:
+        kind = repr(model) if isinstance(model, str) else f"a {type(model).__name__}"
+        raise ValueError(
+            f"`model` is {kind}, but a SepMldcForMultiLabelClassification is needed. Create one with `from_backbone`, or load one with "
+            "`from_pretrained`."
+        )
+
+
 class SepMldcTrainer(HubMixin, EvaluationMixin):
     r"""
     `Trainer` for [`SepMldcForMultiLabelClassification`]: L = L_ce + β L1 + γ L2 (Eq. 21).
@@ -115,7 +126,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         compute_metrics, callbacks, optimizers, kwargs: as in `Trainer`.
 
     Raises:
-        ValueError: arguments of another class, a `compute_metrics` that cannot be called batch by batch, `label_encoding="encoder"`
+        ValueError: a model or arguments of another class, a `compute_metrics` that cannot be called batch by batch, `label_encoding="encoder"`
             without a tokenizer, with PEFT adapters (which do not save the label embeddings) or under a wrapper that cannot run it, or a k
             of `metric_ks` above the number of labels.
     """
@@ -137,6 +148,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         *more: Any,
         **kwargs: Any,
     ):
+        _check_model(model)
         args = _checked_arguments(args, processing_class, compute_metrics)
         self.label_schedule: LabelSchedule | None = None
         if args.label_encoding == "encoder":
@@ -147,6 +159,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         self._encoded: tuple[torch.Tensor, torch.Tensor] | None = None
         self._unlogged_loss: torch.Tensor | float = 0.0
         self._num_batches = 0
+        self._has_documents = False
         self._last_logged_step = 0
         self._caches_layers = False
         self._epoch_order, self._restore, self._checkpoint_guard = EpochOrder(), RestoreCallbacks(), CheckpointGuard()
@@ -300,7 +313,8 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             if self.compute_loss_func is not None and model.training:
                 added = added / self.current_gradient_accumulation_steps  # transformers does not divide custom losses
             loss = loss + added
-        self._terms.add(terms)
+        # A document counts the same in every evaluation, regardless of the batch size; a step of training is a batch.
+        self._terms.add(terms, 1 if model.training else len(labels))
         return (loss, outputs) if return_outputs else loss
 
     def _contrastive_terms(
@@ -620,7 +634,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             load_adapters(self.bare_model(), checkpoint)
         self._restore.callbacks = list(self.callback_handler.callbacks)
         self._terms, self._norms = TermMeans(), TermMeans()
-        self._unlogged_loss, self._last_logged_step = 0.0, 0
+        self._unlogged_loss, self._last_logged_step, self._has_documents = 0.0, 0, False
         if self.label_schedule is not None:
             self.label_schedule.restart()
             self.label_schedule.prepare(self.model.config.label_texts)
@@ -629,6 +643,11 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
                 output = super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self._checkpoint_guard.close()
+        if not self._has_documents and output.global_step < self.state.max_steps:
+            raise ValueError(
+                f"`train_dataset` is a stream without documents after step {output.global_step} of {self.state.max_steps}, so nothing was "
+                "trained. Pass a stream that is not empty; to resume, pass the same documents."
+            )
         return output._replace(training_loss=output.metrics["train_loss"])
 
     @contextmanager
@@ -665,7 +684,9 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         """As in transformers, but does nothing after the last step, because resuming a finished run would train one more step."""
         if self.state.global_step >= self.state.max_steps:
             return [], None
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._has_documents = self._has_documents or bool(batches)
+        return batches, num_items
 
     def _checked_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
         if not resume_from_checkpoint:

@@ -153,7 +153,7 @@ def _not_text(error: UnicodeDecodeError, where: str) -> DataFileError:
     if error.encoding.startswith("utf-8"):
         return DataFileError(
             f"{where}: byte {error.object[error.start]:#04x} is not UTF-8. Convert the file, for example with "
-            '`iconv -f latin1 -t utf-8`, or save it as "CSV UTF-8".'
+            '`iconv -f cp1252 -t utf-8`, or save it as "CSV UTF-8".'
         )
     return DataFileError(
         f"{where}: is not {error.encoding.upper()} ({error.reason}), as the first bytes of the file indicate. Write it "

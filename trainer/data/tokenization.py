@@ -6,15 +6,21 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset
 
-from .messages import join_names
+from .messages import join_names, shorten
 
 
 logger = logging.getLogger(__name__)
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
+NO_DOCUMENTS = "{} has 0 documents, but at least one is needed. Pass a data set that is not empty."
 
 
 def _tokenize_batch(batch: dict[str, list], tokenizer: Any, max_length: int, text_column: str) -> dict[str, list]:
+    for text in batch[text_column]:
+        if not isinstance(text, str):
+            raise ValueError(
+                f"A document has {shorten(text)} as its `{text_column}`, but that must be a text. Fill it in, or remove the document."
+            )
     encoded = tokenizer(batch[text_column], truncation=True, max_length=max_length, verbose=False)
     return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
@@ -31,6 +37,20 @@ def check_max_length(max_length: int | None, tokenizer: Any, name: str = "max_le
         raise ValueError(
             f"`{name}` is {max_length}, but a document has {special} special tokens and needs at least one of its text. Use at least "
             f"{special + 1}, or leave it out."
+        )
+
+
+def _check_text_column(dataset: Any, text_column: str) -> None:
+    if not hasattr(dataset, "map"):
+        raise ValueError(
+            f"The documents are a {type(dataset).__name__}, but a data set is needed. Create it with `datasets.Dataset.from_list` or "
+            "`Dataset.from_dict`."
+        )
+    columns = dataset.column_names  # unknown for some streams; by split for a `DatasetDict`
+    if isinstance(columns, list) and text_column not in columns:
+        raise ValueError(
+            f"The data set has the columns {join_names(columns, 10)}, but no `{text_column}`. Name the column of the texts with "
+            "`text_column`."
         )
 
 
@@ -52,7 +72,7 @@ def check_documents(dataset: Any, name: str, tokenized: bool = True) -> None:
             check_documents(one, f"{name} {key!r}", tokenized)
         return
     if isinstance(dataset, Sized) and _has_no_items(dataset):
-        raise ValueError(f"{name} has 0 documents, but at least one is needed. Pass a data set that is not empty.")
+        raise ValueError(NO_DOCUMENTS.format(name))
     columns = getattr(dataset, "column_names", None)
     if tokenized and columns and "input_ids" not in columns:
         raise ValueError(not_tokenized(f"{name} has the columns {join_names(columns, 10)}"))
@@ -93,9 +113,10 @@ def tokenize(
         num_proc (`int`, *optional*): Processes; not used when streaming.
 
     Raises:
-        ValueError: `max_length` leaves no room for a token of the text.
+        ValueError: `max_length` leaves no room for a token of the text, there is no such column, or a document is not a text.
     """
     check_max_length(max_length, tokenizer)
+    _check_text_column(dataset, text_column)
     if max_length is not None and max_length > tokenizer.model_max_length:
         logger.warning(
             f"`max_length` is {max_length}, but the model reads {tokenizer.model_max_length} tokens: documents are cut "

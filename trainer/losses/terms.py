@@ -13,14 +13,14 @@ class TermMeans:
         self._sums: dict[str, torch.Tensor] = {}
         self._count = 0
 
-    def add(self, terms: Mapping[str, torch.Tensor]) -> None:
-        """Add the terms of one batch."""
-        self._count += 1
+    def add(self, terms: Mapping[str, torch.Tensor], weight: int = 1) -> None:
+        """Add the terms of one batch, with a weight such as its number of documents."""
+        self._count += weight
         for name, value in terms.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            self._sums[name] = self._sums.get(name, 0) + weight * value
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over batches and processes since the last call; empty if there was no batch."""
+        """Weighted means over batches, and means over processes, since the last call; empty if there was no batch."""
         if not self._count:
             return {}
         names = sorted(self._sums)

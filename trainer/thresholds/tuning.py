@@ -446,4 +446,6 @@ def _check(positives: np.ndarray, negatives: np.ndarray, bin_edges: np.ndarray) 
             "be (num_labels, num_bins) twice and (num_bins + 1,). Pass what `StreamingMetrics.histograms()` returns."
         )
     if not np.sum(positives):
-        raise ValueError("the histograms contain no positive, so nothing can be tuned on them. Use labeled documents.")
+        raise ValueError(
+            "None of the documents has a label, so thresholds cannot be tuned on them. Pass documents with labels."
+        )
