@@ -84,6 +84,7 @@ from trainer.run_outputs import (
     save_metrics,
     save_model_whole,
     write_json,
+    write_per_label_metrics,
     write_predictions,
 )
 from trainer.run_plan import choose_settings, show_plan, weigh_classes
@@ -582,9 +583,18 @@ def refit(
 # ---- Evaluation ----
 
 
+def measure_and_write_labels(data: RunData, trainer: SepMldcTrainer, split: str, prefix: str) -> Evaluation:
+    """Measure on the documents of a split; also write the metrics of each label."""
+    result = measure(data, trainer, split, prefix)
+    if trainer.is_world_process_zero():
+        path = Path(trainer.args.output_dir) / "per_label_metrics.csv"
+        write_per_label_metrics(path, trainer.last_metrics, data.labels)
+    return result
+
+
 def evaluate_validation(data: RunData, trainer: SepMldcTrainer) -> Evaluation:
     """Evaluate on the validation documents."""
-    result = measure(data, trainer, "validation", "eval")
+    result = measure_and_write_labels(data, trainer, "validation", "eval")
     trainer.log({f"eval_{name}": value for name, value in result.metrics.items()})
     return result
 
@@ -592,7 +602,7 @@ def evaluate_validation(data: RunData, trainer: SepMldcTrainer) -> Evaluation:
 def evaluate_test(data: RunData, trainer: SepMldcTrainer) -> Evaluation:
     """Evaluate on the test documents and write the predictions."""
     args = trainer.args
-    result = measure(data, trainer, "test", "test")
+    result = measure_and_write_labels(data, trainer, "test", "test")
     if trainer.is_world_process_zero():
         encoded = data.encoded["test"]
         write_predictions(

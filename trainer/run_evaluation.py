@@ -1,6 +1,5 @@
 """Evaluation of a run on its validation and test documents."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from modeling_sep_mldc.hierarchy_sep_mldc import ancestors_of
 
 from .run_data import RunData
-from .run_outputs import save_metrics, write_per_label_metrics
+from .run_outputs import save_metrics
 from .sep_mldc_trainer import SepMldcTrainer
 
 
@@ -39,8 +38,8 @@ class Evaluation(NamedTuple):
 
 def measure(data: RunData, trainer: SepMldcTrainer, split: str, prefix: str) -> Evaluation:
     """
-    Compute metrics and the best labels of each document of a split, and write them to `{prefix}_results.json`, `all_results.json` and
-    `per_label_metrics.csv`. Must be called by every process.
+    Compute metrics and the best labels of each document of a split, and write the metrics to `{prefix}_results.json` and
+    `all_results.json`. Must be called by every process.
 
     Args:
         data ([`RunData`]): with documents of the split.
@@ -61,7 +60,6 @@ def measure(data: RunData, trainer: SepMldcTrainer, split: str, prefix: str) -> 
     kept = trainer.last_metrics.f1_of_kept() if trainer.last_metrics.thresholds is not None else []
     if trainer.is_world_process_zero():
         save_metrics(args.output_dir, prefix, {**output.metrics, **({f"{prefix}_f1_of_kept": kept} if kept else {})})
-        write_per_label_metrics(Path(args.output_dir) / "per_label_metrics.csv", trainer.last_metrics, data.labels)
     metrics = {name.removeprefix(f"{prefix}_"): value for name, value in output.metrics.items()}
     scores, indices = output.predictions
     return Evaluation(split, metrics, scores, indices, trainer.last_label_sets, kept)
