@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from tiny_models import HIDDEN_SIZE, KINDS, tiny_backbone, tiny_batch, tiny_candidates, tiny_model, tiny_tokenizer
 from transformers import AutoModel
@@ -308,6 +309,23 @@ def test_without_labels_there_is_no_loss():
 
 
 # --- the start of the output bias
+
+
+def test_similarity_logits_start_from_the_cosines_of_documents_and_label_texts(tmp_path):
+    folder, tokenizer = tiny_backbone(tmp_path), tiny_tokenizer()
+    for attention in (False, True):
+        model = SepMldcForMultiLabelClassification.from_backbone(
+            folder, tokenizer, LABELS, classifier="similarity", label_attention=attention, token_attention=False
+        )
+        labels = F.normalize(model.label_embeddings, dim=-1)
+        common = F.normalize(labels.mean(0), dim=0)
+        batch = tokenizer(["graph search", "a proof of the theorem"], padding=True, return_tensors="pt")
+        embeds = model.encode(**batch)[0]
+        cosines = F.normalize(embeds - (embeds @ common)[:, None] * common, dim=-1) @ labels.t()
+        scale = model.config.similarity_scale_init
+        torch.testing.assert_close(model(**batch).logits, scale * cosines, atol=1e-4, rtol=1e-4)
+        # The direction that all label texts share is taken out, so that logits start around the bias.
+        torch.testing.assert_close(model(**batch).logits.mean(1), torch.zeros(2), atol=1e-4, rtol=0)
 
 
 def test_prior_bias_starts_at_the_log_odds_and_shrinks_the_output_weights(tmp_path):
