@@ -188,8 +188,9 @@ def check_token_ids(tokenizer: PreTrainedTokenizerBase, backbone_config: PreTrai
     Raises:
         ValueError: it has not, because tokens were added to the tokenizer, or it is that of another encoder.
     """
-    largest, size = max(tokenizer.get_vocab().values(), default=0), backbone_config.get_text_config().vocab_size
-    if largest >= size:
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    size = getattr(backbone_config.get_text_config(), "vocab_size", None)  # encoders of characters have none
+    if size is not None and largest >= size:
         raise ValueError(
             f"The tokenizer has token ids up to {largest}, but the encoder has embeddings for {size} tokens only. Use the encoder's own "
             "tokenizer, or, for added tokens, call `resize_token_embeddings(len(tokenizer))` of the encoder and save it first."
