@@ -287,7 +287,7 @@ def test_expected_calibration_error_equals_a_slow_count():
         (tune_thresholds, {"objective": "precision:high"}, "`objective` is 'precision:high'"),
         (tune_thresholds, {"shrinkage": -1}, "`shrinkage` is -1"),
         (tune_thresholds, {"bin_edges": np.arange(3)}, r"\(3,\).*StreamingMetrics.histograms"),
-        (tune_thresholds, {"positives": np.zeros((1, 4))}, "no positive"),
+        (tune_thresholds, {"positives": np.zeros((1, 4))}, "None of the documents has a label"),
         (temperature_scaling, {"negatives": np.zeros((1, 4))}, "no negative"),
         (platt_scaling, {"positives": np.array([[5, 1, 0, 0]])}, "positives are not above those of negatives"),
         (temperature_scaling, {"positives": np.array([[5, 1, 0, 0]])}, "positives are not above those of negatives"),
