@@ -2,7 +2,7 @@
 """
 Quality without training documents, and with the first few.
 
-    python benchmarks/cold_start.py --data arxiv_mlc --folder shared/data --steps names descriptions pseudo 1 5 20
+    python benchmarks/cold_start.py --data arxiv_mlc --folder FOLDER --steps names descriptions pseudo 1 5 20
     python benchmarks/cold_start.py --plot docs/cold_start.png     # the curve, from the results of all data sets
 
 Steps, all on the same test documents:

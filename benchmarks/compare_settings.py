@@ -57,7 +57,9 @@ def compare(options) -> None:
                 if path.exists():
                     found = json.loads(path.read_text(encoding="utf-8"))
                 else:
-                    found = defaults.run_command(options, folder, seed, task) | {"more": shlex.join(options.more)}
+                    found = defaults.run_command(options, folder, seed, task) | {
+                        "more": tasks.without_folders(options.more)
+                    }
                     write_json(path, found)
                 runs.setdefault(title, []).append(found)
                 metrics = defaults.Measured(np.array(found["top"]), found["assigned"], gold, task).metrics()

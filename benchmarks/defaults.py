@@ -158,7 +158,7 @@ def run(options) -> None:
                 write_json(RESULTS / "documents" / f"{data}_{size}.json", shared)
                 about = {"data": data, "size": size, "system": system, "seed": seed}
                 if system == "defaults" and options.more:
-                    about["more"] = " ".join(options.more)
+                    about["more"] = tasks.without_folders(options.more)
                 write_json(path, {**about, "metrics": metrics, **found})
 
 

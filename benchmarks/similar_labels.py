@@ -2,7 +2,7 @@
 """
 Whether labels with similar texts occur together, which pseudo-documents from labels alone rely on.
 
-    python benchmarks/similar_labels.py --folder shared/data
+    python benchmarks/similar_labels.py --folder FOLDER
 
 For each label, the 20 labels with the most similar texts (TF-IDF, names and descriptions) are compared with the labels of its training documents:
 

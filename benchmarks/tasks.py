@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,3 +79,8 @@ def write_json(path: Path, content: dict | list) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(content), encoding="utf-8")
     temporary.rename(path)
+
+
+def without_folders(arguments: list[str]) -> str:
+    """Arguments of a command, for a result file: files and folders by their names, because their paths are those of one machine."""
+    return shlex.join(Path(word).name if os.sep in word and Path(word).exists() else word for word in arguments)

@@ -25,6 +25,10 @@ from trainer.devices import is_bfloat16_native
 
 
 RESULT = Path(__file__).parent / "results" / "training_memory.json"
+SETTINGS = (
+    "--text_columns text --label_column labels --do_train --eval_strategy no --save_strategy no --lexical_scores False "
+    "--disable_tqdm True"
+)
 COMMAND = Path(__file__).resolve().parents[1] / "examples" / "run_mldc.py"
 
 
@@ -38,27 +42,9 @@ def measure(options, title: str, arguments: list[str]) -> dict:
             "--train_file",
             options.train,
         ]
-        command += [
-            "--text_columns",
-            "text",
-            "--label_column",
-            "labels",
-            "--do_train",
-            "--max_steps",
-            str(options.steps),
-        ]
-        command += [
-            "--eval_strategy",
-            "no",
-            "--save_strategy",
-            "no",
-            "--lexical_scores",
-            "False",
-            "--disable_tqdm",
-            "True",
-        ]
+        command += shlex.split(SETTINGS)
         variables = dict(word.split("=", 1) for word in arguments if word[0].isupper())
-        command += [word for word in arguments if not word[0].isupper()]
+        command += ["--max_steps", str(options.steps), *(word for word in arguments if not word[0].isupper())]
         environment = {**os.environ, **variables}
         with open(Path(folder) / "log", "w") as log:
             process = subprocess.Popen(
