@@ -63,3 +63,11 @@ def test_every_test_document_gets_a_ranking_and_a_label_set(system, f1, modules,
     correct = sum(len(set(ours) & set(ids)) for ours, ids in zip(found["assigned"], gold))
     assert 2 * correct / (sum(map(len, found["assigned"])) + sum(map(len, gold))) > f1
     assert not list(work.iterdir())  # no temporary files are left
+
+
+def test_result_files_name_files_without_the_folders_of_a_machine(modules, tmp_path):
+    tasks, _ = modules
+    path = tmp_path / "descriptions.jsonl"
+    path.touch()
+    arguments = ["--label_descriptions_file", str(path), "--learning_rate", "1e-4"]
+    assert tasks.without_folders(arguments) == "--label_descriptions_file descriptions.jsonl --learning_rate 1e-4"
