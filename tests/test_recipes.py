@@ -84,7 +84,7 @@ def test_the_length_covers_most_documents_within_what_device_and_encoder_can_rea
 
 def test_the_classifier_and_what_goes_with_it_follow_the_number_of_labels():
     names = ("classifier", "classifier_dropout", "head_learning_rate")
-    for num_documents, similarity in ((1000, ("similarity", 0.2, 3e-3)), (3000, ("similarity", 0.5, 1e-3))):
+    for num_documents, similarity in ((1000, ("similarity", 0.2, 5e-4)), (3000, ("similarity", 0.5, 1e-3))):
         few, many = (recommend_settings(num_documents, number) for number in (MANY_LABELS - 1, MANY_LABELS))
         assert tuple(few[name] for name in names) == ("mlp+similarity", 0.5, 1e-3)
         # Token attention goes with the settings of the other classifiers.
@@ -93,7 +93,7 @@ def test_the_classifier_and_what_goes_with_it_follow_the_number_of_labels():
     assert tuple(recommend_settings(3000, MANY_LABELS, named=named)[name] for name in names) == (
         "similarity",
         0.2,
-        3e-3,
+        5e-4,
     )
 
 
@@ -145,7 +145,7 @@ def test_settings_of_the_user_take_precedence_and_dependent_settings_follow():
     named["token_attention"] = False
     settings = recommend_settings(6400, 76, num_validation_documents=1000, named=named)
     rows = {name: (value, why) for name, value, why in settings.rows()}
-    assert rows["learning_rate"] == ("3e-05", "specified by the user") and settings["head_learning_rate"] == 3e-3
+    assert rows["learning_rate"] == ("3e-05", "specified by the user") and settings["head_learning_rate"] == 5e-4
     assert settings["classifier_dropout"] == 0.2 and settings["eval_steps"] == 34 and settings["logging_steps"] == 4
     assert "use_cpu" not in settings
     limited = recommend_settings(6400, 76, num_validation_documents=1000, named={"max_steps": 60})
