@@ -217,10 +217,6 @@ def measure(document: Document, classify, options, rng: np.random.Generator, wit
     return {"words": document.num_words, "methods": result}
 
 
-def pearson(first: np.ndarray, second: np.ndarray) -> float:
-    return float(np.corrcoef(first, second)[0, 1]) if len(first) and np.ptp(first) and np.ptp(second) else 0.0
-
-
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.nan_to_num(spearmanr(first, second).statistic)) if np.ptp(first) and np.ptp(second) else 0.0
 

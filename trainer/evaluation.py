@@ -55,7 +55,6 @@ class EvaluationMixin(TransformersInternals):
     _terms: TermMeans
     _metrics: StreamingMetrics | None = None
     _measured: StreamingMetrics | None = None
-    _evaluated: StreamingMetrics | None = None
     _label_sets: list[np.ndarray] | None = None
     _predicting = False
 
@@ -139,11 +138,6 @@ class EvaluationMixin(TransformersInternals):
             )
         return self._measured
 
-    @property
-    def last_evaluation(self) -> StreamingMetrics | None:
-        """The accumulator of the last `evaluate`, regardless of later predictions; `None` before the first."""
-        return self._evaluated
-
     # ---- Evaluation and prediction ----
 
     def predict(
@@ -194,7 +188,6 @@ class EvaluationMixin(TransformersInternals):
             if self._metrics is not None and self._metrics.num_seen > 0:
                 values.update(self._metrics.compute())
                 self._measured = self._metrics
-                self._evaluated = self._evaluated if self._predicting else self._metrics
         finally:
             self._terms, self._metrics = of_training, None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
