@@ -19,7 +19,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, TrainerCallback
 
 from modeling_sep_mldc import SepMldcForMultiLabelClassification
-from trainer import SepMldcTrainer, SepMldcTrainingArguments, sep_mldc_trainer
+from trainer import SepMldcTrainer, SepMldcTrainingArguments, training_loss
 from trainer.backbones import resolve_backbone
 from trainer.data import build_label_list, encode_labels, load_splits, tokenize
 from trainer.data.sampler import DocumentSampler
@@ -101,8 +101,8 @@ def watch(trainer: SepMldcTrainer, clock: Clock) -> None:
     trainer.model.forward = clock.timed(trainer.model.forward, "forward")
     trainer.accelerator.backward = clock.timed(trainer.accelerator.backward, "backward")
     for name in ("label_contrastive_loss", "document_contrastive_loss"):
-        setattr(sep_mldc_trainer, name, clock.timed(getattr(sep_mldc_trainer, name), "forward"))
-    sep_mldc_trainer.present_labels = clock.timed(sep_mldc_trainer.present_labels, "present_labels")
+        setattr(training_loss, name, clock.timed(getattr(training_loss, name), "forward"))
+    training_loss.present_labels = clock.timed(training_loss.present_labels, "present_labels")
     if trainer.label_schedule is not None:
         schedule = trainer.label_schedule
         schedule.select = clock.timed(schedule.select, "choice of labels")

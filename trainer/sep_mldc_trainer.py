@@ -1,6 +1,5 @@
 """Trainer of SEP-MLDC models."""
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -33,34 +32,21 @@ from .data.collator import (
 )
 from .data.sampler import DocumentSampler
 from .devices import release_freed_memory
-from .evaluation import EvaluationMixin, LogitBatch
 from .frozen_layers import cached_frozen_layers
 from .hub.mixin import HubMixin
 from .label_schedule import LabelSchedule
-from .losses.contrastive import (
-    document_contrastive_loss,
-    label_contrastive_loss,
-    present_labels,
-    share_of_anchors_with_positive,
-)
-from .losses.gradient_norms import gradient_norms, parameter_groups
 from .losses.terms import TermMeans
-from .new_labels import CosineSample
 from .processes import keep_process_group
 from .run_record import EpochOrder, RestoreCallbacks, RunRecord, check_same_run, read_record, run_fingerprint
-from .thresholds import check_no_guarantee, check_threshold_settings, tune_thresholds_from_batches
 from .training_arguments import SepMldcTrainingArguments, recommended_head_learning_rate
+from .training_loss import LossMixin, is_sharded
+from .tuning import TuningMixin
 
 
 logger = logging.get_logger(__name__)
 
 # On a CPU, after this number of batches, freed memory goes back to the operating system.
 RELEASE_EVERY = 50
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    """Whether `torch.distributed.fsdp.fully_shard` was applied."""
-    return hasattr(model, "set_reshard_after_forward")
 
 
 def _checked_arguments(
@@ -99,7 +85,7 @@ def _check_model(model: Any) -> None:
         )
 
 
-class SepMldcTrainer(HubMixin, EvaluationMixin):
+class SepMldcTrainer(HubMixin, TuningMixin, LossMixin):
     r"""
     `Trainer` for [`SepMldcForMultiLabelClassification`]: L = L_ce + β L1 + γ L2 (Eq. 21).
 
@@ -190,7 +176,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         if self.label_schedule is not None:
             self._check_label_encoding()
             self.label_schedule.prepare(self.model.config.label_texts)
-        if args.log_gradient_norms and (self.is_fsdp_enabled or self.is_deepspeed_enabled or _is_sharded(self.model)):
+        if args.log_gradient_norms and (self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded(self.model)):
             raise ValueError(
                 "`log_gradient_norms` is True, but FSDP and DeepSpeed shard the parameters, so that no process has a whole "
                 "gradient. Leave it out, or train with DDP."
@@ -212,7 +198,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
                 f"{self.args.n_gpu} GPUs in one process would split the label texts among them. Start one process per GPU with "
                 '`accelerate launch`, or choose `label_encoding="embedding"`.'
             )
-        if self.is_fsdp_enabled or _is_sharded(self.model):
+        if self.is_fsdp_enabled or is_sharded(self.model):
             raise ValueError(
                 '`label_encoding="encoder"` writes label embeddings between steps, which FSDP shards. Choose '
                 '`label_encoding="embedding"`, or DDP.'
@@ -261,112 +247,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         if former is not None and cosine_similarity(former.float(), model.label_embeddings.float()).min() < 0.99:
             model.config.drop_guarantee("label texts were changed and encoded again")
 
-    # ---- Losses ----
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Classification loss of the model, plus β L1 + γ L2 over the documents of all processes."""
-        args = self.args
-        labels = inputs.get("labels")
-        if labels is None:
-            raise ValueError(
-                "The documents have no `labels` or `label_indices`, but a loss needs them. Add one of them."
-            )
-        distributed = model.training and args.world_size > 1
-        all_labels = self.accelerator.gather(labels.to(torch.uint8)) if distributed else labels
-        contrastive = args.label_loss_weight > 0 or args.document_loss_weight > 0
-        present = (
-            present_labels(all_labels) if contrastive else None
-        )  # only once per step, because it forces a device sync
-
-        candidates = None
-        uses_labels = self.model.uses_label_embeds or args.label_loss_weight > 0
-        if model.training and self.label_schedule is not None and uses_labels:
-            # A hyperparameter search may have changed the weights.
-            self.label_schedule.seed, self.label_schedule.labels_per_step = args.seed, args.labels_per_step
-            candidates = self.label_schedule.select(all_labels, self.state.global_step, present)
-            inputs = {**inputs, **self.label_schedule.inputs(candidates, labels.device)}
-            candidates = inputs["candidate_indices"]
-        if model.training and _is_sharded(model):
-            # The label loss uses `label_embeds` after the forward pass, so FSDP must not free the root's parameters before the backward pass.
-            model.set_reshard_after_forward(False, recurse=False)
-        outputs = model(**inputs, return_label_embeds=candidates is None)
-        if candidates is not None:
-            self._encoded = (candidates, outputs["candidate_embeds"].detach())
-
-        loss = outputs["loss"]
-        if self.compute_loss_func is not None:
-            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
-        terms = {"classification_loss": loss.detach()}
-        weighted = {"classification": loss}
-        if contrastive:
-            weighted |= self._contrastive_terms(outputs, all_labels, present, candidates, distributed, terms)
-        if self._logs_gradient_norms():
-            self._norms.add(gradient_norms(weighted, parameter_groups(self.bare_model())))
-        if contrastive:
-            added = sum(term for name, term in weighted.items() if name != "classification")
-            if self.compute_loss_func is not None and model.training:
-                added = added / self.current_gradient_accumulation_steps  # transformers does not divide custom losses
-            loss = loss + added
-        # A document counts the same in every evaluation, regardless of the batch size; a step of training is a batch.
-        self._terms.add(terms, 1 if model.training else len(labels))
-        return (loss, outputs) if return_outputs else loss
-
-    def _contrastive_terms(
-        self,
-        outputs: Any,
-        labels: torch.Tensor,
-        present: torch.Tensor,
-        candidates: torch.Tensor | None,
-        distributed: bool,
-        terms: dict[str, torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
-        """β L1 and γ L2 over the documents of all processes, by name. Values to be logged are added to `terms`."""
-        args = self.args
-        # Labels that no document of the batch has do not change the losses, so they are left out, and no B x L tensor is created.
-        labels = labels.index_select(1, present)
-        weighted = {}
-        if args.label_loss_weight > 0:
-            rows = self._label_rows(outputs, candidates, present)
-            term = label_contrastive_loss(rows, labels, args.contrastive_temperature, args.contrastive_weighting)
-            terms["label_contrastive_loss"] = term.detach()
-            weighted["label_contrastive"] = args.label_loss_weight * term
-        if args.document_loss_weight > 0:
-            embeds = outputs["document_embeds"]
-            embeds = self._gather_with_gradient(embeds) if distributed else embeds
-            term = document_contrastive_loss(embeds, labels, args.contrastive_temperature, args.contrastive_weighting)
-            terms["document_contrastive_loss"] = term.detach()
-            terms["anchors_with_positive"] = share_of_anchors_with_positive(labels)
-            if distributed:
-                # DDP averages gradients over N processes, but each process only has the gradient for its own documents.
-                term = args.world_size * term - (args.world_size - 1) * term.detach()
-            weighted["document_contrastive"] = args.document_loss_weight * term
-        return weighted
-
-    def _logs_gradient_norms(self) -> bool:
-        """Whether gradient norms are to be logged in this step."""
-        asked = self.args.log_gradient_norms and self.model.training
-        return asked and (self.state.global_step + 1) % max(self.state.logging_steps, 1) == 0
-
-    def _label_rows(self, outputs: Any, candidates: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor:
-        """Embeddings of the present labels: freshly encoded ones, with gradient, if available, else stored ones."""
-        if candidates is None:
-            return outputs["label_embeds"].index_select(0, present)
-        rows = self.bare_model().label_embeddings.detach().index_select(0, present).float()
-        position = torch.searchsorted(candidates, present).clamp_max(len(candidates) - 1)
-        encoded = candidates[position] == present
-        return torch.where(encoded.unsqueeze(1), outputs["candidate_embeds"][position], rows)
-
-    def _gather_with_gradient(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Embeddings of all processes, with gradient for this process's own rows."""
-        gathered = list(self.accelerator.gather(embeds.detach()).split(len(embeds)))
-        gathered[self.accelerator.process_index] = embeds
-        return torch.cat(gathered)
+    # ---- Training step ----
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -436,143 +317,6 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
         )
         self._epoch_order.sampler = sampler
         return sampler
-
-    # ---- Thresholds and lexical scores ----
-
-    def tune_thresholds(
-        self,
-        dataset: Any = None,
-        objective: str = "f1",
-        shrinkage: float | None = None,
-        calibration: str | None = None,
-    ) -> dict:
-        """
-        Choose each label's decision threshold on held-out documents, and store the thresholds in the model's configuration (`thresholds`,
-        `threshold_info`, `score_calibration`). With a tokenizer, also calibrate the cosine similarity of documents and label texts
-        (`cosine_calibration`), with which labels that are added later are scored.
-
-        Args:
-            dataset (`Dataset` or `str`, *optional*): as in `logit_batches`; must be labeled.
-            objective, shrinkage, calibration: as in [`~trainer.thresholds.tune_thresholds_from_batches`]. A model trained with
-                the softmax loss alone has no per-label probabilities and always gets `"platt"`; one with lexical scores gets
-                it unless another calibration is given.
-
-        Returns:
-            `dict`: the value of `threshold_info`, see [`~trainer.thresholds.TunedThresholds`].
-
-        Raises:
-            ValueError: no documents or none with labels, an unknown objective or calibration, or a guarantee (`"recall:R"`, `"fdr:Q"`)
-                for a model whose label sets are reduced to leaves or have constraints.
-
-        With `config.hierarchy`, thresholds are tuned on closed scores, so documents should have the ancestors of their labels
-        ([`~trainer.close_labels`]).
-        """
-        check_threshold_settings(objective, shrinkage, calibration)
-        config = self.bare_model().config
-        if config.drops_or_adds_labels:
-            check_no_guarantee(objective)
-        softmax = "bce" not in config.classification_loss
-        if softmax or (config.num_lexical_features and calibration is None):
-            calibration = "platt"
-        # Thresholds are tuned on uncalibrated logits.
-        former, config.score_calibration = config.score_calibration, None
-        cosines = CosineSample(self.bare_model(), self.processing_class)
-        try:
-            tuned = tune_thresholds_from_batches(
-                cosines.collect(self._closed_logit_batches(dataset, "Tuning thresholds", with_embeds=True)),
-                config.num_labels,
-                objective,
-                shrinkage,
-                calibration,
-                wide=softmax or bool(config.num_lexical_features),
-                label_counts=config.label_counts,
-            )
-        except BaseException:
-            config.score_calibration = former
-            raise
-        config.thresholds, config.score_calibration = tuned.thresholds, tuned.score_calibration
-        config.threshold_info, config.calibrate_logits = tuned.threshold_info, True
-        config.cosine_calibration = cosines.calibration()
-        if "guarantee" in tuned.threshold_info:
-            config.threshold_info["guaranteed_hierarchy"] = config.hierarchy
-        return tuned.threshold_info
-
-    def _closed_logit_batches(self, dataset: Any, description: str, with_embeds: bool = False) -> Iterator[LogitBatch]:
-        model = self.bare_model()
-        hierarchy = model.label_hierarchy if model.config.hierarchy is not None else None
-        num_open = 0
-        for batch in self.logit_batches(dataset, description, with_embeds):
-            if hierarchy is not None and batch.labels is not None:
-                num_open += int((hierarchy.close(batch.labels > 0) != (batch.labels > 0)).any(dim=1).sum())
-            yield batch._replace(logits=model.close_scores(batch.logits))
-        if num_open and self.is_world_process_zero():
-            logger.warning(
-                f"{num_open} documents lack ancestors of their labels, which the label sets of this model have "
-                f'(`hierarchy="{model.config.hierarchy}"`): thresholds and their guarantee hold for labels as they are, not with the '
-                "ancestors. Add these with `close_labels(documents, label_parents)` before you encode the labels, and tune again."
-            )
-
-    def fit_lexical_scores(
-        self, train_dataset: Any = None, eval_dataset: Any = None, num_features: int | None = None, **kwargs: Any
-    ) -> dict:
-        """
-        Add lexical scores to the model, fitted on training documents, with a weight chosen on validation documents. Call `tune_thresholds`
-        afterwards, because thresholds and calibration of the previous scores are dropped.
-
-        Args:
-            train_dataset, eval_dataset (`Dataset`, *optional*): tokenized documents with `label_indices`; the trainer's own if
-                not given. Pseudo-documents in the training documents are used like other documents.
-            num_features, kwargs: as in [`~trainer.lexical.fit_lexical_scores`].
-
-        Returns:
-            `dict`: what is stored as `config.lexical_info`.
-
-        Raises:
-            ValueError: documents are missing, are a stream, or carry no labels; `num_features` below 1.
-        """
-        from .lexical.fitting import check_lexical_documents, fit_lexical_scores  # scikit-learn, only here
-
-        eval_dataset = self._one_eval_dataset(eval_dataset)
-        check_lexical_documents("eval_dataset", eval_dataset)
-        return fit_lexical_scores(
-            self.bare_model(),
-            self.train_dataset if train_dataset is None else train_dataset,
-            self.logit_batches(eval_dataset, "Weighting lexical scores"),
-            num_features,
-            special_ids=list(getattr(self.processing_class, "all_special_ids", None) or []),
-            hide_progress=self.args.disable_tqdm,
-            **kwargs,
-        )
-
-    def keep_tuning_of(self, tuned: nn.Module, train_dataset: Any = None) -> None:
-        """
-        Copy what was tuned for another model on validation documents: thresholds, calibration, and the weights of the lexical scores, whose
-        classifiers are refitted. For a model that was then also trained on the validation documents. A guarantee of the thresholds does not
-        hold for this model and is removed.
-
-        Args:
-            tuned (`SepMldcForMultiLabelClassification`): a model with the same labels.
-            train_dataset (`Dataset`, *optional*): tokenized documents with `label_indices`, for the lexical scores; the trainer's
-                own if not given.
-
-        Raises:
-            ValueError: the labels differ.
-        """
-        model, former = self.bare_model(), tuned.config
-        if model.config.labels != former.labels:
-            raise ValueError(
-                f"`tuned` has {former.num_labels} labels and the model has {model.config.num_labels}, or their names differ, but both "
-                "need the same labels. Pass a model with the same labels in the same order."
-            )
-        if tuned.lexical is not None:
-            from .lexical.fitting import refit_lexical_scores
-
-            dataset = self.train_dataset if train_dataset is None else train_dataset
-            special_ids = list(getattr(self.processing_class, "all_special_ids", None) or [])
-            refit_lexical_scores(model, tuned, dataset, special_ids, self.args.disable_tqdm)
-        for name in ("thresholds", "threshold_info", "score_calibration", "calibrate_logits", "cosine_calibration"):
-            setattr(model.config, name, copy.deepcopy(getattr(former, name)))
-        model.config.drop_guarantee("the model was trained again, on other documents")
 
     # ---- Logging ----
 
@@ -661,7 +405,7 @@ class SepMldcTrainer(HubMixin, EvaluationMixin):
             reserved_bytes (`int`, defaults to 0): disk space to leave for checkpoints and the model.
         """
         # Layers with sharded parameters cannot be run individually; with `model_init`, training creates a new model.
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or _is_sharded(self.model)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded(self.model)
         if self._caches_layers or sharded or self.model_init is not None:
             yield
             return
