@@ -90,9 +90,9 @@ def _write_pseudo_documents(commands: Any) -> None:
         "--several-share",
         type=float,
         metavar="SHARE",
-        help="share of documents, among those without demonstration, for which the model chooses further labels; defaults to 0.4 without training file, else 0",
+        help="share of documents, among those without demonstration, for which the model chooses additional labels; defaults to 0.4 without training file, else 0",
     )
-    parser.add_argument("--max-labels", type=int, default=3, help="most labels of these")
+    parser.add_argument("--max-labels", type=int, default=3, help="maximum number of labels of these documents")
     parser.add_argument(
         "--length",
         type=int,
@@ -120,7 +120,7 @@ def _review(commands: Any) -> None:
         "--max-length-ratio", type=float, default=2.5, help="maximum length, relative to the demonstration"
     )
     parser.add_argument(
-        "--near-duplicate-threshold", type=float, default=0.6, help="Jaccard similarity of 3-word runs"
+        "--near-duplicate-threshold", type=float, default=0.6, help="Jaccard similarity of three-word shingles"
     )
     parser.add_argument(
         "--scores",

@@ -75,12 +75,12 @@ class BatchRunner:
 
     async def _round(self) -> bool:
         """Submits requests that no batch covers, waits for the batches, and stores their answers; False if nothing is left to do."""
-        wanted = self._wanted()
-        batches = await self._open(wanted)
-        covered = {key for key, (_, request) in wanted.items() if any(batch.covers(request) for batch in batches)}
+        pending = self._pending()
+        batches = await self._open(pending)
+        covered = {key for key, (_, request) in pending.items() if any(batch.covers(request) for batch in batches)}
         for key in covered - set(self._reserved):
-            self._set_aside(wanted[key][1], requests=0)
-        for part in self._parts({key: value for key, value in wanted.items() if key not in covered}):
+            self._set_aside(pending[key][1], requests=0)
+        for part in self._parts({key: value for key, value in pending.items() if key not in covered}):
             batches.append(await self._submit(part))
         if not batches:
             return False
@@ -88,25 +88,25 @@ class BatchRunner:
             look = await self._wait(batch)
             if look is None:
                 return False
-            await self._collect(batch, look, wanted)
+            await self._collect(batch, look, pending)
         return self.state.stopped is None
 
     async def _settle_round(self) -> bool:
-        wanted = self._wanted()
-        for batch in await self._open(wanted):
+        pending = self._pending()
+        for batch in await self._open(pending):
             look = await self._look(batch)
             if look is not None and not look.finished:
-                number = sum(batch.covers(request) for _, request in wanted.values())
+                number = sum(batch.covers(request) for _, request in pending.values())
                 raise AugmentationError(
                     f"{number} requests are in progress in {batch.name} at {self.endpoint.host} ({look.status}) and would be "
                     "paid for twice; set `batch` to wait for it, or cancel it at the provider first."
                 )
-            await self._collect(batch, look or BatchLook("abandoned"), wanted)
+            await self._collect(batch, look or BatchLook("abandoned"), pending)
         return False
 
-    def _wanted(self) -> dict[str, tuple[int, Request]]:
+    def _pending(self) -> dict[str, tuple[int, Request]]:
         """The next request of each item that lacks an answer; items that have failed are noted in the state."""
-        wanted: dict[str, tuple[int, Request]] = {}
+        pending: dict[str, tuple[int, Request]] = {}
         done = 0
         for index in range(len(self.task)):
             request = self.task.request(index)
@@ -126,14 +126,14 @@ class BatchRunner:
             elif request.key in self._reasons and self._submissions[request.key] >= SUBMISSIONS:
                 self.state.failed[index] = self._reasons[request.key]
             else:
-                wanted[request.key] = (index, request)
+                pending[request.key] = (index, request)
         self._bar.n = done
         self._bar.refresh()
-        return wanted
+        return pending
 
-    async def _open(self, wanted: dict[str, tuple[int, Request]]) -> list[OpenBatch]:
+    async def _open(self, pending: dict[str, tuple[int, Request]]) -> list[OpenBatch]:
         found = []
-        for batch in open_batches(self.journal, (request for _, request in wanted.values())):
+        for batch in open_batches(self.journal, (request for _, request in pending.values())):
             if batch.token in self._collected:
                 continue
             if batch.endpoint not in (None, self.endpoint.host):
@@ -237,20 +237,20 @@ class BatchRunner:
             if self._stop.is_set():
                 return None
 
-    async def _collect(self, batch: OpenBatch, look: BatchLook, wanted: dict[str, tuple[int, Request]]) -> None:
+    async def _collect(self, batch: OpenBatch, look: BatchLook, pending: dict[str, tuple[int, Request]]) -> None:
         """Stores the answers of a finished batch, and the reasons why requests were not answered."""
         answered: set[str] = set()
         for file_id in look.files:
             at_least = look.completed if file_id == look.files[0] else 0
-            answered |= self._store(await self._lines(batch, file_id, at_least), batch, wanted)
-        for key, (_, request) in wanted.items():
+            answered |= self._store(await self._lines(batch, file_id, at_least), batch, pending)
+        for key, (_, request) in pending.items():
             if batch.covers(request):
                 if key not in answered:
                     self._reasons.setdefault(key, f"the batch ended as {look.status} without an answer")
                 self.budget.release(self._reserved.pop(key, 0.0))
         self._collected.add(batch.token)
         # another command may still need the other answers of the batch
-        known = {name for _, request in wanted.values() for name in request.keys}
+        known = {name for _, request in pending.values() for name in request.keys}
         if look.status != "abandoned" and all(key in known or self.journal.get(key) for key in batch.keys or ()):
             await self._note("batch_done", token=batch.token, status=look.status)
         if self.state.fatal is not None:
@@ -274,9 +274,9 @@ class BatchRunner:
             self.state.notes.append(f"{bad} lines of the file {file_id} of {batch.name} cannot be read.")
         return lines
 
-    def _store(self, lines: list[Any], batch: OpenBatch, wanted: dict[str, tuple[int, Request]]) -> set[str]:
+    def _store(self, lines: list[Any], batch: OpenBatch, pending: dict[str, tuple[int, Request]]) -> set[str]:
         """Stores the usable answers of a file, and the failure reasons of the others; returns the keys of both."""
-        requests = {name: request for _, request in wanted.values() for name in request.keys}
+        requests = {name: request for _, request in pending.values() for name in request.keys}
         found = set()
         for line in lines:
             name = line.get("custom_id") if isinstance(line, dict) else None

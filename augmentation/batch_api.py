@@ -96,7 +96,7 @@ class BatchApi:
         return await self._call(search)
 
     async def look(self, batch_id: str) -> BatchLook:
-        """How far a batch is."""
+        """The status of a batch."""
         return await self._call(lambda: self.endpoint.client.batches.retrieve(batch_id), self._look_of)
 
     def _look_of(self, batch: Any) -> BatchLook:

@@ -23,7 +23,7 @@ def check_number(
         value: What was given.
         minimum, maximum (`float`): The range, both ends included.
         above (`bool`): Exclude `minimum` itself.
-        integer (`bool`): Only whole numbers of type `int`.
+        integer (`bool`): Only integers of type `int`.
         optional (`bool`): Also accept `None`.
 
     Raises:
@@ -44,6 +44,6 @@ def check_number(
     kinds = (int,) if integer else (int, float)
     valid = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
     if not valid or not minimum <= value <= maximum or (above and value == minimum):
-        rule = f"{'a whole number' if integer else 'a number'} {'above' if above else 'of at least'} {minimum:g}"
+        rule = f"{'an integer' if integer else 'a number'} {'above' if above else 'of at least'} {minimum:g}"
         rule += f" and at most {maximum:g}" if maximum < math.inf else ""
         raise AugmentationError(f"`{name}` is {value!r}, but must be {rule}; correct it.")

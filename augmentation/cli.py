@@ -210,10 +210,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[args.command](args)
     except AugmentationError as error:
-        _complain(f"error: {redact(str(error))}")
+        _print_error(f"error: {redact(str(error))}")
         return ERROR
     except KeyboardInterrupt:
-        _complain("interrupted")
+        _print_error("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of the output, such as head, has stopped reading
         if sys.stdout is not None:
@@ -223,13 +223,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(place.filename)}, line {place.lineno}"
         logging.debug("unexpected error", exc_info=True)
-        _complain(
+        _print_error(
             f"error: something unexpected happened ({type(error).__name__}: {redact.line(error)}, at {where}); received answers "
             "are in the journal: run the same command again, and report the error if it occurs again."
         )
         return ERROR
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr)

@@ -142,7 +142,7 @@ class Endpoint:
         error = error if isinstance(error, dict) else {"message": error}
         message = self.redact.line(error.get("message") or body or "no message")
         code = str(error.get("code") or error.get("type") or "")
-        fatal = self._hopeless(status, code, message)
+        fatal = self._fatal_error(status, code, message)
         if fatal is not None:
             return fatal
         if status in (400, 422, 501) and self.learn(f"{message} {error.get('param') or ''}".lower(), sent):
@@ -151,7 +151,7 @@ class Endpoint:
             return TryAgain(f"status {status}: {message}", retry_after_seconds(headers))
         return ItemError(f"status {status}: {message}")
 
-    def _hopeless(self, status: int, code: str, message: str) -> FatalError | None:
+    def _fatal_error(self, status: int, code: str, message: str) -> FatalError | None:
         if status == 401 or (status == 403 and not self.answered):  # a later 403 is about a single prompt (moderation)
             return FatalError(
                 f"{self.host} refuses the key in {self.settings.api_key_env} ({status}: {message}); set a valid key and run "

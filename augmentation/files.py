@@ -82,7 +82,7 @@ def read_rows(path: str | Path, data_format: str = "jsonl") -> Iterator[tuple[st
     The rows of a file, each with its location for messages.
 
     Raises:
-        AugmentationError: if the file cannot be read or a line has another form.
+        AugmentationError: if the file cannot be read or a line is malformed.
     """
     with _reading():
         yield from readers.read_records(path, data_format)
@@ -134,14 +134,14 @@ def read_documents(
 
 def read_labels(path: str | Path, label_delimiter: str | None = None) -> dict[str, str]:
     """
-    Label names, each with the note of the data set ("" if there is none); see `trainer.data.label_files.read_labels`.
+    Label names, each with the note of the dataset ("" if there is none); see `trainer.data.label_files.read_labels`.
 
     Args:
         path: File of labels, or a training file with a column `labels`.
         label_delimiter (`str`, *optional*): Separator of joined labels in a training file.
 
     Raises:
-        AugmentationError: if the file has another form, or contains no label. Other columns are never interpreted as labels.
+        AugmentationError: if the file is in a different format, or contains no label. Other columns are never interpreted as labels.
     """
     with _reading():
         return label_files.read_labels(path, label_delimiter)
@@ -152,7 +152,7 @@ def read_label_descriptions(path: str | Path) -> dict[str, str]:
     `{label: description}` from a file of rows `{"label", "description"}`, as `describe-labels` writes it.
 
     Raises:
-        AugmentationError: if a row has another form or a label comes twice.
+        AugmentationError: if a row is malformed or a label occurs twice.
     """
     with _reading():
         return label_files.read_label_descriptions(path)
@@ -173,7 +173,7 @@ def read_label_parents(path: str | Path, labels: Collection[str] = ()) -> dict[s
         labels: Label names, which determine how SKOS concepts are named.
 
     Raises:
-        AugmentationError: if the file has another form, names no parent, or has a cycle.
+        AugmentationError: if the file is in a different format, names no parent, or has a cycle.
     """
     parents: dict[str, list[str]] = {}
     try:

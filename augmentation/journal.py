@@ -1,4 +1,4 @@
-"""An append-only file of paid answers: nothing lost, nothing paid twice."""
+"""An append-only file of paid answers, so that no answer is lost or paid for twice."""
 
 import asyncio
 import contextlib
@@ -117,15 +117,15 @@ class Journal:
     def _load(self, stream: BinaryIO) -> None:
         place, good, damaged = 0, 0, 0
         for number, line in enumerate(stream, start=1):
-            is_whole = line.endswith(b"\n")
+            is_complete = line.endswith(b"\n")
             try:
                 if line.strip():
-                    self._remember(decode_line(line if is_whole else line + b"\n"), place, len(line))
+                    self._remember(decode_line(line if is_complete else line + b"\n"), place, len(line))
                 good = place + len(line)
             except JournalLineError as problem:
-                good = place + len(line) if is_whole else good
-                damaged += is_whole
-                if is_whole and damaged <= SHOWN_WARNINGS:
+                good = place + len(line) if is_complete else good
+                damaged += is_complete
+                if is_complete and damaged <= SHOWN_WARNINGS:
                     logger.warning("%s, line %d is left out: %s.", self.path, number, problem)
             place += len(line)
         if damaged > SHOWN_WARNINGS:

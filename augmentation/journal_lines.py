@@ -34,7 +34,7 @@ _DIALECT: dict[str, tuple[type, ...]] = {"structured": (bool,), "token_parameter
 
 
 class JournalLineError(ValueError):
-    """A line is damaged, was changed or has another format."""
+    """A line is damaged, was modified or has an unknown format."""
 
 
 def encode_line(entry: dict[str, Any]) -> bytes:

@@ -118,7 +118,7 @@ def describe_labels(
     long or in another language, it is kept and marked in `marks`.
 
     Args:
-        labels: File of labels (see `read_labels`), label names, or label names with the data set's notes on them.
+        labels: File of labels (see `read_labels`), label names, or label names with the dataset's notes on them.
         output_dir: Folder of the output and the journal.
         settings (`RequestSettings`): Model, endpoint and limits.
         prompts (`PromptBuilder`, *optional*): Template and what it is filled with.

@@ -17,7 +17,7 @@ def _identifier():
 @lru_cache(maxsize=256)  # each answer is checked twice: for a follow-up request and for the row
 def is_language(text: str, language: str) -> bool:
     """
-    False where a text is in another language than `language` (ISO 639-1), with a probability of 0.9 or more.
+    Returns False if a text is in a language other than `language` (ISO 639-1) with a probability of at least 0.9.
 
     Example:
 

@@ -28,8 +28,8 @@ class NearDuplicateIndex:
     Finds a near-duplicate among the texts added so far.
 
     Args:
-        threshold (`float`, defaults to 0.6): Jaccard similarity of the sets of three-word runs from which two texts are
-            near-duplicates.
+        threshold (`float`, defaults to 0.6): Jaccard similarity of the sets of three-word shingles from which on two
+            texts are near-duplicates.
 
     Example:
 

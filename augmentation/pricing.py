@@ -40,7 +40,7 @@ class PriceList:
     Prices of the package's `prices.json`, overridden by those of the user's file of the same form.
 
     Raises:
-        AugmentationError: if the user's file has another form, or a price that is negative or not a number.
+        AugmentationError: if the user's file is malformed, or has a price that is negative or not a number.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -56,7 +56,7 @@ class PriceList:
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, AugmentationError) as error:
             raise AugmentationError(
-                f"the price file {path} is not of the needed form ({type(error).__name__}: {error}); write "
+                f"the price file {path} is malformed ({type(error).__name__}: {error}); write "
                 '{"models": {"name": {"input": 1.0, "output": 2.0}}}, in units of currency per million tokens.'
             ) from None
         # a list has a single currency, so the package's dollars must not be mixed with the user's currency

@@ -201,7 +201,7 @@ class PromptBuilder:
             ) from None
 
     def label_description(self, label: str, note: str = "") -> list[dict[str, str]]:
-        """Messages that ask for a description of a label (Eq. 1); `note` is the data set's note on it."""
+        """Messages that ask for a description of a label (Eq. 1); `note` is the dataset's note on it."""
         note = quoted(note) if note else ""
         return self._messages(self.render("label_description", label=quoted(label), note=note))
 

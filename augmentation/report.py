@@ -11,7 +11,7 @@ from .errors import AugmentationError
 from .files import read_documents
 from .journal import Journal
 from .pricing import PriceList
-from .writing import check_output, encoded, replace_whole
+from .writing import check_output, encoded, replace_atomically
 
 
 FILE_NAME, PICTURE = "augmentation_report.json", "label_histogram.png"
@@ -118,7 +118,7 @@ def report(
         models=_paid(journals, price_list),
         currency=price_list.currency,
     )
-    with replace_whole(outputs[0]) as stream:
+    with replace_atomically(outputs[0]) as stream:
         stream.write(encoded(result.as_dict(), indent=2))
     if picture:
         _draw(outputs[1], names, before, after, tail_threshold)
@@ -189,5 +189,5 @@ def _draw(
         xlim=(0, max(len(names) - 1, 1)),
     )
     axes.legend(loc="upper left", frameon=False)
-    with replace_whole(path) as stream:
+    with replace_atomically(path) as stream:
         figure.savefig(stream, format="png", dpi=150)

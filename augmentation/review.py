@@ -42,8 +42,8 @@ REASONS = (
     "near_duplicate_of_pseudo_document",
     "disagreement",
 )
-ECHO_WORDS = 8  # length of a run of words; shared runs of this length are not a coincidence
-COPIED_SHARE = 0.3  # of a text's eight-word runs
+ECHO_WORDS = 8  # words in a shingle; longer shared sequences are hardly a coincidence
+COPIED_SHARE = 0.3  # of a text's eight-word shingles
 
 _BOILERPLATE = re.compile(
     r"\A\W*((sure|certainly|of course|absolutely|okay|ok|great)\b\s*[,!.:]"
@@ -69,7 +69,7 @@ class ReviewOptions:
         min_length_ratio, max_length_ratio (`float`): Length in tokens relative to that of the demonstration, or else to the median
             length of the training documents or pseudo-documents.
         min_words (`int`): Minimum number of words, regardless of the demonstration.
-        near_duplicate_threshold (`float`): Jaccard similarity of three-word runs from which two texts are near-duplicates.
+        near_duplicate_threshold (`float`): Jaccard similarity of three-word shingles from which on two texts are near-duplicates.
         language (`str`): ISO 639-1 code.
         min_agreement (`float`, *optional*): Minimum mean score of a trained model for the intended labels; needs scores.
 
@@ -194,7 +194,7 @@ class Reviewer:
             runs = _runs(text)
             share = len(runs & _runs(demonstration)) / max(len(runs), 1)
             if share > COPIED_SHARE:
-                return "copy_of_demonstration", f"{share:.0%} of its eight-word runs"
+                return "copy_of_demonstration", f"{share:.0%} of its eight-word shingles"
         return None
 
     def _length(self, text: str, demonstration: str | None) -> tuple[str, str] | None:
@@ -234,7 +234,7 @@ def read_scores(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> list[dic
     it.
 
     Raises:
-        AugmentationError: if a pseudo-document has no scores, or a line has another form.
+        AugmentationError: if a pseudo-document has no scores, or a line is malformed.
     """
     by_id: dict[str, dict[str, float]] = {}
     by_index: dict[int, dict[str, float]] = {}

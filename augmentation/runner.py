@@ -231,7 +231,7 @@ class Runner:
             error = error_of(state)
             failed += not isinstance(error, Adapted)
             retries = self.settings.max_retries
-            return failed > (min(retries, FIRST_ATTEMPTS - 1) if self._is_hopeless(error) else retries)
+            return failed > (min(retries, FIRST_ATTEMPTS - 1) if self._never_answered(error) else retries)
 
         try:
             async for attempt in AsyncRetrying(
@@ -240,7 +240,7 @@ class Runner:
                 with attempt:
                     return await self._once(request)
         except TryAgain as error:
-            if self._is_hopeless(error):
+            if self._never_answered(error):
                 what = "gives no answer that can be read" if error.reached else "cannot be reached"
                 raise FatalError(
                     f"the endpoint {self.endpoint.host} {what} ({error}); start the server, or correct `base_url`."
@@ -248,7 +248,7 @@ class Runner:
             raise ItemError(f"{error}, after {failed} attempts") from None
         raise AssertionError("tenacity returns or raises")
 
-    def _is_hopeless(self, error: TryAgain) -> bool:
+    def _never_answered(self, error: TryAgain) -> bool:
         """Whether there has been no readable answer from the endpoint yet."""
         return not self.endpoint.answered and (error.maybe_paid or not error.reached)
 

@@ -1,4 +1,4 @@
-"""How to reach a model, and within which limits."""
+"""The model, its endpoint, and the limits of requests."""
 
 import json
 import re
@@ -33,7 +33,7 @@ _SECRET_NAME = re.compile(r"api[-_]?key|secret|password|authorization|access[-_]
 @dataclass
 class RequestSettings:
     """
-    How to reach a model, and within which limits.
+    The model, its endpoint, and the limits of requests.
 
     Args:
         model (`str`): Model name that the endpoint knows.
@@ -60,7 +60,7 @@ class RequestSettings:
         progress (`bool`): Show a progress bar.
 
     Raises:
-        AugmentationError: if a value is of another type or outside its range.
+        AugmentationError: if a value has the wrong type or is outside its range.
     """
 
     model: str

@@ -10,7 +10,7 @@ from .near_duplicates import words
 BLOCK = 256  # labels that are compared with all others at the same time
 
 
-def similar_labels(texts: Mapping[str, str], wanted: Iterable[str], number: int) -> dict[str, list[str]]:
+def similar_labels(texts: Mapping[str, str], targets: Iterable[str], number: int) -> dict[str, list[str]]:
     """
     The other labels with the most similar texts, by the cosine of TF-IDF vectors of words.
 
@@ -18,11 +18,11 @@ def similar_labels(texts: Mapping[str, str], wanted: Iterable[str], number: int)
 
     Args:
         texts (`Mapping[str, str]`): The text of every label: its name, with its description where there is one.
-        wanted (`Iterable[str]`): The labels to find similar labels for.
+        targets (`Iterable[str]`): The labels to find similar labels for.
         number (`int`): How many, at most.
 
     Returns:
-        For each wanted label, the most similar other labels, best first.
+        The most similar other labels of each of the `targets`, best first.
 
     Example:
 
@@ -37,14 +37,14 @@ def similar_labels(texts: Mapping[str, str], wanted: Iterable[str], number: int)
 
     labels = sorted(texts)
     places = {label: place for place, label in enumerate(labels)}
-    wanted = list(wanted)
+    targets = list(targets)
     try:
         vectors = TfidfVectorizer(analyzer=words, sublinear_tf=True).fit_transform([texts[label] for label in labels])
     except ValueError:  # no text has a word
-        return {label: _order(label, labels, [0.0] * len(labels), number) for label in wanted}
+        return {label: _order(label, labels, [0.0] * len(labels), number) for label in targets}
     found: dict[str, list[str]] = {}
-    for start in range(0, len(wanted), BLOCK):
-        block = wanted[start : start + BLOCK]
+    for start in range(0, len(targets), BLOCK):
+        block = targets[start : start + BLOCK]
         similarities = (vectors[[places[label] for label in block]] @ vectors.T).toarray()
         for label, row in zip(block, similarities):
             found[label] = _order(label, labels, row, number)

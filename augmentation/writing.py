@@ -42,7 +42,7 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = (), special: b
 
 
 @contextmanager
-def replace_whole(path: str | Path) -> Iterator[IO[bytes]]:
+def replace_atomically(path: str | Path) -> Iterator[IO[bytes]]:
     """
     A byte stream that replaces `path` only if the block ends without an error.
 
@@ -72,7 +72,7 @@ def encoded(value: Any, **options: Any) -> bytes:
 def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
     """Writes the rows atomically; returns their number."""
     number = 0
-    with replace_whole(path) as stream:
+    with replace_atomically(path) as stream:
         for row in rows:
             stream.write(encoded(row))
             number += 1

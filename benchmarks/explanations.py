@@ -60,8 +60,8 @@ class Document:
             text, truncation=True, max_length=limit, return_offsets_mapping=True, return_special_tokens_mask=True
         )
         self.ids = torch.tensor(encoded["input_ids"])
-        self.spans, owners = words_of_tokens(text, encoded["offset_mapping"], encoded["special_tokens_mask"])
-        self.owners, self.num_words = torch.tensor(owners), len(self.spans)
+        self.spans, word_ids = words_of_tokens(text, encoded["offset_mapping"], encoded["special_tokens_mask"])
+        self.word_ids, self.num_words = torch.tensor(word_ids), len(self.spans)
         # The text that was read, so that the pipeline reads one window.
         self.text = text[: max((end for _, end in encoded["offset_mapping"]), default=0)]
         self.label = int(self.logits_of(self.no_words, label=None)[0].argmax())
@@ -75,7 +75,7 @@ class Document:
         """Logits (K,) of the label, or (K, L) of all, without the words `removed` (K, W), see `REMOVALS`."""
         outside = torch.zeros(len(removed), 1, dtype=torch.bool)
         found = []
-        for rows in torch.cat([removed, outside], dim=1)[:, self.owners].split(16):
+        for rows in torch.cat([removed, outside], dim=1)[:, self.word_ids].split(16):
             with torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16):
                 found.append(self.model(**self.copies(rows, how)).logits.float())
         logits = torch.cat(found)
@@ -97,8 +97,8 @@ class Document:
         }
 
     def of_words(self, of_tokens: torch.Tensor) -> np.ndarray:
-        kept = self.owners >= 0
-        return torch.zeros(self.num_words).index_add(0, self.owners[kept], of_tokens[kept].float()).numpy()
+        kept = self.word_ids >= 0
+        return torch.zeros(self.num_words).index_add(0, self.word_ids[kept], of_tokens[kept].float()).numpy()
 
     # ---- Scores of words ----
 
@@ -126,7 +126,7 @@ class Document:
         from captum.attr import IntegratedGradients
 
         embeds = self.model.get_input_embeddings()(self.ids)[None].detach()
-        baseline = self.ids.masked_fill(self.owners >= 0, self.tokenizer.pad_token_id)
+        baseline = self.ids.masked_fill(self.word_ids >= 0, self.tokenizer.pad_token_id)
         baseline = self.model.get_input_embeddings()(baseline)[None].detach()
         method = IntegratedGradients(lambda embeds: self.model(inputs_embeds=embeds).logits[:, self.label])
         found = method.attribute(embeds, baselines=baseline, n_steps=8, internal_batch_size=8)
@@ -144,10 +144,10 @@ class Document:
         ranks, gone = np.zeros(self.num_words), self.no_words[0]
         step = max(round(self.num_words / 20), 1)
         while gone.float().mean() < max(SHARES):
-            left = self.owners < 0
-            left[~left] = ~gone[self.owners[~left]]
+            left = self.word_ids < 0
+            left[~left] = ~gone[self.word_ids[~left]]
             kept = (~gone).nonzero().flatten()
-            new_owners = torch.cat([(~gone).cumsum(0) - 1, torch.tensor([-1])])[self.owners[left]]
+            new_owners = torch.cat([(~gone).cumsum(0) - 1, torch.tensor([-1])])[self.word_ids[left]]
             ids = self.ids[left][None]
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             parts = explain_window(self.model, inputs, new_owners.tolist(), [self.label], 36, 0)
@@ -255,7 +255,7 @@ def summaries(documents: list[dict], num_ceilings: int) -> dict:
 
 
 def draw(results: dict, path: Path) -> None:
-    """Deletion and insertion curves of each data set."""
+    """Deletion and insertion curves of each dataset."""
     import matplotlib
 
     matplotlib.use("Agg")

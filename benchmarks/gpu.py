@@ -66,7 +66,7 @@ def inference_step(model, batch, device: str) -> None:
         model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
 
 
-def seconds_a_step(function, seconds: float, minimum: int = 5) -> float:
+def seconds_per_step(function, seconds: float, minimum: int = 5) -> float:
     for _ in range(3):
         function()
     synchronize()
@@ -116,9 +116,11 @@ def main() -> None:
                         model = torch.compile(plain) if mode == "compiled" else plain
                         optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-5, fused=device == "cuda")
                         plain.train()
-                        step = seconds_a_step(partial(training_step, model, optimizer, batch, device), options.seconds)
+                        step = seconds_per_step(
+                            partial(training_step, model, optimizer, batch, device), options.seconds
+                        )
                         plain.eval()
-                        infer = seconds_a_step(partial(inference_step, model, batch, device), options.seconds)
+                        infer = seconds_per_step(partial(inference_step, model, batch, device), options.seconds)
                         peak = options.peak_tflops * 1e12
                         flops = [
                             encoder_flops(config, options.batch_size, length, training) for training in (True, False)

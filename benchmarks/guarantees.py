@@ -79,7 +79,7 @@ def train(options, folder: Path) -> Path:
 
 def score(options, checkpoint: Path) -> tuple[Counts, dict, dict]:
     """
-    Predicted and right labels of each held-out document at each threshold, (N, thresholds) both, what is known of the documents, and the F1 of
+    Predicted and right labels of each held-out document at each threshold, both (N, thresholds), what is known of the documents, and the F1 of
     those that are kept.
     """
     model = SepMldcForMultiLabelClassification.from_pretrained(checkpoint)
@@ -132,7 +132,7 @@ class KeptDocuments:
         self.orders: dict[str, list[torch.Tensor]] = {}
 
     def update(self, probabilities: torch.Tensor, gold: torch.Tensor) -> None:
-        """Add probabilities and labels, (B, L) both."""
+        """Add probabilities and labels, both (B, L)."""
         accepted = probabilities >= self.thresholds
         self.counts.append(torch.stack([(accepted & gold).sum(1), accepted.sum(1), gold.sum(1)]))
         for name, values in confidences(probabilities, self.thresholds).items():
@@ -229,7 +229,7 @@ def run(options) -> None:
 
 
 def draw(content: dict, path: Path) -> None:
-    """Realized risk of each split, by data set and number of documents that chose the threshold."""
+    """Realized risk of each split, by dataset and number of documents that chose the threshold."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -164,13 +164,13 @@ def build_onnx(system: str, model: SepMldcForMultiLabelClassification, threads: 
             quantizer.model.model, f"{path}/model.onnx", save_as_external_data=True, location="model.onnx.data"
         )
     elif system != "onnx":
-        spread = export._spread_layer_norms
+        spread = export._decompose_layer_norms
         if system == "onnx_int8_operator":
-            export._spread_layer_norms = lambda program: None
+            export._decompose_layer_norms = lambda program: None
         try:
             quantize_int8(exported).save_pretrained(path)
         finally:
-            export._spread_layer_norms = spread
+            export._decompose_layer_norms = spread
     exported = load_onnx(path, num_threads=threads)
     if system in ("onnx_int8_whole", "onnx_int8_operator"):
         exported.num_threads = 10**6

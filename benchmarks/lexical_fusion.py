@@ -71,7 +71,7 @@ class Task:
             dataset = splits[split]
             if split != "train":
                 logits = stored[split][:limit]
-                # One byte per logit, where the file holds whole numbers: an eighth each, from -20 on.
+                # One byte per logit, where the file holds integers: an eighth each, from -20 on.
                 logits = logits / np.float32(8) - 20 if logits.dtype == np.uint8 else logits
                 self.logits[split] = torch.from_numpy(np.asarray(logits, dtype=np.float32))
                 dataset = dataset.select(range(len(logits)))

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Quality of labels that are added to a trained model: labels held out of training are added afterwards and scored on test documents.
+Quality of labels that are added to a trained model: labels held out of training are added afterward and scored on test documents.
 
     python benchmarks/new_labels.py --train_file train.jsonl.gz --validation_file validation.jsonl.gz --test_file test.jsonl.gz \\
         --labels_file labels.json

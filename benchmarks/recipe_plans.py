@@ -230,7 +230,7 @@ def printed(labels: int) -> list[dict]:
 
 
 def choose(files: list[str], plan: str) -> str:
-    """The variant with the best mean of all validation metrics, alone and fused, over data sets and sizes."""
+    """The variant with the best mean of all validation metrics, alone and fused, over datasets and sizes."""
     with open(plan, encoding="utf-8") as file:
         items = json.load(file)
     scores: dict[str, list[float]] = {}
@@ -370,7 +370,7 @@ def proof() -> list[dict]:
         for steps, kind in ((0, "mlm"), (500, "mlm"), (500, "simcse")):
             adapted = steps * 64 * 100
             shared = {"evaluations": 3, "adapt_steps": steps, "adapt": kind}
-            add("continued pre-training", data, 1000, runs, 10, adapted=adapted, **shared)
+            add("continued pretraining", data, 1000, runs, 10, adapted=adapted, **shared)
     tail = [{}, {"decoupled": 0.0}, {"bce": 0.0, "decoupled": 0.0, "asymmetric": 1.0}]
     tail += [{"bce": 0.0, "asymmetric": 1.0}, {"bce": 0.0, "distribution": 1.0}]
     tail += [{"bce": 0.0, "decoupled": 0.0, "distribution": 1.0}]

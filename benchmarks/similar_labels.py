@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parent / "results" / "similar_labels.json"
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--data", nargs="+", default=["arxiv_mlc", "usbills4k"])
-    parser.add_argument("--folder", required=True, help="Folder of the data sets.")
+    parser.add_argument("--folder", required=True, help="Folder of the datasets.")
     parser.add_argument("--output", default=str(RESULTS))
     return parser.parse_args()
 

@@ -18,7 +18,7 @@ def ragged(arrays, name) -> list[np.ndarray]:
 
 
 class Data:
-    """The documents of one data set as tensors; token ids are those of the words that occur."""
+    """The documents of one dataset as tensors; token ids are those of the words that occur."""
 
     def __init__(self, folder: Path, name: str, device):
         arrays = dict(np.load(folder / f"{name}.npz"))
@@ -58,7 +58,7 @@ def pretrained(folder: Path, vocabulary: np.ndarray) -> dict[str, torch.Tensor]:
     """Weights of the encoder under short names, matrices as (in, out), query, key and value as one."""
     raw = {name: torch.from_numpy(value.astype(np.float32)) for name, value in np.load(folder / "encoder.npz").items()}
     rows = vocabulary.astype(np.int64)
-    if "kept" in raw:  # a file without the words that no data set has
+    if "kept" in raw:  # a file without the words that no dataset has
         rows = np.searchsorted(raw["kept"].numpy().astype(np.int64), rows)
     weights = {
         "words": raw["embeddings.word_embeddings.weight"][torch.from_numpy(rows)],

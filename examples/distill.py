@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Make a fast student of a trained checkpoint: its encoder is a table of token embeddings that learns the teacher's answers.
+Distill a trained checkpoint into a fast student, whose encoder is a table of token embeddings.
 
     python examples/distill.py --teacher outputs/aapd --train_file unlabeled.jsonl --validation_file dev.jsonl \
         --test_file test.jsonl --output_dir outputs/aapd-student
@@ -24,7 +24,7 @@ from trainer.data import close_labels, count_unknown_labels, encode_labels, load
 from trainer.distillation import DEFAULTS, DistillationTrainer
 from trainer.inference import load_trained
 from trainer.run_arguments import run_defaults
-from trainer.run_outputs import check_output_folder, removed_if_empty, save_model_whole, write_json
+from trainer.run_outputs import check_output_folder, removed_if_empty, save_model_atomically, write_json
 
 
 TABLE = ("p@1", "p@5", "ndcg@5", "psp@5", "f1_micro", "f1_macro")
@@ -78,7 +78,7 @@ def main() -> None:
             raise ValueError(f"`--{name}` is not given, but a student learns from a teacher on documents. Specify it.")
     if os.path.realpath(args.output_dir) == os.path.realpath(options.teacher):
         raise ValueError(
-            f"`--output_dir` is {args.output_dir!r}, the folder of the teacher, which the student would replace. Specify another folder."
+            f"`--output_dir` is {args.output_dir!r}, the folder of the teacher, which the student would overwrite. Specify another folder."
         )
     with removed_if_empty(args.output_dir):
         check_output_folder(args.output_dir, ("distillation.json",))
@@ -97,7 +97,7 @@ def make_student(options: DistillArguments, args: SepMldcTrainingArguments) -> N
     trainer.train()
     if "validation" in documents:
         trainer.tune_scores()
-    save_model_whole(trainer)
+    save_model_atomically(trainer)
     if "test" in documents:
         compare(teacher, trainer, documents["test"])
     if args.push_to_hub:

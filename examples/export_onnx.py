@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Write a trained SEP-MLDC checkpoint as ONNX, in float32 or int8, and report how much it differs from the checkpoint.
+Export a trained SEP-MLDC checkpoint to ONNX, in float32 or int8, and report how much the export differs from the checkpoint.
 
     python examples/export_onnx.py outputs/quickstart outputs/onnx
     python examples/export_onnx.py outputs/quickstart outputs/onnx-int8 --int8 --documents examples/data/test.jsonl.gz
@@ -26,7 +26,7 @@ def texts_to_compare(options, config) -> list[str]:
 
 
 def batches_of(texts: list[str], tokenizer, max_length: int) -> list[dict]:
-    """Padded batches of 8 texts, each cut after `max_length` tokens."""
+    """Padded batches of 8 texts, each truncated to `max_length` tokens."""
     batches = []
     for start in range(0, len(texts), 8):
         encoded = tokenizer(

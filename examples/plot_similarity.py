@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Heat maps of the similarities that a checkpoint has learned, like Figures 2 and 3 of the paper, next to those of the data.
+Heatmaps of the similarities that a checkpoint has learned, next to those of the data, as in Figures 2 and 3 of the paper.
 
     python examples/plot_similarity.py outputs/quickstart --train_file examples/data/train.jsonl.gz \
         --documents_file examples/data/test.jsonl.gz --output_dir outputs/similarity
@@ -70,7 +70,7 @@ def multi_hot(label_indices: Iterable[Sequence[int]], chosen: Sequence[int]) -> 
 
 
 def compare_labels(model: SepMldcForMultiLabelClassification, train, num_labels: int) -> dict:
-    """Both matrices of the `num_labels` labels that most documents of `train` (a data set with `label_indices`) have."""
+    """Both matrices of the `num_labels` labels that most documents of `train` (a dataset with `label_indices`) have."""
     counts = label_counts(train, model.config.num_labels)
     chosen = [index for index in np.argsort(-counts, kind="stable")[:num_labels].tolist() if counts[index]]
     if len(chosen) < MINIMUM:
@@ -88,7 +88,7 @@ def compare_labels(model: SepMldcForMultiLabelClassification, train, num_labels:
 
 @torch.inference_mode()
 def compare_documents(model: SepMldcForMultiLabelClassification, tokenizer, documents, max_length: int) -> dict:
-    """Both matrices of `documents`, a data set with `text` and `label_indices`."""
+    """Both matrices of `documents`, a dataset with `text` and `label_indices`."""
     if len(documents) < MINIMUM:
         raise ValueError(f"There are {len(documents)} documents, but {MINIMUM} are needed. Specify a larger file.")
     embeds = []

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Label documents with a trained SEP-MLDC model: files in, JSON Lines out, in the same order.
+Label the documents of files with a trained SEP-MLDC model, and write JSON Lines in the same order.
 
     python examples/predict.py --model_name_or_path outputs/aapd --input_file new.jsonl --output_file labels.jsonl
     python examples/predict.py --model_name_or_path outputs/aapd --input_file new.csv --text_columns title body --output_file labels.jsonl --resume
@@ -8,8 +8,8 @@ Label documents with a trained SEP-MLDC model: files in, JSON Lines out, in the 
 
 Each line of the output is `{"id"?, "index", "labels": [{"label", "score"}, ...], "abstained"}`; `index` counts documents from 0, and `abstained`
 is true if no label reaches its threshold. The number of abstained documents is reported at the end; `--abstained_file` lists them. Lines are
-written to OUTPUT.partial, which is renamed to OUTPUT after the last one: a file of that name is always complete. OUTPUT.journal records what
-they depend on. After a crash, a kill or a full disk, the same command with `--resume` continues after the last complete block.
+written to OUTPUT.partial, which is renamed to OUTPUT after the last one: a file with that name is always complete. OUTPUT.journal records what
+the lines depend on. After a crash, a kill or a full disk, the same command with `--resume` continues after the last complete block.
 See docs/prediction.md.
 """
 
@@ -235,7 +235,7 @@ def read_documents(paths: list[str], args: PredictArguments) -> Iterator[Documen
 
 
 def id_of(record: dict[str, Any], column: str | None) -> int | str | None:
-    """A whole number as it is, anything else as text; an unpaired surrogate, which is not a character, becomes a question mark."""
+    """An integer as it is, anything else as text; an unpaired surrogate, which is not a character, becomes a question mark."""
     value = None if column is None else record[column]
     if value is None or isinstance(value, int):
         return value
@@ -346,7 +346,7 @@ def open_output(args: PredictArguments, paths: list[str]) -> DirectOutput | Resu
     """The output, checked before a model is loaded."""
     path = args.output_file
     if path != "-":
-        check_apart(path, [*paths, *model_files(args.model_name_or_path)])
+        check_distinct(path, [*paths, *model_files(args.model_name_or_path)])
     if args.abstained_file:
         check_abstained_file(args, paths)
     if path == "-" or is_special(path):
@@ -358,12 +358,12 @@ def open_output(args: PredictArguments, paths: list[str]) -> DirectOutput | Resu
 
 
 def check_abstained_file(args: PredictArguments, paths: list[str]) -> None:
-    """Checks that the list can be written, and overwrites nothing but an existing list."""
+    """Checks that the list can be written, and that it overwrites nothing except an existing list."""
     path = str(args.abstained_file)
     written = [args.output_file, f"{args.output_file}.partial", f"{args.output_file}.journal"]
     if os.path.realpath(path) in map(os.path.realpath, written):
         raise ValueError(f"`--abstained_file` is {path}, which the output is written to. Specify another file.")
-    check_apart(path, [*paths, *model_files(args.model_name_or_path)], "--abstained_file")
+    check_distinct(path, [*paths, *model_files(args.model_name_or_path)], "--abstained_file")
     folder = os.path.dirname(os.path.realpath(path))
     if os.path.isdir(path) or not os.access(folder, os.W_OK):
         raise ValueError(
@@ -373,7 +373,7 @@ def check_abstained_file(args: PredictArguments, paths: list[str]) -> None:
         raise ValueError(f"{path} exists. Specify another `--abstained_file`, or add `--overwrite_output_file`.")
 
 
-def check_apart(output: str, others: list[str], argument: str = "--output_file") -> None:
+def check_distinct(output: str, others: list[str], argument: str = "--output_file") -> None:
     """Checks that no input file is also an output."""
     target = os.path.realpath(output)
     for written in (target, f"{target}.partial", f"{target}.journal"):
@@ -587,7 +587,7 @@ def predict(args: PredictArguments) -> int:
 
 def report_abstained(args: PredictArguments, paths: list[str], num_documents: int = 0, num_abstained: int = 0) -> None:
     """
-    Say how many documents the model abstains from labeling, and list them if `--abstained_file` is given.
+    Report how many documents the model abstains from labeling, and list them if `--abstained_file` is given.
 
     Args:
         paths (`list[str]`): the input. Its texts are listed, unless it is a pipe.

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """
-Label more documents than one machine can: `predict.py` over a Ray cluster.
+Label more documents than one machine can handle: `predict.py` on a Ray cluster.
 
     ray start --head                                   # on one machine; `ray start --address=...` on the others
     python examples/predict_ray.py --model_name_or_path outputs/aapd --input_file '/shared/new/*.jsonl.zst' --output_file /shared/labels.jsonl
 
 The arguments, the output and `--resume` are the same as for `predict.py`. Ray Data reads files and labels documents on all machines of the
-cluster; this process writes the output. The input files and the model must have the same path, or the model a Hub
-name, on every machine, and `sep-mldc` must be installed there. If a worker or a machine is lost, its documents are labeled again by
+cluster; this process writes the output. The input files must have the same path on every machine, and so must
+the model, unless it is loaded from the Hub; `sep-mldc` must be installed on every machine. If a worker or a machine is lost, its documents are labeled again by
 another. Without a cluster, one is started on this machine. See docs/deploy.md.
 """
 
@@ -75,7 +75,7 @@ class ClusterArguments(predict.PredictArguments):
 
 # ---- On the workers ----
 
-# A row of the data set is a pickled block of documents, which one worker labels as a whole.
+# A row of the dataset is a pickled block of documents, which one worker labels as a whole.
 Rows = dict[str, list[bytes]]
 
 

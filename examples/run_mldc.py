@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Fine-tune, evaluate and run SEP-MLDC for multi-label document classification.
+Fine-tune, evaluate and apply SEP-MLDC models for multi-label document classification.
 
     accelerate launch examples/run_mldc.py examples/configs/quickstart.json
     accelerate launch examples/run_mldc.py --train_file train.csv --validation_file dev.csv --model_name_or_path roberta-base \
@@ -27,7 +27,7 @@ from modeling_sep_mldc.encoder_sep_mldc import limit_tokenizer, set_padding_toke
 from trainer import SepMldcTrainer
 from trainer.adapters import add_lora_adapters
 from trainer.backbones import freeze_layers, loading_problem, resolve_backbone
-from trainer.checkpoints import last_whole_checkpoint
+from trainer.checkpoints import last_complete_checkpoint
 from trainer.cold_start import (
     MAX_DOCUMENTS,
     cardinality_threshold,
@@ -82,7 +82,7 @@ from trainer.run_outputs import (
     check_output_folder,
     removed_if_empty,
     save_metrics,
-    save_model_whole,
+    save_model_atomically,
     write_json,
     write_per_label_metrics,
     write_predictions,
@@ -200,7 +200,7 @@ def read_settings(argv: list[str]) -> RunSettings:
 
 
 def check_output_dir(settings: RunSettings) -> None:
-    """Refuse a folder that already holds another run or cannot be written to."""
+    """Check that the output folder contains no other run and can be written to."""
     args = settings.args
     if str(args.resume_from_checkpoint).lower() in ("true", "last"):
         args.resume_from_checkpoint = True
@@ -214,7 +214,7 @@ def check_output_dir(settings: RunSettings) -> None:
     if not args.do_train or args.resume_from_checkpoint or settings.run.overwrite_output_dir:
         return
     written = (os.path.join(args.output_dir, name) for name in ("all_results.json", "config.json"))
-    if last_whole_checkpoint(args.output_dir) or any(map(os.path.exists, written)):
+    if last_complete_checkpoint(args.output_dir) or any(map(os.path.exists, written)):
         raise ValueError(
             f"The output folder {args.output_dir!r} already contains a run. Add `--resume_from_checkpoint last` to continue it, "
             "`--overwrite_output_dir` to overwrite it, or specify another `--output_dir`."
@@ -445,7 +445,7 @@ def build_trainer(settings: RunSettings, data: RunData, model, tokenizer) -> Sep
 
 
 def check_metric_for_best_model(trainer: SepMldcTrainer) -> None:
-    """Refuse an unknown metric now; otherwise, the run would fail only after the first evaluation."""
+    """Check the metric before training; otherwise, the run would fail only after the first evaluation."""
     args = trainer.args
     if not args.do_train or args.metric_for_best_model is None:
         return
@@ -466,7 +466,7 @@ def check_metric_for_best_model(trainer: SepMldcTrainer) -> None:
 def fit(settings: RunSettings, data: RunData, trainer: SepMldcTrainer) -> None:
     """Train and save, then fit lexical scores and tune thresholds."""
     result = trainer.train(resume_from_checkpoint=settings.args.resume_from_checkpoint)
-    save_model_whole(trainer)
+    save_model_atomically(trainer)
     trainer.save_state()
     if trainer.is_world_process_zero():
         save_metrics(settings.args.output_dir, "train", result.metrics)
@@ -476,7 +476,7 @@ def fit(settings: RunSettings, data: RunData, trainer: SepMldcTrainer) -> None:
     if validation is None:
         if data.starts_cold:
             choose_cardinality_threshold(settings, data, trainer)
-            save_model_whole(trainer)
+            save_model_atomically(trainer)
         return
     if settings.lexical.lexical_scores:
         features = settings.lexical.num_lexical_features
@@ -490,7 +490,7 @@ def fit(settings: RunSettings, data: RunData, trainer: SepMldcTrainer) -> None:
         except ValueError as error:
             # The trained model is already saved, so the run continues without tuned thresholds.
             logger.warning(f"Thresholds were not tuned: {error}")
-    save_model_whole(trainer)
+    save_model_atomically(trainer)
 
 
 def save_untrained(settings: RunSettings, data: RunData, trainer: SepMldcTrainer) -> None:
@@ -499,7 +499,7 @@ def save_untrained(settings: RunSettings, data: RunData, trainer: SepMldcTrainer
     if validation is not None and settings.thresholds.tune_thresholds:
         objective, calibration = settings.thresholds.threshold_objective, settings.thresholds.score_calibration
         trainer.tune_thresholds(validation, objective=objective, calibration=calibration)
-    save_model_whole(trainer)
+    save_model_atomically(trainer)
     if settings.args.should_log:
         config = trainer.model.config
         print(
@@ -565,14 +565,14 @@ def refit(
         )
     set_seed(args.seed)
     trainer = build_trainer(again, everything, build_model(again, everything, encoder), encoder.tokenizer)
-    resumed = last_whole_checkpoint(folder) if settings.args.resume_from_checkpoint else None
+    resumed = last_complete_checkpoint(folder) if settings.args.resume_from_checkpoint else None
     if resumed is None and args.should_save:
         shutil.rmtree(folder, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     result = trainer.train(resume_from_checkpoint=resumed)
     trainer.keep_tuning_of(tuned.bare_model(), everything.encoded["train"])
     args.output_dir = settings.args.output_dir
-    save_model_whole(trainer)
+    save_model_atomically(trainer)
     if trainer.is_world_process_zero():
         metrics = {"documents": everything.num_documents, "steps": steps, "loss": result.metrics["train_loss"]}
         save_metrics(args.output_dir, "refit", {f"refit_{name}": value for name, value in metrics.items()})

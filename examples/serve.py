@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Serve a trained model over HTTP: JSON in, labels out, with dynamic batching.
+Serve a trained model over HTTP, with JSON requests and responses and dynamic batching.
 
     python examples/serve.py --model_name_or_path outputs/quickstart --port 8000
     curl localhost:8000/predict -H "Content-Type: application/json" \
@@ -108,7 +108,7 @@ class PredictRequest(BaseModel):
     parameters: Parameters = Parameters()
 
 
-class Refused(Exception):
+class RequestError(Exception):
     """An error response, with a one-sentence message."""
 
     def __init__(self, status: int, message: str, **headers: str):
@@ -116,8 +116,8 @@ class Refused(Exception):
         self.status, self.message, self.headers = status, message, headers
 
 
-class Waiting:
-    """A document that waits for a batch."""
+class QueuedDocument:
+    """A document that waits to be added to a batch."""
 
     __slots__ = ("answer", "parameters", "text")
 
@@ -133,7 +133,7 @@ class Batcher:
 
     def __init__(self, classify: Any, args: ServeArguments, batch_sizes: Histogram):
         self.classify, self.args, self.batch_sizes = classify, args, batch_sizes
-        self.waiting: deque[Waiting] = deque()
+        self.waiting: deque[QueuedDocument] = deque()
         self.num_running = 0
         self.closing = False
         self._came = asyncio.Event()
@@ -154,24 +154,26 @@ class Batcher:
     async def label(self, texts: list[str], parameters: dict[str, Any]) -> list[list[dict[str, Any]]]:
         """
         Raises:
-            Refused: too many documents are waiting, the request takes too long, or the parameters are invalid for this model.
+            RequestError: too many documents are waiting, the request takes too long, or the parameters are invalid for this model.
         """
         if self.closing:
-            raise Refused(503, "The server is shutting down.")
+            raise RequestError(503, "The server is shutting down.")
         if len(self.waiting) + self.num_running + len(texts) > self.args.max_waiting:
-            raise Refused(
+            raise RequestError(
                 429,
                 f"{len(self.waiting)} documents are already waiting. Try again in a second.",
                 **{"Retry-After": "1"},
             )
         key, loop = tuple(sorted(parameters.items())), asyncio.get_running_loop()
         answers = [loop.create_future() for _ in texts]
-        self.waiting.extend(Waiting(text, key, answer) for text, answer in zip(texts, answers, strict=True))
+        self.waiting.extend(QueuedDocument(text, key, answer) for text, answer in zip(texts, answers, strict=True))
         self._came.set()
         try:
             return await asyncio.wait_for(asyncio.gather(*answers), self.args.timeout_s)
         except TimeoutError:
-            raise Refused(504, f"No answer within {self.args.timeout_s:g} seconds. Send fewer documents.") from None
+            raise RequestError(
+                504, f"No answer within {self.args.timeout_s:g} seconds. Send fewer documents."
+            ) from None
 
     async def _run(self) -> None:
         while not (self.closing and not self.waiting):
@@ -183,7 +185,7 @@ class Batcher:
                 await asyncio.sleep(self.args.max_wait_ms / 1000)
             await self._answer(self._next_batch())
 
-    def _next_batch(self) -> list[Waiting]:
+    def _next_batch(self) -> list[QueuedDocument]:
         """The oldest documents with the same parameters; the others keep their positions. Canceled requests are skipped."""
         batch, others = [], []
         while self.waiting and len(batch) < self.args.batch_size:
@@ -197,7 +199,7 @@ class Batcher:
         self.waiting.extendleft(reversed(others))
         return batch
 
-    async def _answer(self, batch: list[Waiting]) -> None:
+    async def _answer(self, batch: list[QueuedDocument]) -> None:
         if not batch:
             return
         self.num_running = len(batch)
@@ -215,14 +217,14 @@ class Batcher:
         except Exception as error:
             if not isinstance(error, ValueError):
                 logger.exception("A batch failed")
-            refusal = (
-                Refused(422, str(error))
+            response = (
+                RequestError(422, str(error))
                 if isinstance(error, ValueError)
-                else Refused(500, f"The model failed ({type(error).__name__}).")
+                else RequestError(500, f"The model failed ({type(error).__name__}).")
             )
             for one in batch:
                 if not one.answer.done():
-                    one.answer.set_exception(refusal)
+                    one.answer.set_exception(response)
         finally:
             self.num_running = 0
 
@@ -286,8 +288,8 @@ def create_app(classify: Any, args: ServeArguments) -> FastAPI:
         requests.labels(path, response.status_code).inc()
         return response
 
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused):
+    @app.exception_handler(RequestError)
+    async def request_error(request: Request, error: RequestError):
         return JSONResponse({"error": error.message}, error.status, headers=error.headers)
 
     @app.exception_handler(RequestValidationError)
@@ -304,7 +306,7 @@ def create_app(classify: Any, args: ServeArguments) -> FastAPI:
         started = time.perf_counter()
         texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
         if len(texts) > args.max_documents:
-            raise Refused(
+            raise RequestError(
                 422,
                 f"The request has {len(texts)} documents, but at most {args.max_documents} are allowed. Send several requests.",
             )
@@ -312,7 +314,7 @@ def create_app(classify: Any, args: ServeArguments) -> FastAPI:
             try:
                 check_characters(text)
             except ValueError as error:
-                raise Refused(422, str(error)) from None
+                raise RequestError(422, str(error)) from None
         found = await batcher.label(texts, request.parameters.model_dump(exclude_none=True))
         documents.inc(len(texts))
         seconds.observe(time.perf_counter() - started)

@@ -16,7 +16,7 @@ NEWTON_STEPS = 50
 @torch.no_grad()
 def fit_cosine_calibration(cosines: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
     r"""
-    Scale a and bias b with which $\sigma(a \cos + b)$ is the probability of a label: logistic regression (Platt, 1999).
+    Fit scale a and bias b by logistic regression (Platt, 1999), so that $\sigma(a \cos + b)$ is the probability of a label.
 
     Args:
         cosines (`torch.Tensor`): cosine similarities, one per pair of a document and a label text.
@@ -29,8 +29,8 @@ def fit_cosine_calibration(cosines: torch.Tensor, targets: torch.Tensor) -> dict
 
     ```python
     >>> cosines = torch.linspace(-1, 1, 2001)
-    >>> found = fit_cosine_calibration(cosines, torch.sigmoid(8 * cosines - 5))
-    >>> round(found["scale"], 1), round(found["bias"], 1)
+    >>> calibration = fit_cosine_calibration(cosines, torch.sigmoid(8 * cosines - 5))
+    >>> round(calibration["scale"], 1), round(calibration["bias"], 1)
     (8.0, -5.0)
 
     ```

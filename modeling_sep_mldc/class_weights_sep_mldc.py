@@ -1,4 +1,4 @@
-"""Weights of the positive terms of the binary cross-entropy, chosen from how many training documents have each label."""
+"""Weights of the positive terms of the binary cross-entropy, chosen from the number of training documents per label."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def class_weights(label_counts: Sequence[int], num_documents: int, kind: str) ->
         `torch.Tensor` of shape `(L,)`, float32; `None` for `"none"`.
 
     Raises:
-        ValueError: an unknown kind, or a label with more documents than there are.
+        ValueError: `kind` is unknown, or a label has more documents than the training set.
 
     Example:
 

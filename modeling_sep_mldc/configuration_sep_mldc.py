@@ -278,7 +278,7 @@ class SepMldcConfig(PreTrainedConfig):
 
     def check_label_names(self) -> None:
         """
-        Check that each label has a name of its own. Called when the configuration is created and on saving.
+        Check that each label has a unique name. Called when the configuration is created and on saving.
 
         Raises:
             ValueError: a name is blank, or two labels have the same one.
@@ -297,7 +297,7 @@ class SepMldcConfig(PreTrainedConfig):
 
     def check_values(self) -> None:
         """
-        Check what type annotations cannot express: ranges, lengths, finiteness.
+        Check ranges, lengths and finiteness, which type annotations cannot express.
 
         Raises:
             ValueError: a value is invalid, such as a threshold above 1.
@@ -403,28 +403,28 @@ class SepMldcConfig(PreTrainedConfig):
         As in transformers. Old names of fields are accepted: silently in `config_dict`, with a warning in `kwargs`.
 
         Raises:
-            ValueError: the configuration is that of another model, such as an encoder.
+            ValueError: the configuration belongs to a different kind of model, such as an encoder.
         """
         kind = config_dict.get("model_type", cls.model_type)
         if kind != cls.model_type:
             raise ValueError(
                 f"The configuration has model_type {kind!r}, but that of a trained SEP-MLDC model is {cls.model_type!r}. To start from a "
-                "pre-trained encoder, use `SepMldcForMultiLabelClassification.from_backbone`."
+                "pretrained encoder, use `SepMldcForMultiLabelClassification.from_backbone`."
             )
         values = rename_former_fields(config_dict)
-        values.setdefault("token_attention", False)  # saved before there was one
+        values.setdefault("token_attention", False)  # saved before this field existed
         if values.get("score_calibration") is not None:
             values.setdefault("calibrate_logits", False)  # saved by version 0.1
         loaded = super().from_dict(values, **rename_former_fields(kwargs, warn=True))
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if "token_attention_size" not in {**values, **kwargs}:
-            config.token_attention_size = config.hidden_size  # saved before states were projected
-        config.check_values()  # `kwargs` were set after the others had been checked
+            config.token_attention_size = config.hidden_size  # saved before this field existed
+        config.check_values()  # `kwargs` are set after the first check
         return loaded
 
     def drop_guarantee(self, why: str = "the scores of the model have changed") -> None:
         """
-        Remove the guarantee of the thresholds, with a warning, because it holds only for the scores and labels that it was given for.
+        Remove the guarantee of the thresholds, with a warning, because it holds only for the scores and labels for which it was computed.
 
         Args:
             why (`str`): the reason, for the warning. There is no warning if there is no guarantee.
@@ -441,7 +441,7 @@ class SepMldcConfig(PreTrainedConfig):
 
     def check_guarantee(self) -> None:
         """
-        Remove the guarantee if `thresholds` or `score_calibration` have changed since it was given. Called on loading and saving.
+        Remove the guarantee if `thresholds`, `score_calibration` or `hierarchy` have changed since it was computed. Called on loading and saving.
         """
         info = self.threshold_info or {}
         if not info.get("guarantee"):
@@ -475,8 +475,8 @@ class SepMldcConfig(PreTrainedConfig):
     @property
     def is_ranking(self) -> bool:
         """
-        Whether the logits only rank labels. This is so after training with the softmax loss alone and without calibration: the logits then
-        do not determine the probability of a single label.
+        Whether the logits only rank labels. This is the case after training with only the softmax loss and without calibration: the logits
+        then do not determine the probability of a single label.
         """
         return "bce" not in self.classification_loss and self.score_calibration is None
 
@@ -489,7 +489,7 @@ class SepMldcConfig(PreTrainedConfig):
 
     @property
     def usual_threshold(self) -> float:
-        """The threshold for a label without data of its own: the best common threshold for all labels, or else the median."""
+        """The threshold for a label without validation data: the best common threshold for all labels, or else the median."""
         usual = (self.threshold_info or {}).get("global_threshold")
         return float(median(self.thresholds or [0.5]) if usual is None else usual)
 
@@ -500,7 +500,7 @@ class SepMldcConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Hidden size `d` of the encoder, and so of document and label embeddings."""
+        """Hidden size `d` of the encoder, and thus of document and label embeddings."""
         return self._backbone.hidden_size
 
     @property

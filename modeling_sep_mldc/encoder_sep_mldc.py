@@ -95,7 +95,7 @@ def dropout_settings(config: PreTrainedConfig, probability: float | None) -> dic
 
 def load_encoder(backbone: str, dropout: float | None = None, **kwargs: Any) -> PreTrainedModel:
     """
-    A pre-trained encoder, in float32 by default: its weights will be trained, and half precision comes from autocast.
+    A pretrained encoder, in float32 by default: its weights will be trained, and half precision comes from autocast.
 
     Args:
         backbone (`str`): a Hub name or a folder.
@@ -186,7 +186,7 @@ def check_token_ids(tokenizer: PreTrainedTokenizerBase, backbone_config: PreTrai
     Check that an encoder has embeddings for all tokens of a tokenizer.
 
     Raises:
-        ValueError: it has not, because tokens were added to the tokenizer, or it is that of another encoder.
+        ValueError: it does not, because tokens were added to the tokenizer, or because the tokenizer belongs to a different encoder.
     """
     largest = max(tokenizer.get_vocab().values(), default=0)
     size = getattr(backbone_config.get_text_config(), "vocab_size", None)  # encoders of characters have none
@@ -201,8 +201,8 @@ def limit_tokenizer(
     tokenizer: PreTrainedTokenizerBase, backbone_config: PreTrainedConfig, encoder_max_length: int | None = None
 ) -> None:
     """
-    Lower a tokenizer's `model_max_length` to what the encoder has positions for: many tokenizers state no limit (1e30) or that of
-    another encoder. With `encoder_max_length`, texts are cut by the model, so any stated limit is kept.
+    Lower a tokenizer's `model_max_length` to what the encoder has positions for: many tokenizers state no limit (1e30) or the limit of
+    a different encoder. With `encoder_max_length`, texts are truncated by the model, so any stated limit is kept.
     """
     limit = max_tokens(backbone_config)
     states_none = tokenizer.model_max_length >= 10**9
@@ -289,7 +289,7 @@ class TextEncodingMixin:
             token_type_ids = None
         attention_mask, *values = padding_last(attention_mask, input_ids, token_type_ids, inputs_embeds)
         if max_length is not None and torch.compiler.is_exporting():
-            # A graph exported for any length cannot compute min(T, n), so the remaining tokens are masked instead of cut off.
+            # A graph exported for any length cannot compute min(T, n), so the remaining tokens are masked instead of truncated.
             positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
             attention_mask = attention_mask * (positions < max_length)
         elif max_length is not None:

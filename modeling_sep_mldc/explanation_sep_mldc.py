@@ -68,13 +68,13 @@ def words_of_tokens(
     """
     runs = [match.span() for match in re.finditer(r"\S+", text)]
     spans: list[tuple[int, int]] = []
-    owners: list[int] = []
+    word_ids: list[int] = []
     run, last = 0, -1
     for (start, end), is_special in zip(offsets, special):
         while run < len(runs) and runs[run][1] <= start:
             run += 1
         if is_special or end <= start or run == len(runs) or runs[run][0] >= end:
-            owners.append(-1)
+            word_ids.append(-1)
             continue
         begin, stop = runs[run]
         if WITHOUT_SPACES.search(text, begin, stop):
@@ -83,8 +83,8 @@ def words_of_tokens(
         elif run != last:
             spans.append(_without_punctuation(text, begin, stop))
         last = run
-        owners.append(len(spans) - 1)
-    return spans, owners
+        word_ids.append(len(spans) - 1)
+    return spans, word_ids
 
 
 def _without_punctuation(text: str, start: int, end: int) -> tuple[int, int]:
@@ -100,7 +100,7 @@ def _without_punctuation(text: str, start: int, end: int) -> tuple[int, int]:
 def explain_window(
     model: Any,
     inputs: dict[str, torch.Tensor],
-    owners: list[int],
+    word_ids: list[int],
     labels: list[int],
     num_groups: int,
     pad_token_id: int,
@@ -124,12 +124,12 @@ def explain_window(
     Args:
         model: returns `logits`; other parts, such as lexical scores, are optional.
         inputs (`dict[str, torch.Tensor]`): `input_ids`, `attention_mask`, ... of shape `(1, T)`, without padding.
-        owners (`list[int]`): the word of each token, see [`words_of_tokens`].
+        word_ids (`list[int]`): the word of each token, see [`words_of_tokens`].
         labels (`list[int]`): n labels.
         num_groups (`int`): maximum number of masked copies.
         pad_token_id (`int`): of the tokenizer.
     """
-    window = _Window(model, inputs, owners, labels, pad_token_id)
+    window = _Window(model, inputs, word_ids, labels, pad_token_id)
     masks = torch.stack([torch.zeros_like(window.is_word), window.is_word])
     (full, bias), (full_lexical, bias_lexical) = window.read(masks)
     ends = torch.stack([full - full_lexical, bias - bias_lexical])
@@ -149,16 +149,16 @@ def explain_window(
 class _Window:
     """The model, and which of its tokens belong to which word."""
 
-    def __init__(self, model: Any, inputs: dict[str, torch.Tensor], owners: list[int], labels: list[int], pad: int):
+    def __init__(self, model: Any, inputs: dict[str, torch.Tensor], word_ids: list[int], labels: list[int], pad: int):
         self.model, self.inputs, self.labels, self.pad_token_id = model, inputs, labels, pad
         self.lexical = getattr(model, "lexical", None)
         self.scale = model.config.logit_calibration[0] if self.lexical is not None else 1.0
-        self.of_token = torch.tensor(owners, device=inputs["input_ids"].device)
+        self.of_token = torch.tensor(word_ids, device=inputs["input_ids"].device)
         self.is_word = self.of_token >= 0
-        self.num_words = max(owners, default=-1) + 1
+        self.num_words = max(word_ids, default=-1) + 1
         # Words that the encoder does not read have no effect on it.
-        self.limit = min(model.config.encoder_max_length or len(owners), len(owners))
-        self.num_read = max(owners[: self.limit], default=-1) + 1
+        self.limit = min(model.config.encoder_max_length or len(word_ids), len(word_ids))
+        self.num_read = max(word_ids[: self.limit], default=-1) + 1
 
     def read(self, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of the labels, and the lexical part of them, with masked tokens, (K, T) to (K, n) each."""

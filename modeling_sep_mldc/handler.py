@@ -1,4 +1,4 @@
-"""The `EndpointHandler` by which Hugging Face Inference Endpoints run a model, saved as `handler.py` with the weights."""
+"""The `EndpointHandler` with which Hugging Face Inference Endpoints run a model. Saved as `handler.py` with the weights."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ class EndpointHandler:
             `list`: for each document, labels and scores, best first; for a single text, just its labels and scores.
 
         Raises:
-            ValueError: a request that cannot be answered. The endpoint answers with status 400 and this message.
+            ValueError: the request is invalid. The endpoint responds with status 400 and this message.
         """
         if not isinstance(data, dict) or "inputs" not in data:
             raise ValueError(
@@ -53,6 +53,6 @@ class EndpointHandler:
         batch_size = parameters.get("batch_size", 32)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(
-                f"`batch_size` is {batch_size!r}, but it must be a whole number of at least 1. Leave it out for 32."
+                f"`batch_size` is {batch_size!r}, but it must be an integer of at least 1. Leave it out for 32."
             )
         return self.classify(inputs, **{**parameters, "batch_size": batch_size})

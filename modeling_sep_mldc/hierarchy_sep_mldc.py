@@ -13,7 +13,7 @@ def check_label_parents(label_parents: Any, labels: Sequence[str] | None = None)
 
     Args:
         label_parents (`dict[str, str | list[str]]`): the parent or parents of each label that has any, by name.
-        labels (`list[str]`, *optional*): the names that may occur; any if not given.
+        labels (`list[str]`, *optional*): the names that may occur; any name if not given.
 
     Returns:
         `dict[str, list[str]]`: the distinct parents of each label that has one, with names in Unicode normalization form NFC.
@@ -53,13 +53,13 @@ def check_label_parents(label_parents: Any, labels: Sequence[str] | None = None)
             raise ValueError(f"`label_parents` makes {child!r} its own parent. Remove this entry.")
         if distinct:
             checked[child] = distinct
-    circle = find_circle(checked)
-    if circle:
-        raise ValueError(f"`label_parents` has a cycle: {' > '.join(map(repr, circle))}. Remove one of these parents.")
+    cycle = find_cycle(checked)
+    if cycle:
+        raise ValueError(f"`label_parents` has a cycle: {' > '.join(map(repr, cycle))}. Remove one of these parents.")
     return checked
 
 
-def find_circle(parents: Mapping[str, Sequence[str]]) -> list[str]:
+def find_cycle(parents: Mapping[str, Sequence[str]]) -> list[str]:
     """Labels each of which is a parent of the next, with the first one repeated at the end; empty if there is no cycle."""
     done: set[str] = set()
     for start in parents:
@@ -84,7 +84,7 @@ def ancestors_of(parents: Mapping[Any, Iterable[Any]], names: Iterable[Any]) -> 
     """The ancestors of some labels as dictionary keys, nearest first; labels of `names` only if they are ancestors of others."""
     found: dict[Any, None] = {}
     queue = list(names)
-    for name in queue:  # grows as it goes
+    for name in queue:  # grows during the loop
         for parent in parents.get(name, ()):
             if parent not in found:
                 found[parent] = None
@@ -152,7 +152,7 @@ class LabelHierarchy:
             for parent in above:
                 waiting[parent] += 1
         queue = [index for index in range(self.num_labels) if not waiting[index]]
-        for index in queue:  # grows as it goes
+        for index in queue:  # grows during the loop
             for parent in self.parents.get(index, ()):
                 heights[parent] = max(heights[parent], heights[index] + 1)
                 waiting[parent] -= 1

@@ -120,12 +120,12 @@ class LabelEditingMixin:
         $a \cos(e_x, e_l) + b$ (see [`AddedLabelScores`]). a and b are fitted so that the cosine of a trained label predicts the
         probability that the model gives it; new labels thus score neither higher nor lower than trained ones. They are fitted on
         `documents`, if given; otherwise, they are `config.cosine_calibration`, which `SepMldcTrainer.tune_thresholds` measures on the
-        validation documents. If neither is available, they are fitted on the texts of the trained labels; these are unlike documents, so
+        validation documents. If neither is available, they are fitted on the texts of the trained labels; these differ from documents, so
         new labels then score too low. The threshold of a new label is the best common threshold for all labels, if known, or the median
         of all thresholds.
 
         Scores of the other labels do not change, because label attention (Eq. 16-17) does not use new labels. Create trainers and
-        optimizers afterwards: the extended weights are new parameters. To learn new labels from their first documents, see
+        optimizers afterward: the extended weights are new parameters. To learn new labels from their first documents, see
         `trainer.fit_new_labels`.
 
         Args:
@@ -246,7 +246,7 @@ class LabelEditingMixin:
         get its parents. Removed labels are also dropped from label constraints.
 
         Scores of the remaining labels change only through label attention, which can no longer select a removed label. Create
-        trainers and optimizers afterwards: the shortened weights are new parameters.
+        trainers and optimizers afterward: the shortened weights are new parameters.
 
         Args:
             labels (`list[str]`): names of labels of the model.

@@ -1,4 +1,4 @@
-"""Label sets: which labels a document gets, from its scores, thresholds, the label hierarchy and constraints."""
+"""Label sets: the labels assigned to a document, from its scores, thresholds, the label hierarchy and constraints."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,7 +54,7 @@ def check_label_constraints(
         `list[dict]`: the same, with names in Unicode normalization form NFC.
 
     Raises:
-        ValueError: a group has another form, an unknown label, no bound, or bounds that cannot be satisfied; or, with a hierarchy, a label
+        ValueError: a group is malformed, has an unknown label, no bound, or bounds that cannot be satisfied; or, with a hierarchy, a label
             could never be assigned because its ancestors are in the same group and exceed `at_most`.
 
     Example:
@@ -97,7 +97,7 @@ def _checked_group(group: Any, known: set[str], parents: Mapping[str, Sequence[s
     for bound, value in bounds.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(
-                f"`{bound}` is {value!r} in the label constraint on {names[0]!r}, but it must be a whole number of at least 1. Correct "
+                f"`{bound}` is {value!r} in the label constraint on {names[0]!r}, but it must be an integer of at least 1. Correct "
                 "it, or leave it out."
             )
     least, most = bounds.get("at_least", 0), bounds.get("at_most", len(names))
@@ -133,7 +133,7 @@ def constraints_without(constraints: Sequence[Mapping[str, Any]], gone: set[str]
 
 
 class LabelSetsMixin:
-    """Decides which labels documents get; shared by trained models and exports."""
+    """Mixin that determines the label set of each document; shared by trained models and exports."""
 
     config: Any
     _label_hierarchy: tuple[Any, Any, LabelHierarchy | None] = (None, None, None)
@@ -158,7 +158,7 @@ class LabelSetsMixin:
     ) -> None:
         """
         Replace `label_parents`, `hierarchy` and `label_constraints` of a trained model. This changes its decisions, but not its label texts
-        and logits. Tune thresholds again afterwards; a guarantee of the old thresholds is removed.
+        and logits. Tune thresholds again afterward; a guarantee of the old thresholds is removed.
 
         Args:
             label_parents, hierarchy, label_constraints: as in [`SepMldcConfig`].

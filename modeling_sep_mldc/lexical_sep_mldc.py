@@ -186,7 +186,7 @@ class LexicalScores(nn.Module):
     @torch.no_grad()
     def resize_vocabulary(self, old_size: int, new_size: int) -> None:
         """
-        Fit the tables to a vocabulary of another size: new tokens have no weight, weights of removed ones are dropped. Ids of pairs,
+        Adapt the tables to a vocabulary of a different size: new tokens have no weight, weights of removed ones are dropped. Ids of pairs,
         which follow the vocabulary, are shifted.
         """
         kept, added = min(old_size, new_size), max(new_size - old_size, 0)
@@ -198,10 +198,10 @@ class LexicalScores(nn.Module):
         self.feature_ids = moved.masked_fill(removed, 0)
 
     def check(self, name: str) -> None:
-        """Refuse features, loaded from `name`, that are outside the vocabulary."""
+        """Reject features, loaded from `name`, that are outside the vocabulary."""
         ids = self.feature_ids
         if not ids.is_meta and ids.numel() and not 0 <= ids.min() <= ids.max() < len(self.idf):
             raise ValueError(
-                f"`lexical.feature_ids` of {name} names features outside a vocabulary of {len(self.idf)}. The file is damaged, or its "
-                "lexical scores belong to another tokenizer. Fit them again."
+                f"`lexical.feature_ids` of {name} contains ids outside the vocabulary of {len(self.idf)} features. The file is damaged, or its "
+                "lexical scores belong to a different tokenizer. Fit them again."
             )

@@ -149,7 +149,7 @@ class SepMldcForMultiLabelClassification(
 
     Args:
         config ([`SepMldcConfig`]): the configuration; weights start at random. See [`from_backbone`] to start from a
-            pre-trained encoder, and `from_pretrained` to load a trained model.
+            pretrained encoder, and `from_pretrained` to load a trained model.
     """
 
     config_class = SepMldcConfig
@@ -220,7 +220,7 @@ class SepMldcForMultiLabelClassification(
         **config_kwargs: Any,
     ) -> "SepMldcForMultiLabelClassification":
         r"""
-        Create a model over a pre-trained encoder. The label embeddings start at f("{label}: {description}") (Eq. 1-2, 5).
+        Create a model over a pretrained encoder. The label embeddings start at f("{label}: {description}") (Eq. 1-2, 5).
 
         Args:
             backbone (`str`): any text encoder that `AutoModel` loads, a Hub name or a folder.
@@ -238,7 +238,7 @@ class SepMldcForMultiLabelClassification(
                 label frequencies are known.
 
         Raises:
-            ValueError: there are no labels, two have the same name, one is described but not named, frequencies do not fit, a
+            ValueError: there are no labels, two have the same name, a description belongs to none of them, the number of frequencies is wrong, a
                 value is out of range, the encoder is a trained SEP-MLDC model, or it has no embeddings for some tokens of the tokenizer.
             TypeError: an argument is neither named above nor a field of the configuration.
             OSError: the encoder cannot be loaded.
@@ -305,12 +305,12 @@ class SepMldcForMultiLabelClassification(
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): a Hub name or a folder.
-            args, kwargs: as in transformers. With `ignore_mismatched_sizes=True`, missing and unexpected weights and those of
-                another shape are accepted; missing ones are initialized as in a new model.
+            args, kwargs: as in transformers. With `ignore_mismatched_sizes=True`, missing and unexpected weights, and weights of
+                a different shape, are accepted; missing ones are initialized as in a new model.
 
         Raises:
-            OSError: there are no weights in safetensors, or a file of them is damaged.
-            ValueError: a pickle is requested, weights are missing or do not fit the configuration, or some are NaN or infinite.
+            OSError: there are no safetensors weights, or a weight file is damaged.
+            ValueError: a pickle is requested, weights are missing or do not match the configuration, or some are NaN or infinite.
         """
         name = pretrained_model_name_or_path
         with_report = kwargs.pop("output_loading_info", False)
@@ -560,7 +560,7 @@ def apply_umask(folder: str | os.PathLike) -> None:
 
 
 def _check_config_fields(config_class: type[SepMldcConfig], given: dict[str, Any]) -> None:
-    """Refuse arguments that the configuration would store without using them, such as a misspelled field."""
+    """Reject arguments that the configuration would store without using them, such as a misspelled field."""
     fields = {field.name for field in dataclasses.fields(config_class)} | {"attn_implementation"}
     unknown = [name for name in given if name not in fields and name not in FORMER_FIELDS]
     if unknown:

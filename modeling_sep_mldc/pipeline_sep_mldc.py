@@ -84,7 +84,7 @@ def custom_pipelines() -> dict[str, dict[str, Any]]:
 
 class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
     r"""
-    Labels of documents of any length.
+    Assigns labels to documents of any length.
 
     A text that exceeds the model's maximum length is split into overlapping windows that together cover every token. Windows of
     several documents are batched together. Each document gets a list of `{"label": str, "score": float}`, best first:
@@ -149,7 +149,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
     ```python
     classify = pipeline("multi-label-document-classification", model=folder, trust_remote_code=True)
     classify("A new proof of an old theorem.", top_k=3)
-    for labels in classify(document["text"] for document in stream):  # generators and data sets are streamed
+    for labels in classify(document["text"] for document in stream):  # generators and datasets are streamed
         ...
     ```
     """
@@ -217,7 +217,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         limit = self.longest_max_length
         if isinstance(value, bool) or not isinstance(value, int) or not special < value <= limit:
             raise ValueError(
-                f"`{name}` is {value!r}, but it must be a whole number from {special + 1} to {limit}, {special} special tokens "
+                f"`{name}` is {value!r}, but it must be an integer from {special + 1} to {limit}, {special} special tokens "
                 "included. Leave it out for as many as the model reads."
             )
 
@@ -259,7 +259,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
 
         Args:
             inputs: a text, or a dictionary with one. A list or tuple of them returns a list. A generator, a `Dataset` or any other
-                iterable of them, such as a data set or column of `datasets`, returns an iterator that reads as it goes.
+                iterable of them, such as a dataset or column of `datasets`, returns an iterator that reads lazily.
         """
         if isinstance(inputs, tuple):
             inputs = list(inputs)
@@ -281,7 +281,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         if isinstance(document, dict):
             if text_column not in document:
                 raise ValueError(
-                    f"A document has no `{text_column}`, only {', '.join(map(repr, document)) or 'nothing'}. Name its text with "
+                    f"A document has no `{text_column}`, only {', '.join(map(repr, document)) or 'nothing'}. Specify the key of its text with "
                     "`text_column`."
                 )
             document = document[text_column]
@@ -311,7 +311,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         )
         encoded.pop("overflow_to_sample_mapping", None)
         windows = [dict(zip(encoded, values)) for values in zip(*encoded.values())]
-        # A tokenizer that cuts at the left begins with the end of the text.
+        # A tokenizer that truncates on the left returns the end of the text first.
         windows.sort(key=_first_offset)
         for number, window in enumerate(windows):
             yield {
@@ -433,7 +433,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
 
     @staticmethod
     def _expected_f1(scores: torch.Tensor, chosen: list[int]) -> float:
-        """The F1 that the scores (L,) promise for the chosen labels."""
+        """The expected F1 of the chosen labels, from the scores (L,)."""
         predicted = torch.zeros(1, len(scores), dtype=torch.bool, device=scores.device)
         predicted[0, chosen] = True
         return float(expected_f1(scores.unsqueeze(0), predicted))
@@ -482,13 +482,13 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
                 # Padding may be on either side: `offsets` and `special` have the tokens where the attention mask is 1.
                 real = window["attention_mask"][0].bool()
                 inputs = {name: window[name][:, real].to(self.device) for name in MODEL_INPUTS if name in window}
-                spans, owners = words_of_tokens(text, window["offsets"], window["special"])
-                copies = max(budget // (len(owners) * len(needed)), FEWEST_GROUPS)
+                spans, word_ids = words_of_tokens(text, window["offsets"], window["special"])
+                copies = max(budget // (len(word_ids) * len(needed)), FEWEST_GROUPS)
                 positions = weights[number].nonzero().flatten().tolist()
                 parts = explain_window(
                     self.model,
                     inputs,
-                    owners,
+                    word_ids,
                     [chosen[position] for position in positions],
                     copies,
                     self.tokenizer.pad_token_id or 0,
@@ -551,7 +551,7 @@ def _merge_weights(
 def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(
-            f"`{name}` is {value!r}, but it must be a whole number of at least 1. Leave it out for the default."
+            f"`{name}` is {value!r}, but it must be an integer of at least 1. Leave it out for the default."
         )
 
 

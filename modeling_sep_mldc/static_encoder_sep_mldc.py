@@ -103,6 +103,6 @@ class StaticEncoder(PreTrainedModel):
         return BaseModelOutput(last_hidden_state=states)
 
 
-# Here, so that checkpoints on the Hub find the class without this package.
+# Registered here, so that checkpoints on the Hub find the class without this package.
 AutoConfig.register(StaticEncoderConfig.model_type, StaticEncoderConfig, exist_ok=True)
 AutoModel.register(StaticEncoderConfig, StaticEncoder, exist_ok=True)

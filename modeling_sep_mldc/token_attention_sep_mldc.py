@@ -117,7 +117,7 @@ def weighted_sums(scores: torch.Tensor, products: torch.Tensor, mask: torch.Tens
 
 
 def _attention(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Softmax over the tokens of scores (B, T, L). A document without tokens has weights, too: its sum is masked."""
+    """Softmax over the tokens of scores (B, T, L). A document without tokens also gets weights; its sum is masked."""
     return torch.softmax(scores.masked_fill(~mask.unsqueeze(-1), _least(scores.dtype)), dim=1)
 
 

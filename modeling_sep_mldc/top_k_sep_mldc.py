@@ -61,13 +61,11 @@ class TopKMixin:
         """
         num_labels = self.config.num_labels
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_labels:
-            raise ValueError(
-                f"`k` is {k!r}, but it must be a whole number from 1 to {num_labels}, the number of labels."
-            )
+            raise ValueError(f"`k` is {k!r}, but it must be an integer from 1 to {num_labels}, the number of labels.")
         if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
             raise ValueError(
-                f"`chunk_size` is {chunk_size!r}, but a whole number of labels from 1 on is needed. Use the default, or less "
-                "where memory is short."
+                f"`chunk_size` is {chunk_size!r}, but it must be an integer of at least 1. Use the default, or less "
+                "if memory is limited."
             )
         chunks = [slice(start, min(start + chunk_size, num_labels)) for start in range(0, num_labels, chunk_size)]
         training = self.training
@@ -109,7 +107,7 @@ class TopKMixin:
             self.train(training)
 
     def _attended_in_chunks(self, document_embeds: torch.Tensor, chunks: list[slice]) -> torch.Tensor:
-        """Σ α e_y (B, d) of Eq. 16-17 with one chunk of α at a time: a softmax whose maximum and sum are running ones."""
+        """Σ α e_y (B, d) of Eq. 16-17 with one chunk of α at a time: an online softmax, with a running maximum and sum."""
         largest = document_embeds.new_full((len(document_embeds), 1), -torch.inf)
         total, mixed = torch.zeros_like(largest), torch.zeros_like(document_embeds)
         for chunk in chunks:

@@ -17,7 +17,7 @@ from augmentation import (
 )
 from augmentation.cli import main
 from augmentation.files import read_documents, read_label_descriptions, read_labels
-from augmentation.writing import replace_whole
+from augmentation.writing import replace_atomically
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_an_output_folder_that_is_a_file_is_refused_before_anything_is_sent(tmp_
 def test_an_output_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replace_whole(path) as stream:
+    with pytest.raises(RuntimeError), replace_atomically(path) as stream:
         stream.write(b"half")
         raise RuntimeError
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["out.jsonl"]
@@ -123,7 +123,7 @@ def test_a_missing_key_is_refused_before_anything_is_sent(tmp_path, monkeypatch)
 @pytest.mark.parametrize("content", ["[]", '{"models": {"m": {"input": "x", "output": 1}}}', "no json"])
 def test_a_bad_price_file_is_refused(tmp_path, content):
     (tmp_path / "p.json").write_text(content)
-    with ChatServer() as server, pytest.raises(AugmentationError, match="price file .* not of the needed form"):
+    with ChatServer() as server, pytest.raises(AugmentationError, match="price file .* is malformed"):
         describe_labels(["a"], tmp_path, settings(server, prices=tmp_path / "p.json"))
 
 

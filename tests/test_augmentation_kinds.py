@@ -592,7 +592,7 @@ def test_without_documents_and_labels_nothing_can_be_written(server, tmp_path, c
         ({"hard_share": float("nan")}, "`hard_share` is nan"),
         ({"several_share": -0.1}, "`several_share` is -0.1"),
         ({"hard_share": 0.7}, "`hard_share` 0.7 and `several_share` 0.4 must be at most 1 together"),
-        ({"max_labels": 1}, "`max_labels` is 1, but must be a whole number of at least 2"),
+        ({"max_labels": 1}, "`max_labels` is 1, but must be an integer of at least 2"),
         ({"length": 0}, "`length` is 0"),
         ({"tail_labels": ["algebrra"]}, "did you mean 'algebra'"),
     ],

@@ -141,7 +141,7 @@ def test_other_parameters_are_sent(tmp_path):
 )
 def test_a_price_that_would_switch_a_limit_off_is_refused(tmp_path, content):
     (tmp_path / "p.json").write_text(content)
-    with pytest.raises(AugmentationError, match="price file .* is not of the needed form"):
+    with pytest.raises(AugmentationError, match="price file .* is malformed"):
         PriceList(tmp_path / "p.json")
 
 

@@ -22,7 +22,7 @@ from augmentation.near_duplicates import NearDuplicateIndex
 TRAIN = [document(i, ["big", "rare"]) for i in range(4)]
 GOOD = [
     "We measure how rivers of meltwater carve channels below a glacier and compare three seasons of radar images. The "
-    "channels move towards the valley floor each spring, and a simple model of pressure explains the direction, the speed "
+    "channels move toward the valley floor each spring, and a simple model of pressure explains the direction, the speed "
     "and the yearly return of this motion within the error of the instruments that we used on both sides.",
     "A new estimator for the tail of claim sizes in motor insurance is proposed. It needs only quarterly sums, keeps its "
     "accuracy when small claims are not reported, and is computed in closed form. On two portfolios with ten years of "
@@ -58,7 +58,7 @@ def test_good_pseudo_documents_are_kept_as_they_are(tmp_path):
     [
         ("empty", "  "),
         ("refusal", "I'm sorry, but I can't help with that request about glaciers and rivers of meltwater in spring."),
-        ("refusal", "As an AI language model, I do not have access to the data set of abstracts that you describe."),
+        ("refusal", "As an AI language model, I do not have access to the dataset of abstracts that you describe."),
         ("boilerplate", f"Sure, here is an abstract. {GOOD[0]}"),
         ("boilerplate", f"Here is a new abstract on glaciers:\n\n{GOOD[0]}"),
         ("boilerplate", f"{GOOD[0]} Let me know if you would like any changes."),

@@ -80,16 +80,16 @@ def test_logits_are_scaled_cosines(classifier, label_attention, token_attention)
     torch.testing.assert_close(logits, scale * cosines + bias, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("wanted", [1.0, 2.5])
-def test_documents_get_the_wanted_number_of_labels_on_average(wanted):
+@pytest.mark.parametrize("requested", [1.0, 2.5])
+def test_documents_get_the_requested_number_of_labels_on_average(requested):
     model, tokenizer = tiny_model(num_labels=8, classifier="similarity"), tiny_tokenizer()
-    start_from_cosines(model, tokenizer, TEXTS, labels_per_document=wanted)
+    start_from_cosines(model, tokenizer, TEXTS, labels_per_document=requested)
     with torch.no_grad():
         logits = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits
     probabilities = model.probabilities(logits)
-    assert probabilities.sum(dim=1).mean().item() == pytest.approx(wanted, rel=0.01)
+    assert probabilities.sum(dim=1).mean().item() == pytest.approx(requested, rel=0.01)
     counts = (probabilities >= torch.tensor(model.config.thresholds) - 1e-6).sum().item()
-    assert counts == pytest.approx(wanted * len(TEXTS), abs=2)
+    assert counts == pytest.approx(requested * len(TEXTS), abs=2)
 
 
 def test_without_documents_a_model_only_ranks():

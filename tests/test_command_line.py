@@ -259,7 +259,7 @@ def settings_of(*argv):
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["--max_train_samples", 0], "`--max_train_samples` is 0, but it must be a whole number of at least 1"),
+        (["--max_train_samples", 0], "`--max_train_samples` is 0, but it must be an integer of at least 1"),
         (["--max_eval_samples", -3], "`--max_eval_samples` is -3"),
         (["--max_length", 0], "`--max_length` is 0"),
         (["--encoder_max_length", -1], "`--encoder_max_length` is -1"),

@@ -117,7 +117,7 @@ def test_multi_hot_columns_become_label_names(tmp_path, load):
     assert load(file, label_column=("a", "b"))["labels"][:] == [["a"], ["b"]]
 
 
-def test_class_label_ids_become_names_from_parquet_and_from_a_data_set(tmp_path, load):
+def test_class_label_ids_become_names_from_parquet_and_from_a_dataset(tmp_path, load):
     names = ClassLabel(names=["neg", "pos"])
     features = Features({"text": Value("string"), "labels": ListFeature(names), "one": names})
     records = [{"text": "x", "labels": [1, 0], "one": 1}, {"text": "y", "labels": [], "one": 0}]
@@ -134,7 +134,7 @@ def test_class_label_ids_become_names_from_parquet_and_from_a_data_set(tmp_path,
         assert list(splits["validation"]) == [{"text": "x", "labels": ["pos", "neg"]}, {"text": "y", "labels": []}]
 
 
-def test_a_bad_row_or_column_of_a_data_set_is_reported_by_split_and_row(tmp_path):
+def test_a_bad_row_or_column_of_a_dataset_is_reported_by_split_and_row(tmp_path):
     folder = tmp_path / "hub"
     folder.mkdir()
     (folder / "train.parquet").write_bytes(parquet([{"text": "x", "labels": ["a"]}, {"text": " ", "labels": []}]))
@@ -530,7 +530,7 @@ def test_documents_are_cut_at_what_the_model_takes_with_a_warning(train, tokeniz
 @pytest.mark.parametrize(
     ("documents", "message"),
     [
-        ([{"text": "one"}], "The documents are a list, but a data set is needed"),
+        ([{"text": "one"}], "The documents are a list, but a dataset is needed"),
         (Dataset.from_dict({"body": ["one"]}), "columns 'body', but no `text`. Name the column .* with `text_column`"),
         (Dataset.from_dict({"text": ["one", None]}), "A document has None as its `text`, but that must be a text"),
         (Dataset.from_dict({"text": [1, 2]}), "A document has 1 as its `text`"),

@@ -98,7 +98,7 @@ def test_bad_rows_are_skipped_counted_and_written_also_when_documents_come_from_
         (tmp_path / "bad.jsonl").unlink()
 
 
-def test_bad_rows_of_a_data_set_are_skipped(tmp_path, caplog):
+def test_bad_rows_of_a_dataset_are_skipped(tmp_path, caplog):
     (tmp_path / "hub").mkdir()
     bad_file(tmp_path / "hub", 5, "train.parquet")
     splits = load_splits(dataset_name=str(tmp_path / "hub"), cache_dir=str(tmp_path / "cache"), on_bad_rows="skip")

@@ -42,17 +42,17 @@ def encode(words):
     """Inputs, and the word of each token."""
     text = " ".join(words)
     encoded = tiny_tokenizer()(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-    _, owners = words_of_tokens(text, encoded["offset_mapping"], encoded["special_tokens_mask"])
-    assert max(owners) == len(words) - 1
+    _, word_ids = words_of_tokens(text, encoded["offset_mapping"], encoded["special_tokens_mask"])
+    assert max(word_ids) == len(words) - 1
     names = ("input_ids", "attention_mask", "token_type_ids")
-    return {name: torch.tensor([encoded[name]]) for name in names if name in encoded}, owners
+    return {name: torch.tensor([encoded[name]]) for name in names if name in encoded}, word_ids
 
 
 @torch.no_grad()
 def logits_of(model, words, masked=(), lexical=True):
     """Logits (L,) of a text whose words at the positions `masked` are masked."""
-    inputs, owners = encode(words)
-    inputs["attention_mask"][0, [owner in masked for owner in owners]] = 0
+    inputs, word_ids = encode(words)
+    inputs["attention_mask"][0, [owner in masked for owner in word_ids]] = 0
     kept, model.lexical = model.lexical, model.lexical if lexical else None
     try:
         return model(**inputs).logits[0]
@@ -189,9 +189,9 @@ def test_words_of_a_group_share_the_effect_of_the_group(by_copies):
 )
 def test_words_are_whole_and_without_punctuation_at_their_ends(text, words):
     encoded = tiny_tokenizer()(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-    spans, owners = words_of_tokens(text, encoded["offset_mapping"], encoded["special_tokens_mask"])
+    spans, word_ids = words_of_tokens(text, encoded["offset_mapping"], encoded["special_tokens_mask"])
     assert [text[start:end] for start, end in spans] == words
-    assert owners[0] == owners[-1] == -1 and sorted(set(owners[1:-1])) == list(range(len(words)))
+    assert word_ids[0] == word_ids[-1] == -1 and sorted(set(word_ids[1:-1])) == list(range(len(words)))
 
 
 def test_in_scripts_without_spaces_a_word_is_a_token():

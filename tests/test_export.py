@@ -205,7 +205,7 @@ def test_layer_norms_of_int8_are_elementary_operators_that_compute_the_same(kind
     plain = export_onnx(model, tmp_path / "fp32")
     quantize_int8(plain).save_pretrained(tmp_path / "int8")
     assert "LayerNormalization" in {node.op_type for node in plain.program.graph}, "the original is not changed"
-    export._spread_layer_norms(plain.program)
+    export._decompose_layer_norms(plain.program)
     plain.to("cpu")
     batch = documents(3, 9)
     with torch.no_grad():

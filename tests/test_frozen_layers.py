@@ -1,4 +1,4 @@
-"""Frozen lower layers are computed once and read from disk afterwards."""
+"""Frozen lower layers are computed once and read from disk afterward."""
 
 from pathlib import Path
 from types import SimpleNamespace

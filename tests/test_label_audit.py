@@ -474,8 +474,8 @@ def test_documents_that_changed_since_the_audit_are_not_corrected(tmp_path):
 @pytest.mark.parametrize(
     "output, message",
     [
-        ("train.jsonl", "which the corrections are read from"),
-        ("findings.csv", "which the corrections are read from"),
+        ("train.jsonl", "which is read for the corrections"),
+        ("findings.csv", "which is read for the corrections"),
         ("out.xlsx", "corrected documents are written as .jsonl, .csv, .tsv, .parquet"),
         ("out.parquet.gz", "corrected documents are written as"),
     ],

@@ -576,7 +576,7 @@ def test_a_forward_with_lexical_scores_compiles_to_one_graph(tmp_path):
     ("change", "message"),
     [
         ({"train_dataset": datasets.Dataset.from_dict({"input_ids": [[1]]})}, "`label_indices` are needed"),
-        ({"eval_dataset": datasets.Dataset.from_dict({})}, "Pass a data set of tokenized documents"),
+        ({"eval_dataset": datasets.Dataset.from_dict({})}, "Pass a dataset of tokenized documents"),
         ({"num_features": 0}, "needs at least one weight"),
         ({"num_bigrams": -1}, "`num_bigrams` is -1"),
         ({"solver": "tree"}, "`solver` is 'tree'"),

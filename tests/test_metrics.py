@@ -235,7 +235,7 @@ def test_batches_and_merged_processes_give_the_same_as_one_pass(histograms):
         for ours, expected in zip(empty.histograms(), whole.histograms()):
             np.testing.assert_array_equal(ours, expected)
     whole.reset()
-    with pytest.raises(ValueError, match="no document has been seen"):
+    with pytest.raises(ValueError, match="No document has been added"):
         whole.compute()
 
 
@@ -379,7 +379,7 @@ def update(scores=None, labels=None, **kwargs):
         ({"scores": torch.tensor([[1.0, math.nan, 0, 0]] * 2)}, "`scores` hold NaN"),
         ({"scores": torch.zeros(2, 3)}, r"`scores` has shape \(2, 3\).*4 labels"),
         ({"labels": torch.zeros(3, 4)}, r"labels are \(3, 4\)"),
-        ({"labels": torch.zeros(2, 4), "label_indices": [[0], [1]]}, "not both"),
+        ({"labels": torch.zeros(2, 4), "label_indices": [[0], [1]]}, "Exactly one of"),
         ({"label_indices": [[0], [4]]}, "`label_indices` contains 4.*between 0 and 3"),
         ({"label_indices": [[0], [-1]]}, "`label_indices` contains -1"),
         ({"thresholds": 1.2}, "`thresholds` contains values that are not probabilities"),
@@ -399,14 +399,14 @@ def test_bad_arguments_are_reported_in_one_sentence(arguments, message):
 
 def test_shares_of_kept_documents_are_checked():
     metrics = StreamingMetrics(3, (1,))
-    with pytest.raises(ValueError, match="no document has been seen"):
+    with pytest.raises(ValueError, match="No document has been added"):
         metrics.f1_of_kept()
     metrics.update(np.zeros((1, 3)), np.ones((1, 3)))
     with pytest.raises(
         ValueError, match="`shares` contains 1.5, but a share of the documents must be above 0 and at most 1"
     ):
         metrics.f1_of_kept((1.5,))
-    with pytest.raises(ValueError, match="no label is predicted without thresholds"):
+    with pytest.raises(ValueError, match="No label is predicted without thresholds"):
         StreamingMetrics(3, (1,), thresholds=None).f1_of_kept()
 
 
@@ -422,7 +422,7 @@ def test_unavailable_results_are_reported():
         metrics.merge(StreamingMetrics(4, (1, 2), thresholds=0.3))
     with pytest.raises(ValueError, match=r"`scores` has shape \(2, 4\) and `labels` \(2, 3\)"):
         ranking_metrics(np.zeros((2, 4)), np.zeros((2, 3)))
-    with pytest.raises(ValueError, match="no document has been seen"):
+    with pytest.raises(ValueError, match="No document has been added"):
         ranking_metrics(np.zeros((0, 5)), np.zeros((0, 5)))
 
 

@@ -374,7 +374,7 @@ def test_a_generator_is_read_no_further_than_the_results_that_are_taken():
     assert len(read) <= 8
 
 
-def test_data_sets_stream_with_rows_as_dictionaries_or_columns_of_texts():
+def test_datasets_stream_with_rows_as_dictionaries_or_columns_of_texts():
     classify = make_pipeline(top_k=2)
     expected = [classify(text) for text in TEXTS]
     rows = Dataset.from_dict({"text": TEXTS, "other": list(range(len(TEXTS)))})
@@ -554,14 +554,14 @@ def test_the_stock_text_classification_pipeline_gives_sigmoid_scores_in_batches_
         ({"min_score": float("nan")}, "`min_score` is nan"),
         ({"threshold": float("nan")}, "`threshold` is nan"),
         ({"max_length": True}, "`max_length` is True"),
-        ({"top_k": 0}, "`top_k` is 0, but it must be a whole number of at least 1"),
-        ({"top_k": True}, "whole number"),
+        ({"top_k": 0}, "`top_k` is 0, but it must be an integer of at least 1"),
+        ({"top_k": True}, "integer"),
         ({"min_labels": -1}, "`min_labels` is -1, but it must be a number of labels of at least 0"),
         ({"min_expected_f1": 1.5}, "`min_expected_f1` is 1.5, but it must be"),
         ({"stride": -1}, "`stride` is -1"),
         ({"stride": 126}, "`stride` is 126, but it must be less than 126"),
-        ({"max_length": 2}, "a whole number from 3 to 128"),
-        ({"max_length": 500}, "a whole number from 3 to 128"),
+        ({"max_length": 2}, "an integer from 3 to 128"),
+        ({"max_length": 500}, "an integer from 3 to 128"),
         ({"window_merge": "sum"}, "must be one of 'max', 'mean'"),
         ({"topk": 3}, "no parameter `topk`. It takes `top_k`"),
         ({"explanation_size": 0}, "`explanation_size` is 0"),

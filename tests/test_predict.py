@@ -774,7 +774,7 @@ def test_a_bad_line_is_reported_with_its_rule(model_folder, tmp_path, content, m
         (["--device", "xyz"], "`device` is 'xyz', which cannot be used"),
         (["--text_columns", "body"], "no column 'body'. The columns are 'id', 'text', 'title'"),
         (["--input_format", "txt", "--text_columns", "body"], "txt has none"),
-        (["--max_length", 100000], "a whole number from 3 to 128"),
+        (["--max_length", 100000], "an integer from 3 to 128"),
         (["--batch_size", 0], "`--batch_size` is 0"),
         (["--input_format", "csv"], "line 1|no column"),
         (["--id_column", "key"], "no column 'key'"),

@@ -14,7 +14,7 @@ import torch
 import training_script
 from scripts import fork
 
-from trainer.checkpoints import MANIFEST_NAME, is_whole, last_whole_checkpoint
+from trainer.checkpoints import MANIFEST_NAME, is_complete, last_complete_checkpoint
 
 
 def free_port() -> int:
@@ -125,23 +125,23 @@ def check_resumed(folder, uninterrupted, first_step):
 
 def test_a_run_killed_in_its_second_epoch_continues_with_the_same_losses(tmp_path, one_process):
     assert launch([{"folder": str(tmp_path), "kill_at": 6}], tmp_path) == [-signal.SIGKILL]
-    assert last_whole_checkpoint(tmp_path).endswith("checkpoint-4")
+    assert last_complete_checkpoint(tmp_path).endswith("checkpoint-4")
     training_script.run_resumable(str(tmp_path), resume=True)
     check_resumed(tmp_path, one_process[0], 5)
 
 
 def test_a_run_killed_in_the_middle_of_a_save_resumes_from_the_checkpoint_before(tmp_path, one_process):
     assert launch([{"folder": str(tmp_path), "kill_in_save": 4}], tmp_path) == [-signal.SIGKILL]
-    assert (tmp_path / "checkpoint-4").exists() and not is_whole(tmp_path / "checkpoint-4")
-    assert last_whole_checkpoint(tmp_path).endswith("checkpoint-2")
+    assert (tmp_path / "checkpoint-4").exists() and not is_complete(tmp_path / "checkpoint-4")
+    assert last_complete_checkpoint(tmp_path).endswith("checkpoint-2")
     training_script.run_resumable(str(tmp_path), resume=True)
     check_resumed(tmp_path, one_process[0], 3)
-    assert is_whole(tmp_path / "checkpoint-4")
+    assert is_complete(tmp_path / "checkpoint-4")
 
 
 def test_two_processes_killed_in_the_second_epoch_continue_with_the_same_losses(tmp_path, two_processes):
     assert launch([{"folder": str(tmp_path), "kill_at": 6}], tmp_path, processes=2)[0] == -signal.SIGKILL
-    assert last_whole_checkpoint(tmp_path).endswith("checkpoint-4")
+    assert last_complete_checkpoint(tmp_path).endswith("checkpoint-4")
     codes = launch([{"folder": str(tmp_path), "resume": True}], tmp_path, processes=2)
     assert codes == [0, 0], (tmp_path / "stderr_0.txt").read_text()[-3000:]
     check_resumed(tmp_path, two_processes, 5)
@@ -163,14 +163,14 @@ def test_a_checkpoint_with_a_missing_or_truncated_file_is_not_whole(tmp_path, on
 
     copy = tmp_path / "checkpoint-6"
     shutil.copytree(one_process[0] / "checkpoint-6", copy)
-    assert is_whole(copy)
+    assert is_complete(copy)
     with open(copy / "model.safetensors", "r+b") as file:
         file.truncate(100)
-    assert not is_whole(copy)
+    assert not is_complete(copy)
     shutil.copy(one_process[0] / "checkpoint-6" / "model.safetensors", copy)
-    assert is_whole(copy)
+    assert is_complete(copy)
     (copy / "optimizer.pt").unlink()
-    assert not is_whole(copy)
+    assert not is_complete(copy)
     (copy / MANIFEST_NAME).write_text("{")
-    assert not is_whole(copy)
-    assert last_whole_checkpoint(tmp_path) is None
+    assert not is_complete(copy)
+    assert last_complete_checkpoint(tmp_path) is None

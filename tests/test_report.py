@@ -130,7 +130,7 @@ def test_the_worst_labels_are_written_as_a_harmless_table_and_a_picture(tmp_path
 
 def test_the_most_important_next_steps_come_first():
     assert next_steps() == [
-        "Look through worst_labels.csv: labels that are confused with each other may need clearer annotation guidelines."
+        "Review worst_labels.csv: labels that are confused with each other may need clearer annotation guidelines."
     ]
     lines = next_steps(
         label_counts=[1, 2, 100], num_steps=104, share_cut=0.5, has_validation=False, behind_linear=True,

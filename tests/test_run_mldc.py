@@ -784,13 +784,13 @@ def test_output_folders_that_cannot_be_written_are_refused(tmp_path):
 
 def test_a_refitted_model_keeps_what_was_tuned_and_knows_more_documents(monkeypatch, files, tmp_path, capsys):
     saved = {}
-    save = run_mldc.save_model_whole
+    save = run_mldc.save_model_atomically
 
     def recorded(trainer):
         save(trainer)
         saved[len(saved)] = SepMldcForMultiLabelClassification.from_pretrained(trainer.args.output_dir)
 
-    monkeypatch.setattr(run_mldc, "save_model_whole", recorded)
+    monkeypatch.setattr(run_mldc, "save_model_atomically", recorded)
     pseudo = files / "pseudo.jsonl"
     named = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
     named |= {"load_best_model_at_end": True, "metric_for_best_model": "ndcg@3", "learning_rate": 1e-2}

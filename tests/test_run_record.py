@@ -10,7 +10,7 @@ from tiny_models import tiny_model
 from tiny_training import NUM_LABELS, make_trainer, tiny_documents
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from trainer.checkpoints import MANIFEST_NAME, damaged_files, is_whole, last_whole_checkpoint, write_manifest
+from trainer.checkpoints import MANIFEST_NAME, damaged_files, is_complete, last_complete_checkpoint, write_manifest
 from trainer.run_record import read_record
 
 
@@ -87,7 +87,7 @@ def test_a_callback_that_the_checkpoint_does_not_know_can_be_added(tmp_path):
         tmp_path, callbacks=[EarlyStoppingCallback(9)], eval_strategy="epoch", metric_for_best_model="loss", **SAVING
     )
     trainer.train(resume_from_checkpoint=True)
-    assert is_whole(tmp_path / "checkpoint-4")
+    assert is_complete(tmp_path / "checkpoint-4")
 
 
 def test_a_resume_with_renamed_or_reordered_labels_is_refused(tmp_path):
@@ -113,7 +113,7 @@ def test_a_resume_with_renamed_or_reordered_labels_is_refused(tmp_path):
 def test_a_resume_with_other_descriptions_or_model_settings_is_refused(tmp_path):
     interrupted(tmp_path)
     described = tiny_model(num_labels=NUM_LABELS, label_descriptions={"label 1": "stars"})
-    with pytest.raises(ValueError, match="other label descriptions"):
+    with pytest.raises(ValueError, match="different label descriptions"):
         make_trainer(tmp_path, model=described, **SAVING).train(resume_from_checkpoint=True)
     with pytest.raises(ValueError, match="`classification_loss` 'bce' then, 'softmax' now"):
         model = tiny_model(num_labels=NUM_LABELS, classification_loss="softmax")
@@ -137,7 +137,7 @@ def test_changed_documents_and_arguments_are_reported_and_equal_ones_are_not(tmp
     )
     trainer.train(resume_from_checkpoint=True)
     assert "`seed` 42 then, 3 now, `learning_rate` 0.001 then, 0.0005 now" in warnings_of.text
-    assert "was trained on other documents" in warnings_of.text
+    assert "was trained on different documents" in warnings_of.text
 
 
 def test_a_resume_from_another_stream_is_reported_by_its_label_counts(tmp_path, warnings_of):
@@ -152,7 +152,7 @@ def test_a_resume_from_another_stream_is_reported_by_its_label_counts(tmp_path, 
     resume(tmp_path / "same", [4] * NUM_LABELS)
     assert "other documents" not in warnings_of.text
     resume(tmp_path / "other", [5] * NUM_LABELS)
-    assert "was trained on other documents" in warnings_of.text
+    assert "was trained on different documents" in warnings_of.text
 
 
 def test_a_checkpoint_without_a_record_can_be_resumed(tmp_path):
@@ -164,29 +164,29 @@ def test_a_checkpoint_without_a_record_can_be_resumed(tmp_path):
     write_manifest(tmp_path / "checkpoint-2")
     assert read_record(tmp_path / "checkpoint-2") == {}
     make_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=True)
-    assert is_whole(tmp_path / "checkpoint-4")
+    assert is_complete(tmp_path / "checkpoint-4")
 
 
 def test_damaged_contents_are_recognized_and_the_last_whole_checkpoint_is_taken(tmp_path):
     make_trainer(tmp_path, **SAVING).train()
-    assert last_whole_checkpoint(tmp_path).endswith("checkpoint-4")
+    assert last_complete_checkpoint(tmp_path).endswith("checkpoint-4")
     path = tmp_path / "checkpoint-4" / "optimizer.pt"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1  # one bit; the size stays
     path.write_bytes(content)
     assert damaged_files(tmp_path / "checkpoint-4") == ["optimizer.pt"]
-    assert last_whole_checkpoint(tmp_path).endswith("checkpoint-2")
+    assert last_complete_checkpoint(tmp_path).endswith("checkpoint-2")
     with pytest.raises(ValueError, match="checkpoint-4 is damaged: optimizer.pt .* Resume from .*checkpoint-2"):
         make_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     trainer = make_trainer(tmp_path, **SAVING)
     trainer.train(resume_from_checkpoint=True)
-    assert trainer.state.global_step == 4 and is_whole(tmp_path / "checkpoint-4")
+    assert trainer.state.global_step == 4 and is_complete(tmp_path / "checkpoint-4")
 
 
 def test_a_manifest_of_sizes_alone_is_still_read(tmp_path):
     (tmp_path / "weights").write_bytes(b"abc")
     (tmp_path / MANIFEST_NAME).write_text(json.dumps({"files": {"weights": 3}}))
-    assert is_whole(tmp_path)
+    assert is_complete(tmp_path)
     (tmp_path / "weights").write_bytes(b"ab")
     assert damaged_files(tmp_path) == ["weights"]
     (tmp_path / MANIFEST_NAME).write_text(json.dumps({"files": ["weights"]}))
@@ -214,6 +214,6 @@ def test_older_checkpoints_go_only_when_the_new_one_is_whole_and_the_arguments_k
         trainer.train()
     assert seen == [(1, ["checkpoint-2"]), (1, ["checkpoint-4"])]
     assert trainer.args.save_total_limit == 1
-    assert last_whole_checkpoint(tmp_path).endswith("checkpoint-4")
+    assert last_complete_checkpoint(tmp_path).endswith("checkpoint-4")
     stored = torch.load(tmp_path / "checkpoint-4" / "training_args.bin", weights_only=False)
     assert stored.save_total_limit == 1 and not hasattr(stored, "_postponed_limit")

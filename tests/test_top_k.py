@@ -67,10 +67,10 @@ def test_top_k_of_a_model_in_bf16_and_under_autocast_is_near_the_full_precision_
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"k": 0}, "`k` is 0, but it must be a whole number from 1 to 5"),
-        ({"k": 6}, "`k` is 6, but it must be a whole number from 1 to 5"),
+        ({"k": 0}, "`k` is 0, but it must be an integer from 1 to 5"),
+        ({"k": 6}, "`k` is 6, but it must be an integer from 1 to 5"),
         ({"k": 2.0}, "`k` is 2.0"),
-        ({"k": 1, "chunk_size": 0}, "`chunk_size` is 0, but a whole number of labels from 1 on is needed"),
+        ({"k": 1, "chunk_size": 0}, "`chunk_size` is 0, but it must be an integer of at least 1"),
     ],
 )
 def test_top_k_refuses_numbers_out_of_range(wrong, message):

@@ -313,7 +313,7 @@ UNTOKENIZED = [{"text": f"document {number}", "label_indices": [number % NUM_LAB
 
 
 class OwnDataset(torch.utils.data.Dataset):
-    """Documents in a data set of the user's own, without columns."""
+    """Documents in a dataset of the user's own, without columns."""
 
     def __init__(self, rows):
         self.rows = rows
@@ -345,7 +345,7 @@ def test_documents_that_are_not_tokenized_are_refused_wherever_they_are_read(tmp
 
 
 @pytest.mark.parametrize("kind", [list, OwnDataset, stream])
-def test_documents_of_any_kind_of_data_set_are_read(tmp_path, kind):
+def test_documents_of_any_kind_of_dataset_are_read(tmp_path, kind):
     documents = kind([dict(row) for row in tiny_documents()])
     trainer = make_trainer(tmp_path, documents=documents, evaluation=documents, eval_strategy="steps", eval_steps=3)
     trainer.train()
@@ -354,7 +354,7 @@ def test_documents_of_any_kind_of_data_set_are_read(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", [datasets.Dataset.from_list, list, OwnDataset])
-def test_a_data_set_without_documents_is_refused(tmp_path, kind):
+def test_a_dataset_without_documents_is_refused(tmp_path, kind):
     empty = tiny_documents().select([]) if kind is datasets.Dataset.from_list else kind([])
     match = "has 0 documents, but at least one is needed"
     with pytest.raises(ValueError, match=f"`train_dataset` {match}"):
@@ -363,9 +363,9 @@ def test_a_data_set_without_documents_is_refused(tmp_path, kind):
         make_trainer(tmp_path, evaluation={"mail": empty}, eval_strategy="steps", eval_steps=1).train()
     trainer = make_trainer(tmp_path, evaluation=empty)
     for read in (trainer.evaluate, trainer.predict, trainer.tune_thresholds):
-        with pytest.raises(ValueError, match=f"The data set {match}"):
+        with pytest.raises(ValueError, match=f"The dataset {match}"):
             read(empty)
-    with pytest.raises(ValueError, match=f"The data set {match}"):
+    with pytest.raises(ValueError, match=f"The dataset {match}"):
         trainer.evaluate()
     with pytest.raises(ValueError, match=f"`eval_dataset` 'mail' {match}"):
         make_trainer(tmp_path, evaluation={"mail": empty}).evaluate()
@@ -376,7 +376,7 @@ def test_a_stream_without_documents_is_refused(tmp_path):
         make_trainer(tmp_path, documents=stream([])).train()
     trainer = make_trainer(tmp_path, evaluation=stream([]))
     for read in (trainer.evaluate, trainer.predict):
-        with pytest.raises(ValueError, match="The data set has 0 documents, but at least one is needed"):
+        with pytest.raises(ValueError, match="The dataset has 0 documents, but at least one is needed"):
             read(stream([]))
     with pytest.raises(ValueError, match="no documents to tune thresholds on"):
         trainer.tune_thresholds()
@@ -662,7 +662,7 @@ def test_several_evaluation_sets_are_measured_and_tuned_on_by_name(tmp_path):
     metrics = trainer.evaluate()
     assert {"eval_mail_ndcg@3", "eval_web_ndcg@3"} <= set(metrics)
     for method in (trainer.tune_thresholds, trainer.fit_lexical_scores, lambda: next(trainer.logit_batches())):
-        with pytest.raises(ValueError, match=r"several data sets \(mail, web\), but one is needed"):
+        with pytest.raises(ValueError, match=r"several datasets \(mail, web\), but one is needed"):
             method()
     assert trainer.tune_thresholds("web")["num_documents"] == 9
     assert trainer.tune_thresholds(sets["mail"])["num_documents"] == 8
@@ -684,7 +684,7 @@ def test_evaluation_and_prediction_lose_no_document_and_keep_their_order(tmp_pat
     assert getattr(trainer.args, name) == value
 
 
-def test_workers_that_persist_read_the_data_set_that_is_requested(tmp_path):
+def test_workers_that_persist_read_the_dataset_that_is_requested(tmp_path):
     trainer = make_trainer(tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True)
     trainer.evaluate()
     trainer.evaluate(tiny_documents(7, seed=2))
@@ -786,7 +786,7 @@ def test_threshold_objectives_and_bad_arguments(tmp_path):
         ("labels", [0, 1, 0, 0, 0, float("nan")], "a multi-hot row is needed"),
         ("labels", None, "`labels` is None"),
         ("label_indices", ["label 0"], r"`label_indices` is \['label 0'\], but a list of label ids is needed"),
-        ("label_indices", "label 0", "Turn label names into ids with `trainer.encode_labels`"),
+        ("label_indices", "label 0", "Convert label names to ids with `trainer.encode_labels`"),
         ("label_indices", [0.5], "a list of label ids is needed"),
         ("label_indices", None, "a document without labels has an empty list"),
         ("label_indices", [0, -1], "contains -1, but the labels are 0 to 5"),

@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from trainer import SepMldcTrainer, SepMldcTrainingArguments
-from trainer.checkpoints import last_whole_checkpoint
+from trainer.checkpoints import last_complete_checkpoint
 
 
 # Global batch 8: 24 documents are three steps (or micro-steps) an epoch.
@@ -185,7 +185,7 @@ def run_streamed(folder, **settings):
         save_steps=4,
         **settings,
     )
-    trainer.train(resume_from_checkpoint=True if last_whole_checkpoint(folder) else None)
+    trainer.train(resume_from_checkpoint=True if last_complete_checkpoint(folder) else None)
     return trainer
 
 

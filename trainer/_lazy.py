@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used (PEP 562), so that importing the package stays cheap."""
+"""Lazy imports (PEP 562): the names of a package are imported on first use, so that importing the package stays fast."""
 
 import ast
 import importlib

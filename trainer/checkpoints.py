@@ -1,4 +1,4 @@
-"""Complete checkpoints: a manifest with a digest of each file is written last, and resuming requires that the files match it."""
+"""Complete checkpoints: a manifest with a digest of each file is written last, and the files must match it when a run is resumed."""
 
 import contextlib
 import hashlib
@@ -52,7 +52,7 @@ def damaged_files(folder: str | os.PathLike) -> list[str]:
         recorded = {name: value if isinstance(value, dict) else {"size": value} for name, value in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [MANIFEST_NAME]
-    # Sizes first, so that a cut file is found without reading the others.
+    # Sizes first, so that a truncated file is found without reading the others.
     damaged = [name for name, record in recorded.items() if _size(folder / name) != record.get("size")]
     if damaged:
         return damaged
@@ -61,22 +61,22 @@ def damaged_files(folder: str | os.PathLike) -> list[str]:
     ]
 
 
-def is_whole(folder: str | os.PathLike) -> bool:
+def is_complete(folder: str | os.PathLike) -> bool:
     """Whether a checkpoint folder holds every file that its manifest names, unchanged."""
     return not damaged_files(folder)
 
 
-def last_whole_checkpoint(output_dir: str | os.PathLike) -> str | None:
+def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
     The newest checkpoint of a run that is complete and undamaged, or `None`.
 
-    `transformers.trainer_utils.get_last_checkpoint` returns the checkpoint with the highest number, even if a kill left it half-written.
+    `transformers.trainer_utils.get_last_checkpoint` returns the checkpoint with the highest number, even if the process was killed while writing it.
     """
     if not os.path.isdir(output_dir):
         return None
     numbers = [int(match[1]) for name in os.listdir(output_dir) if (match := CHECKPOINT_FOLDER.match(name))]
     folders = (os.path.join(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{n}") for n in sorted(numbers, reverse=True))
-    return next((folder for folder in folders if is_whole(folder)), None)
+    return next((folder for folder in folders if is_complete(folder)), None)
 
 
 class CheckpointGuard(TrainerCallback):

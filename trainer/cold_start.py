@@ -98,13 +98,13 @@ def labels_without_documents(
     Label names of a label list, or of the label descriptions where there is no list.
 
     Raises:
-        ValueError: neither is given, or a file is bad.
+        ValueError: neither is given, or a file is invalid.
     """
     if label_list_file is not None:
         return read_label_list(label_list_file)
     if label_descriptions_file is None:
         raise ValueError(
-            "There are no labels. They come from training documents or label texts: name training documents with `--train_file`, or labels "
+            "There are no labels. They come from training documents or label texts: specify training documents with `--train_file`, or labels "
             "with `--label_descriptions_file` or `--label_list_file`."
         )
     (path,) = expand_files(label_descriptions_file)

@@ -73,7 +73,7 @@ def parse_arguments(
     if words and words[0].lower().endswith(ARGUMENT_FILES) and not words[0].startswith("-"):
         path = words.pop(0)
         for name, value in read_argument_file(path).items():
-            name = _present_name(name.replace("-", "_"), former_names or {}, "")
+            name = _current_name(name.replace("-", "_"), former_names or {}, "")
             if name not in fields:
                 raise ValueError(f"{path}: {_unknown(name, fields, '')}")
             if value is None:
@@ -83,7 +83,7 @@ def parse_arguments(
             except ValueError as error:
                 raise ValueError(f"{path}, `{name}`: {error}") from None
     namespace = Namespace(**dict.fromkeys(fields, _NOT_NAMED))
-    namespace, unknown = parser.parse_known_args([_present_word(w, former_names or {}) for w in words], namespace)
+    namespace, unknown = parser.parse_known_args([_current_word(w, former_names or {}) for w in words], namespace)
     if unknown:
         raise ValueError(
             _unknown(unknown[0].lstrip("-").partition("=")[0], fields, "--" if unknown[0][:1] == "-" else "")
@@ -102,13 +102,13 @@ def read_argument_file(path: str | os.PathLike) -> dict[str, Any]:
     The arguments in a JSON or YAML file.
 
     Raises:
-        ValueError: there is no such file, it cannot be parsed, holds something else than arguments, or one of them twice.
+        ValueError: there is no such file, it cannot be parsed, does not contain named arguments, or contains one of them twice.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
-            values = json.loads(text, object_pairs_hook=_once)
+            values = json.loads(text, object_pairs_hook=_without_duplicates)
         else:
             import yaml
 
@@ -120,7 +120,9 @@ def read_argument_file(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} cannot be read ({error.strerror}). Specify a JSON or YAML file of arguments."
         ) from None
     except RecursionError:
-        raise ValueError(f"{path} is nested too deeply to be arguments. Write one value per argument.") from None
+        raise ValueError(
+            f"{path} is nested too deeply for a file of arguments. Write one value per argument."
+        ) from None
     except Exception as error:  # yaml has errors of its own
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be parsed ({reason}). Correct it there.") from None
@@ -129,7 +131,7 @@ def read_argument_file(path: str | os.PathLike) -> dict[str, Any]:
     return values
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
@@ -163,14 +165,14 @@ def _parsed(parser: HfArgumentParser, name: str, value: Any) -> Any:
     return getattr(namespace, name)
 
 
-def _present_word(word: str, former_names: Mapping[str, str]) -> str:
+def _current_word(word: str, former_names: Mapping[str, str]) -> str:
     if not word.startswith("--"):
         return word
     name, equals, value = word[2:].partition("=")
-    return f"--{_present_name(name.replace('-', '_'), former_names, '--', word=name)}{equals}{value}"
+    return f"--{_current_name(name.replace('-', '_'), former_names, '--', word=name)}{equals}{value}"
 
 
-def _present_name(name: str, former_names: Mapping[str, str], dashes: str, word: str | None = None) -> str:
+def _current_name(name: str, former_names: Mapping[str, str], dashes: str, word: str | None = None) -> str:
     if name not in former_names:
         return name if word is None else word
     new = former_names[name]

@@ -152,15 +152,15 @@ class DistillationTrainer(SepMldcTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross-entropy with the teacher's probabilities, summed over labels, minus their entropy, so that the minimum is 0."""
-        embeds, wanted = inputs.pop("teacher_embeds", None), inputs.pop("teacher_logits", None)
+        embeds, target_logits = inputs.pop("teacher_embeds", None), inputs.pop("teacher_logits", None)
         if embeds is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if wanted is None:
+        if target_logits is None:
             with torch.no_grad():
-                wanted = self.teacher.score_documents(embeds.float())[0]
-        wanted = wanted.float()
+                target_logits = self.teacher.score_documents(embeds.float())[0]
+        target_logits = target_logits.float()
         outputs = model(**inputs, return_label_embeds=False)
-        loss = binary_divergence(outputs["logits"].float(), wanted)
+        loss = binary_divergence(outputs["logits"].float(), target_logits)
         self._terms.add({"divergence": loss.detach()})
         return (loss, outputs) if return_outputs else loss
 
@@ -191,22 +191,22 @@ class _Collator:
         return batch
 
 
-def binary_divergence(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def binary_divergence(logits: torch.Tensor, target_logits: torch.Tensor) -> torch.Tensor:
     r"""
-    $\sum_l \text{KL}(\sigma(z'_l) \| \sigma(z_l))$ of logits z and wanted logits z', both (B, L): the mean over documents.
+    $\sum_l \text{KL}(\sigma(z'_l) \| \sigma(z_l))$ of logits z and target logits z', both (B, L), averaged over documents.
 
     Example:
 
     ```python
-    >>> wanted = torch.tensor([[2.0, -3.0]])
-    >>> round(binary_divergence(wanted, wanted).item(), 6), round(binary_divergence(-wanted, wanted).item(), 3)
+    >>> targets = torch.tensor([[2.0, -3.0]])
+    >>> round(binary_divergence(targets, targets).item(), 6), round(binary_divergence(-targets, targets).item(), 3)
     (0.0, 4.239)
 
     ```
     """
-    target = wanted.sigmoid()
+    target = target_logits.sigmoid()
     cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    entropy = F.binary_cross_entropy_with_logits(wanted, target, reduction="none")
+    entropy = F.binary_cross_entropy_with_logits(target_logits, target, reduction="none")
     return (cross - entropy).sum(dim=-1).mean()
 
 
@@ -219,10 +219,10 @@ def document_embeddings(
     bf16: bool = False,
     hide_progress: bool = False,
     logits: np.ndarray | None = None,
-    description: str = "Reading with the teacher",
+    description: str = "Encoding with the teacher",
 ) -> torch.Tensor:
     """
-    A teacher's document embeddings (N, d) for a tokenized data set, in its order; float16, on the CPU. If `logits` (N, L) is given, the
+    A teacher's document embeddings (N, d) for a tokenized dataset, in its order; float16, on the CPU. If `logits` (N, L) is given, the
     logits without lexical scores and calibration are written into it. `description` is shown in the progress bar.
     """
     collator = SepMldcDataCollator(tokenizer)
@@ -367,11 +367,11 @@ def _align(
         rows = torch.stack(
             [_weighted_mean(table, log_weights, ids[:limit]) for ids in documents[start : start + CHUNK]]
         )
-        rows, wanted = rows.double(), embeds[start : start + CHUNK].to(table.device).double()
+        rows, aligned = rows.double(), embeds[start : start + CHUNK].to(table.device).double()
         gram += rows.t() @ rows
-        cross += rows.t() @ wanted
+        cross += rows.t() @ aligned
         means += rows.sum(dim=0) / len(documents)
-        targets += wanted.sum(dim=0) / len(documents)
+        targets += aligned.sum(dim=0) / len(documents)
     gram -= len(documents) * torch.outer(means, means)
     cross -= len(documents) * torch.outer(means, targets)
     gram.diagonal().add_(ALIGNMENT_PENALTY * gram.diagonal().mean().clamp_min(1e-12))
@@ -418,6 +418,6 @@ def _check_documents(dataset: Any) -> None:
     columns = getattr(dataset, "column_names", None) or []
     if dataset is None or not hasattr(dataset, "__len__") or not len(dataset) or "input_ids" not in columns:
         raise ValueError(
-            f"`train_dataset` is {dataset!r}, but a student learns from tokenized documents that fit in memory. Pass a data set with "
+            f"`train_dataset` is {dataset!r}, but a student learns from tokenized documents that fit in memory. Pass a dataset with "
             "a column `input_ids`, as `tokenize` returns it."
         )

@@ -54,7 +54,7 @@ class EvaluationMixin(TransformersInternals):
     data_collator: Any
     _terms: TermMeans
     _metrics: StreamingMetrics | None = None
-    _measured: StreamingMetrics | None = None
+    _last_metrics: StreamingMetrics | None = None
     _label_sets: list[np.ndarray] | None = None
     _predicting = False
 
@@ -70,7 +70,7 @@ class EvaluationMixin(TransformersInternals):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As in transformers, but no document is left out of an evaluation, regardless of `dataloader_drop_last`."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
-            # With persistent workers, transformers would return the cached loader of an earlier data set.
+            # With persistent workers, transformers would return the cached loader of an earlier dataset.
             return self.get_test_dataloader(eval_dataset)
         if eval_dataset is None:
             self.check_documents(self.eval_dataset, "`eval_dataset`")
@@ -81,13 +81,13 @@ class EvaluationMixin(TransformersInternals):
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As in transformers, but no document is left out of a prediction, regardless of `dataloader_drop_last`."""
-        self.check_documents(test_dataset, "The data set")
+        self.check_documents(test_dataset, "The dataset")
         with self._every_document():
             return super().get_test_dataloader(test_dataset)
 
     def check_documents(self, dataset: Any, name: str) -> None:
         """
-        Check that a data set has documents and, unless `data_collator` is the user's own, that these are tokenized.
+        Check that a dataset has documents and, unless `data_collator` is the user's own, that these are tokenized.
 
         Raises:
             ValueError: it has none, or they have no `input_ids`.
@@ -132,11 +132,11 @@ class EvaluationMixin(TransformersInternals):
         Raises:
             ValueError: there has been none.
         """
-        if self._measured is None:
+        if self._last_metrics is None:
             raise ValueError(
                 "Nothing has been evaluated yet. Call `evaluate` or `predict` on documents with labels first."
             )
-        return self._measured
+        return self._last_metrics
 
     # ---- Evaluation and prediction ----
 
@@ -182,12 +182,12 @@ class EvaluationMixin(TransformersInternals):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-            if output.num_samples == 0:  # a stream: the length of other data sets has been checked
-                raise ValueError(NO_DOCUMENTS.format("The data set"))
+            if output.num_samples == 0:  # a stream: the length of other datasets has been checked
+                raise ValueError(NO_DOCUMENTS.format("The dataset"))
             values = self._terms.pop(self.accelerator)
             if self._metrics is not None and self._metrics.num_seen > 0:
                 values.update(self._metrics.compute())
-                self._measured = self._metrics
+                self._last_metrics = self._metrics
         finally:
             self._terms, self._metrics = of_training, None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
@@ -213,7 +213,7 @@ class EvaluationMixin(TransformersInternals):
                 logits_of_all,
                 labels_of_all,
                 probabilities=bare.probabilities(logits_of_all) if calibrated else None,
-                predicted=self._decided(logits_of_all),
+                predicted=self._predicted_label_sets(logits_of_all),
             )
         if not self._predicting:
             return loss, None, None
@@ -223,7 +223,7 @@ class EvaluationMixin(TransformersInternals):
         found = (bare.probabilities(scores, logits), indices)
         return loss, (*found, self._assigned(logits, *found)), None
 
-    def _decided(self, logits: torch.Tensor, leaves: bool = False) -> torch.Tensor | None:
+    def _predicted_label_sets(self, logits: torch.Tensor, leaves: bool = False) -> torch.Tensor | None:
         """Label sets (B, L) if there is a hierarchy or there are constraints, closed unless `leaves`; else `None`."""
         bare = self.bare_model()
         config = bare.config
@@ -234,7 +234,7 @@ class EvaluationMixin(TransformersInternals):
 
     def _assigned(self, logits: torch.Tensor, scores: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         """For logits (B, L): ids (B, k) of the assigned labels, best first, padded with -1; and probabilities and ids (B, k) of the best labels."""
-        decided = self._decided(logits, leaves=True)
+        decided = self._predicted_label_sets(logits, leaves=True)
         if decided is not None:
             best = torch.where(decided, logits, -torch.inf).topk(indices.shape[1], dim=-1)
             return best.indices.masked_fill(best.values == -torch.inf, -1)
@@ -249,7 +249,7 @@ class EvaluationMixin(TransformersInternals):
         self, dataset: Any = None, description: str = "Evaluation", with_embeds: bool = False
     ) -> Iterator[LogitBatch]:
         """
-        Logits of all documents of a data set, in order, batch by batch; used for thresholds, lexical scores and custom metrics. Label
+        Logits of all documents of a dataset, in order, batch by batch; used for thresholds, lexical scores and custom metrics. Label
         embeddings are refreshed first, and the model is in evaluation mode. With several processes, each process gets all documents.
 
         Args:
@@ -262,7 +262,7 @@ class EvaluationMixin(TransformersInternals):
             [`LogitBatch`].
 
         Raises:
-            ValueError: there is no data set, or `eval_dataset` is a dictionary and none of its names is given.
+            ValueError: there is no dataset, or `eval_dataset` is a dictionary and none of its names is given.
         """
         loader = self.get_test_dataloader(self._one_eval_dataset(dataset))
         self.refresh_label_embeddings()
@@ -301,11 +301,11 @@ class EvaluationMixin(TransformersInternals):
             return self.eval_dataset[dataset]
         if dataset is None or isinstance(dataset, str):
             raise ValueError(
-                f"`dataset` is {dataset!r}, but documents are needed. Pass a data set, or create the trainer with `eval_dataset`."
+                f"`dataset` is {dataset!r}, but documents are needed. Pass a dataset, or create the trainer with `eval_dataset`."
             )
         if isinstance(dataset, dict):
             raise ValueError(
-                f"There are several data sets ({', '.join(map(str, dataset))}), but one is needed. Pass the data set, or its "
+                f"There are several datasets ({', '.join(map(str, dataset))}), but one is needed. Pass the dataset, or its "
                 "name, as `dataset`."
             )
         return dataset

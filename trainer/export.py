@@ -214,7 +214,7 @@ def quantize_int8(exported: ExportedModel) -> ExportedModel:
     component = exported.components["model"]
     with _quiet():
         program = quantizer.quantize(component.program, {}, ExportFormat.ONNX)
-    _spread_layer_norms(program)
+    _decompose_layer_norms(program)
     for name, weights in integer_weights(program).items():
         if abs(weights.astype("int32")).max(initial=0) > MAX_INT8_WEIGHT:
             raise RuntimeError(
@@ -226,7 +226,7 @@ def quantize_int8(exported: ExportedModel) -> ExportedModel:
     return type(exported)({"model": replace(component, program=program)}, exported.export_format, config)
 
 
-def _spread_layer_norms(program: Any) -> None:
+def _decompose_layer_norms(program: Any) -> None:
     """
     Replace layer normalization by elementary operators. ONNX Runtime computes those with vector instructions, but its fused operator for
     CPUs without them, which takes a tenth of the run time of an int8 model. `Reciprocal` is used instead of a division, so that ONNX

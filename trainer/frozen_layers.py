@@ -2,7 +2,7 @@
 A disk cache of the hidden states after the frozen lower layers of an encoder.
 
 Frozen layers without dropout compute the same hidden states for a document in every epoch. They are computed once and read from disk
-afterwards, so that each step computes only the upper layers.
+afterward, so that each step computes only the upper layers.
 """
 
 import contextlib
@@ -110,7 +110,7 @@ class FrozenLayersCache:
     ) -> "FrozenLayersCache":
         """
         Compute and store the states of the documents (lists of token ids) that are not stored yet. Call it in one process only; the others
-        call `load` afterwards.
+        call `load` afterward.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._drop_states_of_other_weights()
@@ -237,7 +237,7 @@ class FrozenLayersCache:
         if any(key not in self._rows for key in keys):
             return
         states = np.zeros((*ids.shape, self.hidden_size), self.dtype)
-        # Read instead of memory-mapped, because the pages of a mapping count towards the memory of the process.
+        # Read instead of memory-mapped, because the pages of a mapping count toward the memory of the process.
         with self.states_path.open("rb", buffering=0) as file:
             for position, key in enumerate(keys):
                 start, length = self._rows[key]
@@ -301,7 +301,7 @@ class _Reached(Exception):
 def can_store_states(backbone: nn.Module) -> bool:
     """
     Whether an encoder gives the same result if the states of its frozen layers are read instead of computed. Not true for T5, whose first
-    layer computes the position biases of all layers, and for XLNet, whose states have another order of dimensions.
+    layer computes the position biases of all layers, and for XLNet, whose states have a different order of dimensions.
     """
     documents = (torch.arange(16).view(2, 8) % backbone.config.vocab_size).to(next(backbone.parameters()).device)
     inputs = {"input_ids": documents, "attention_mask": torch.ones_like(documents)}

@@ -40,13 +40,13 @@ def fit_new_labels(
     r"""
     Learn labels that were added with `model.add_labels` from their first documents.
 
-    For each label, a logistic regression on the normalized document embedding is shrunk towards the calibrated cosine
+    For each label, a logistic regression on the normalized document embedding is shrunk toward the calibrated cosine
     $w_0 \cdot e + b_0$ that the label started from:
 
     $$\min_w \sum_i c_i \, \ell(w \cdot e_i + b_0, y_i) + \frac{\lambda}{2} \lVert w - w_0 \rVert^2$$
 
     with the binary cross-entropy ℓ, λ = 0.2, and weights $c_i$ such that documents without the label have nine times the total weight of
-    those with it. A model with lexical scores also gets weights for words, shrunk towards 0. The encoder and all other labels do not
+    those with it. A model with lexical scores also gets weights for words, shrunk toward 0. The encoder and all other labels do not
     change: the logits of the other labels stay bit-identical. The thresholds of the learned labels are set to the best common threshold
     for all labels. Every call starts from the cosine again, so pass all available documents. With hundreds of documents per label, train
     the model again instead.

@@ -322,7 +322,7 @@ def next_steps(
         )
     if has_errors:
         lines.append(
-            "Look through worst_labels.csv: labels that are confused with each other may need clearer annotation guidelines."
+            "Review worst_labels.csv: labels that are confused with each other may need clearer annotation guidelines."
         )
     return lines[:count]
 

@@ -144,10 +144,10 @@ class ResumableLines:
         changes = _differences(stored, fingerprint)
         if changes:
             raise ValueError(
-                f"{self._resumed} was made with other settings: {'; '.join(changes)}. Resume with the same settings, or overwrite "
+                f"{self._resumed} was made with different settings: {'; '.join(changes)}. Resume with the same settings, or overwrite "
                 "it to start from the beginning."
             )
-        last = self._last_whole_block(blocks)
+        last = self._last_intact_block(blocks)
         self.num_done, self.input_digest = last["items"], last["input"]
         if self._resumed == self.path:
             if os.path.getsize(self.path) != last["bytes"] or not blocks:
@@ -195,7 +195,7 @@ class ResumableLines:
                 break
         return fingerprint, blocks
 
-    def _last_whole_block(self, blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    def _last_intact_block(self, blocks: list[dict[str, Any]]) -> dict[str, Any]:
         """The last block up to which the output matches the recorded digest."""
         last = blocks[0]
         with open(str(self._resumed), "rb") as stream:
@@ -205,8 +205,8 @@ class ResumableLines:
                     ahead.update(piece)
                 if ahead.hexdigest() != block["output"]:
                     logger.warning(
-                        f"{self._resumed} is damaged or cut off after item {last['items']}; the {blocks[-1]['items'] - last['items']} "
-                        "items that followed are done again."
+                        f"{self._resumed} is damaged or truncated after item {last['items']}; the {blocks[-1]['items'] - last['items']} "
+                        "items that followed are processed again."
                     )
                     break
                 last, self._digest, self._length = block, ahead, block["bytes"]

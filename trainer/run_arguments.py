@@ -33,7 +33,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "A text encoder (Hub name, folder, or package:NAME/FOLDER for one inside a Python package), or a trained "
-            "SEP-MLDC checkpoint to continue training, evaluate or run. Required."
+            "SEP-MLDC checkpoint to train further, evaluate or apply. Required."
         },
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub model."})
@@ -131,12 +131,12 @@ class DataArguments:
             "choices": ["error", "skip"],
         },
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub, instead of files."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub, instead of files."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     data_format: str = field(
         default="auto",
         metadata={
-            "help": "'auto' (by file extension), or a format of the paper's data sets: 'aapd', 'rcv1', 'eurlex'."
+            "help": "'auto' (by file extension), or a format of the paper's datasets: 'aapd', 'rcv1', 'eurlex'."
         },
     )
     text_columns: list[str] = field(
@@ -192,7 +192,7 @@ class LabelArguments:
         default=None,
         metadata={
             "help": "Make label sets consistent with the parents: 'closure' adds all ancestors, also to the labels of the documents; "
-            "'leaves' then leaves out the ancestors of assigned labels.",
+            "'leaves' then removes the ancestors of assigned labels.",
             "choices": ["closure", "leaves"],
         },
     )
@@ -416,7 +416,7 @@ def check_arguments(
         (run, "early_stopping_patience", 1, "Leave it out to train to the end."),
     ]
     for group, name, least, remedy in whole:
-        _check_range(group, name, partial(operator.le, least), f"a whole number of at least {least}", remedy)
+        _check_range(group, name, partial(operator.le, least), f"an integer of at least {least}", remedy)
     for name in ("classifier_dropout", "backbone_dropout"):
         _check_range(
             model, name, lambda value: 0 <= value < 1, "a probability of at least 0 and below 1", "Use 0 for none."
@@ -501,14 +501,14 @@ def check_named_of_checkpoint(named: Mapping[str, Any], checkpoint: Any) -> None
 
 def check_frozen_layers(settings: RunSettings, num_layers: int) -> None:
     """
-    Check how many layers of the encoder are frozen, which the recipe decides where the user did not, before documents are read.
+    Check how many layers of the encoder are frozen, which the recipe determines unless the user specified it, before documents are read.
 
     Args:
-        settings ([`RunSettings`]): as the user gave them.
+        settings ([`RunSettings`]): as specified by the user.
         num_layers (`int`): layers of the encoder.
 
     Raises:
-        ValueError: more layers are frozen than there are, or LoRA adapters are asked for where all layers are frozen.
+        ValueError: more layers are frozen than there are, or LoRA adapters are requested although all layers are frozen.
     """
     model, recipe = settings.model, settings.run.recipe
     if model.freeze_layers > num_layers:
@@ -527,10 +527,10 @@ def check_frozen_layers(settings: RunSettings, num_layers: int) -> None:
         )
 
 
-def _check_range(group: Any, name: str, rule: Callable[[float], bool], wanted: str, remedy: str) -> None:
+def _check_range(group: Any, name: str, rule: Callable[[float], bool], requirement: str, remedy: str) -> None:
     value = getattr(group, name)
     if value is not None and not (math.isfinite(value) and rule(value)):
-        raise ValueError(f"`--{name}` is {value}, but it must be {wanted}. {remedy}")
+        raise ValueError(f"`--{name}` is {value}, but it must be {requirement}. {remedy}")
 
 
 def _check_streaming(
@@ -546,7 +546,7 @@ def _check_streaming(
             "With `--streaming`, the number of documents is unknown. Set the length of training with `--max_steps`."
         )
     if data.dataset_name:
-        raise ValueError("`--streaming` reads files, but `--dataset_name` is a data set on the Hub. Use its files.")
+        raise ValueError("`--streaming` reads files, but `--dataset_name` is a dataset on the Hub. Use its files.")
     for name, named in (
         ("baselines", report.baselines),
         ("validation_split", data.validation_split),

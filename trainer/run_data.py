@@ -177,7 +177,7 @@ def _check_splits(settings: RunSettings, documents: Mapping[str, Any]) -> None:
         ("eval_strategy", settings.args.eval_strategy != "no"),
         ("refit_on_all", settings.run.refit_on_all),
         ("class_weights", settings.model.class_weights == "auto"),
-        ("threshold_objective", _wanted_guarantee(settings) is not None),
+        ("threshold_objective", _requested_guarantee(settings) is not None),
     ):
         if wanted:
             raise ValueError(
@@ -185,7 +185,7 @@ def _check_splits(settings: RunSettings, documents: Mapping[str, Any]) -> None:
             )
 
 
-def _wanted_guarantee(settings: RunSettings) -> tuple[str, float] | None:
+def _requested_guarantee(settings: RunSettings) -> tuple[str, float] | None:
     """Risk and limit of the requested guarantee, see `check_guarantee`; `None` if no guarantee is requested."""
     return check_guarantee(settings.thresholds.threshold_objective) if settings.thresholds.tune_thresholds else None
 
@@ -202,7 +202,7 @@ def check_guarantee_documents(settings: RunSettings, documents: Mapping[str, Any
     Raises:
         ValueError: if there are too few.
     """
-    wanted, validation = _wanted_guarantee(settings), documents.get("validation")
+    wanted, validation = _requested_guarantee(settings), documents.get("validation")
     if wanted is None or validation is None or not settings.args.do_train:
         return
     (risk, limit), names = wanted, set(labels)
@@ -215,7 +215,7 @@ def check_guarantee_documents(settings: RunSettings, documents: Mapping[str, Any
 
 
 def first_documents(dataset: AnyDataset, limit: int | None) -> AnyDataset:
-    """The first `limit` documents of a data set or a stream, or all of them if `limit` is `None`."""
+    """The first `limit` documents of a dataset or a stream, or all of them if `limit` is `None`."""
     if limit is None:
         return dataset
     if isinstance(dataset, IterableDataset):
@@ -225,7 +225,7 @@ def first_documents(dataset: AnyDataset, limit: int | None) -> AnyDataset:
 
 def lexical_documents(dataset: AnyDataset, hide_progress: bool = False) -> Dataset:
     """
-    The documents that lexical scores are fitted on: those of a data set, or the first 200,000 of a stream, whose tokens are read into memory.
+    The documents that lexical scores are fitted on: those of a dataset, or the first 200,000 of a stream, whose tokens are read into memory.
 
     Args:
         dataset (`Dataset` or `IterableDataset`): with "input_ids" and "label_indices".

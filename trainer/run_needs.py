@@ -150,7 +150,7 @@ def check_fits(
     needs: RunNeeds, memory: int | None, disk: int, main_memory: int | None = None, must_cache: bool = False
 ) -> None:
     """
-    Refuse a run that cannot fit, before anything is computed. Only certain requirements count: memory of the weights and the optimizer, of
+    Stop a run that cannot fit before anything is computed. Only requirements that are known exactly count: memory of the weights and the optimizer, of
     the kernel matrix of the lexical scores, and disk space for what is saved.
 
     Args:

@@ -1,4 +1,4 @@
-"""The files of a run: results, predictions and tables, each written atomically."""
+"""The output files of a run: results, predictions and tables, each written atomically."""
 
 import contextlib
 import json
@@ -63,7 +63,7 @@ def removed_if_empty(folder: str | os.PathLike) -> Iterator[None]:
         raise
 
 
-def save_model_whole(trainer: Any) -> None:
+def save_model_atomically(trainer: Any) -> None:
     """
     Save the model to `args.output_dir`. It is written to a temporary folder first, so that an existing model is kept until the new one is
     complete. Must be called by every process.

@@ -87,7 +87,7 @@ def choose_settings(settings: RunSettings, data: RunData, encoder_config: Any) -
 
 def show_plan(settings: RunSettings, data: RunData, encoder_config: Any) -> RunNeeds:
     """
-    Print the plan of the run and the resources that it needs, and refuse a run that does not fit.
+    Print the plan of the run and the resources that it needs, and stop a run that does not fit.
 
     Args:
         settings ([`RunSettings`]): complete, see [`choose_settings`].

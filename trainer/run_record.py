@@ -14,7 +14,7 @@ from .adapters import lora_rank
 
 logger = logging.get_logger(__name__)
 
-# Resuming is refused if these fields of the configuration differ.
+# Resuming is an error if these fields of the configuration differ.
 MODEL_FIELDS = ("pooling", "classification_loss", "class_weights", "classifier", "label_attention", "token_attention")
 # Resuming causes a warning if these arguments differ.
 ARGUMENTS = (
@@ -153,19 +153,19 @@ def check_same_run(checkpoint: str | os.PathLike, labels: list[str], fingerprint
         fingerprint (`dict`): fingerprint of this run, see [`run_fingerprint`].
 
     Raises:
-        ValueError: the checkpoint has other labels, another order of them, other label texts or other model settings.
+        ValueError: the checkpoint differs in its labels, their order, their texts, or the model settings.
     """
     _check_labels(checkpoint, labels)
     stored = read_record(checkpoint).get("fingerprint", {})
     if stored.get("label_texts", fingerprint["label_texts"]) != fingerprint["label_texts"]:
         raise ValueError(
-            f"{checkpoint} was trained with other label descriptions than those of this run. Resume with the same descriptions, or "
+            f"{checkpoint} was trained with different label descriptions from those of this run. Resume with the same descriptions, or "
             "start a new run without `resume_from_checkpoint`."
         )
     settings = _differences(stored.get("model", {}), fingerprint["model"])
     if settings:
         raise ValueError(
-            f"{checkpoint} belongs to a model with other settings than this run: {settings}. Resume with the same settings, or "
+            f"{checkpoint} belongs to a model with different settings from this run: {settings}. Resume with the same settings, or "
             "start a new run without `resume_from_checkpoint`."
         )
     # Converted through JSON, like the stored ones.
@@ -174,11 +174,11 @@ def check_same_run(checkpoint: str | os.PathLike, labels: list[str], fingerprint
     )
     if arguments:
         logger.warning(
-            f"{checkpoint} was trained with other arguments than this run: {arguments}. The run continues with the new ones."
+            f"{checkpoint} was trained with different arguments from this run: {arguments}. The run continues with the new ones."
         )
     if (stored.get("documents") or fingerprint["documents"]) != fingerprint["documents"]:
         logger.warning(
-            f"{checkpoint} was trained on other documents than those of this run. The run continues with the new ones, at the same position."
+            f"{checkpoint} was trained on different documents from those of this run. The run continues with the new ones, at the same position."
         )
 
 
@@ -200,7 +200,7 @@ def _check_labels(checkpoint: str | os.PathLike, labels: list[str]) -> None:
     if different:
         first = different[0]
         raise ValueError(
-            f"{checkpoint} has other labels than this run, or another order of them: label {first} is {names[first]!r} there and "
+            f"{checkpoint} has different labels from this run, or a different order: label {first} is {names[first]!r} there and "
             f"{labels[first]!r} here ({len(different)} of {len(labels)} differ). Resume with the same labels, or start a new run "
             "without `resume_from_checkpoint`."
         )

@@ -53,7 +53,7 @@ def print_report(settings: RunSettings, data: RunData, trainer: SepMldcTrainer, 
     systems = {"SEP-MLDC": result.metrics}
     ks = settings.args.cutoffs(len(data.labels))
     documents = {"SEP-MLDC": DocumentResults(Predictions(result.indices, assigned), gold, len(data.labels), ks)}
-    if _wants_baselines(settings, data, trainer):
+    if _should_fit_baselines(settings, data, trainer):
         baselines = measure_baselines(
             list(data.documents["train"]["text"]),
             list(data.encoded["train"]["label_indices"]),
@@ -102,7 +102,7 @@ def print_report(settings: RunSettings, data: RunData, trainer: SepMldcTrainer, 
     print(f"\nOutputs in {folder}/: the checkpoint, all_results.json, {tables}, ...")
 
 
-def _wants_baselines(settings: RunSettings, data: RunData, trainer: SepMldcTrainer) -> bool:
+def _should_fit_baselines(settings: RunSettings, data: RunData, trainer: SepMldcTrainer) -> bool:
     """Whether baselines are requested, or cheap compared with training."""
     train = data.documents.get("train")
     if train is None or isinstance(train, IterableDataset):

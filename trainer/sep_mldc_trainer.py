@@ -21,7 +21,7 @@ from modeling_sep_mldc import SepMldcConfig
 from modeling_sep_mldc.modeling_sep_mldc import apply_umask
 
 from .adapters import load_adapters, lora_rank, save_adapters
-from .checkpoints import MANIFEST_NAME, CheckpointGuard, damaged_files, last_whole_checkpoint
+from .checkpoints import MANIFEST_NAME, CheckpointGuard, damaged_files, last_complete_checkpoint
 from .cpu_attention import float32_attention
 from .data.collator import (
     SepMldcDataCollator,
@@ -103,7 +103,7 @@ class SepMldcTrainer(HubMixin, TuningMixin, LossMixin):
         args ([`SepMldcTrainingArguments`]): the training arguments.
         data_collator (`Callable`, *optional*): defaults to a [`SepMldcDataCollator`].
         train_dataset, eval_dataset (`Dataset`, *optional*): documents with `input_ids`, ... and `label_indices` (ids of the
-            labels) or `labels` (multi-hot). `eval_dataset` may be a dictionary of data sets.
+            labels) or `labels` (multi-hot). `eval_dataset` may be a dictionary of datasets.
         processing_class (`PreTrainedTokenizerBase`, *optional*): the tokenizer; needed for `label_encoding="encoder"`.
         model_init (`Callable`, *optional*): as in `Trainer`.
         compute_loss_func (`Callable`, *optional*): maps `(outputs, labels, num_items_in_batch)` to a loss that replaces the
@@ -112,7 +112,7 @@ class SepMldcTrainer(HubMixin, TuningMixin, LossMixin):
         compute_metrics, callbacks, optimizers, kwargs: as in `Trainer`.
 
     Raises:
-        ValueError: a model or arguments of another class, a `compute_metrics` that cannot be called batch by batch, `label_encoding="encoder"`
+        ValueError: a model or arguments of a different class, a `compute_metrics` that cannot be called batch by batch, `label_encoding="encoder"`
             without a tokenizer, with PEFT adapters (which do not save the label embeddings) or under a wrapper that cannot run it, or a k
             of `metric_ks` above the number of labels.
     """
@@ -178,7 +178,7 @@ class SepMldcTrainer(HubMixin, TuningMixin, LossMixin):
             self.label_schedule.prepare(self.model.config.label_texts)
         if args.log_gradient_norms and (self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded(self.model)):
             raise ValueError(
-                "`log_gradient_norms` is True, but FSDP and DeepSpeed shard the parameters, so that no process has a whole "
+                "`log_gradient_norms` is True, but FSDP and DeepSpeed shard the parameters, so that no process has a complete "
                 "gradient. Leave it out, or train with DDP."
             )
         keep_process_group()
@@ -243,7 +243,7 @@ class SepMldcTrainer(HubMixin, TuningMixin, LossMixin):
         with tqdm(total=model.config.num_labels, desc="Encoding labels", disable=hidden, leave=False) as bar:
             batch_size = max(self.args.eval_batch_size, 64)
             self.label_schedule.refresh(model, batch_size, self.accelerator.autocast, bar.update)
-        # More than rounding errors of another precision: a label was renamed or its description was changed.
+        # More than rounding errors of a different precision: a label was renamed or its description was changed.
         if former is not None and cosine_similarity(former.float(), model.label_embeddings.float()).min() < 0.99:
             model.config.drop_guarantee("label texts were changed and encoded again")
 
@@ -339,11 +339,11 @@ class SepMldcTrainer(HubMixin, TuningMixin, LossMixin):
 
     def _stop_if_not_finite(self, loss: float) -> None:
         if not torch.isfinite(torch.tensor(loss)):
-            whole = last_whole_checkpoint(self.args.output_dir)
+            complete = last_complete_checkpoint(self.args.output_dir)
             raise FloatingPointError(
                 f"The loss became {loss} between steps {self._last_logged_step + 1} and {self.state.global_step}, so the model "
                 "is unusable; no checkpoint of it was written. Lower the learning rate or use bf16 instead of fp16, and "
-                f"{'resume from ' + whole if whole else 'start again'}."
+                f"{'resume from ' + complete if complete else 'start again'}."
             )
 
     # ---- Training and checkpoints ----
@@ -359,8 +359,8 @@ class SepMldcTrainer(HubMixin, TuningMixin, LossMixin):
         `train_loss` and the patience of early stopping cover the whole run.
 
         Raises:
-            ValueError: a data set has no documents, or they are not tokenized; there is no complete checkpoint, it is damaged or belongs to
-                another run (other labels, label descriptions or model settings); or `metric_for_best_model` is unknown.
+            ValueError: a dataset has no documents, or they are not tokenized; there is no complete checkpoint, it is damaged or belongs to
+                another run (different labels, label descriptions or model settings); or `metric_for_best_model` is unknown.
             FloatingPointError: the loss became NaN or infinite.
         """
         if self.model is None:  # a hyperparameter search frees the model of the previous trial
@@ -435,16 +435,16 @@ class SepMldcTrainer(HubMixin, TuningMixin, LossMixin):
     def _checked_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
         if not resume_from_checkpoint:
             return None
-        whole = last_whole_checkpoint(self.args.output_dir)
+        complete = last_complete_checkpoint(self.args.output_dir)
         if resume_from_checkpoint is True:
-            if whole is None:
+            if complete is None:
                 raise ValueError(
                     f"{self.args.output_dir} has no complete checkpoint to resume from. Start without `resume_from_checkpoint`."
                 )
-            return whole
+            return complete
         damaged = damaged_files(resume_from_checkpoint)
         if damaged and damaged != [MANIFEST_NAME]:  # a folder of another trainer has no manifest
-            remedy = f"Resume from {whole}." if whole else "Start without `resume_from_checkpoint`."
+            remedy = f"Resume from {complete}." if complete else "Start without `resume_from_checkpoint`."
             raise ValueError(
                 f"{resume_from_checkpoint} is damaged: {', '.join(damaged)} is missing or has changed since it was saved. {remedy}"
             )

@@ -44,7 +44,7 @@ class SepMldcTrainingArguments(TrainingArguments):
     `logging_nan_inf_filter=False` (a NaN loss stops the run instead of being averaged away) and `dispatch_batches=False` in
     `accelerator_config` (each process reads its own batches of a stream, padded to their own length).
 
-    `label_smoothing_factor` is refused: transformers defines label smoothing for a single label per document.
+    `label_smoothing_factor` is not supported: transformers defines label smoothing for a single label per document.
 
     Raises:
         ValueError: an argument is out of its range, NaN or infinite.
@@ -74,7 +74,7 @@ class SepMldcTrainingArguments(TrainingArguments):
     contrastive_weighting: str = field(
         default="jaccard",
         metadata={
-            "help": "Weights of the negatives: 'jaccard' (as printed), 'complement' (1 - W) or 'uniform' (1).",
+            "help": "Weights of the negatives: 'jaccard' (as in the paper), 'complement' (1 - W) or 'uniform' (1).",
             "choices": ["jaccard", "complement", "uniform"],
         },
     )
@@ -202,7 +202,7 @@ class SepMldcTrainingArguments(TrainingArguments):
         self._check(
             "labels_per_step",
             lambda value: value >= 1,
-            "a whole number of at least 1",
+            "an integer of at least 1",
             'Use `label_encoding="embedding"` to encode no label texts.',
             whole=True,
         )
@@ -217,7 +217,7 @@ class SepMldcTrainingArguments(TrainingArguments):
             self._check(
                 name,
                 lambda value: value >= 1,
-                "a whole number of at least 1",
+                "an integer of at least 1",
                 f"Use {example}, for example.",
                 whole=True,
             )
@@ -227,9 +227,7 @@ class SepMldcTrainingArguments(TrainingArguments):
             "a number above 0",
             "Use 3, for example, or give `max_steps`.",
         )
-        self._check(
-            "max_steps", lambda value: value >= 1 or value == -1, "a whole number of at least 1", "Leave it out."
-        )
+        self._check("max_steps", lambda value: value >= 1 or value == -1, "an integer of at least 1", "Leave it out.")
         for name, choices in (
             ("contrastive_weighting", ("jaccard", "complement", "uniform")),
             ("label_encoding", ("encoder", "embedding")),
@@ -238,13 +236,15 @@ class SepMldcTrainingArguments(TrainingArguments):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but it must be one of {', '.join(choices)}.")
 
-    def _check(self, name: str, rule: Callable[[Any], bool], wanted: str, remedy: str, whole: bool = False) -> None:
+    def _check(
+        self, name: str, rule: Callable[[Any], bool], requirement: str, remedy: str, whole: bool = False
+    ) -> None:
         value = getattr(self, name)
         if value is None:
             return
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not number or (whole and value != int(value)) or not rule(value):
-            raise ValueError(f"`{name}` is {value!r}, but it must be {wanted}. {remedy}")
+            raise ValueError(f"`{name}` is {value!r}, but it must be {requirement}. {remedy}")
 
     def _check_combinations(self) -> None:
         if self.logging_nan_inf_filter:
@@ -326,7 +326,7 @@ def _checked_ks(value: Any) -> list[int] | None:
         ks = []
     if not ks or min(ks) < 1:
         raise ValueError(
-            f"`metric_ks` is {value!r}, but a list of whole numbers from 1 on is needed, such as [1, 3, 5]."
+            f"`metric_ks` is {value!r}, but it must be a list of integers of at least 1, such as [1, 3, 5]."
         )
     return sorted(set(ks))
 

@@ -1,7 +1,7 @@
 """
 The private parts of transformers' `Trainer` that this project overrides or reads, each with the reason. All other code in `trainer/` uses
 public interfaces: callbacks, `save_model`, `log`, `training_step`, `evaluation_loop`.
-`tests/test_transformers_internals.py` fails when the installed transformers no longer has one of these, or with other arguments.
+`tests/test_transformers_internals.py` fails if the installed version of transformers lacks one of these, or if its arguments have changed.
 """
 
 import inspect
@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 
 
-# Name -> the parameters that we rely on.
+# Name -> parameters that this project relies on.
 OVERRIDDEN = {
     "_get_train_sampler": ("self", "train_dataset"),
     "_set_signature_columns_if_needed": ("self",),

@@ -96,7 +96,7 @@ class TuningMixin(EvaluationMixin):
     ) -> dict:
         """
         Add lexical scores to the model, fitted on training documents, with a weight chosen on validation documents. Call `tune_thresholds`
-        afterwards, because thresholds and calibration of the previous scores are dropped.
+        afterward, because thresholds and calibration of the previous scores are dropped.
 
         Args:
             train_dataset, eval_dataset (`Dataset`, *optional*): tokenized documents with `label_indices`; the trainer's own if

@@ -1,10 +1,10 @@
 """
-Makes the sample in this folder from the full arxiv_mlc data set. Only needed to change the sample: its files are kept here.
+Creates the sample in this folder from the full arxiv_mlc dataset. Only needed to change the sample: its files are included in the repository.
 
     python examples/data/make_sample.py --source FOLDER
 
 FOLDER holds `arxiv_mlc/{train,validation,test}.jsonl.gz`, `arxiv_mlc/labels.json` and
-`llm/arxiv_mlc_{expansions,tail_samples}.jsonl`. The same source and seed give the same files. README.md says what they are.
+`llm/arxiv_mlc_{expansions,tail_samples}.jsonl`. The same source and seed give the same files. README.md describes them.
 """
 
 import argparse

@@ -92,7 +92,7 @@ def write_findings(path: str | os.PathLike, findings: Sequence[Finding], source:
         source ([`AuditedFiles`]): the documents.
 
     Raises:
-        ValueError: if the file has another extension, or would overwrite one of the audited documents.
+        ValueError: the file has a different extension, or would overwrite one of the audited documents.
         OSError: a file cannot be written.
     """
     check_findings_file(path, source.files)
@@ -114,7 +114,7 @@ def read_findings(path: str | os.PathLike) -> list[Finding]:
     Read findings from a csv file, including one saved by a spreadsheet program.
 
     Raises:
-        DataFileError: a column is missing, or a value is not what it should be, with file, line, rule and remedy. It is a `ValueError`.
+        DataFileError: a column is missing or a value is invalid, with file, line, rule and remedy. It is a `ValueError`.
         DataFileNotFoundError: there is no such file.
     """
     description_path(path)
@@ -276,8 +276,8 @@ def apply_findings(path: str | os.PathLike, output_file: str | os.PathLike) -> d
         documents (`"drop"`).
 
     Raises:
-        DataFileError: bad findings, or documents that have changed since the audit. It is a `ValueError`.
-        ValueError: an unknown format, or an output file that is one of the audited files.
+        DataFileError: the findings are invalid, or the documents have changed since the audit. It is a `ValueError`.
+        ValueError: the format is unknown, or the output file is one of the audited files.
         OSError: a file is missing or cannot be written.
     """
     writer = _writer(output_file)
@@ -286,7 +286,7 @@ def apply_findings(path: str | os.PathLike, output_file: str | os.PathLike) -> d
     for used in (*files, os.fspath(path), description_path(path)):
         if os.path.realpath(used) == os.path.realpath(output_file):
             raise ValueError(
-                f"`output_file` is {os.fspath(output_file)!r}, which the corrections are read from. Specify another file."
+                f"`output_file` is {os.fspath(output_file)!r}, which is read for the corrections. Specify another file."
             )
     accepted = [finding for finding in findings if finding.decision == ACCEPT]
     dropped = {normalize_label(finding.label) for finding in accepted if finding.change == DROP}

@@ -108,8 +108,8 @@ MEANINGS = {
     WRONG: "a document has a label that does not fit it",
     MISSING: "a document lacks a label that fits it",
     DUPLICATES: "nearly the same documents have different labels",
-    TOGETHER: "two labels are on the same documents",
-    RARE: "a label has too few documents to be learned",
+    TOGETHER: "two labels almost always occur together",
+    RARE: "a label has too few documents to learn it",
 }
 
 
@@ -130,7 +130,7 @@ def audit_labels(
 
     Every document is scored by models that were trained on the others ([`out_of_fold_scores`]). Among all document-label pairs,
     cleanlab's confident learning (Northcutt et al., 2021, JAIR 70) selects the suspicious ones; [`suspicion`] ranks them.
-    Near-duplicates with different labels, labels that are on the same documents, and labels with few documents are listed as well.
+    Near-duplicates with different labels, labels that always occur together, and labels with few documents are listed as well.
 
     Args:
         documents ([`LabeledDocuments`]): what [`load_documents`] returns: N documents with L labels.
@@ -402,7 +402,7 @@ def _together(documents: LabeledDocuments, labels: np.ndarray, min_documents: in
             label=names[second],
             score=value,
             reason=f"of {int(labels[:, [-first, second]].any(axis=1).sum())} documents with it or {names[-first]!r}, "
-            f"{int(labels[:, [-first, second]].all(axis=1).sum())} have both: one of the two may be enough",
+            f"{int(labels[:, [-first, second]].all(axis=1).sum())} have both: one of the two labels may be enough",
         )
         for second, (value, first) in best.items()
     ]

@@ -33,7 +33,7 @@ def select(findings: Sequence[Finding], kind: str = ALL, label: str | None = Non
 def neighbor(findings: Sequence[Finding], number: int | None, step: int) -> Finding | None:
     """
     The finding `step` places after the one with a number (before it if negative), which need not be in the list. The first or last finding
-    if there is none further; the first one if no number is given. `None` for an empty list.
+    if there are no more; the first one if no number is given. `None` for an empty list.
     """
     if not findings:
         return None
@@ -51,15 +51,15 @@ def draw(finding: Finding | None) -> str:
         return "<p>No finding is left with this filter.</p>"
     where = "All documents" if finding.row is None else f"Document {finding.id or f'in row {finding.row}'}"
     decision = {ACCEPT: "accepted", REJECT: "rejected"}.get(finding.decision, "no decision yet")
-    text = f"<blockquote>{_letters(finding.text)}</blockquote>" if finding.text else ""
+    text = f"<blockquote>{_escape(finding.text)}</blockquote>" if finding.text else ""
     return (
-        f"<h3>{finding.number}. {_letters(finding.kind)}: {_letters(finding.label)}</h3>"
-        f"<p>{_letters(where)}. Score {finding.score:.2f}; {_letters(finding.reason)}.</p>{text}"
+        f"<h3>{finding.number}. {_escape(finding.kind)}: {_escape(finding.label)}</h3>"
+        f"<p>{_escape(where)}. Score {finding.score:.2f}; {_escape(finding.reason)}.</p>{text}"
         f"<p><b>{EFFECTS[finding.change]}</b> ({decision})</p>"
     )
 
 
-def _letters(text: str) -> str:
+def _escape(text: str) -> str:
     """Text from a file as HTML that is shown literally, even in components that render Markdown."""
     return "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in text)
 
@@ -70,7 +70,7 @@ def draw_progress(findings: Sequence[Finding]) -> str:
     decided = counts[ACCEPT] + counts[REJECT]
     return (
         f"<p>{decided:,} of {len(findings):,} findings decided: {counts[ACCEPT]:,} accepted, {counts[REJECT]:,} rejected. "
-        "Each decision is saved at once.</p>"
+        "Each decision is saved immediately.</p>"
     )
 
 
@@ -85,7 +85,7 @@ class _Actions:
         try:
             return self.store.read()
         except (OSError, ValueError) as error:
-            raise self.gradio.Error(_letters(str(error))) from None
+            raise self.gradio.Error(_escape(str(error))) from None
 
     def show(self, findings: Sequence[Finding], finding: Finding | None) -> tuple:
         usable = finding is not None
@@ -104,16 +104,16 @@ class _Actions:
             if number is not None:
                 self.store.decide(number, decision)
         except (OSError, ValueError) as error:
-            raise self.gradio.Error(f"The decision is not saved. {_letters(str(error))}") from None
+            raise self.gradio.Error(f"The decision is not saved. {_escape(str(error))}") from None
         return self.move(1, number, kind, label, state)
 
     def write(self) -> str:
         try:
             counts = apply_findings(self.path, self.output_file)
         except (OSError, ValueError) as error:
-            raise self.gradio.Error(_letters(str(error))) from None
+            raise self.gradio.Error(_escape(str(error))) from None
         return (
-            f"<p>{_letters(self.output_file)}: {counts['documents']:,} documents, {counts['changed']:,} of them changed; "
+            f"<p>{_escape(self.output_file)}: {counts['documents']:,} documents, {counts['changed']:,} of them changed; "
             f"{counts[REMOVE]:,} labels removed, {counts[ADD]:,} added, {counts[DROP]:,} dropped from all documents.</p>"
         )
 
@@ -132,7 +132,7 @@ def build_audit_page(path: str | os.PathLike, gradio: Any) -> Any:
     gr, actions = gradio, _Actions(path, gradio)
     labels = sorted({finding.label for finding in actions.store.read()})
     with gr.Blocks(title="Label audit", analytics_enabled=False) as page:
-        gr.HTML(f"<h1>Label audit</h1><p>{_letters(os.path.basename(os.fspath(path)))}</p>")
+        gr.HTML(f"<h1>Label audit</h1><p>{_escape(os.path.basename(os.fspath(path)))}</p>")
         number = gr.State(None)
         with gr.Row():
             kind = gr.Dropdown([ALL, *KINDS], value=ALL, label="Kind", elem_id="audit-kind")

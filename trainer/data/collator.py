@@ -15,9 +15,9 @@ from .tokenization import not_tokenized
 @dataclass
 class SepMldcDataCollator:
     """
-    Pads token ids and makes `labels` a multi-hot matrix (B, L). Labels become dense here and nowhere else.
+    Pads token ids and converts labels to a multi-hot matrix `labels` (B, L). This is the only place where labels become dense.
 
-    Each document carries `label_indices` (the ids of its labels, possibly none) or `labels` (multi-hot already), or neither.
+    Each document has `label_indices` (the ids of its labels, possibly none) or `labels` (multi-hot already), or neither.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): pads.
@@ -63,7 +63,7 @@ class SepMldcDataCollator:
         """Multi-hot (B, L) of lists of label ids."""
         if self.num_labels is None:
             raise ValueError(
-                "The documents carry `label_indices`, but the collator does not know the number of labels. Create it with "
+                "The documents have `label_indices`, but the collator does not know the number of labels. Create it with "
                 "`SepMldcDataCollator(tokenizer, num_labels=...)`."
             )
         rows, columns = [], []
@@ -100,7 +100,7 @@ def collate_without_tokenizer(features: list[Any]) -> dict[str, Any]:
     if len(lengths) > 1:
         found = f"have {min(lengths)} to {max(lengths)} tokens and must be padded"
     elif any("label_indices" in feature for feature in features):
-        found = "carry `label_indices`, which must be turned into multi-hot rows"
+        found = "have `label_indices`, which must be converted to multi-hot rows"
     else:
         batch: dict[str, Any] = default_data_collator(features)
         return batch
@@ -115,12 +115,12 @@ def check_label_indices(value: Any, num_labels: int) -> list[int]:
     The ids of a document's labels as a list of ints.
 
     Raises:
-        ValueError: they are not a list of whole numbers from 0 to `num_labels` - 1.
+        ValueError: they are not a list of integers from 0 to `num_labels` - 1.
     """
     ids = _as_list(value)
-    if ids is None or not all(_is_whole(index) for index in ids):
+    if ids is None or not all(_is_integer(index) for index in ids):
         raise ValueError(
-            f"`label_indices` is {_shown(value)}, but a list of label ids is needed. Turn label names into ids with "
+            f"`label_indices` is {_shown(value)}, but a list of label ids is needed. Convert label names to ids with "
             "`trainer.encode_labels`; a document without labels has an empty list."
         )
     wrong = next((index for index in ids if not 0 <= index < num_labels), None)
@@ -162,7 +162,7 @@ def _as_list(value: Any) -> list | None:
     return list(value)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 

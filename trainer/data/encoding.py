@@ -26,7 +26,7 @@ ARROW_TYPES = {"labels": pa.list_(pa.string()), "label_indices": pa.list_(pa.int
 
 
 def _iterate_columns(dataset: AnyDataset, *columns: str) -> Iterator[tuple[pa.Array, ...]]:
-    """The columns of a data set as arrow arrays, batch by batch."""
+    """The columns of a dataset as arrow arrays, batch by batch."""
     batches = dataset.select_columns(list(columns))
     if isinstance(dataset, Dataset):
         for table in batches.with_format("arrow").iter(batch_size=10_000):

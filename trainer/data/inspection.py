@@ -81,7 +81,7 @@ class DataReport:
         missing_labels: labels that look like a missing value ("NaN", "none").
         joined_labels: labels that contain a semicolon, a vertical bar or a tab, or consist of several labels joined by a comma or slash.
         unseen_labels: split → label → documents, for labels that no training document has.
-        max_length: tokens at which documents are cut.
+        max_length: number of tokens to which documents are truncated.
         unit: "tokens", or "words" without a tokenizer.
         near_duplicate_documents: maximum number of documents per split that were searched for near-duplicates.
     """
@@ -143,10 +143,10 @@ def inspect_documents(
     (50 MB), and lengths are measured on a random sample of 10,000 documents.
 
     Args:
-        train, validation, test: files (see [`load_splits`]), or data sets with "text" and "labels" (names) or "label_indices".
-        labels (`Sequence[str]`, *optional*): label names of data sets with "label_indices".
+        train, validation, test: files (see [`load_splits`]), or datasets with "text" and "labels" (names) or "label_indices".
+        labels (`Sequence[str]`, *optional*): label names of datasets with "label_indices".
         tokenizer (`PreTrainedTokenizerBase`, *optional*): counts tokens; without one, words are counted.
-        max_length (`int`, *optional*): tokens at which documents will be cut.
+        max_length (`int`, *optional*): number of tokens to which documents will be truncated.
         near_duplicates (`bool`): whether to search for near-duplicates, which takes about 0.2 ms per document.
 
     The other arguments are those of [`load_splits`].
@@ -174,7 +174,7 @@ def inspect_documents(
     report = DataReport({split: scan.finish() for split, scan in scans.items()})
     report.max_length, report.unit = max_length, "tokens" if tokenizer is not None else "words"
     _compare_splits(report, scans, near_duplicates)
-    _look_at_labels(report)
+    _find_label_problems(report)
     return report
 
 
@@ -298,7 +298,7 @@ def _near_overlap(first: list[np.ndarray], second: list[np.ndarray]) -> int:
     return int(np.isin(groups[len(first) :], groups[: len(first)]).sum())
 
 
-def _look_at_labels(report: DataReport) -> None:
+def _find_label_problems(report: DataReport) -> None:
     counts = report.splits["train"].label_counts
     report.label_quantiles = _quantiles(list(counts.values()))
     report.single_labels = sum(count == 1 for count in counts.values())
@@ -322,7 +322,7 @@ def _alike(counts: Mapping[str, int]) -> list[list[str]]:
 
 
 def _is_joined(name: str, counts: Mapping[str, int]) -> bool:
-    """Whether the name contains a character that is used to join names, or consists of several label names of the data set."""
+    """Whether the name contains a character that is used to join names, or consists of several label names of the dataset."""
     if any(delimiter in name for delimiter in (";", "|", "\t")):
         return True
     parts = [part.strip() for part in name.replace("/", ",").split(",")]

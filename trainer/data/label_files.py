@@ -19,7 +19,7 @@ Labels = Iterator[tuple[str, str, str]]  # where, name, note
 
 def read_labels(path: str | os.PathLike, label_delimiter: str | None = None) -> dict[str, str]:
     """
-    Label names, each with the note of the data set ("" if there is none).
+    Label names, each with the note of the dataset ("" if there is none).
 
     Args:
         path (`str`): one of (each also as `.gz` or `.zst`)
@@ -32,7 +32,7 @@ def read_labels(path: str | os.PathLike, label_delimiter: str | None = None) -> 
         label_delimiter (`str`, *optional*): separator of joined labels in a training file.
 
     Raises:
-        DataFileError: if the file has another form, or contains no label. Other columns are never interpreted as labels.
+        DataFileError: if the file is in a different format, or contains no label. Other columns are never interpreted as labels.
     """
     labels: dict[str, str] = {}
     for _, name, note in iterate_labels(path, label_delimiter):
@@ -47,7 +47,7 @@ def iterate_labels(path: str | os.PathLike, label_delimiter: str | None = None) 
     path = os.fspath(path)
     if os.path.splitext(bare_name(path))[1].lower() not in LABEL_FILE_EXTENSIONS:
         raise DataFileError(
-            f"{path}: the form of a label file is known from its name, which must end in .txt, .csv, .tsv, .json, .jsonl or "
+            f"{path}: the format of a label file is determined by its extension, which must be .txt, .csv, .tsv, .json, .jsonl or "
             ".parquet. Rename it."
         )
     data_format = find_format(path)
@@ -77,7 +77,7 @@ def _labels_of_lines(path: str) -> Labels:
             continue
         if text.startswith(("{", '["', "__label__")) or "\t" in text:
             raise DataFileError(
-                f"{where}: {shorten(text)} is a record, not a label. Name the file by its form (.jsonl, .tsv), or write one label "
+                f"{where}: {shorten(text)} is a record, not a label. Use the extension of its format (.jsonl, .tsv), or write one label "
                 "per line."
             )
         yield where, check_label(text, where), ""
@@ -119,8 +119,8 @@ def _labels_of_json(path: str, delimiter: str | None) -> Labels:
             yield path, check_label(name, path), ""
     else:
         raise DataFileError(
-            f"{path}: is a JSON {type(value).__name__.strip('_').lower()} of another form, but labels are a list or an object of "
-            'names. Write ["a", "b"] or {"a": "what it means"}.'
+            f"{path}: is a JSON {type(value).__name__.strip('_').lower()} of a different structure, but labels must be a list or an object "
+            'of names. Write ["a", "b"] or {"a": "what it means"}.'
         )
 
 

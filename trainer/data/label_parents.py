@@ -39,7 +39,7 @@ def read_label_parents(path: str | os.PathLike, labels: Collection[str] = ()) ->
         `dict[str, list[str]]`: parents of each label that has one.
 
     Raises:
-        DataFileError: the file has another form, a label is its own parent, or there is a cycle. It is a `ValueError`.
+        DataFileError: the file is in a different format, a label is its own parent, or there is a cycle. It is a `ValueError`.
         ImportError: the file is RDF and rdflib is not installed.
 
     Example:
@@ -147,7 +147,7 @@ def read_label_constraints(
         label_parents (`dict[str, list[str]]`, *optional*): parents of labels, if label sets are closed.
 
     Raises:
-        DataFileError: as [`check_label_constraints`], or the file has another form.
+        DataFileError: as in [`check_label_constraints`], or the file is in a different format.
     """
     (path,) = expand_files(path)
     groups = []

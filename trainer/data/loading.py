@@ -1,4 +1,4 @@
-"""Reads and checks documents from files or from a data set on the Hub, and returns Arrow tables."""
+"""Reads and checks documents from files or from a dataset on the Hub, and returns Arrow tables."""
 
 import contextlib
 import itertools
@@ -153,7 +153,7 @@ def _normalize_dataset(
 ) -> AnyDataset:
     available = dataset.column_names or list(next(iter(dataset), {}))
     if not available or (isinstance(dataset, Dataset) and len(dataset) == 0):
-        raise DataFileError(f"{where}: contains no documents. Specify a data set with at least one in each split.")
+        raise DataFileError(f"{where}: contains no documents. Specify a dataset with at least one in each split.")
     columns = columns.check(available, where)
     names = {name: labels for name, labels in _class_label_names(dataset.features).items() if name == columns.labels}
     dataset = dataset.select_columns(columns.used)
@@ -225,7 +225,7 @@ def load_splits(
     bad_rows_file: str | os.PathLike | None = None,
 ) -> DatasetDict | IterableDatasetDict:
     r"""
-    Loads documents and their labels from local files or from a data set of the Hub, checking every document once.
+    Loads documents and their labels from local files or from a dataset of the Hub, checking every document once.
 
     Local files are read line by line and written to the Arrow cache, which is reused if the file has not changed; with streaming,
     they are read again each time. Label names are stripped and normalized to Unicode NFC. Duplicate labels of a document count once,
@@ -236,7 +236,7 @@ def load_splits(
             Files or glob patterns: .csv, .tsv, .json, .jsonl, .parquet or .txt (one document per line), each also with .gz or
             .zst; "-" is standard input.
         dataset_name, dataset_config_name (`str`):
-            Instead of files, a data set for `datasets.load_dataset`; its splits train, validation (also valid, val,
+            Instead of files, a dataset for `datasets.load_dataset`; its splits train, validation (also valid, val,
             dev) and test are taken.
         text_columns (`str` or sequence of `str`):
             The columns with the text; several are joined by `text_separator`, empty ones left out.
@@ -249,7 +249,7 @@ def load_splits(
             By default that of the file's extension. "aapd" (SGM's text_train and label_train), "rcv1" (LYRL2004 token
             files and rcv1-v2.topics.qrels) and "eurlex" (train_raw_texts.txt and train_labels.txt) find the labels'
             file next to it.
-        streaming (`bool`): Return iterable data sets, which are read lazily; bad rows are found when they are reached.
+        streaming (`bool`): Return iterable datasets, which are read lazily; bad rows are found when they are reached.
         on_bad_rows (`"error"` or `"skip"`): "error" raises an error that lists the first twenty bad rows of a split; "skip"
             skips them and logs their number.
         bad_rows_file (`str`, *optional*): A JSON Lines file for the rows that are skipped, `{"split", "problem"}`; not with
@@ -268,7 +268,7 @@ def load_splits(
     if bool(files) == bool(dataset_name):
         raise ValueError(
             f"dataset_name is {dataset_name!r} and the files are {files}, but one source is needed. Name either a "
-            "data set or files."
+            "dataset or files."
         )
     columns = make_columns(text_columns, label_column, id_column, label_delimiter, text_separator)
     if bad_rows_file is not None and (streaming or on_bad_rows != "skip"):

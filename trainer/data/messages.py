@@ -5,7 +5,7 @@ from typing import Any
 
 
 def shorten(value: Any, width: int = 60) -> str:
-    """`repr` of a value, cut to `width` characters."""
+    """`repr` of a value, truncated to `width` characters."""
     text = repr(value[: width + 1] if isinstance(value, (str, bytes)) else value)
     return text if len(text) <= width else text[: width - 3] + "..."
 

@@ -35,7 +35,7 @@ def parent_pairs(path: str | os.PathLike, labels: Collection[str] = ()) -> Pairs
         path (`str`), labels (`Collection[str]`): as there.
 
     Raises:
-        DataFileError: the file has another form.
+        DataFileError: the file is in a different format.
         ImportError: the file is RDF and rdflib is not installed.
     """
     (path,) = expand_files(path)

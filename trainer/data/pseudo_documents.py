@@ -20,7 +20,7 @@ def load_pseudo_documents(path: str | os.PathLike, labels: Sequence[str], cache_
     Reads documents that a language model wrote for tail labels (Eq. 3-4), with the columns "text" and "labels".
 
     Returns:
-        A data set with the columns "text", "labels" and "is_pseudo" (always `True`).
+        A dataset with the columns "text", "labels" and "is_pseudo" (always `True`).
 
     Raises:
         DataFileError: if a document is bad or has a label that is not in `labels`.

@@ -1,4 +1,4 @@
-"""The published files of the paper's data sets: texts in one file, labels in another."""
+"""The published files of the paper's datasets: texts in one file, labels in another."""
 
 import glob
 import os

@@ -1,4 +1,4 @@
-"""The order in which training documents are seen."""
+"""The order in which training documents are used."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 class DocumentSplit(NamedTuple):
     """
-    A data set split into two parts.
+    A dataset split into two parts.
 
     Args:
         train (`Dataset`): the documents that stay.

@@ -1,4 +1,4 @@
-"""Reads lines of text from files and standard input, with decompression and decoding. Imports only the standard library."""
+"""Reads lines of text from files and standard input, and decompresses and decodes them. Imports only the standard library."""
 
 import contextlib
 import gzip

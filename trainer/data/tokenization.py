@@ -12,7 +12,7 @@ from .messages import join_names, shorten
 logger = logging.getLogger(__name__)
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
-NO_DOCUMENTS = "{} has 0 documents, but at least one is needed. Pass a data set that is not empty."
+NO_DOCUMENTS = "{} has 0 documents, but at least one is needed. Pass a dataset that is not empty."
 
 
 def _tokenize_batch(batch: dict[str, list], tokenizer: Any, max_length: int, text_column: str) -> dict[str, list]:
@@ -43,24 +43,24 @@ def check_max_length(max_length: int | None, tokenizer: Any, name: str = "max_le
 def _check_text_column(dataset: Any, text_column: str) -> None:
     if not hasattr(dataset, "map"):
         raise ValueError(
-            f"The documents are a {type(dataset).__name__}, but a data set is needed. Create it with `datasets.Dataset.from_list` or "
+            f"The documents are a {type(dataset).__name__}, but a dataset is needed. Create it with `datasets.Dataset.from_list` or "
             "`Dataset.from_dict`."
         )
     columns = dataset.column_names  # unknown for some streams; by split for a `DatasetDict`
     if isinstance(columns, list) and text_column not in columns:
         raise ValueError(
-            f"The data set has the columns {join_names(columns, 10)}, but no `{text_column}`. Name the column of the texts with "
+            f"The dataset has the columns {join_names(columns, 10)}, but no `{text_column}`. Name the column of the texts with "
             "`text_column`."
         )
 
 
 def check_documents(dataset: Any, name: str, tokenized: bool = True) -> None:
     """
-    Check that a data set has documents and that these are tokenized, as far as its length and its columns are known. Each of a dictionary
-    of data sets is checked; `None` is not.
+    Check that a dataset has documents and that these are tokenized, as far as its length and its columns are known. Each of a dictionary
+    of datasets is checked; `None` is not.
 
     Args:
-        dataset (`Dataset` or `dict`): a data set of any kind.
+        dataset (`Dataset` or `dict`): a dataset of any kind.
         name (`str`): what it is called in a message.
         tokenized (`bool`, defaults to `True`): whether the documents must have `input_ids`.
 
@@ -119,8 +119,8 @@ def tokenize(
     _check_text_column(dataset, text_column)
     if max_length is not None and max_length > tokenizer.model_max_length:
         logger.warning(
-            f"`max_length` is {max_length}, but the model reads {tokenizer.model_max_length} tokens: documents are cut "
-            "there."
+            f"`max_length` is {max_length}, but the model reads at most {tokenizer.model_max_length} tokens. Documents are truncated "
+            "to this length."
         )
     limit = min(max_length or tokenizer.model_max_length, tokenizer.model_max_length)
     keywords = {} if isinstance(dataset, IterableDataset) else {"num_proc": num_proc, "desc": "Tokenizing"}

@@ -40,7 +40,7 @@ class WordCache:
         self.before, self.after = special_tokens_around(tokenizer)
 
     def __call__(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
-        """Token ids of texts, cut after `max_length` tokens, special tokens included."""
+        """Token ids of texts, truncated to `max_length` tokens, special tokens included."""
         return [np.frombuffer(ids, np.int32).tolist() for ids in self.packed(texts, max_length)]
 
     def packed(self, texts: Sequence[str], max_length: int) -> list[bytes]:

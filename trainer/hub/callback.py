@@ -14,7 +14,7 @@ class Measurement(NamedTuple):
 
     Attributes:
         step (`int`): global step of the model that was measured.
-        during_training (`bool`): whether training continued afterwards.
+        during_training (`bool`): whether training continued afterward.
         metrics (`dict[str, float]`): as the trainer logs them (`eval_...`, `test_...`).
         deciles (`list[dict]`, *optional*): `StreamingMetrics.deciles()`, for the plot of recall by label frequency.
         kept (`list[dict]`, *optional*): `StreamingMetrics.f1_of_kept()`, for the table of documents that are sent to human review.

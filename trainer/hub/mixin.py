@@ -1,4 +1,4 @@
-"""Saving and pushing in `SepMldcTrainer`: adds a model card to every checkpoint, and the code with which it loads without this package."""
+"""Saving and pushing in `SepMldcTrainer`: adds a model card to every checkpoint, and the code that loads it without this package."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ from .model_card import is_generated_card, save_model_card
 logger = logging.get_logger(__name__)
 
 # Files of a checkpoint that transformers does not push.
-BESIDE_THE_WEIGHTS = ("README.md", "*.png", "*.py", "requirements.txt")
+EXTRA_FILES = ("README.md", "*.png", "*.py", "requirements.txt")
 
 
 class HubMixin(TransformersInternals):
@@ -132,7 +132,7 @@ class HubMixin(TransformersInternals):
             (checkpoint / "README.md").unlink(missing_ok=True)
             shutil.copy(own_card, checkpoint)
         write_manifest(checkpoint)
-        for pattern in BESIDE_THE_WEIGHTS:
+        for pattern in EXTRA_FILES:
             for path in checkpoint.glob(pattern):
                 shutil.copy(path, staged)
         with self._output_dir(staged):

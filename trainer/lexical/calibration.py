@@ -108,7 +108,7 @@ def fit_lines(
         prior ([`CommonLine`]): the common line.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: slopes and intercepts, (n,) both.
+        `tuple[np.ndarray, np.ndarray]`: slopes and intercepts, both (n,).
     """
     num_documents = len(margins)
     counts = np.array([len(rows) for rows in rows_of_labels])

@@ -264,13 +264,13 @@ def weigh_lexical_scores(
 def check_lexical_documents(name: str, dataset: Any) -> None:
     """
     Raises:
-        ValueError: the data set `name` is missing, a stream or empty, or lacks `input_ids` or `label_indices`.
+        ValueError: the dataset `name` is missing, a stream or empty, or lacks `input_ids` or `label_indices`.
     """
     columns = getattr(dataset, "column_names", None) or []
     if dataset is None or not hasattr(dataset, "__len__") or not len(dataset):
         raise ValueError(
             f"`{name}` is {dataset!r}, but lexical scores are fitted on training documents and weighted on validation "
-            "documents that fit in memory. Pass a data set of tokenized documents."
+            "documents that fit in memory. Pass a dataset of tokenized documents."
         )
     if not {"input_ids", "label_indices"} <= set(columns):
         raise ValueError(

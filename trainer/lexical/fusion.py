@@ -46,7 +46,7 @@ class BalancedObjective:
         self.num_positives = torch.zeros((), dtype=torch.int64)
 
     def update(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add logits and multi-hot labels, (B, L) both."""
+        """Add logits and multi-hot labels, both (B, L)."""
         self.ranking.update(scores, labels)
         top = scores.topk(min(self.TOP, scores.shape[1]), dim=1)
         values = top.values.float().clamp(*self.RANGE)

@@ -201,7 +201,7 @@ def share_of_anchors_with_positive(labels: torch.Tensor) -> torch.Tensor:
         labels (`torch.Tensor` of shape `(batch_size, num_labels)`): 0/1 labels of any dtype.
 
     Returns:
-        `torch.Tensor`: a scalar in [0, 1], 0 for a batch without labels. Forces no device sync.
+        `torch.Tensor`: a scalar in [0, 1], 0 for a batch without labels. Does not force a device synchronization.
 
     Raises:
         ValueError: if `labels` is not a matrix.
@@ -230,7 +230,7 @@ def present_labels(labels: torch.Tensor) -> torch.Tensor:
         labels (`torch.Tensor` of shape `(batch_size, num_labels)`): 0/1 labels of any dtype.
 
     Returns:
-        `torch.Tensor` of shape `(num_present,)`, int64. Data-dependent shape: forces a device sync.
+        `torch.Tensor` of shape `(num_present,)`, int64. The shape depends on the data, so this forces a device synchronization.
 
     Raises:
         ValueError: if `labels` is not a matrix.

@@ -1,4 +1,4 @@
-"""Gradient norms of the terms of a loss, which show how much each term moves which parameters."""
+"""Gradient norms of the terms of a loss, which show how strongly each term affects each group of parameters."""
 
 from collections.abc import Mapping, Sequence
 

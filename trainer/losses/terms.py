@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 
 class TermMeans:
-    """Sums terms batch by batch, as tensors on their device, so that no step forces a device sync."""
+    """Sums terms batch by batch, as tensors on their device, so that no step forces a device synchronization."""
 
     def __init__(self):
         self._sums: dict[str, torch.Tensor] = {}

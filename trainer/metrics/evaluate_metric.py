@@ -60,7 +60,7 @@ class MultiLabelMetric(evaluate.Metric):
         lengths = {len(row) for rows in (predictions, references) for row in rows}
         if len(lengths) != 1:
             raise ValueError(
-                f"rows of `predictions` and `references` have lengths {sorted(lengths)}, but each must hold one value per "
+                f"The rows of `predictions` and `references` have lengths {sorted(lengths)}, but each must have one value per "
                 "label. Pass logits and multi-hot labels, not label ids."
             )
         metrics = StreamingMetrics(lengths.pop(), **{**self.settings, **settings})

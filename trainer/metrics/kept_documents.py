@@ -54,7 +54,7 @@ def f1_of_kept(counts: np.ndarray, shares: Sequence[float] = SHARES) -> list[dic
     sums = np.concatenate([np.zeros((4, 1)), best_first.cumsum(axis=1)], axis=1)
     total = sums[0, -1]
     if not total:
-        raise ValueError("no document has been seen, but a table needs at least one. Call `update` first.")
+        raise ValueError("No document has been added, but a table needs at least one. Call `update` first.")
     rows = []
     for share in shares:
         wanted = share * total

@@ -17,7 +17,7 @@ def inverse_propensities(label_counts: Any, num_documents: int, a: float = 0.55,
         label_counts (`np.ndarray` of shape `(num_labels,)`): N_l, number of real training documents per label
             (without pseudo-documents).
         num_documents (`int`): N, number of real training documents.
-        a, b (`float`): parameters of the data set. 0.55 and 1.5 are those of EUR-Lex; Wikipedia has 0.5 and 0.4, Amazon 0.6
+        a, b (`float`): parameters of the dataset. 0.55 and 1.5 are those of EUR-Lex; Wikipedia has 0.5 and 0.4, Amazon 0.6
             and 2.6.
 
     Returns:
@@ -76,7 +76,7 @@ def positives(
     """Rows and columns of the positives, row-major and without duplicates, for every accepted format of labels."""
     if (labels is None) == (label_indices is None):
         raise ValueError(
-            "one of `labels` (multi-hot) and `label_indices` (label ids) is needed, not both. Pass one of them."
+            "Exactly one of `labels` (multi-hot) and `label_indices` (label ids) is needed. Pass one of them."
         )
     given = (len(label_indices), shape[1]) if labels is None else tuple(labels.shape)
     if given != tuple(shape):

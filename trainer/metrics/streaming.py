@@ -27,7 +27,7 @@ from .label_groups import head_body_tail, most_frequent_first, summarize
 from .ranking import inverse_propensities, positives, ratio, to_array, top_k
 
 
-# Ranking metrics of whole data sets are computed in slices of this many scores (32 MB in float32).
+# Ranking metrics of whole datasets are computed in slices of this many scores (32 MB in float32).
 SCORES_PER_SLICE = 8_000_000
 # Two histograms of 4-byte counts per label share this many bytes, within the bounds on bins below.
 HISTOGRAM_BYTES = 128_000_000
@@ -38,7 +38,7 @@ def ranking_metrics(
     scores: Any, labels: Any, ks: Sequence[int] = (1, 3, 5), propensities: np.ndarray | None = None
 ) -> dict[str, float]:
     r"""
-    P@k, recall@k, nDCG@k and, with propensities, PSP@k and PSnDCG@k of a whole data set.
+    P@k, recall@k, nDCG@k and, with propensities, PSP@k and PSnDCG@k of a whole dataset.
 
     Args:
         scores (`torch.Tensor` or `np.ndarray` of shape `(num_documents, num_labels)`): any scores that rank the
@@ -253,7 +253,7 @@ class StreamingMetrics:
         differing = [name for name in names if not np.array_equal(getattr(self, name), getattr(other, name))]
         if differing:
             raise ValueError(
-                f"metrics that differ in {', '.join(f'`{name}`' for name in differing)} cannot be merged. Build both with "
+                f"Metrics that differ in {', '.join(f'`{name}`' for name in differing)} cannot be merged. Create both with "
                 "the same arguments."
             )
         if other._device is None:
@@ -383,7 +383,7 @@ class StreamingMetrics:
             ValueError: without thresholds, if no document has been seen, or if a share is not above 0 and at most 1.
         """
         if self.thresholds is None:
-            raise ValueError("no label is predicted without thresholds. Build the metrics with `thresholds`.")
+            raise ValueError("No label is predicted without thresholds. Create the metrics with `thresholds`.")
         self._check_seen()
         return f1_of_kept(self._sums["kept"].cpu().numpy(), shares)
 
@@ -400,7 +400,7 @@ class StreamingMetrics:
             ValueError: without `histograms=True`, or if no document has been seen.
         """
         if not self.num_bins:
-            raise ValueError("no histograms were kept. Build the metrics with `histograms=True`.")
+            raise ValueError("No histograms were kept. Create the metrics with `histograms=True`.")
         self._check_seen()
         both = self._sums["histogram"].view(self.num_labels, self.num_bins).cpu().numpy()
         positive = self._sums["positive_histogram"].view(self.num_labels, self.num_bins).cpu().numpy()
@@ -528,7 +528,7 @@ class StreamingMetrics:
     def _check_counts(self) -> np.ndarray:
         if self.label_counts is None:
             raise ValueError(
-                "labels cannot be grouped by frequency without `label_counts`. Pass the counts of the training set."
+                "Labels cannot be grouped by frequency without `label_counts`. Pass the counts of the training set."
             )
         return self.label_counts
 
@@ -542,4 +542,4 @@ class StreamingMetrics:
 
     def _check_seen(self) -> None:
         if not self.num_seen:
-            raise ValueError("no document has been seen, but metrics need at least one. Call `update` first.")
+            raise ValueError("No document has been added, but metrics need at least one. Call `update` first.")

@@ -41,7 +41,7 @@ def check_guarantee(objective: str) -> tuple[str, float] | None:
 
 def check_no_guarantee(objective: str) -> None:
     """
-    Refuse an objective with a guarantee if label sets are changed after thresholding.
+    Reject an objective with a guarantee if label sets are changed after thresholding.
 
     Raises:
         ValueError: it is `"recall:R"` or `"fdr:Q"`.
@@ -49,7 +49,7 @@ def check_no_guarantee(objective: str) -> None:
     if check_guarantee(objective) is not None:
         raise ValueError(
             f"`objective` is {objective!r}, but its guarantee is of the labels that reach their thresholds, and label constraints or "
-            '`hierarchy="leaves"` change these sets afterwards. Use another objective such as "f1", or `hierarchy="closure"` without '
+            '`hierarchy="leaves"` change these sets afterward. Use another objective such as "f1", or `hierarchy="closure"` without '
             "constraints."
         )
 
@@ -96,14 +96,14 @@ class RiskCurve:
         self.num_predicted = torch.zeros(self.SIZE + 1, dtype=torch.float64)
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add logits and multi-hot labels, (B, L) both. Documents without labels have no recall and are skipped for it."""
+        """Add logits and multi-hot labels, both (B, L). Documents without labels have no recall and are skipped for it."""
         self.add(*self.count(logits, labels))
 
     @classmethod
     def count(cls, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        For logits and multi-hot labels, (B, L) both: the number of labels of each document that reach each threshold of the grid, and the
-        number of correct ones among them, (B, `SIZE` + 1) both. All labels reach the first threshold, none reaches the last one.
+        For logits and multi-hot labels, both (B, L): the number of labels of each document that reach each threshold of the grid, and the
+        number of correct ones among them, both (B, `SIZE` + 1). All labels reach the first threshold, none reaches the last one.
         """
         logits, labels = logits.float().cpu(), labels.double().cpu()
         bins = ((logits - cls.LOW) / cls.STEP).floor().long().clamp(0, cls.SIZE - 1)
@@ -112,7 +112,7 @@ class RiskCurve:
         return predicted, _sums_from_above(empty.scatter_add(1, bins, labels))
 
     def add(self, predicted: torch.Tensor, correct: torch.Tensor) -> None:
-        """Add what `count` returned for some documents, (B, `SIZE` + 1) both."""
+        """Add what `count` returned for some documents, both (B, `SIZE` + 1)."""
         if self.risk == "recall":
             kept = correct[:, 0] > 0
             predicted, correct = predicted[kept], correct[kept]

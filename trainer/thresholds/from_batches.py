@@ -87,7 +87,7 @@ def tune_thresholds_from_batches(
     Tune each label's decision threshold on batches of logits and labels of held-out documents.
 
     Scores are kept as one histogram per label, never as an N x L matrix. Thresholds of labels
-    with few positives are shrunk towards a common rule (see [`~trainer.thresholds.tune_thresholds`]). The F1 in the
+    with few positives are shrunk toward a common rule (see [`~trainer.thresholds.tune_thresholds`]). The F1 in the
     answer is cross-fitted: thresholds of the even documents are scored on the odd ones and vice versa, so
     no document evaluates thresholds that were tuned on it. The thresholds themselves are tuned on all documents.
 
@@ -120,7 +120,7 @@ def tune_thresholds_from_batches(
         if curve is not None:
             curve.update(torch.as_tensor(logits), torch.as_tensor(labels))
     if not halves.num_seen:
-        raise ValueError("There are no documents to tune thresholds on. Pass a data set that is not empty.")
+        raise ValueError("There are no documents to tune thresholds on. Pass a dataset that is not empty.")
     even, odd = halves.histograms()
     both = (even[0] + odd[0], even[1] + odd[1], even[2])
     scale = None

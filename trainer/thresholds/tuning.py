@@ -36,7 +36,7 @@ def tune_thresholds(
     label_counts: np.ndarray | None = None,
 ) -> np.ndarray:
     r"""
-    Per-label probability thresholds, shrunk towards a common rule for labels with few positives.
+    Per-label probability thresholds, shrunk toward a common rule for labels with few positives.
 
     The best threshold t_l of a single label is estimated from its n_l positives, and overfits if there are few. The result, in logits, is
     the credibility-weighted mean (Bühlmann, 1967, Experience rating and credibility, ASTIN Bulletin 4)
@@ -110,7 +110,7 @@ def frequency_thresholds(
         `np.ndarray` of shape `(num_labels,)`.
 
     Raises:
-        ValueError: as `tune_thresholds`, or if `label_counts` has another length.
+        ValueError: as `tune_thresholds`, or if `label_counts` has a different length.
     """
     _check(positives, negatives, bin_edges)
     if np.shape(label_counts) != (len(positives),):
@@ -260,7 +260,7 @@ def platt_scaling(positives: np.ndarray, negatives: np.ndarray, bin_edges: np.nd
     slope, intercept = _fit(np.stack([x, np.ones_like(x)], axis=1), hits, misses, high, low, start)
     if not slope > 1e-9:
         raise ValueError(
-            "the scores of positives are not above those of negatives, so they cannot be turned into probabilities. "
+            "The scores of positives are not above those of negatives, so they cannot be turned into probabilities. "
             "Train the model before it is calibrated."
         )
     return {"scale": float(slope / spread), "bias": float(intercept - slope * mean / spread)}
@@ -286,7 +286,7 @@ def temperature_scaling(positives: np.ndarray, negatives: np.ndarray, bin_edges:
     (scale,) = _fit(centers[:, None], hits, misses, 1.0, 0.0, np.ones(1))
     if not scale > 1e-9:
         raise ValueError(
-            "the logits of positives are not above those of negatives, so no temperature calibrates them. Train the "
+            "The logits of positives are not above those of negatives, so no temperature calibrates them. Train the "
             "model before it is calibrated, or use Platt scaling, which has a bias."
         )
     return {"scale": float(scale), "bias": 0.0}
@@ -432,7 +432,7 @@ def _pooled(
     """Centers of the non-empty bins, and their positives and negatives over all labels."""
     hits, misses = (np.asarray(counts).sum(axis=0).astype(np.float64) for counts in (positives, negatives))
     if not misses.sum():
-        raise ValueError("the histograms contain no negative, so scores cannot be calibrated. Use data with both.")
+        raise ValueError("The histograms contain no negatives, so scores cannot be calibrated. Use data with both.")
     edges = np.asarray(bin_edges, dtype=np.float64)
     used = hits + misses > 0
     return ((edges[:-1] + edges[1:]) / 2)[used], hits[used], misses[used]
