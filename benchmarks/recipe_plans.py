@@ -48,23 +48,6 @@ def kinds() -> list[dict]:
     ]
 
 
-def details() -> list[dict]:
-    return [
-        {"dropout": 0.0},
-        {"dropout": 0.5},
-        {"warmup": 0.0},
-        {"warmup": 0.3},
-        {"decay": 0.1},
-        {"table_lr": 0.1},
-        {"table_lr": 0.0},
-        {"head_lr": 2e-2},
-        {"softmax": 0.3},
-        {"bce": 1.0, "softmax": 3.0},
-        {"seed": 1},
-        {"seed": 2},
-    ]
-
-
 def contrastive(labels: int) -> list[dict]:
     unit = 0.01 * labels
     runs = [{"seed": 0}, {"seed": 1}]
@@ -116,7 +99,6 @@ def screening() -> list[dict]:
     plan.append(group("contrastive", "usbills4k", 3000, contrastive(3201)[14:]))
     each("short", few, epochs={300: 6, 1000: 4, 3000: 2.5})
     each("long", few, epochs={300: 60, 1000: 30, 3000: 15})
-    each("details", details(), sizes=(3000,))
     each("large", rates((5e-5, 1e-4, 2e-4)), sizes=(6000,), epochs=3)
     each("large", rates((5e-5, 1e-4, 2e-4)), sizes=(6000,), epochs=8)
     each("length128", rates((5e-5, 1e-4, 2e-4)), sizes=(3000, 1000), max_length=128)
@@ -134,8 +116,6 @@ def screening() -> list[dict]:
     each("batch8", few, sizes=(3000, 1000), batch=8)
     each("encoder dropout", few, sizes=(3000, 300), encoder_dropout=0.1)
     each("freeze2", few, sizes=(3000, 300), freeze=2)
-    each("average", few, sizes=(3000, 300), average=0.3, schedule="constant")
-    each("details", details(), sizes=(300,))
     return plan
 
 

@@ -28,7 +28,9 @@ import numpy as np
 import torch
 from recipe_sweep_results import intervals, pack
 from stacked_encoder import Data
-from stacked_runs import RUN, WEIGHTINGS, Group, compile_adam, measure
+from stacked_losses import WEIGHTINGS
+from stacked_metrics import measure
+from stacked_runs import RUN, Group, compile_adam
 
 
 UNSEEN = -1.0
@@ -72,7 +74,6 @@ def prepare(options) -> None:
         indices[name] = [sorted(set(ids)) for ids in encode_labels(part, label2id)["label_indices"]]
         keep(f"{name}_labels", indices[name], np.uint16)
     keep("label_tokens", tokenizer(config.label_texts, truncation=True, max_length=64)["input_ids"], np.uint16)
-    keep("name_tokens", tokenizer(labels, truncation=True, max_length=64)["input_ids"], np.uint16)
     arrays["labels"] = np.asarray(labels)
     if not (output / "encoder.npz").exists():
         model = AutoModel.from_pretrained(backbone, add_pooling_layer=False)

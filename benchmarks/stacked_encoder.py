@@ -25,7 +25,6 @@ class Data:
         self.name, self.folder, self.device = name, folder, device
         tokens = {part: ragged(arrays, f"{part}_tokens") for part in ("train", "validation", "test")}
         tokens["label"] = ragged(arrays, "label_tokens")
-        tokens["name"] = ragged(arrays, "name_tokens" if "name_tokens_values" in arrays else "label_tokens")
         self.vocabulary = np.unique(np.concatenate([*(row for rows in tokens.values() for row in rows), [0, MASK]]))
         self.num_labels = len(arrays["labels"])
         self.lengths = {part: np.asarray([len(row) for row in rows]) for part, rows in tokens.items()}

@@ -7,7 +7,10 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
-from stacked_encoder import LAYERS, MASK, WIDTH, Data, affine, embed, pooled, pretrained, run_layer
+from stacked_encoder import LAYERS, WIDTH, Data, affine, embed, pooled, pretrained, run_layer
+from stacked_losses import Losses
+from stacked_metrics import measure
+from stacked_pretraining import Pretraining
 
 
 # What all runs of a group share.
@@ -19,11 +22,8 @@ GROUP = {
     "encoder_dropout": 0.0,
     "head_epochs": 0.0,  # of the head alone, on the embeddings of the pretrained encoder, before the rest
     "evaluations": 8,
-    "schedule": "linear",
-    "average": 0.0,  # share of the steps, at the end, whose weights are averaged (0: none)
     "laat": False,  # label-wise attention over the tokens, added to the logits with each run's `laat_weight`
     "label_encoder": False,  # encode the label texts in each step, with gradients, instead of training a table
-    "label_part": "label",  # "name": label names without descriptions
     "queue": 0,  # earlier documents, detached, that the document loss compares with
     "contrastive_epochs": 0.0,  # the first epochs train the contrastive losses alone
     "adapt_steps": 0,  # of continued pretraining on the texts of documents and labels, before everything else
@@ -59,14 +59,12 @@ RUN = {
     "positives_jaccard": 0.0,
     "temperature": 0.1,
     "laat_weight": 0.0,
-    "table_lr": 1.0,  # learning rate of the label embeddings, relative to the head's
 }
-WEIGHTINGS = {"jaccard": (0.0, 1.0), "complement": (1.0, -1.0), "uniform": (1.0, 0.0)}
 SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)
 DTYPE = os.environ.get("SWEEP_DTYPE")
 
 
-class Group:
+class Group(Losses, Pretraining):
     """K runs that are trained together."""
 
     def __init__(self, data: Data, shared: dict, runs: list[dict]):
@@ -109,7 +107,7 @@ class Group:
         self.frozen = {name: value.unsqueeze(0).to(self.dtype) for name, value in encoder.items()}
         labels = data.num_labels
         with torch.no_grad():
-            table = self.encode_frozen(self.shared["label_part"], 64, LAYERS)
+            table = self.encode_frozen("label", 64, LAYERS)
             self.label_texts = table
         body, head = {}, {}
         for name, value in encoder.items():
@@ -151,9 +149,6 @@ class Group:
         self.gradient = torch.zeros_like(self.flat)
         self.first, self.second = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
         self.decays = torch.zeros(1, at, device=self.device)
-        self.relative = (
-            torch.ones(number, at, device=self.device) if any(run["table_lr"] != 1 for run in self.runs) else None
-        )
         self.leaves = {}
         for name, value in [*body.items(), *head.items()]:
             start, end = places[name]
@@ -163,8 +158,6 @@ class Group:
             self.leaves[name] = leaf
             if value.dim() > 2 and name not in ("table", "scale", "sharpness"):
                 self.decays[:, start:end] = 1.0
-            if name == "table" and self.relative is not None:
-                self.relative[:, start:end] = self.vector("table_lr").view(-1, 1)
         self.is_body = set(body)
         self.label_embeds = self.leaves["table"]
         self.contrastive_only, self.queue = False, []
@@ -182,7 +175,7 @@ class Group:
         self.label_embeds = self.leaves["table"]
         if self.shared["label_encoder"] and body:
             places = np.arange(self.data.num_labels)[None]
-            self.label_embeds = self.encode(weights, self.shared["label_part"], places, dropout)[0]
+            self.label_embeds = self.encode(weights, "label", places, dropout)[0]
             weights = {**weights, "table": self.label_embeds.to(self.dtype)}
         return weights
 
@@ -194,7 +187,7 @@ class Group:
         key = (part, max_length, layers, self.size if part == "train" else None)
         if key in self.data.states:
             return self.data.states[key]
-        for old in [old for old in self.data.states if old[1] != max_length and old[0] not in ("label", "name")]:
+        for old in [old for old in self.data.states if old[1] != max_length and old[0] != "label"]:
             del self.data.states[old]
         tokens = self.data.tokens[part][: self.size if part == "train" else None, :max_length]
         lengths = torch.from_numpy(self.data.lengths[part][: len(tokens)]).clamp(max=max_length).to(self.device)
@@ -279,123 +272,6 @@ class Group:
         scores = scores.masked_fill(~mask.unsqueeze(-1), -1e4)
         return (torch.softmax(scores, dim=2) * values).sum(2).float()
 
-    # -- losses, each (K,) --
-
-    def losses(self, logits, targets, embeds):
-        total = torch.zeros(self.number, device=self.device)
-        documents = logits.shape[1]
-        if self.contrastive_only:
-            return total + self.contrastive_losses(embeds, targets)
-        if self.has("bce"):
-            value = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum((1, 2)) / documents
-            total = total + self.vector("bce") * value
-        if self.has("softmax"):
-            value = -(targets * F.log_softmax(logits, dim=-1)).sum((1, 2)) / documents
-            total = total + self.vector("softmax") * value
-        if self.has("decoupled"):
-            negatives = logits.masked_fill(targets > 0, -1e4).logsumexp(-1, keepdim=True)
-            value = (targets * F.softplus(negatives - logits)).sum((1, 2)) / documents
-            total = total + self.vector("decoupled") * value
-        if self.has("asymmetric"):
-            shifted = (torch.sigmoid(logits) - 0.05).clamp_min(0)
-            terms = targets * F.logsigmoid(logits) + (1 - targets) * shifted**4 * torch.log1p(-shifted)
-            total = total - self.vector("asymmetric") * terms.sum((1, 2)) / documents
-        if self.has("distribution"):
-            total = total + self.vector("distribution") * self.distribution_balanced(logits, targets) / documents
-        return total + self.contrastive_losses(embeds, targets)
-
-    def distribution_balanced(self, logits, targets):
-        """Rebalanced weights (0.1 + sigmoid(10 (r - 0.2))) and negative-tolerant logits (factor 5, shift 0.05 times the prior)."""
-        if "shares" not in self.vectors:
-            counts = torch.stack([self.data.labels["train"][rows].sum(0) for rows in self.rows]).clamp_min(1)
-            self.vectors["shares"] = counts
-        counts = self.vectors["shares"].unsqueeze(1)
-        inverse = 1 / counts
-        repeated = inverse / (targets * inverse).sum(-1, keepdim=True).clamp_min(1e-12)
-        weights = 0.1 + torch.sigmoid(10 * (repeated - 0.2))
-        moved = logits + 0.05 * torch.log((len(self.rows[0]) / counts - 1).clamp_min(1e-6))
-        terms = targets * F.softplus(-moved) + (1 - targets) * F.softplus(5 * moved) / 5
-        return (weights * terms).sum((1, 2))
-
-    def contrastive_losses(self, embeds, targets):
-        total = torch.zeros(self.number, device=self.device)
-        for name, function in (
-            ("beta", self.label_loss),
-            ("gamma", self.document_loss),
-            ("prototype", self.prototype_loss),
-        ):
-            if self.has(name):
-                total = total + self.vector(name) * function(embeds.float(), targets)
-        if self.shared["queue"]:
-            self.queue = [(embeds.detach().float(), targets), *self.queue]
-            kept = -(-self.shared["queue"] // embeds.shape[1])
-            self.queue = self.queue[:kept]
-        return total
-
-    def negative_weights(self, jaccard):
-        if "weighting" not in self.vectors:
-            constants = [WEIGHTINGS[run["weighting"]] for run in self.runs]
-            self.vectors["weighting"] = torch.tensor(constants, device=self.device)
-        constants = self.vectors["weighting"]
-        return constants[:, 0].view(-1, 1, 1) + constants[:, 1].view(-1, 1, 1) * jaccard
-
-    def contrast(self, embeds, others=None):
-        embeds = F.normalize(embeds, dim=-1)
-        others = embeds if others is None else F.normalize(others, dim=-1)
-        return embeds @ others.transpose(1, 2) / self.vector("temperature").view(-1, 1, 1)
-
-    def log_negatives(self, products, weights, negative):
-        log_weights = (weights.clamp_min(0) * negative).log()
-        some = (log_weights > -torch.inf).any(-1, keepdim=True)
-        return torch.logsumexp(products + torch.where(some, log_weights, 0.0), dim=-1), some.squeeze(-1)
-
-    @staticmethod
-    def overlaps(rows, others=None):
-        others = rows if others is None else others
-        both = rows @ others.transpose(1, 2)
-        return both, rows.sum(-1).unsqueeze(2) + others.sum(-1).unsqueeze(1) - both
-
-    def label_loss(self, embeds, targets):
-        counts = targets.sum(1)
-        present = int((counts > 0).sum(1).max())
-        ids = counts.topk(present, dim=1).indices
-        columns = targets.gather(2, ids.unsqueeze(1).expand(-1, targets.shape[1], -1)).transpose(1, 2)
-        table = self.label_embeds.gather(1, ids.unsqueeze(-1).expand(-1, -1, WIDTH))
-        both, either = self.overlaps(columns)
-        is_here = columns.sum(-1) > 0
-        negative = is_here.unsqueeze(1) & ~torch.eye(present, dtype=torch.bool, device=self.device)
-        products = self.contrast(table)
-        below, some = self.log_negatives(products, self.negative_weights(both / either.clamp_min(1)), negative)
-        terms = (below - products.diagonal(dim1=1, dim2=2)) * (some & is_here)
-        return terms.sum(1) / (some & is_here).sum(1).clamp_min(1)
-
-    def document_loss(self, embeds, targets):
-        others = torch.cat([targets, *(past for _, past in self.queue)], dim=1)
-        both, either = self.overlaps(targets, others)
-        jaccard = both / either.clamp_min(1)
-        itself = torch.eye(targets.shape[1], others.shape[1], dtype=torch.bool, device=self.device)
-        same = both == either
-        positive = same & (both > 0) & ~itself
-        products = self.contrast(embeds, torch.cat([embeds, *(past for past, _ in self.queue)], dim=1))
-        below, some = self.log_negatives(products, self.negative_weights(jaccard), ~same)
-        printed = torch.where(positive & some.unsqueeze(-1), below.unsqueeze(-1) - products, 0.0).sum((1, 2))
-        printed = printed / targets.shape[1]
-        if not self.has("positives_jaccard"):
-            return printed
-        share = jaccard * ~itself
-        others = products.masked_fill(itself, -1e4)
-        log_probabilities = others - others.logsumexp(-1, keepdim=True)
-        soft = -(share * log_probabilities).sum(-1) / share.sum(-1).clamp_min(1e-6)
-        return torch.where(self.vector("positives_jaccard") > 0, soft.mean(1), printed)
-
-    def prototype_loss(self, embeds, targets):
-        """Contrast of each document with all label embeddings: the mean over its labels of -log softmax of cosine / tau."""
-        table = F.normalize(self.label_embeds, dim=-1)
-        products = F.normalize(embeds, dim=-1) @ table.transpose(1, 2) / self.vector("temperature").view(-1, 1, 1)
-        negatives = products.masked_fill(targets > 0, -1e4).logsumexp(-1, keepdim=True)
-        terms = (targets * F.softplus(negatives - products)).sum(-1) / targets.sum(-1).clamp_min(1)
-        return terms.mean(1)
-
     # -- training --
 
     def order(self, epoch: int, batch: int):
@@ -420,10 +296,8 @@ class Group:
 
     def factor(self, step: int, total: int) -> torch.Tensor:
         warm = [max(round(run["warmup"] * total), 1) for run in self.runs]
-        falls = self.shared["schedule"] == "linear"
         factors = [
-            (step + 1) / start if step < start else max((total - step) / max(total - start, 1) if falls else 1.0, 0.0)
-            for start in warm
+            (step + 1) / start if step < start else max((total - step) / max(total - start, 1), 0.0) for start in warm
         ]
         return torch.tensor(factors, device=self.device)
 
@@ -440,14 +314,13 @@ class Group:
             self.steps[name] += 1
             step = self.steps[name]
             rates = (self.vector(rate) * factor).view(-1, 1)
-            relative = None if self.relative is None else self.relative[:, columns]
             adam(
                 self.flat[:, columns],
                 self.gradient[:, columns],
                 self.first[:, columns],
                 self.second[:, columns],
                 self.decays[:, columns],
-                rates if relative is None else rates * relative,
+                rates,
                 decay,
                 clip,
                 torch.tensor(1 - 0.9**step, device=self.device),
@@ -505,69 +378,6 @@ class Group:
             points.append(point)
         return points
 
-    def adapt(self) -> None:
-        """
-        Continued pretraining of the encoder on training documents and label texts.
-
-        Masked language modeling (15% of the tokens, output weights tied to the word embeddings, a new transform that starts as
-        the identity), or SimCSE (a document and itself under other dropout are a pair; temperature 0.05). Learning rate 5e-5, linear decay.
-        """
-        shared, limit = self.shared, min(self.shared["max_length"], 128)
-        width, total = 64, shared["adapt_steps"]
-        generator, rng = torch.Generator(self.device).manual_seed(0), np.random.default_rng(99)
-        transform = torch.eye(WIDTH, device=self.device).expand(self.number, -1, -1).clone().requires_grad_()
-        bias = torch.zeros(self.number, 1, len(self.data.vocabulary), device=self.device, requires_grad=True)
-        extra = torch.optim.AdamW([transform, bias], lr=1e-3)
-        mask_id = int(np.searchsorted(self.data.vocabulary, MASK))
-        vectors, self.vectors = self.vectors, {"lr": torch.full((self.number,), 5e-5, device=self.device)}
-        share = self.size / (self.size + self.data.num_labels)
-        for step in range(total):
-            part = "train" if rng.random() < max(share, 0.5) else "label"
-            count = self.size if part == "train" else self.data.num_labels
-            places = rng.integers(count, size=(1, width))
-            lengths = torch.from_numpy(np.minimum(self.data.lengths[part][places[0]], limit)).to(self.device)
-            ids = self.data.tokens[part][torch.from_numpy(places[0]).to(self.device), : int(lengths.max())]
-            mask = (torch.arange(ids.shape[1], device=self.device) < lengths[:, None]).unsqueeze(0)
-            weights = self.weights()
-            if shared["adapt"] == "mlm":
-                chosen = (torch.rand(ids.shape, generator=generator, device=self.device) < 0.15) & mask[0]
-                x = self.adapted_states(weights, ids.masked_fill(chosen, mask_id), mask, 0.1)
-                where = chosen.flatten().nonzero().squeeze(1)
-                hidden = F.layer_norm(x[:, where].float() @ transform, (WIDTH,)).to(self.dtype)
-                scores = (hidden @ weights["words"].transpose(1, 2)).float() + bias
-                gold = ids.flatten()[where].expand(self.number, -1)
-                losses = F.cross_entropy(scores.transpose(1, 2), gold, reduction="none").mean(1)
-            else:
-                first, second = (
-                    F.normalize(pooled(self.adapted_states(weights, ids, mask, 0.1), mask), dim=-1) for _ in range(2)
-                )
-                gold = torch.arange(width, device=self.device).expand(self.number, -1)
-                losses = F.cross_entropy(first @ second.transpose(1, 2) / 0.05, gold, reduction="none").mean(1)
-            losses.sum().backward()
-            factor = min((step + 1) / max(total // 20, 1), 1 - step / total)
-            self.update(torch.full((self.number,), factor, device=self.device), True)
-            extra.step()
-            extra.zero_grad()
-            if step in (0, total // 2, total - 1):
-                print(f"adapt {shared['adapt']} {step}: loss {losses.mean().item():.3f}", flush=True)
-        self.vectors = vectors
-        for state in (self.first, self.second, self.gradient):
-            state.zero_()
-        self.steps = {"body": 0, "head": 0}
-        with torch.no_grad():
-            weights, table = self.weights(), []
-            for rows in np.array_split(np.arange(self.data.num_labels), max(self.data.num_labels // 128, 1)):
-                table.append(self.encode(weights, shared["label_part"], rows[None])[0])
-            for name in ("table", "laat_q"):
-                if name in self.leaves:
-                    self.leaves[name].copy_(torch.cat(table, dim=1))
-
-    def adapted_states(self, weights, ids, mask, dropout):
-        x = F.dropout(embed(weights, ids.expand(self.number, -1, -1)), dropout)
-        for layer in range(LAYERS):
-            x = run_layer(weights, layer, x, mask, dropout)
-        return x
-
     def train(self) -> list[dict]:
         """All epochs; returns a record of each run."""
         shared, began = self.shared, time.time()
@@ -594,7 +404,7 @@ class Group:
                 curve.append(point)
         best = [-1.0] * self.number
         self.kept = [None] * self.number
-        average, averaged, step = None, 0, 0
+        step = 0
         running = torch.zeros(self.number, device=self.device)
         for epoch in range(math.ceil(shared["epochs"])):
             for rows in self.order(epoch, batch):
@@ -603,12 +413,7 @@ class Group:
                 self.contrastive_only = step < shared["contrastive_epochs"] * steps_per_epoch
                 running += self.train_step(rows, self.factor(step, total))
                 step += 1
-                if shared["average"] and step >= total * (1 - shared["average"]) and step % 4 == 0:
-                    averaged += 1
-                    average = self.flat.clone() if average is None else average.lerp_(self.flat, 1 / averaged)
                 if step in marks:
-                    if step == total and average is not None:
-                        self.flat.copy_(average)
                     points = self.evaluate(step / steps_per_epoch, True)
                     for index, (curve, point) in enumerate(zip(curves, points, strict=True)):
                         curve.append(point)
@@ -659,45 +464,3 @@ def compile_adam(device) -> None:
             print("the compiled optimizer differs; the plain one is used", flush=True)
     except Exception as error:  # noqa: BLE001
         print(f"no compiled optimizer ({type(error).__name__}: {error})"[:300], flush=True)
-
-
-def measure(scores, targets, propensities, size: int | None = None) -> dict:
-    """Metrics of scores (N, L); with the number of training documents also nDCG@5 on small subsets."""
-    number, labels = scores.shape
-    top = scores.topk(5, dim=1).indices
-    found = targets.gather(1, top)
-    discounts = 1 / torch.log2(torch.arange(2, 7, device=scores.device).float())
-    ideal = torch.cumsum(discounts, 0)[targets.sum(1).long().clamp(1, 5) - 1]
-    gains = (found * discounts).sum(1) / ideal
-    weighted = found * propensities[top]
-    best = (targets * propensities).topk(5, dim=1).values
-    deep = scores.topk(min(60, labels), dim=1)
-    values, order = deep.values.flatten().sort(descending=True)
-    correct = targets.gather(1, deep.indices).flatten()[order].cumsum(0)
-    f1 = 2 * correct / (torch.arange(1, len(correct) + 1, device=scores.device) + targets.sum())
-    place = f1.argmax()
-    predicted = scores >= values[place]
-    hits = (predicted * targets).sum(0)
-    per_label = 2 * hits / (predicted.sum(0) + targets.sum(0)).clamp_min(1)
-    summary = [
-        found[:, 0].mean(),
-        found.mean(),
-        gains.mean(),
-        weighted[:, 0].sum() / best[:, 0].sum(),
-        weighted.sum() / best.sum(),
-        f1[place],
-        per_label.mean(),
-    ]
-    if size is not None:
-        summary.append(F.binary_cross_entropy_with_logits(scores, targets, reduction="sum") / number)
-        few = min(max(50, size // 10), number)
-        for seed in range(3):
-            subset = np.random.default_rng(seed).permutation(number)[:few]
-            summary.append(gains[torch.from_numpy(subset).to(scores.device)].mean())
-    numbers = [round(100 * value, 3) for value in torch.stack(summary).tolist()]
-    names = ["p@1", "p@5", "ndcg@5", "psp@1", "psp@5", "f1_micro", "f1_macro"]
-    result = dict(zip(names, numbers, strict=False))
-    if size is not None:
-        result["loss"] = round(numbers[7] / 100, 4)
-        result["few"] = numbers[8:]
-    return result
