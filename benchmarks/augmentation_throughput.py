@@ -1,10 +1,10 @@
 """
-How close the augmentation client comes to the ideal: 5,000 requests at concurrency 64 to a local server that answers after 200 ms.
+Throughput of the augmentation client compared with the ideal: 5,000 requests at concurrency 64 to a local server with a latency of 200 ms.
 
     python benchmarks/augmentation_throughput.py
 
 The ideal is requests / concurrency x latency. Memory is the resident size of the client's process, whose growth between the first
-and the last tenth of the run must stay flat. A bare aiohttp loop, run right after it, shows what is possible on the machine at that moment
+and the last tenth of the run must be zero. A bare aiohttp loop, run right afterward, shows what is possible on the machine at that time
 (on a busy machine, neither comes close to the ideal). Every answer is written to the journal before the next request takes its place.
 """
 
@@ -57,7 +57,7 @@ async def serve(latency: float) -> None:
 
 
 async def bare(base_url: str, requests: int, concurrency: int) -> float:
-    """Wall time of the least that a client can do: the same requests in an aiohttp loop, with the answers thrown away."""
+    """Wall time of a minimal client: the same requests in an aiohttp loop that discards the answers."""
     body = {"model": "local", "messages": [{"role": "user", "content": "x" * 900}]}
     numbers = iter(range(requests))
 

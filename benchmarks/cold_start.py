@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Quality without training documents, and with the first few.
+Quality without training documents, and with few training documents.
 
     python benchmarks/cold_start.py --data arxiv_mlc --folder FOLDER --steps names descriptions pseudo 1 5 20
     python benchmarks/cold_start.py --plot docs/cold_start.png     # the curve, from the results of all datasets
@@ -9,8 +9,8 @@ Steps, all on the same test documents:
 
 - `names`, `descriptions`: the cosine of document and label text, without and with label descriptions (`start_from_cosines`, as in
   `run_mldc.py` without training documents). Thresholds come from unlabeled documents of the training file.
-- `pseudo`: trained on pseudo-documents of a language model alone, starting from the cosine.
-- 1, 5, 20: that number of real documents per label. Trained starting from the cosine, trained with the recipe's usual initialization, and TF-IDF + LinearSVC
+- `pseudo`: trained only on pseudo-documents of a language model, starting from the cosine.
+- `1`, `5`, `20`: number of real documents per label. Trained starting from the cosine, trained with the recipe's usual initialization, and TF-IDF + LinearSVC
   on the same documents.
 
 Documents are drawn so that each label has at least this number, if available; frequent labels get more through the documents of others.

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Whether a setting of `run_mldc.py` helps, on validation documents: the same documents and seeds with each of several settings.
+Compares settings of `run_mldc.py` on validation documents, with the same documents and seeds for each setting.
 
     python benchmarks/compare_settings.py --data FOLDER --size 1000 --seeds 0 1 --output results/class_weights.json \
         --settings "none=" "effective=--class_weights effective"

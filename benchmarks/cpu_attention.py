@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Attention in bfloat16 on a CPU: PyTorch's kernel, and `float32_attention`, which training steps use.
+Speed of attention in bfloat16 on a CPU: PyTorch's kernel compared with `float32_attention`, which training steps use.
 
     python benchmarks/cpu_attention.py
     python benchmarks/cpu_attention.py --smoke      # only checks that it runs; timings are meaningless

@@ -9,8 +9,8 @@ Quality with default settings: `run_mldc.py` without further arguments, compared
 
 FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}. For each size, the first documents of a permutation with
 seed 0 are the training file; the first documents of the validation file, a tenth of the training documents but at least 50, and the first
-`--test` of the test file are used. The label set is that of these training documents. The command gets files, encoder, seed and output
-folder, and nothing else. The other systems are those of `other_systems.py`, where their packages are installed: linear models by default.
+`--test` of the test file are used. The label set is that of these training documents. The command gets only files, encoder, seed and output
+folder. The other systems are those of `other_systems.py`, where their packages are installed: linear models by default.
 Their thresholds are tuned on the validation documents. `fast` runs `--recipe fast` on 3,000 documents and compares its CPU time with that of
 encoding every document once, both of whole processes, in the precision that the device computes in. All figures come from the ten best
 labels and the label set of each test document, with intervals of a paired bootstrap over the test documents.
@@ -108,7 +108,7 @@ def run_command(options, folder: Path, seed: int, task) -> dict:
     command = [sys.executable, str(COMMAND), "--model_name_or_path", options.backbone]
     command += [word for split in SPLITS for word in (f"--{split}_file", str(folder / f"{split}.jsonl"))]
     command += ["--do_train", "--do_predict", "--seed", str(seed), "--output_dir", str(output)]
-    # Which labels are written, not which are predicted.
+    # Determines which labels are written, not which are predicted.
     command += ["--prediction_top_k", str(min(100, len(task.labels))), "--disable_tqdm", "True"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([*command, *options.more], capture_output=True, text=True)
@@ -192,7 +192,7 @@ def fast(options) -> None:
 
 
 def encode(options) -> None:
-    """Read, tokenize and encode every document once, cut where the recipe cuts."""
+    """Read, tokenize and encode every document once, truncated as in the recipe."""
     backbone = resolve_backbone(options.backbone)
     tokenizer, encoder = AutoTokenizer.from_pretrained(backbone), AutoModel.from_pretrained(backbone).eval()
     texts = [

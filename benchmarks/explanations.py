@@ -11,12 +11,12 @@ on: validation documents to choose (`--fades`), test documents to confirm. For t
   neither the encoder nor the lexical scores read it, and all other tokens keep their positions. Also when it is taken out of the text, so
   that all tokens behind it move by one or more positions, and when the mask token takes its place.
 - Pearson's correlation, over `--subsets` random sets of a fifth of the words, of the sum of their scores with the fall of the logit
-  of a text without all of them (Bhatt et al., 2020): no method has measured these.
+  of a text without all of them (Bhatt et al., 2020), which no method measures.
 - Deletion and insertion curves (Petsiuk et al., 2018): the logit of a text without the most important words, and with them alone. The
   areas are means over the shares of words of the fall of the logit, and of the logit above that of a document without words.
-- Seconds of one core, and the share of the logit's distance from the bias that `remainder` is.
+- Seconds of one core, and `remainder` as a share of the difference between logit and bias.
 
-For the first `--ceilings` documents two methods that are too expensive in practice: every word masked by itself (Spearman 1 by definition), and a
+For the first `--ceilings` documents two methods that are too expensive in practice: masking every word individually (Spearman 1 by definition), and a
 greedy search, which measures each remaining word by the pipeline's method again after each twentieth of the words is deleted.
 
 References and curves are computed in bfloat16 where the processor computes it, which moves a word's effect by a twentieth of its

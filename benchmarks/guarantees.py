@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Whether the guarantee of thresholds holds: the realized risk on documents that were not used to choose them.
+Does the guarantee of thresholds hold? Measures the realized risk on documents that were not used to choose them.
 
     python benchmarks/guarantees.py run --data FOLDER --name arxiv_mlc --size 2000 --work FOLDER
     python benchmarks/guarantees.py plot
@@ -79,7 +79,7 @@ def train(options, folder: Path) -> Path:
 
 def score(options, checkpoint: Path) -> tuple[Counts, dict, dict]:
     """
-    Predicted and right labels of each held-out document at each threshold, both (N, thresholds), what is known of the documents, and the F1 of
+    Predicted and correct labels of each held-out document at each threshold, both (N, thresholds), statistics of the documents, and the F1 of
     those that are kept.
     """
     model = SepMldcForMultiLabelClassification.from_pretrained(checkpoint)

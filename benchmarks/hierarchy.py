@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-A label hierarchy: the same trained model with and without it, and a model of the labels without their parents.
+Effect of a label hierarchy: the same trained model with and without it, and a model of the labels without their parents.
 
     python benchmarks/hierarchy.py run --data FOLDER --work FOLDER --size 1500
     python benchmarks/hierarchy.py measure --work FOLDER

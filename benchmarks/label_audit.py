@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """
-How many known errors `trainer.audit_labels` finds, and how much correcting them helps.
+Share of known label errors that `trainer.audit_labels` finds, and how much correcting them helps.
 
     python benchmarks/label_audit.py --data FOLDER --name arxiv_mlc
     python benchmarks/label_audit.py report
 
 FOLDER holds train / validation / test .jsonl(.gz) files of {"text", "labels"}. Of the labels of `--documents` training documents, a
-permutation with seed 0, 5% are damaged: every other one is removed, and the others are replaced by a label that the document does not have.
+permutation with seed 0, 5% are corrupted: every other one is removed, and the others are replaced by a label that the document does not have.
 So there are twice as many missing labels as wrong ones. The wrong label is drawn among all others with equal chances (`uniform`), or by its
 frequency (`frequency`), which is harder to distinguish from a correct one.
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Time and memory against the number of labels: losses, head, loss of the head, metrics, collator and checkpoint, up to the size of
+Time and memory by number of labels: losses, head, loss of the head, metrics, collator and checkpoint, up to the size of
 Amazon-670K, on random labels with a Zipf tail (5.45 labels per document, as there). The encoder is left out: its
 cost does not depend on the number of labels.
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Whether lexical scores would be faster from an inverted index: CPU time per document of the margins of all labels, as the model
+Would lexical scores be faster with an inverted index? CPU time per document of the margins of all labels, as the model
 computes them (each label reads its own terms, for a batch of documents at once), and from postings (each term of a document reads the
 labels that have a weight for it), next to the time of the whole prediction.
 

@@ -8,7 +8,7 @@ Time and peak memory of the metrics at the size of RCV1's test set (781,265 x 10
 
 The other libraries need a separate environment: `pip install libmultilabel --no-deps`, `pip install napkinxc`.
 
-Every system sees the same batches of scores and multi-hot labels, generated from a seed and discarded after use; each run is a
+Every system gets the same batches of scores and multi-hot labels, generated from a seed and discarded after use; each run is a
 separate process, the systems alternate, and only the time inside the metrics counts: CPU seconds on one thread (the others
 use only one), which is least affected by other load, and wall seconds. Memory is the peak of the whole process
 and what the run added to it after its imports, one batch included. All systems compute P, R and nDCG at 1, 3 and 5;

@@ -1,5 +1,5 @@
 """
-What else one could train: the systems that `defaults.py` compares `run_mldc.py` with, on the same documents.
+The other systems that `defaults.py` compares with `run_mldc.py`, on the same documents.
 
 - `linear`: LinearSVC of scikit-learn on TF-IDF of words, one per label.
 - `LibMultiLabel 1-vs-rest`: LibMultiLabel's own linear model with its defaults, on scikit-learn's TF-IDF as it makes it.

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Training speed of 1, 2 and 4 gloo processes of one thread each, and whether they compute what one process computes.
+Training speed of 1, 2 and 4 gloo processes of one thread each, and whether they compute the same as one process.
 
     python benchmarks/process_scaling.py                    # a MiniLM-sized random BERT, both label encodings
     python benchmarks/process_scaling.py --small            # a two-layer encoder
@@ -8,7 +8,7 @@ Training speed of 1, 2 and 4 gloo processes of one thread each, and whether they
 
 Each process has `--batch_size` documents per step (weak scaling), in documents per second; efficiency is documents/s over
 processes times the documents/s of one. Processes beyond the number of cores share them, so their efficiency is meaningless.
-The equality is checked apart from that, without dropout: N processes whose batches add up to the global batch log the
+Equality is checked separately, without dropout: N processes whose batches add up to the global batch log the
 losses, classification and contrastive, that one process logs with all of it.
 """
 
@@ -236,7 +236,7 @@ def main() -> None:
     settings = {name: value for name, value in vars(options).items() if name != "work"}
     result = {
         "settings": {**settings, "size": size},
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread a process",
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread per process",
         "torch": torch.__version__,
         "rows": rows,
     }

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Which training settings work best for which data: hundreds of short runs of SEP-MLDC, many at a time in one stack of weights.
+Search for the best training settings by dataset: hundreds of short runs of SEP-MLDC, many at a time with stacked weights.
 
     python benchmarks/recipe_sweep.py prepare --data FOLDER --descriptions FILE --output PREPARED
     python benchmarks/recipe_sweep.py verify --prepared PREPARED      # the stacked model equals the project's

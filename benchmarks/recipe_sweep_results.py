@@ -1,4 +1,4 @@
-"""The runs of `recipe_sweep.py` as results: short lines of all of them, and intervals of differences on test documents."""
+"""Results of the runs of `recipe_sweep.py`: a short line for each run, and intervals of differences on test documents."""
 
 import json
 from pathlib import Path

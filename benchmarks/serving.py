@@ -4,7 +4,7 @@ Load test of `examples/serve.py` over loopback, compared with `examples/predict.
 
     python benchmarks/serving.py --model outputs/quickstart --documents examples/data/test.jsonl.gz
 
-Clients ask one after the other, each for one document at a time, from a process of their own. Rounds of the server and of
+Clients run in a separate process, and each sends one document at a time. Rounds of the server and of
 `predict.py` alternate; the throughput of `predict.py` is that of one process, without loading the model. Results: benchmarks/results/serving.json.
 """
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Whether labels with similar texts occur together, which pseudo-documents from labels alone rely on.
+Do labels with similar texts occur together? Pseudo-documents from labels alone rely on this.
 
     python benchmarks/similar_labels.py --folder FOLDER
 

@@ -1,4 +1,4 @@
-"""The documents of `recipe_sweep.py`, and K stacked copies of a MiniLM encoder, with PyTorch and NumPy alone."""
+"""The documents of `recipe_sweep.py`, and K stacked copies of a MiniLM encoder. Uses only PyTorch and NumPy."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""K runs of SEP-MLDC that are trained together, in one stack of weights: what `recipe_sweep.py` sweeps, with PyTorch and NumPy alone."""
+"""K runs of SEP-MLDC that are trained together with stacked weights, for `recipe_sweep.py`. Uses only PyTorch and NumPy."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from stacked_metrics import measure
 from stacked_pretraining import Pretraining
 
 
-# What all runs of a group share.
+# Settings that all runs of a group share.
 GROUP = {
     "max_length": 128,
     "batch": 32,
@@ -33,7 +33,7 @@ GROUP = {
     "top": False,  # with `test`: also the five best labels of each test document, for `intervals`
     "export": False,  # their logits, of the first run
 }
-# What each run has for itself.
+# Settings of each run.
 RUN = {
     "seed": 0,
     "lr": 1e-4,

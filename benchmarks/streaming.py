@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Resident memory while a stream of documents that does not fit into memory passes through the start of a training run.
+Resident memory while a stream of documents that does not fit into memory passes through the data loading of a training run.
 
     python benchmarks/streaming.py --documents 5000000
     python benchmarks/streaming.py --smoke

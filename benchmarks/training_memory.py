@@ -4,8 +4,8 @@ Memory and CPU time of training on a CPU, for several settings of `run_mldc.py`.
 
     python benchmarks/training_memory.py --name debtags --train FILE --settings "default=" "multiples of 8=--pad_to_multiple_of 8"
 
-Runs the command on the documents of FILE (.jsonl of {"text", "labels"}) for `--steps` steps, without lexical scores, in a process of its
-own for each setting, one after the other. An argument of the form NAME=VALUE in upper case is an environment variable of the process, for example
+Runs the command on the documents of FILE (.jsonl of {"text", "labels"}) for `--steps` steps, without lexical scores, in a separate
+process for each setting, one after the other. An argument of the form NAME=VALUE in upper case is an environment variable of the process, for example
 `ONEDNN_PRIMITIVE_CACHE_CAPACITY=32`, the number of compiled kernels that oneDNN keeps. The memory is the peak of the process. Adds to
 benchmarks/results/training_memory.json.
 """

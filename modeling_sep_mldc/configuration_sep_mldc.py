@@ -432,8 +432,8 @@ class SepMldcConfig(PreTrainedConfig):
         info = self.threshold_info or {}
         if not info.get("guarantee"):
             return
-        gone = ("guarantee", "guaranteed_calibration", "guaranteed_hierarchy")
-        self.threshold_info = info = {name: value for name, value in info.items() if name not in gone}
+        removed = ("guarantee", "guaranteed_calibration", "guaranteed_hierarchy")
+        self.threshold_info = info = {name: value for name, value in info.items() if name not in removed}
         logger.warning(
             f"The thresholds no longer have the guarantee of {info.get('objective', 'their objective')!r}: {why}. "
             "Tune them again with `trainer.tune_thresholds` to have one."

@@ -92,16 +92,16 @@ def ancestors_of(parents: Mapping[Any, Iterable[Any]], names: Iterable[Any]) -> 
     return found
 
 
-def without_labels(label_parents: Mapping[str, Sequence[str]], gone: set[str]) -> dict[str, list[str]]:
+def without_labels(label_parents: Mapping[str, Sequence[str]], removed: set[str]) -> dict[str, list[str]]:
     """The parents of the remaining labels. Children of a removed label get its parents, so that they keep their other ancestors."""
 
     def kept(names: Iterable[str]) -> list[str]:
         found: dict[str, None] = {}
         for name in names:
-            found |= dict.fromkeys(kept(label_parents.get(name, ())) if name in gone else [name])
+            found |= dict.fromkeys(kept(label_parents.get(name, ())) if name in removed else [name])
         return list(found)
 
-    remaining = {name: kept(parents) for name, parents in label_parents.items() if name not in gone}
+    remaining = {name: kept(parents) for name, parents in label_parents.items() if name not in removed}
     return {name: parents for name, parents in remaining.items() if parents}
 
 

@@ -117,11 +117,11 @@ def _checked_group(group: Any, known: set[str], parents: Mapping[str, Sequence[s
     return {"labels": names, **bounds}
 
 
-def constraints_without(constraints: Sequence[Mapping[str, Any]], gone: set[str]) -> list[dict[str, Any]]:
+def constraints_without(constraints: Sequence[Mapping[str, Any]], removed: set[str]) -> list[dict[str, Any]]:
     """The constraints on the remaining labels, without those that no longer have an effect."""
     kept = []
     for group in constraints:
-        names = [name for name in group["labels"] if name not in gone]
+        names = [name for name in group["labels"] if name not in removed]
         least = min(group.get("at_least", 0), len(names))
         most = group.get("at_most", len(names))
         bounds = {"at_least": least} if least else {}

@@ -23,7 +23,7 @@ from .backbones import encoder_layers
 GIB = 2**30
 CGROUP = Path("/sys/fs/cgroup")
 # The time of a run is estimated after this number of steps or seconds, whichever comes first, but not before the third step.
-TOLD_AFTER_STEPS, TOLD_AFTER_SECONDS = 20, 30.0
+REPORT_AFTER_STEPS, REPORT_AFTER_SECONDS = 20, 30.0
 
 
 @dataclass(frozen=True)
@@ -211,21 +211,21 @@ class TimeEstimate(TrainerCallback):
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self.clock, self.told = clock, False
+        self.clock, self.reported = clock, False
         self.start: float | None = None
         self.first = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.start, self.told = None, False
+        self.start, self.reported = None, False
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.start is None:
             self.start, self.first = self.clock(), state.global_step
             return
         seconds, steps = self.clock() - self.start, state.global_step - self.first
-        if self.told or steps < 2 or (steps < TOLD_AFTER_STEPS and seconds < TOLD_AFTER_SECONDS):
+        if self.reported or steps < 2 or (steps < REPORT_AFTER_STEPS and seconds < REPORT_AFTER_SECONDS):
             return
-        self.told = True
+        self.reported = True
         if state.is_world_process_zero:
             remaining = seconds / steps * (state.max_steps - state.global_step)
             tqdm.write(

@@ -156,8 +156,8 @@ class _Assignment:
 
     def assign(self, unit: int, label: int) -> None:
         """Assigns a group to the part that needs the label most; ties go to the part that needs more documents."""
-        wants = [(self.wanted[side][label], self.wanted_documents[side]) for side in (0, 1)]
-        side = int(wants[1] > wants[0]) if wants[0] != wants[1] else int(self.rng.integers(2))
+        needs = [(self.wanted[side][label], self.wanted_documents[side]) for side in (0, 1)]
+        side = int(needs[1] > needs[0]) if needs[0] != needs[1] else int(self.rng.integers(2))
         self.put(unit, bool(side) and self.may_be_held_out(unit))
 
     def put(self, unit: int, held_out: bool, was: bool | None = None) -> None:
