@@ -113,7 +113,7 @@ def test_a_checkpoint_that_lacks_tensors_is_refused(with_lexical, left_out, name
 def test_a_checkpoint_with_tensors_that_the_model_lacks_is_refused(with_lexical):
     config = json.loads((with_lexical / "config.json").read_text())
     (with_lexical / "config.json").write_text(json.dumps({**config, "num_lexical_features": None}))
-    with pytest.raises(ValueError, match="hold 6 tensors that the model of its `config.json` does not have"):
+    with pytest.raises(ValueError, match="contain 6 tensors that the model of its `config.json` does not have"):
         AutoModel.from_pretrained(with_lexical)
 
 
