@@ -43,7 +43,7 @@ def test_a_bad_train_file_is_reported_with_its_line(tmp_path, content, words):
     [
         ("l.txt", "\n \n", "contains no label"),
         ("l.json", '{"a": ', "l.json, line 1: not valid JSON"),
-        ("l.json", "3", "JSON int of another form, but labels are a list"),
+        ("l.json", "3", "JSON int of a different structure, but labels must be a list"),
         ("l.jsonl", '{"name": "a"}\n', "columns are 'name', but labels are read from a column `label`"),
         ("l.csv", "", "contains no label"),
     ],

@@ -570,7 +570,7 @@ def test_resuming_with_another_model_or_other_options_is_refused(model_folder, d
     tokenizer.model_max_length = 64
     tokenizer.save_pretrained(copies[2])
     for folder, changed in zip(copies, ("model weights", "model configuration", "tokenizer")):
-        with pytest.raises(ValueError, match=f"was made with other settings: another {changed}"):
+        with pytest.raises(ValueError, match=f"was made with different settings: another {changed}"):
             run(folder, source, output, "--resume")
     for options, changed in (
         (["--top_k", 2], "`--top_k` was None and is 2"),
