@@ -259,8 +259,8 @@ class LabelEditingMixin:
             raise ValueError(
                 f"`labels` is {labels!r}, but a list of label names is needed. Pass the labels to remove."
             )
-        removed = {self._index_of(name) for name in labels}
-        kept = [index for index in range(config.num_labels) if index not in removed]
+        removed_ids = {self._index_of(name) for name in labels}
+        kept = [index for index in range(config.num_labels) if index not in removed_ids]
         if not kept:
             raise ValueError(
                 f"`labels` names all {config.num_labels} labels, but at least one must remain. Leave one out."
