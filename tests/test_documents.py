@@ -63,6 +63,11 @@ def test_lists_that_pandas_and_numpy_print_into_a_table_are_lists(tmp_path, prin
         assert found.labels == ["b, c", "it's"] and found.label_counts == [1, 1]
 
 
+def test_escapes_of_a_json_list_in_a_table_are_those_of_json(tmp_path):
+    file = write(tmp_path / "t.csv", 'text,labels\nx,"[""\\ud83d\\ude00"", ""TCP\\/IP""]"\n')  # as Python and PHP write them
+    assert load_documents(file, cache_dir=str(tmp_path / "cache")).labels == ["TCP/IP", "\N{GRINNING FACE}"]
+
+
 # --- bad rows ----------------------------------------------------------------
 
 

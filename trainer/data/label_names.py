@@ -1,7 +1,9 @@
 """Label names: one spelling for each, and the forms in which a document lists them. Imports the standard library only."""
 
 import ast
+import contextlib
 import io
+import json
 import tokenize
 import unicodedata
 from typing import Any
@@ -83,6 +85,8 @@ def _printed_list(text: str) -> list | None:
     """The list that a string represents, or None if it does not represent a list."""
     if not (text.startswith("[") and text.endswith("]")):
         return None
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)  # Python would read the escapes of JSON differently
     try:
         value = ast.literal_eval(text)
         if not isinstance(value, list):
