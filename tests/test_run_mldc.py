@@ -285,6 +285,14 @@ BAD_INPUT = {
         lambda f, t: {"validation_file": written(t, '{"text": "a star", "labels": []}\n')},
         "None of the 1 validation documents has one of the 3 labels of the model",
     ),
+    "test documents with unknown labels": (
+        lambda f, t: {"test_file": written(t, '{"text": "a star", "labels": ["x"]}\n'), "do_predict": True},
+        "None of the 1 test documents has one of the 3 labels of the model.*`predict.py`",
+    ),
+    "no validation documents for a trained checkpoint": (
+        lambda f, t: {"validation_file": None, "do_train": False},
+        "Specify them with `--validation_file`, or remove the flag",
+    ),
     "too few validation documents for a guarantee of recall": (
         lambda f, t: {
             "validation_file": written(

@@ -165,7 +165,7 @@ def _check_splits(settings: RunSettings, documents: Mapping[str, Any]) -> None:
         if split == "train" and settings.labels.pseudo_documents_file and not settings.data.train_file:
             continue  # the pseudo-documents are the training documents
         if getattr(settings.args, flag) and split not in documents:
-            splits = split != "train" and not settings.data.streaming
+            splits = split != "train" and settings.args.do_train and not settings.data.streaming
             raise ValueError(
                 f"`--{flag}` needs {'training' if split == 'train' else split} documents. Specify them with `--{split}_file`, "
                 f"{f'set some aside with `--{split}_split 0.1`, ' if splits else ''}or remove the flag."
@@ -336,7 +336,7 @@ def check_known_labels(
     settings: RunSettings, dataset: AnyDataset, labels: Sequence[str], split: str, names: Counter | None = None
 ) -> None:
     """
-    Report the document labels that the model cannot learn or predict. Training and validation documents need at least one label that it can.
+    Report the document labels that the model cannot learn or predict. Each split needs at least one label that it can.
 
     Args:
         settings ([`RunSettings`]): of the run.
@@ -351,10 +351,11 @@ def check_known_labels(
     known = set(labels)
     if split != "train":
         count_unknown_labels(dataset, labels, split)
-        if split == "validation" and not any(known.intersection(names) for names in dataset["labels"]):
+        if not any(known.intersection(names) for names in dataset["labels"]):
             raise ValueError(
-                f"None of the {len(dataset)} validation documents has one of the {len(labels)} labels of the model ({labels[0]!r}, ...), "
-                "so the model cannot be evaluated on them. Check the labels of `--validation_file`, or remove the argument."
+                f"None of the {len(dataset)} {split} documents has one of the {len(labels)} labels of the model ({labels[0]!r}, ...), "
+                f"so the model cannot be evaluated on them. Check the labels of `--{split}_file`, or remove the argument"
+                f"{' and label the documents with `predict.py`' if split == 'test' else ''}."
             )
         return
     counts = count_label_names(dataset)[0] if names is None else names
