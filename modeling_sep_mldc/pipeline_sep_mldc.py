@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -116,6 +117,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
         window_merge (`str`, defaults to `"max"`): how the scores of a label in the windows are combined. `"max"`: the
             maximum. `"mean"`: mean over tokens, where a token in two windows counts half in each. `"attention"`: mean weighted by the
             attention to the label in each window (Eq. 16). `"first"`: only the first window is read.
+        truncation (`bool`, *optional*): as in transformers; `True` means `window_merge="first"`, unless another one is given.
         return_explanation (`bool`, defaults to `False`): return a dictionary instead, with `labels` as above; `attended_labels`, the
             `{"label", "weight"}` with the largest attention, averaged over tokens (empty for a model without label attention);
             `abstained`, whether no label reaches its threshold; and `explanations`, for each returned label by name the parts of its logit, which add up to it:
@@ -171,6 +173,9 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
     # ---- Parameters ----
 
     def _sanitize_parameters(self, **kwargs):
+        if kwargs.pop("truncation", False) not in (False, None, "do_not_truncate"):
+            kwargs.setdefault("window_merge", "first")
+        kwargs.pop("padding", None)  # batches are padded anyway
         unknown = sorted(set(kwargs) - set(PARAMETERS))
         if unknown:
             raise ValueError(
@@ -206,7 +211,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
     def _check_min_score(self, name: str, value: Any) -> None:
         if not self.model.config.is_ranking:
             _check_probability(name, value)
-        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        elif isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(
                 f"`{name}` is {value!r}, but it must be a finite number: the scores of this model are logits. Leave it out to get "
                 "all labels that `top_k` allows."
@@ -215,7 +220,7 @@ class MultiLabelDocumentClassificationPipeline(ChunkPipeline):
     def _check_max_length(self, name: str, value: Any) -> None:
         special = self.tokenizer.num_special_tokens_to_add()
         limit = self.longest_max_length
-        if isinstance(value, bool) or not isinstance(value, int) or not special < value <= limit:
+        if isinstance(value, bool) or not isinstance(value, Integral) or not special < value <= limit:
             raise ValueError(
                 f"`{name}` is {value!r}, but it must be an integer from {special + 1} to {limit}, {special} special tokens "
                 "included. Leave it out for as many as the model reads."
@@ -549,26 +554,26 @@ def _merge_weights(
 
 
 def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(
             f"`{name}` is {value!r}, but it must be an integer of at least 1. Leave it out for the default."
         )
 
 
 def _check_min_labels(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
         raise ValueError(
             f"`{name}` is {value!r}, but it must be a number of labels of at least 0. Use 0 to return those above their thresholds only."
         )
 
 
 def _check_stride(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
         raise ValueError(
             f"`{name}` is {value!r}, but it must be a number of tokens of at least 0. Use 0 for no overlap."
         )
 
 
 def _check_probability(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
         raise ValueError(f"`{name}` is {value!r}, but it must be a probability from 0 to 1. Use 0.5, for example.")

@@ -9,6 +9,7 @@ import sys
 import threading
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from answers import assert_same_answers
@@ -308,6 +309,23 @@ def test_window_scores_are_merged_as_documented(merge):
         }[merge]
         got = as_dict(classify(LONG, window_merge=merge, stride=30, top_k=5))[f"label {label}"]
         assert got == pytest.approx(expected, abs=1e-5)
+
+
+def test_truncation_and_padding_are_accepted_as_in_transformers():
+    classify = make_pipeline(top_k=5)
+    first = classify(LONG, window_merge="first")
+    assert_same_answers(classify(LONG, truncation=True, padding=True), first)
+    assert_same_answers(make_pipeline(top_k=5, truncation="longest_first")(LONG), first)
+    assert_same_answers(classify(LONG, truncation=False), classify(LONG))
+    assert_same_answers(classify(LONG, truncation=True, window_merge="mean"), classify(LONG, window_merge="mean"))
+
+
+def test_parameters_may_be_numbers_of_numpy():
+    classify = make_pipeline()
+    assert_same_answers(
+        classify(LONG, top_k=np.int64(2), max_length=np.int32(64)), classify(LONG, top_k=2, max_length=64)
+    )
+    assert_same_answers(classify("robot", threshold=np.float32(0.5)), classify("robot", threshold=0.5))
 
 
 def test_one_word_anywhere_in_a_long_text_reaches_the_scores():
