@@ -276,6 +276,11 @@ class SepMldcConfig(PreTrainedConfig):
             self.label_descriptions = {normalize("NFC", name): text for name, text in self.label_descriptions.items()}
         self.check_values()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "id2label" and value is not None:
+            value = {int(index): label for index, label in value.items()}  # JSON has string keys
+        super().__setattr__(name, value)
+
     def check_label_names(self) -> None:
         """
         Check that each label has a unique name. Called when the configuration is created and on saving.

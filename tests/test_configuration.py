@@ -71,6 +71,12 @@ def test_a_model_whose_label_names_were_changed_is_saved_only_if_it_can_be_loade
     assert SepMldcConfig.from_pretrained(tmp_path).label2id == {"a": 0, "b": 1}
 
 
+def test_label_ids_that_are_strings_as_in_json_become_numbers():
+    model = tiny_model(2)
+    model.config.id2label = {"0": "a", "1": "b"}
+    assert model.config.id2label == {0: "a", 1: "b"} and model.config.labels == ["a", "b"]
+
+
 def test_label_names_are_in_one_unicode_form():
     decomposed = unicodedata.normalize("NFD", "forêt")
     config = make(id2label={0: decomposed, 1: "b"}, label_descriptions={decomposed: "Des arbres."})
