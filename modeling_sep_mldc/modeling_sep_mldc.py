@@ -353,6 +353,14 @@ class SepMldcForMultiLabelClassification(
         if hasattr(self.classifier, "out_proj"):
             self.classifier.out_proj.weight.mul_(0.1)
 
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; the error names the encoder, which checkpointing depends on."""
+        if not self.backbone.supports_gradient_checkpointing:
+            raise ValueError(
+                f"`gradient_checkpointing` is not supported by {type(self.backbone).__name__}. Leave it out, or choose another encoder."
+            )
+        super().activation_checkpointing_enable(*args, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 

@@ -253,9 +253,10 @@ def test_gradient_checkpointing_recomputes_layers_and_gives_the_same_gradients(k
     assert_same_loss_and_gradients(checkpointed, plain)
 
 
-def test_gradient_checkpointing_of_an_encoder_that_has_none_raises_transformers_own_error():
-    with pytest.raises(ValueError, match="not compatible with gradient checkpointing"):
-        tiny_model(kind="mpnet").gradient_checkpointing_enable()
+@pytest.mark.parametrize("kind, name", [("mpnet", "MPNetModel"), ("albert", "AlbertModel"), ("xlnet", "XLNetModel")])
+def test_gradient_checkpointing_of_an_encoder_that_has_none_raises_an_error_that_names_the_encoder(kind, name):
+    with pytest.raises(ValueError, match=f"not supported by {name}"):
+        tiny_model(kind=kind).gradient_checkpointing_enable()
 
 
 @pytest.mark.parametrize("kind", KINDS)
