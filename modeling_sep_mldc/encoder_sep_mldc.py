@@ -1,5 +1,6 @@
 """The text encoder of a SEP-MLDC model: its class, its maximum length, and the pooling of its hidden states."""
 
+import contextlib
 import inspect
 import json
 import os
@@ -121,6 +122,15 @@ def new_encoder(backbone_config: PreTrainedConfig) -> PreTrainedModel:
     found = encoder_class(backbone_config)
     takes_it = "add_pooling_layer" in inspect.signature(found.__init__).parameters
     return found(backbone_config, **({"add_pooling_layer": False} if takes_it else {}))
+
+
+def possible_autocast(encoder: PreTrainedModel) -> contextlib.AbstractContextManager:
+    """
+    A context without autocast for encoders that fail in it: DeBERTa (not DeBERTa-v2) masks 16-bit scores with the smallest float32.
+    """
+    if encoder.config.model_type != "deberta":
+        return contextlib.nullcontext()
+    return torch.autocast(encoder.device.type, enabled=False)
 
 
 def num_positions(encoder: PreTrainedModel) -> int | None:
@@ -301,7 +311,8 @@ class TextEncodingMixin:
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if self.takes_use_cache:
             encoder_kwargs.setdefault("use_cache", False)  # decoders would keep keys and values for generation
-        output = self.backbone(attention_mask=attention_mask, **inputs, **encoder_kwargs)
+        with possible_autocast(self.backbone):
+            output = self.backbone(attention_mask=attention_mask, **inputs, **encoder_kwargs)
         states = output.last_hidden_state
         if self.config.pooling == "cls":
             return states[:, 0].float(), output, attention_mask

@@ -75,6 +75,14 @@ def test_every_family_trains_saves_and_loads(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
+def test_every_family_runs_in_bfloat16_autocast(kind):
+    model = tiny_model(kind=kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(**documents()).logits
+    torch.testing.assert_close(logits.float(), model(**documents()).logits, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_every_family_starts_from_a_saved_encoder(tmp_path, kind):
     folder = tiny_backbone(tmp_path, kind)
     model = SepMldcForMultiLabelClassification.from_backbone(

@@ -112,6 +112,12 @@ def test_the_frozen_layers_do_not_run_for_stored_documents(tmp_path):
     assert len(attention) == 2 and len(words) == 3
 
 
+def test_states_of_deberta_are_computed_in_autocast(tmp_path):
+    cache = FrozenLayersCache(tmp_path, frozen("deberta").backbone)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert len(cache.fill([[2, 9, 3]])) == 1
+
+
 def test_documents_without_stored_states_get_the_same_logits_and_no_dropout_below(tmp_path):
     model = frozen(hidden_dropout=0.5)
     for layer in encoder_layers(model.backbone)[1:]:

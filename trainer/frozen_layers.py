@@ -21,6 +21,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from modeling_sep_mldc.encoder_sep_mldc import possible_autocast
+
 from .backbones import encoder_layers, states_after_layers
 
 
@@ -156,7 +158,7 @@ class FrozenLayersCache:
 
         handle = self.layers[self.num_layers - 1].register_forward_hook(stop)
         try:
-            with contextlib.suppress(_Reached):
+            with contextlib.suppress(_Reached), possible_autocast(self.backbone):
                 self.backbone(input_ids=input_ids.to(device), attention_mask=mask.to(device))
         finally:
             handle.remove()
