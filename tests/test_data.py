@@ -402,6 +402,11 @@ def test_label_indices_are_sorted_distinct_and_replace_the_names(any_train):
     assert set(encoded.column_names) == {"text", "label_indices"}
 
 
+def test_documents_that_are_no_data_set_are_not_encoded():
+    with pytest.raises(ValueError, match="The documents are a list, but a data set is needed"):
+        encode_labels([{"text": "x", "labels": ["a"]}], {"a": 0})
+
+
 def test_labels_encode_where_no_document_of_a_batch_has_any(train):
     encoded = encode_labels(train.select([1]), {"a": 0})
     assert encoded.features["label_indices"] == ListFeature(Value("int32"))

@@ -17,6 +17,7 @@ from .label_names import normalize_label
 from .messages import join_names
 from .readers import expand_files
 from .text_lines import DataFileError
+from .tokenization import check_is_dataset
 
 
 logger = logging.getLogger(__name__)
@@ -176,8 +177,9 @@ def encode_labels(dataset: AnyDataset, label2id: Mapping[str, int], num_proc: in
     left out ([`count_unknown_labels`] reports them). The lists are made dense only in `SepMldcDataCollator`.
 
     Raises:
-        ValueError: if "labels" holds ids or multi-hot rows instead of names.
+        ValueError: if "labels" holds ids or multi-hot rows instead of names, or the documents are not a data set.
     """
+    check_is_dataset(dataset)
     features = None
     if dataset.features is not None:
         kept = {name: feature for name, feature in dataset.features.items() if name != "labels"}

@@ -40,12 +40,20 @@ def check_max_length(max_length: int | None, tokenizer: Any, name: str = "max_le
         )
 
 
-def _check_text_column(dataset: Any, text_column: str) -> None:
+def check_is_dataset(dataset: Any) -> None:
+    """
+    Raises:
+        ValueError: it is not a data set of `datasets`, but a list, for example.
+    """
     if not hasattr(dataset, "map"):
         raise ValueError(
             f"The documents are a {type(dataset).__name__}, but a dataset is needed. Create it with `datasets.Dataset.from_list` or "
             "`Dataset.from_dict`."
         )
+
+
+def _check_text_column(dataset: Any, text_column: str) -> None:
+    check_is_dataset(dataset)
     columns = dataset.column_names  # unknown for some streams; by split for a `DatasetDict`
     if isinstance(columns, list) and text_column not in columns:
         raise ValueError(
