@@ -174,6 +174,11 @@ def test_export_does_not_write_into_a_folder_in_use(tmp_path):
     assert [path.name for path in occupied.iterdir()] == ["mine.txt"]
 
 
+def test_another_model_is_not_exported(tmp_path):
+    with pytest.raises(ValueError, match="`model` is a BertModel, but a trained SEP-MLDC model is needed"):
+        export_onnx(tiny_model().backbone, tmp_path / "exported")
+
+
 @pytest.fixture(scope="module")
 def quantized(exported):
     return quantize_int8(load_onnx(exported, num_threads=1))

@@ -28,7 +28,7 @@ from transformers.exporters import (
 )
 from transformers.exporters import utils as exporter_utils
 
-from modeling_sep_mldc import SepMldcForMultiLabelClassification
+from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
 from modeling_sep_mldc.label_sets_sep_mldc import LabelSetsMixin
 
 from .backbones import is_onnx_export, loading_problem
@@ -133,7 +133,7 @@ def export_onnx(
 
     Raises:
         ImportError: onnx, onnxruntime or onnxscript is not installed.
-        ValueError: the folder is in use, the model is not in float32, or its logits differ by more than `tolerance`.
+        ValueError: the folder is in use, the model is another one or not in float32, or its logits differ by more than `tolerance`.
 
     Example:
 
@@ -145,6 +145,12 @@ def export_onnx(
     """
     _check_packages()
     folder = check_folder(folder)
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind != SepMldcConfig.model_type:
+        raise ValueError(
+            f"`model` is a {type(model).__name__}, but a trained SEP-MLDC model is needed. Load one with "
+            "`SepMldcForMultiLabelClassification.from_pretrained`."
+        )
     if model.dtype != torch.float32:
         raise ValueError(
             f"The model is in {model.dtype}, but an export is in float32. Load it with `dtype=torch.float32`, and use int8 for a "
