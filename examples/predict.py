@@ -36,7 +36,7 @@ from trainer.abstentions import abstained_rows, write_abstained
 from trainer.backbones import is_onnx_export
 from trainer.data.columns import Columns
 from trainer.data.readers import expand_files, find_format, is_regular, read_records
-from trainer.data.text_lines import check_file
+from trainer.data.text_lines import COMPRESSIONS, check_file
 from trainer.files import digest, is_special
 from trainer.inference import load_pipeline
 from trainer.ordered_workers import WorkerEnded, map_in_order
@@ -178,6 +178,11 @@ class PredictArguments:
     def _check_files(self) -> None:
         if not self.output_file or not all(self.input_file):
             raise ValueError("`--input_file` or `--output_file` is empty. Specify a file, or - for a standard stream.")
+        for name in ("output_file", "abstained_file"):
+            if (getattr(self, name) or "").endswith(COMPRESSIONS):
+                raise ValueError(
+                    f"`--{name}` is {getattr(self, name)}, but the file is not compressed. Leave out the last extension, and compress it later."
+                )
         if self.output_file == "-" and self.resume:
             raise ValueError("`--resume` needs a file, but `--output_file` is standard output. Specify a file.")
         if self.output_file == "-" and self.abstained_file:

@@ -267,6 +267,8 @@ def test_a_resumed_prediction_lists_the_abstained_documents_of_all_runs(cautious
         ("out", "out", "which the output is written to"),
         ("out", "in.jsonl", "`--abstained_file` would write to .*in.jsonl, which is read"),
         ("out", "missing/review", "cannot be written. Specify a file in a folder that exists"),
+        ("out.jsonl.gz", "review", "`--output_file` is out.jsonl.gz, but the file is not compressed"),
+        ("out", "review.csv.zst", "`--abstained_file` is review.csv.zst, but the file is not compressed"),
     ],
 )
 def test_a_list_that_cannot_be_written_is_an_error_before_anything_is_read(
