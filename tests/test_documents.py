@@ -64,7 +64,9 @@ def test_lists_that_pandas_and_numpy_print_into_a_table_are_lists(tmp_path, prin
 
 
 def test_escapes_of_a_json_list_in_a_table_are_those_of_json(tmp_path):
-    file = write(tmp_path / "t.csv", 'text,labels\nx,"[""\\ud83d\\ude00"", ""TCP\\/IP""]"\n')  # as Python and PHP write them
+    file = write(
+        tmp_path / "t.csv", 'text,labels\nx,"[""\\ud83d\\ude00"", ""TCP\\/IP""]"\n'
+    )  # as Python and PHP write them
     assert load_documents(file, cache_dir=str(tmp_path / "cache")).labels == ["TCP/IP", "\N{GRINNING FACE}"]
 
 
