@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_files import jsonl, parquet, table, write
-from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets import List as ListFeature
 from tiny_models import tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -405,6 +405,24 @@ def test_label_indices_are_sorted_distinct_and_replace_the_names(any_train):
 def test_documents_that_are_no_data_set_are_not_encoded():
     with pytest.raises(ValueError, match="The documents are a list, but a data set is needed"):
         encode_labels([{"text": "x", "labels": ["a"]}], {"a": 0})
+
+
+@pytest.mark.parametrize("value", ["a;b", 0, None])
+def test_labels_that_are_no_list_are_not_encoded(value):
+    for function in (build_label_list, lambda dataset: encode_labels(dataset, {"a": 0})):
+        with pytest.raises(ValueError, match=f"`labels` is {value!r}, but a list of label names is needed"):
+            function(Dataset.from_dict({"labels": [value]}))
+
+
+def test_labels_of_all_splits_are_encoded():
+    splits = encode_labels(DatasetDict(test=Dataset.from_dict({"labels": [["b"]]})), {"a": 0, "b": 1})
+    assert isinstance(splits, DatasetDict) and splits["test"]["label_indices"][:] == [[1]]
+
+
+def test_texts_in_numpy_format_are_tokenized():
+    dataset = Dataset.from_dict({"text": ["the star", "x"]})
+    expected = tokenize(dataset, tiny_tokenizer())["input_ids"][:]
+    assert tokenize(dataset.with_format("numpy"), tiny_tokenizer()).with_format(None)["input_ids"][:] == expected
 
 
 def test_labels_encode_where_no_document_of_a_batch_has_any(train):

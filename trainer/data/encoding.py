@@ -4,7 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +43,7 @@ def count_label_names(dataset: AnyDataset) -> tuple[Counter, int]:
     num_documents = 0
     for (lists,) in _iterate_columns(dataset, "labels"):
         num_documents += len(lists)
+        _names(lists[0].as_py())
         for pair in lists.flatten().value_counts():
             counts[_label_name(pair["values"].as_py())] += pair["counts"].as_py()
     return counts, num_documents
@@ -55,6 +56,15 @@ def _label_name(value: object) -> str:
             "multi-hot rows are trained on as they are."
         )
     return normalize_label(value)
+
+
+def _names(value: object) -> list:
+    if not isinstance(value, (list, np.ndarray)):
+        raise DataFileError(
+            f"`labels` is {value!r}, but a list of label names is needed for each document. Write `['a', 'b']`; `trainer.load_documents` "
+            "splits joined names."
+        )
+    return list(value)
 
 
 def _counts(documents: AnyDataset | Counter) -> Counter:
@@ -163,15 +173,15 @@ def _with_counts(unknown: Mapping[str, int]) -> str:
 def _encode_batch(batch: dict[str, list], label2id: dict[str, int]) -> dict[str, list]:
     return {
         "label_indices": [
-            sorted({label2id[name] for name in map(_label_name, names) if name in label2id})
+            sorted({label2id[name] for name in map(_label_name, _names(names)) if name in label2id})
             for names in batch["labels"]
         ]
     }
 
 
-def encode_labels(dataset: AnyDataset, label2id: Mapping[str, int], num_proc: int | None = None) -> AnyDataset:
+def encode_labels(dataset: Any, label2id: Mapping[str, int], num_proc: int | None = None) -> Any:
     """
-    Replaces the column "labels" (names) by "label_indices": each document's sorted, distinct label ids.
+    Replaces the column "labels" (names) by "label_indices": each document's sorted, distinct label ids. Of a `DatasetDict`, in each split.
 
     "labels" is removed because a column of that name would be taken for the multi-hot target. Names not in `label2id` are
     left out ([`count_unknown_labels`] reports them). The lists are made dense only in `SepMldcDataCollator`.
@@ -179,6 +189,8 @@ def encode_labels(dataset: AnyDataset, label2id: Mapping[str, int], num_proc: in
     Raises:
         ValueError: if "labels" holds ids or multi-hot rows instead of names, or the documents are not a data set.
     """
+    if isinstance(dataset, Mapping):
+        return type(dataset)({split: encode_labels(one, label2id, num_proc) for split, one in dataset.items()})
     check_is_dataset(dataset)
     features = None
     if dataset.features is not None:

@@ -21,7 +21,7 @@ def _tokenize_batch(batch: dict[str, list], tokenizer: Any, max_length: int, tex
             raise ValueError(
                 f"A document has {shorten(text)} as its `{text_column}`, but that must be a text. Fill it in, or remove the document."
             )
-    encoded = tokenizer(batch[text_column], truncation=True, max_length=max_length, verbose=False)
+    encoded = tokenizer(list(batch[text_column]), truncation=True, max_length=max_length, verbose=False)
     return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
 
