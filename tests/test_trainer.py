@@ -313,10 +313,10 @@ UNTOKENIZED = [{"text": f"document {number}", "label_indices": [number % NUM_LAB
 
 
 class OwnDataset(torch.utils.data.Dataset):
-    """Documents in a dataset of the user's own, without columns."""
+    """Documents in a dataset of the user's own, without columns. Like rows of pandas, it raises a KeyError after the last one."""
 
     def __init__(self, rows):
-        self.rows = rows
+        self.rows = dict(enumerate(rows))
 
     def __len__(self):
         return len(self.rows)

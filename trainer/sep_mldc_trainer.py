@@ -303,13 +303,15 @@ class SepMldcTrainer(HubMixin, TuningMixin, LossMixin):
         lengths = label_sets = None
         if self.args.train_sampling_strategy == "group_by_length":
             name = self.args.length_column_name
-            lengths = dataset[name] if name in columns else [len(check_input_ids(document)) for document in dataset]
+            lengths = (
+                dataset[name] if name in columns else [len(check_input_ids(dataset[i])) for i in range(len(dataset))]
+            )
         if self.args.group_by_label_set:
             num_labels = self.model.config.num_labels
             if "label_indices" in columns:
                 label_sets = [check_label_indices(ids, num_labels) for ids in dataset["label_indices"]]
             else:
-                rows = (check_multi_hot(document["labels"], num_labels) for document in dataset)
+                rows = (check_multi_hot(dataset[i]["labels"], num_labels) for i in range(len(dataset)))
                 label_sets = [row.nonzero()[0].tolist() for row in rows]
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         sampler = DocumentSampler(
