@@ -267,7 +267,6 @@ class SepMldcConfig(PreTrainedConfig):
                 "`problem_type` out."
             )
         if self.id2label is not None:
-            _check_label_ids(self.id2label)
             self.check_label_names()
             # Two Unicode forms of a name look the same and must not be two labels.
             self.id2label = {index: normalize("NFC", label) for index, label in self.id2label.items()}
@@ -286,8 +285,9 @@ class SepMldcConfig(PreTrainedConfig):
         Check that each label has a unique name. Called when the configuration is created and on saving.
 
         Raises:
-            ValueError: a name is blank, or two labels have the same one.
+            ValueError: a name is blank, two labels have the same one, or labels are not numbered from 0 on.
         """
+        _check_label_ids(self.id2label)
         for index, name in self.id2label.items():
             if not isinstance(name, str) or not name.strip():
                 raise ValueError(

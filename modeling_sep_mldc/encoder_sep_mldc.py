@@ -107,6 +107,11 @@ def load_encoder(backbone: str, dropout: float | None = None, **kwargs: Any) -> 
         OSError: it cannot be loaded.
         ValueError: it is not a text encoder, or the probability is out of range.
     """
+    if not isinstance(backbone, (str, os.PathLike)):
+        raise ValueError(
+            f"`backbone` is a {type(backbone).__name__}, but the name or folder of an encoder is needed. Save it with `save_pretrained`, "
+            "and pass the folder."
+        )
     kwargs.setdefault("dtype", torch.float32)
     config = AutoConfig.from_pretrained(backbone, **kwargs)
     kwargs = dropout_settings(config, dropout) | kwargs

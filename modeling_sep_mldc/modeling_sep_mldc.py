@@ -6,7 +6,7 @@ import difflib
 import inspect
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,8 +234,8 @@ class SepMldcForMultiLabelClassification(
             backbone_dropout (`float`, *optional*, defaults to 0.0): dropout probability inside the encoder. `None` keeps the encoder's own,
                 with which training on a CPU is much slower.
             backbone_kwargs (`dict`, *optional*): passed on to `AutoModel.from_pretrained` (`revision`, `token`, ...).
-            config_kwargs: fields of [`SepMldcConfig`], and `attn_implementation`. `classifier_bias_init` defaults to `"prior"` if
-                label frequencies are known.
+            config_kwargs: fields of [`SepMldcConfig`], and `attn_implementation`. `label_counts` may also be a dictionary by label name.
+                `classifier_bias_init` defaults to `"prior"` if label frequencies are known.
 
         Raises:
             ValueError: there are no labels, two have the same name, a description belongs to none of them, the number of frequencies is wrong, a
@@ -253,12 +253,16 @@ class SepMldcForMultiLabelClassification(
         ```
         """
         _check_config_fields(cls.config_class, config_kwargs)
+        # Numbers and arrays of NumPy, and tensors, become numbers and lists.
+        config_kwargs = {name: v.tolist() if hasattr(v, "tolist") else v for name, v in config_kwargs.items()}
         labels, descriptions = _checked_labels(labels, label_descriptions or {})
         set_padding_token(tokenizer)
         encoder = load_encoder(backbone, backbone_dropout, **(backbone_kwargs or {}))
         check_token_ids(tokenizer, encoder.config)
         if config_kwargs.get("label_counts") is not None:
-            config_kwargs["label_counts"] = [int(count) for count in config_kwargs["label_counts"]]
+            counts = config_kwargs["label_counts"]
+            counts = [counts.get(label, 0) for label in labels] if isinstance(counts, Mapping) else counts
+            config_kwargs["label_counts"] = [int(count) for count in counts]
             if label_frequencies is None and config_kwargs.get("num_train_documents"):
                 total = config_kwargs["num_train_documents"]
                 label_frequencies = [count / total for count in config_kwargs["label_counts"]]
@@ -544,7 +548,7 @@ class SepMldcForMultiLabelClassification(
         from .pipeline_sep_mldc import custom_pipelines
 
         self.config.check_label_names()
-        self.config.check_guarantee()
+        self.config.check_values()
         self.config.auto_map = dict(AUTO_MAP)
         self.config.custom_pipelines = custom_pipelines()
         self.config.architectures = [type(self).__name__]
@@ -581,16 +585,15 @@ def _check_config_fields(config_class: type[SepMldcConfig], given: dict[str, Any
 
 def _checked_labels(labels: Any, label_descriptions: dict[str, str]) -> tuple[list[str], dict[str, str]]:
     """Label names and descriptions of a new model, in Unicode normalization form NFC."""
-    labels = labels if isinstance(labels, str) else list(labels)
-    if isinstance(labels, str) or not labels:
-        raise ValueError(f"`labels` is {labels!r}, but a list of label names is needed. Pass at least one.")
+    if isinstance(labels, (str, set, frozenset)) or not len(labels):  # a set has no order
+        raise ValueError(f"`labels` is {repr(labels)[:80]}, but a list of label names is needed. Pass at least one.")
     wrong = [label for label in labels if not isinstance(label, str)]
     if wrong:
         raise ValueError(
             f"`labels` contains {wrong[0]!r}, but label names are strings. Write numbers that are names as strings, such as '1'."
         )
     labels = [normalize("NFC", label) for label in labels]
-    descriptions = {normalize("NFC", label): text for label, text in label_descriptions.items()}
+    descriptions = {normalize("NFC", label): text for label, text in label_descriptions.items() if text is not None}
     unknown = sorted(set(descriptions) - set(labels))
     if unknown:
         raise ValueError(

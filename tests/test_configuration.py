@@ -61,12 +61,19 @@ def test_a_value_that_overrides_a_saved_one_is_checked(tmp_path):
     assert SepMldcConfig.from_pretrained(tmp_path, thresholds=[0, 0.5, 1]).thresholds == [0, 0.5, 1]
 
 
-def test_a_model_whose_label_names_were_changed_is_saved_only_if_it_can_be_loaded(tmp_path):
+def test_a_model_whose_label_names_or_thresholds_were_changed_is_saved_only_if_it_can_be_loaded(tmp_path):
     model = tiny_model(num_labels=2)
     model.config.id2label = {0: "a", 1: "a"}
     with pytest.raises(ValueError, match="'a' more than once"):
         model.save_pretrained(tmp_path)
+    model.config.id2label = {1: "a", 2: "b"}
+    with pytest.raises(ValueError, match="numbered from 0 on"):
+        model.save_pretrained(tmp_path)
     model.config.id2label = {0: "a", 1: "b"}
+    model.config.thresholds = [0.5]
+    with pytest.raises(ValueError, match="`thresholds` has 1 values for 2 labels"):
+        model.save_pretrained(tmp_path)
+    model.config.thresholds = None
     model.save_pretrained(tmp_path)
     assert SepMldcConfig.from_pretrained(tmp_path).label2id == {"a": 0, "b": 1}
 

@@ -3,6 +3,7 @@
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -403,6 +404,28 @@ def test_storing_some_rows_leaves_the_others():
     assert torch.equal(model.label_embeddings[[0, 2, 3]], before[[0, 2, 3]])
 
 
+def test_counts_may_be_given_by_name_and_as_numbers_of_numpy(tmp_path):
+    folder, counts = tiny_backbone(tmp_path), {"b": np.int64(2), "a": np.int64(1)}
+    model = SepMldcForMultiLabelClassification.from_backbone(
+        folder,
+        tiny_tokenizer(),
+        ["a", "b", "c"],
+        label_descriptions={"a": "first", "b": None},
+        label_counts=counts,
+        num_train_documents=np.int64(3),
+        thresholds=np.array([0.25, 0.5, 0.75]),
+    )
+    assert model.config.label_counts == [1, 2, 0] and model.config.num_train_documents == 3
+    assert model.config.thresholds == [0.25, 0.5, 0.75]
+    assert model.config.label_texts == ["a: first", "b", "c"]
+
+
+def test_an_encoder_is_given_by_name(tmp_path):
+    encoder = AutoModel.from_pretrained(tiny_backbone(tmp_path))
+    with pytest.raises(ValueError, match="`backbone` is a BertModel, but the name or folder"):
+        SepMldcForMultiLabelClassification.from_backbone(encoder, tiny_tokenizer(), ["a"])
+
+
 # --- the interface
 
 
@@ -417,6 +440,7 @@ def test_no_forward_argument_but_labels_looks_like_a_target_to_transformers():
     [
         ({"labels": []}, r"`labels` is \[\], but a list of label names is needed"),
         ({"labels": "stars"}, "`labels` is 'stars', but a list of label names is needed"),
+        ({"labels": {"stars"}}, "`labels` is {'stars'}, but a list of label names is needed"),
         ({"labels": ["fore\u0302t", "for\u00eat"]}, "more than once.*Rename or merge"),
         ({"labels": ["a", "b", "a"]}, "'a' more than once.*Rename or merge"),
         ({"labels": ["a", "b"], "label_descriptions": {"c": "graphs"}}, "'c', which is not among the 2 labels"),
