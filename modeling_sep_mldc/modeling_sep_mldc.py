@@ -585,7 +585,7 @@ def _check_config_fields(config_class: type[SepMldcConfig], given: dict[str, Any
 
 def _checked_labels(labels: Any, label_descriptions: dict[str, str]) -> tuple[list[str], dict[str, str]]:
     """Label names and descriptions of a new model, in Unicode normalization form NFC."""
-    if isinstance(labels, (str, set, frozenset)) or not len(labels):  # a set has no order
+    if isinstance(labels, (str, set, frozenset)) or not (labels := list(labels)):  # a set has no order
         raise ValueError(f"`labels` is {repr(labels)[:80]}, but a list of label names is needed. Pass at least one.")
     wrong = [label for label in labels if not isinstance(label, str)]
     if wrong:
