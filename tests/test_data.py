@@ -27,6 +27,7 @@ from trainer.data import (
     load_pseudo_documents,
     load_splits,
     num_real_documents,
+    split_documents,
     tokenize,
 )
 
@@ -402,9 +403,10 @@ def test_label_indices_are_sorted_distinct_and_replace_the_names(any_train):
     assert set(encoded.column_names) == {"text", "label_indices"}
 
 
-def test_documents_that_are_no_data_set_are_not_encoded():
+@pytest.mark.parametrize("function", [lambda rows: encode_labels(rows, {"a": 0}), split_documents])
+def test_documents_that_are_no_data_set_are_refused(function):
     with pytest.raises(ValueError, match="The documents are a list, but a data set is needed"):
-        encode_labels([{"text": "x", "labels": ["a"]}], {"a": 0})
+        function([{"text": "x", "labels": ["a"]}])
 
 
 @pytest.mark.parametrize("value", ["a;b", 0, None])

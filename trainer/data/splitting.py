@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from .near_duplicates import duplicate_groups, signatures
+from .tokenization import check_is_dataset
 
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def split_documents(
 
     Raises:
         ValueError: if less than half of the requested documents, or none, can be held out without removing the last training document of
-            a label.
+            a label, or the documents are not a data set.
 
     Example:
 
@@ -64,6 +65,7 @@ def split_documents(
     train, validation = split_documents(documents.dataset, fraction=0.1)
     ```
     """
+    check_is_dataset(dataset)
     target = _target(len(dataset), fraction, size)
     groups = np.arange(len(dataset))
     if group_near_duplicates:
