@@ -575,5 +575,5 @@ def _check_stride(name: str, value: Any) -> None:
 
 
 def _check_probability(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise ValueError(f"`{name}` is {value!r}, but it must be a probability from 0 to 1. Use 0.5, for example.")

@@ -189,7 +189,7 @@ def encode_labels(dataset: Any, label2id: Mapping[str, int], num_proc: int | Non
     Raises:
         ValueError: if "labels" holds ids or multi-hot rows instead of names, or the documents are not a data set.
     """
-    if isinstance(dataset, Mapping):
+    if isinstance(dataset, dict):
         return type(dataset)({split: encode_labels(one, label2id, num_proc) for split, one in dataset.items()})
     check_is_dataset(dataset)
     features = None
