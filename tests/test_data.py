@@ -404,8 +404,8 @@ def test_label_indices_are_sorted_distinct_and_replace_the_names(any_train):
 
 
 @pytest.mark.parametrize("function", [lambda rows: encode_labels(rows, {"a": 0}), split_documents])
-def test_documents_that_are_no_data_set_are_refused(function):
-    with pytest.raises(ValueError, match="The documents are a list, but a data set is needed"):
+def test_documents_that_are_no_dataset_are_refused(function):
+    with pytest.raises(ValueError, match="The documents are a list, but a dataset is needed"):
         function([{"text": "x", "labels": ["a"]}])
 
 

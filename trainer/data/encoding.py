@@ -187,7 +187,7 @@ def encode_labels(dataset: Any, label2id: Mapping[str, int], num_proc: int | Non
     left out ([`count_unknown_labels`] reports them). The lists are made dense only in `SepMldcDataCollator`.
 
     Raises:
-        ValueError: if "labels" holds ids or multi-hot rows instead of names, or the documents are not a data set.
+        ValueError: if "labels" holds ids or multi-hot rows instead of names, or the documents are not a dataset.
     """
     if isinstance(dataset, dict):
         return type(dataset)({split: encode_labels(one, label2id, num_proc) for split, one in dataset.items()})

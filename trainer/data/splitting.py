@@ -57,7 +57,7 @@ def split_documents(
 
     Raises:
         ValueError: if less than half of the requested documents, or none, can be held out without removing the last training document of
-            a label, or the documents are not a data set.
+            a label, or the documents are not a dataset.
 
     Example:
 

@@ -43,7 +43,7 @@ def check_max_length(max_length: int | None, tokenizer: Any, name: str = "max_le
 def check_is_dataset(dataset: Any) -> None:
     """
     Raises:
-        ValueError: it is not a data set of `datasets`, but a list, for example.
+        ValueError: it is not a dataset of `datasets`, but a list, for example.
     """
     if not hasattr(dataset, "map"):
         raise ValueError(
