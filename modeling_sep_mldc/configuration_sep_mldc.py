@@ -348,7 +348,8 @@ class SepMldcConfig(PreTrainedConfig):
     def _check_length(self, field: str, values: list | None) -> None:
         if values is not None and len(values) != self.num_labels:
             raise ValueError(
-                f"`{field}` has {len(values)} values for {self.num_labels} labels. Give one per label, or `None`."
+                f"`{field}` has {len(values)} values for {self.num_labels} labels. Give one per label, or `None`. To change the labels of a "
+                "trained model, load it without `num_labels` and `id2label`, and call `add_labels` or `remove_labels`."
             )
 
     def _check_calibration(self, field: str, calibration: dict | None) -> None:

@@ -58,6 +58,8 @@ def test_a_value_that_overrides_a_saved_one_is_checked(tmp_path):
     make().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="`thresholds` has 2 values for 3 labels"):
         SepMldcConfig.from_pretrained(tmp_path, thresholds=[0.5, 0.5])
+    with pytest.raises(ValueError, match="without `num_labels` and `id2label`, and call `add_labels`"):
+        SepMldcConfig.from_pretrained(tmp_path, thresholds=[0, 0.5, 1], num_labels=2)
     assert SepMldcConfig.from_pretrained(tmp_path, thresholds=[0, 0.5, 1]).thresholds == [0, 0.5, 1]
 
 

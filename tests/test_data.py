@@ -545,7 +545,7 @@ def test_documents_are_cut_at_what_the_model_takes_with_a_warning(train, tokeniz
     assert tokenize(long, tokenizer)["length"][:] == [8]
     assert not caplog.text
     assert tokenize(long, tokenizer, max_length=100)["length"][:] == [8]
-    assert "`max_length` is 100, but the model reads 8 tokens" in caplog.text
+    assert "`max_length` is 100, but the model reads at most 8 tokens" in caplog.text
     with pytest.raises(ValueError, match="`max_length` is 0"):
         tokenize(train, tokenizer, max_length=0)
     with pytest.raises(ValueError, match="`max_length` is 2, but a document has 2 special tokens .* at least 3"):
