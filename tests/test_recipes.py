@@ -10,6 +10,7 @@ from tiny_models import tiny_backbone, tiny_tokenizer
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
 from trainer import SepMldcTrainer, SepMldcTrainingArguments, recommend_settings
 from trainer.recipes import ENOUGH_VALIDATION, FEWEST_STEPS, MANY_LABELS, MOST_EPOCHS, RECIPES
+from trainer.training_arguments import FEW_DOCUMENTS
 
 
 SIZES = [(30, 3), (300, 76), (1110, 10), (3000, 427), (6000, 3201), (22_713, 76), (328_774, 20_559)]
@@ -30,15 +31,17 @@ def test_every_setting_is_an_argument_that_exists_and_has_a_reason(size, recipe,
     assert recommend_settings(*size, device=device, recipe=recipe, num_validation_documents=500) == settings
 
 
-@pytest.mark.parametrize("num_labels", [2, MANY_LABELS - 1, MANY_LABELS])
-def test_a_model_and_a_trainer_have_the_recommended_settings_by_default(num_labels, tmp_path):
+@pytest.mark.parametrize(
+    "num_documents, num_labels", [(10_000, 2), (10_000, MANY_LABELS - 1), (10_000, MANY_LABELS), (1000, MANY_LABELS)]
+)
+def test_a_model_and_a_trainer_have_the_recommended_settings_by_default(num_documents, num_labels, tmp_path):
     backbone = tiny_backbone(tmp_path / "encoder")
     labels = [f"label {index}" for index in range(num_labels)]
-    known = {"label_counts": [1] * num_labels, "num_train_documents": 10_000}
+    known = {"label_counts": [1] * num_labels, "num_train_documents": num_documents}
     model = SepMldcForMultiLabelClassification.from_backbone(backbone, tiny_tokenizer(), labels, **known)
     args = SepMldcTrainer(model, SepMldcTrainingArguments(str(tmp_path), use_cpu=True)).args
-    settings = recommend_settings(10_000, num_labels, num_layers=2, device="cuda")
-    given = SepMldcConfig(id2label=dict(enumerate(labels)), num_train_documents=10_000)
+    settings = recommend_settings(num_documents, num_labels, num_layers=2, device="cuda")
+    given = SepMldcConfig(id2label=dict(enumerate(labels)), num_train_documents=num_documents)
     depends_on_documents = {"encoder_max_length", "num_train_epochs", "per_device_train_batch_size", "logging_steps"}
     depends_on_documents |= {"eval_strategy", "save_strategy", "bf16"}
     assert model.config.backbone_config.hidden_dropout_prob == settings.model["backbone_dropout"]
@@ -90,11 +93,9 @@ def test_the_classifier_and_what_goes_with_it_follow_the_number_of_labels():
         # Token attention goes with the settings of the other classifiers.
         assert tuple(many[name] for name in names) == similarity
     named = {"token_attention": False}
-    assert tuple(recommend_settings(3000, MANY_LABELS, named=named)[name] for name in names) == (
-        "similarity",
-        0.2,
-        5e-4,
-    )
+    for num_documents, rate in ((FEW_DOCUMENTS, 5e-4), (FEW_DOCUMENTS + 1, 3e-3)):
+        settings = recommend_settings(num_documents, MANY_LABELS, named=named)
+        assert tuple(settings[name] for name in names) == ("similarity", 0.2, rate)
 
 
 def test_layers_are_frozen_on_a_cpu_and_all_of_them_in_the_fast_recipe():
@@ -145,7 +146,7 @@ def test_settings_of_the_user_take_precedence_and_dependent_settings_follow():
     named["token_attention"] = False
     settings = recommend_settings(6400, 76, num_validation_documents=1000, named=named)
     rows = {name: (value, why) for name, value, why in settings.rows()}
-    assert rows["learning_rate"] == ("3e-05", "specified by the user") and settings["head_learning_rate"] == 5e-4
+    assert rows["learning_rate"] == ("3e-05", "specified by the user") and settings["head_learning_rate"] == 3e-3
     assert settings["classifier_dropout"] == 0.2 and settings["eval_steps"] == 34 and settings["logging_steps"] == 4
     assert "use_cpu" not in settings
     limited = recommend_settings(6400, 76, num_validation_documents=1000, named={"max_steps": 60})

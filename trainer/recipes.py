@@ -22,13 +22,11 @@ from modeling_sep_mldc.configuration_sep_mldc import (
     recommended_token_attention,
 )
 
-from .training_arguments import SepMldcTrainingArguments, recommended_head_learning_rate
+from .training_arguments import FEW_DOCUMENTS, SepMldcTrainingArguments, recommended_head_learning_rate
 
 
 RECIPES = ("best", "fast", "paper")
 PAPER = "as in the paper"
-# Up to this number of documents, batches are small.
-SMALL = 2000
 # Several devices share a batch, but each gets at least this many documents.
 FEWEST_PER_DEVICE = 8
 FEWEST_STEPS = 300
@@ -308,10 +306,10 @@ def _optimizer_settings(
             "warmup_steps": Setting(0.1, "not specified in the paper"),
             "weight_decay": Setting(0.01, "not specified in the paper"),
         }
-    wanted = 16 if num_documents <= SMALL else 32
+    wanted = 16 if num_documents <= FEW_DOCUMENTS else 32
     per_device = min(wanted, max(math.ceil(wanted / num_devices), FEWEST_PER_DEVICE))
     batch = per_device * num_devices
-    why = f"{'up to' if wanted == 16 else 'more than'} {SMALL:,} documents"
+    why = size = f"{'up to' if num_documents <= FEW_DOCUMENTS else 'more than'} {FEW_DOCUMENTS:,} documents"
     if num_devices > 1:
         why = f"total of {batch} on {num_devices} devices (a single device: {wanted}); {why}"
     if recipe == "fast":
@@ -333,7 +331,10 @@ def _optimizer_settings(
         "num_train_epochs": Setting(round(epochs, 1), "fewer with many documents, more with many labels"),
         "per_device_train_batch_size": Setting(per_device, why),
         "learning_rate": learning_rate,
-        "head_learning_rate": Setting(recommended_head_learning_rate(kind, attends), _goes_with(kind, attends)),
+        "head_learning_rate": Setting(
+            recommended_head_learning_rate(kind, attends, num_documents),
+            _goes_with(kind, attends) + (f" and {size}" if kind == "similarity" and not attends else ""),
+        ),
         "warmup_steps": Setting(SepMldcTrainingArguments.warmup_steps, "10% of the steps"),
         "weight_decay": Setting(SepMldcTrainingArguments.weight_decay, "not sensitive"),
     }

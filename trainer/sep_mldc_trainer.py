@@ -185,7 +185,9 @@ class SepMldcTrainer(HubMixin, TuningMixin, LossMixin):
         args.cutoffs(self.model.config.num_labels)
         if args.head_learning_rate is None:
             config = self.model.config
-            args.head_learning_rate = recommended_head_learning_rate(config.classifier, config.token_attention)
+            args.head_learning_rate = recommended_head_learning_rate(
+                config.classifier, config.token_attention, config.num_train_documents
+            )
         if lora_rank(self.bare_model()) is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
                 "The model has LoRA adapters, which FSDP and DeepSpeed would save unmerged. Train with DDP, or without adapters."

@@ -16,12 +16,18 @@ SECRET_NAME = re.compile(r"(token|secret|password|api_key)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
 
-def recommended_head_learning_rate(classifier: str, token_attention: bool) -> float:
+# Up to this number of documents, batches are small, and so are the steps of a classifier that starts from the label texts.
+FEW_DOCUMENTS = 2000
+
+
+def recommended_head_learning_rate(classifier: str, token_attention: bool, num_documents: int | None) -> float:
     """
-    The recommended `head_learning_rate`. `"similarity"` alone needs a lower one, because it starts from the cosine of document and label
-    text; token attention starts from random weights.
+    The recommended `head_learning_rate`. `"similarity"` without token attention starts from the cosine of document and label text: with few
+    training documents, a low learning rate preserves it; with many, or an unknown number, a high one learns more.
     """
-    return 5e-4 if classifier == "similarity" and not token_attention else 1e-3
+    if classifier != "similarity" or token_attention:
+        return 1e-3
+    return 5e-4 if num_documents is not None and num_documents <= FEW_DOCUMENTS else 3e-3
 
 
 if TYPE_CHECKING:
@@ -106,8 +112,8 @@ class SepMldcTrainingArguments(TrainingArguments):
     head_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Initial learning rate of all parameters outside the encoder. Defaults to 1e-3, and to 5e-4 with the classifier "
-            "'similarity' without token attention."
+            "help": "Initial learning rate of all parameters outside the encoder. Defaults to 1e-3; with the classifier "
+            "'similarity' without token attention, to 5e-4 with up to 2,000 training documents and to 3e-3 with more."
         },
     )
 

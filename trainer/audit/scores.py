@@ -242,7 +242,7 @@ class HeadTrainer:
         kept = [p for name, p in named.items() if p.dim() < 2 or name == "label_embeddings"]
         decayed = [p for name, p in named.items() if p.dim() >= 2 and name != "label_embeddings"]
         groups = [{"params": decayed, "weight_decay": settings["weight_decay"]}, {"params": kept, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=_head_learning_rate(settings, model))
+        optimizer = torch.optim.AdamW(groups, lr=_head_learning_rate(settings, model, len(embeds)))
         size = settings["per_device_train_batch_size"]
         total = max(1, round(settings["num_train_epochs"] * len(embeds) / size))
         schedule = get_linear_schedule_with_warmup(optimizer, round(settings["warmup_steps"] * total), total)
@@ -315,6 +315,8 @@ def _load_encoder(name: str) -> tuple[str, Any, Any]:
     return path, config, tokenizer
 
 
-def _head_learning_rate(settings: Any, model: Any) -> float:
+def _head_learning_rate(settings: Any, model: Any, num_documents: int) -> float:
     value = settings.get("head_learning_rate")
-    return recommended_head_learning_rate(model.config.classifier, False) if value is None else value
+    if value is not None:
+        return value
+    return recommended_head_learning_rate(model.config.classifier, False, num_documents)
