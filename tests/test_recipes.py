@@ -10,7 +10,7 @@ from tiny_models import tiny_backbone, tiny_tokenizer
 from modeling_sep_mldc import SepMldcConfig, SepMldcForMultiLabelClassification
 from trainer import SepMldcTrainer, SepMldcTrainingArguments, recommend_settings
 from trainer.recipes import ENOUGH_VALIDATION, FEWEST_STEPS, MANY_LABELS, MOST_EPOCHS, RECIPES
-from trainer.training_arguments import FEW_DOCUMENTS
+from trainer.training_arguments import SMALL_DATASET
 
 
 SIZES = [(30, 3), (300, 76), (1110, 10), (3000, 427), (6000, 3201), (22_713, 76), (328_774, 20_559)]
@@ -93,7 +93,7 @@ def test_the_classifier_and_what_goes_with_it_follow_the_number_of_labels():
         # Token attention goes with the settings of the other classifiers.
         assert tuple(many[name] for name in names) == similarity
     named = {"token_attention": False}
-    for num_documents, rate in ((FEW_DOCUMENTS, 5e-4), (FEW_DOCUMENTS + 1, 3e-3)):
+    for num_documents, rate in ((SMALL_DATASET, 5e-4), (SMALL_DATASET + 1, 3e-3)):
         settings = recommend_settings(num_documents, MANY_LABELS, named=named)
         assert tuple(settings[name] for name in names) == ("similarity", 0.2, rate)
 

@@ -22,7 +22,7 @@ from modeling_sep_mldc.configuration_sep_mldc import (
     recommended_token_attention,
 )
 
-from .training_arguments import FEW_DOCUMENTS, SepMldcTrainingArguments, recommended_head_learning_rate
+from .training_arguments import SMALL_DATASET, SepMldcTrainingArguments, recommended_head_learning_rate
 
 
 RECIPES = ("best", "fast", "paper")
@@ -306,10 +306,10 @@ def _optimizer_settings(
             "warmup_steps": Setting(0.1, "not specified in the paper"),
             "weight_decay": Setting(0.01, "not specified in the paper"),
         }
-    wanted = 16 if num_documents <= FEW_DOCUMENTS else 32
+    wanted = 16 if num_documents <= SMALL_DATASET else 32
     per_device = min(wanted, max(math.ceil(wanted / num_devices), FEWEST_PER_DEVICE))
     batch = per_device * num_devices
-    why = size = f"{'up to' if num_documents <= FEW_DOCUMENTS else 'more than'} {FEW_DOCUMENTS:,} documents"
+    why = size = f"{'up to' if num_documents <= SMALL_DATASET else 'more than'} {SMALL_DATASET:,} documents"
     if num_devices > 1:
         why = f"total of {batch} on {num_devices} devices (a single device: {wanted}); {why}"
     if recipe == "fast":

@@ -188,7 +188,7 @@ def worst_labels(
         f1 = float(ratio(2 * correct[i], predicted[i] + support[i]))
         reasons = []
         if count is not None and count < FEW_DOCUMENTS:
-            reasons.append(f"only {count} training documents")
+            reasons.append(f"only {count} training document{'s' * (count != 1)}")
         if predicted[i] == 0:
             reasons.append("never assigned")
         elif correct[i] == 0:
@@ -263,7 +263,10 @@ def abstention_lines(share_abstained: float, num_documents: int, kept: Sequence[
 
 def worst_label_lines(worst: Sequence[WorstLabel], count: int = 5) -> list[str]:
     """The first labels of [`worst_labels`] as lines of text."""
-    return [f"{row.label}: F1 {100 * row.f1:.0f}, {row.support:,} documents; {row.why}" for row in worst[:count]]
+    return [
+        f"{row.label}: F1 {100 * row.f1:.0f}, {row.support:,} document{'s' * (row.support != 1)}; {row.why}"
+        for row in worst[:count]
+    ]
 
 
 # ---- Next steps ----

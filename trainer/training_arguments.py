@@ -16,8 +16,8 @@ SECRET_NAME = re.compile(r"(token|secret|password|api_key)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
 
-# Up to this number of documents, batches are small, and so are the steps of a classifier that starts from the label texts.
-FEW_DOCUMENTS = 2000
+# Up to this number of training documents, batches and some learning rates are smaller.
+SMALL_DATASET = 2000
 
 
 def recommended_head_learning_rate(classifier: str, token_attention: bool, num_documents: int | None) -> float:
@@ -27,7 +27,7 @@ def recommended_head_learning_rate(classifier: str, token_attention: bool, num_d
     """
     if classifier != "similarity" or token_attention:
         return 1e-3
-    return 5e-4 if num_documents is not None and num_documents <= FEW_DOCUMENTS else 3e-3
+    return 5e-4 if num_documents is not None and num_documents <= SMALL_DATASET else 3e-3
 
 
 if TYPE_CHECKING:
