@@ -1,7 +1,6 @@
 """The report of a run against slow references, and its text in clear cases."""
 
 import csv
-import dataclasses
 import math
 import sys
 
@@ -102,7 +101,7 @@ def test_the_worst_labels_come_first_with_the_likely_reason():
     assert first.why == "never assigned; often confused with 'c'"
     assert second.why == "only 3 training documents; never assigned" and second.confused_with == ""
     assert worst_label_lines(worst)[0] == "b: F1 0, 4 documents; never assigned; often confused with 'c'"
-    assert worst_label_lines([dataclasses.replace(worst[0], support=1)])[0].startswith("b: F1 0, 1 document;")
+    assert worst_label_lines([worst[0]._replace(support=1)])[0].startswith("b: F1 0, 1 document;")
 
 
 @pytest.mark.parametrize(
